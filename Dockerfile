@@ -1,0 +1,12 @@
+FROM golang:1.26 AS build
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY . .
+RUN CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o /ztgate ./cmd/ztgate
+
+FROM scratch
+COPY --from=build /ztgate /ztgate
+VOLUME /var/lib/ztgate
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s CMD ["/ztgate", "health"]
+ENTRYPOINT ["/ztgate", "run"]

@@ -1,0 +1,49 @@
+# ztgate: `make` alone prints what there is.
+GO        ?= go
+BIN       ?= bin/ztgate
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS   := -s -w -X ztgate/router.Version=$(VERSION)
+FUZZTIME  ?= 10s
+RACE_PKGS := ./zerotier/... ./netstack/... ./router/...
+
+.DEFAULT_GOAL := help
+.PHONY: help build lab test check race e2e bench lint fuzz clean deps
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## install the Debian packages the tests use (root, apt)
+	@deploy/install-deps.sh
+
+build: ## one static binary in bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/ztgate
+
+lab: build ## the whole scenario on this machine, in network namespaces (root)
+	$(BIN) lab
+
+test: deps lint ## all tests: lint, unit, race detector, end to end in namespaces (root)
+	$(GO) test ./...
+	$(MAKE) race
+	$(MAKE) fuzz FUZZTIME=3s
+	$(GO) test -run '^$$' -bench . -benchtime 1x ./... >/dev/null
+	$(MAKE) e2e
+
+race:
+	$(GO) test -race -short $(RACE_PKGS)
+
+e2e: build
+	ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 10m ./router/e2e/...
+
+bench: build deps ## benchmarks and the end-to-end comparison with kernel forwarding (root)
+	ZTGATE=$(CURDIR)/$(BIN) $(GO) run ./bench/cmd/ztbench
+
+lint: ## gofmt, go vet, staticcheck
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt -w on these files'; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+fuzz: ## every fuzz target for FUZZTIME
+	@FUZZTIME=$(FUZZTIME) GO=$(GO) deploy/fuzz.sh
+
+clean: ## remove what make build made
+	rm -rf bin

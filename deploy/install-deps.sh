@@ -1,0 +1,22 @@
+#!/bin/sh
+# Installs the Debian packages that the end-to-end tests and benchmarks use.
+# Does nothing when all programs are there.
+set -eu
+missing=
+need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
+need ip iproute2
+need ping iputils-ping
+need curl curl
+need iperf3 iperf3
+need nft nftables
+need traceroute traceroute
+need gcc gcc # the race detector links with it
+[ -z "$missing" ] && exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+	echo "missing programs: install the packages$missing" >&2
+	exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q
+# shellcheck disable=SC2086 # a list of package names
+apt-get install -q -y --no-install-recommends $missing
