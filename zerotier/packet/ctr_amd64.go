@@ -1,0 +1,113 @@
+//go:build !purego
+
+package packet
+
+import (
+	"crypto/cipher"
+	"encoding/binary"
+	"math/bits"
+
+	"golang.org/x/sys/cpu"
+)
+
+// ctr is AES-256-CTR with a new start block for every packet. [cipher.NewCTR]
+// allocates a stream per packet; this does not, and it uses the widest AES
+// instructions of the processor.
+//
+// The lowest 32 bits of the counter must not wrap: chapter 01 §5.5 clears their
+// top bit at the start, and no packet has 2^31 blocks.
+type ctr struct {
+	block cipher.Block // without AES instructions
+	width ctrWidth
+	keys  [aesRoundKeys * 16]byte
+}
+
+// ctrWidth is the set of instructions in use.
+type ctrWidth uint8
+
+const (
+	ctrNone   ctrWidth = iota
+	ctrAESNI           // 8 blocks in parallel
+	ctrAVX512          // VAES on 512 bits, 32 blocks in parallel
+)
+
+const (
+	aesRoundKeys = 15  // of AES-256
+	aesniStep    = 128 // bytes per round of the AES-NI loop
+)
+
+// ctrScratch is the work space of ctr.
+type ctrScratch struct {
+	tail [aesniStep]byte
+}
+
+func (c *ctr) init(b cipher.Block, key []byte) {
+	c.block = b
+	switch {
+	case cpu.X86.HasAVX512VAES && cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasBMI2 && cpu.X86.HasAES:
+		c.width = ctrAVX512
+	case cpu.X86.HasAES && cpu.X86.HasSSE41:
+		c.width = ctrAESNI
+	default:
+		return
+	}
+	c.expand(key)
+}
+
+// expand makes the round keys (FIPS 197 §5.2); words are little-endian.
+func (c *ctr) expand(key []byte) {
+	le := binary.LittleEndian
+	copy(c.keys[:], key[:32])
+	rcon := uint32(1)
+	for i := 32; i < len(c.keys); i += 4 {
+		t := le.Uint32(c.keys[i-4:])
+		switch i % 32 {
+		case 0:
+			t = aesSubWord(bits.RotateLeft32(t, -8)) ^ rcon
+			rcon <<= 1
+		case 16:
+			t = aesSubWord(t)
+		}
+		le.PutUint32(c.keys[i:], t^le.Uint32(c.keys[i-32:]))
+	}
+}
+
+// xor applies the key stream that starts at counter block s.ctr to b.
+func (c *ctr) xor(b []byte, s *Scratch) {
+	if len(b) == 0 {
+		return
+	}
+	switch c.width {
+	case ctrAVX512:
+		ctrXORAVX512(&c.keys, &s.ctr, &b[0], len(b))
+	case ctrAESNI:
+		full := len(b) &^ (aesniStep - 1)
+		if full > 0 {
+			ctrXORAESNI(&c.keys, &s.ctr, &b[0], full)
+		}
+		if full < len(b) {
+			tail := s.stream.tail[:]
+			n := copy(tail, b[full:])
+			ctrXORAESNI(&c.keys, &s.ctr, &tail[0], aesniStep)
+			copy(b[full:], tail[:n])
+		}
+	default:
+		cipher.NewCTR(c.block, s.ctr[:]).XORKeyStream(b, b)
+	}
+}
+
+// aesSubWord applies the AES S-box to every byte of x.
+//
+//go:noescape
+func aesSubWord(x uint32) uint32
+
+// ctrXORAESNI applies n bytes of key stream to b, n a positive multiple of
+// aesniStep, and advances iv.
+//
+//go:noescape
+func ctrXORAESNI(keys *[aesRoundKeys * 16]byte, iv *[16]byte, b *byte, n int)
+
+// ctrXORAVX512 applies n > 0 bytes of key stream to b. It leaves iv alone.
+//
+//go:noescape
+func ctrXORAVX512(keys *[aesRoundKeys * 16]byte, iv *[16]byte, b *byte, n int)

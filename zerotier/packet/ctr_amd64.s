@@ -1,0 +1,254 @@
+//go:build !purego
+
+#include "textflag.h"
+
+// Reverses the 16 bytes of a lane: counter blocks are big-endian.
+DATA ctrReverse<>+0(SB)/8, $0x08090a0b0c0d0e0f
+DATA ctrReverse<>+8(SB)/8, $0x0001020304050607
+GLOBL ctrReverse<>(SB), RODATA|NOPTR, $16
+
+// Block numbers of the four lanes of a 512-bit register.
+DATA ctrLanes<>+0(SB)/8, $0
+DATA ctrLanes<>+8(SB)/8, $0
+DATA ctrLanes<>+16(SB)/8, $1
+DATA ctrLanes<>+24(SB)/8, $0
+DATA ctrLanes<>+32(SB)/8, $2
+DATA ctrLanes<>+40(SB)/8, $0
+DATA ctrLanes<>+48(SB)/8, $3
+DATA ctrLanes<>+56(SB)/8, $0
+GLOBL ctrLanes<>(SB), RODATA|NOPTR, $64
+
+DATA ctrFour<>+0(SB)/8, $4
+DATA ctrFour<>+8(SB)/8, $0
+GLOBL ctrFour<>(SB), RODATA|NOPTR, $16
+
+// func aesSubWord(x uint32) uint32
+TEXT ·aesSubWord(SB), NOSPLIT, $0-12
+	MOVL            x+0(FP), AX
+	SHLQ            $32, AX
+	MOVQ            AX, X0
+	AESKEYGENASSIST $0, X0, X0
+	MOVQ            X0, AX
+	MOVL            AX, ret+8(FP)
+	RET
+
+#define COUNTER(x) \
+	MOVO   X9, x      \
+	MOVL   R8, R9     \
+	BSWAPL R9         \
+	PINSRD $3, R9, x  \
+	INCL   R8
+
+#define ROUND8(off) \
+	MOVOU  off(AX), X8 \
+	AESENC X8, X0      \
+	AESENC X8, X1      \
+	AESENC X8, X2      \
+	AESENC X8, X3      \
+	AESENC X8, X4      \
+	AESENC X8, X5      \
+	AESENC X8, X6      \
+	AESENC X8, X7
+
+#define APPLY(off, x) \
+	MOVOU off(DX), X8 \
+	PXOR  X8, x       \
+	MOVOU x, off(DX)
+
+// func ctrXORAESNI(keys *[240]byte, iv *[16]byte, b *byte, n int)
+TEXT ·ctrXORAESNI(SB), NOSPLIT, $0-32
+	MOVQ   keys+0(FP), AX
+	MOVQ   iv+8(FP), BX
+	MOVQ   b+16(FP), DX
+	MOVQ   n+24(FP), CX
+	MOVOU  (BX), X9
+	MOVL   12(BX), R8
+	BSWAPL R8
+
+aesniLoop:
+	COUNTER(X0)
+	COUNTER(X1)
+	COUNTER(X2)
+	COUNTER(X3)
+	COUNTER(X4)
+	COUNTER(X5)
+	COUNTER(X6)
+	COUNTER(X7)
+
+	MOVOU (AX), X8
+	PXOR  X8, X0
+	PXOR  X8, X1
+	PXOR  X8, X2
+	PXOR  X8, X3
+	PXOR  X8, X4
+	PXOR  X8, X5
+	PXOR  X8, X6
+	PXOR  X8, X7
+	ROUND8(16)
+	ROUND8(32)
+	ROUND8(48)
+	ROUND8(64)
+	ROUND8(80)
+	ROUND8(96)
+	ROUND8(112)
+	ROUND8(128)
+	ROUND8(144)
+	ROUND8(160)
+	ROUND8(176)
+	ROUND8(192)
+	ROUND8(208)
+	MOVOU      224(AX), X8
+	AESENCLAST X8, X0
+	AESENCLAST X8, X1
+	AESENCLAST X8, X2
+	AESENCLAST X8, X3
+	AESENCLAST X8, X4
+	AESENCLAST X8, X5
+	AESENCLAST X8, X6
+	AESENCLAST X8, X7
+
+	APPLY(0, X0)
+	APPLY(16, X1)
+	APPLY(32, X2)
+	APPLY(48, X3)
+	APPLY(64, X4)
+	APPLY(80, X5)
+	APPLY(96, X6)
+	APPLY(112, X7)
+
+	ADDQ $128, DX
+	SUBQ $128, CX
+	JNZ  aesniLoop
+
+	BSWAPL R8
+	MOVL   R8, 12(BX)
+	RET
+
+#define COUNTERZ(z) \
+	VPSHUFB Z10, Z8, z \
+	VPADDD  Z9, Z8, Z8 \
+	VPXORQ  Z16, z, z
+
+#define ROUNDZ(key) \
+	VAESENC key, Z0, Z0 \
+	VAESENC key, Z1, Z1 \
+	VAESENC key, Z2, Z2 \
+	VAESENC key, Z3, Z3 \
+	VAESENC key, Z4, Z4 \
+	VAESENC key, Z5, Z5 \
+	VAESENC key, Z6, Z6 \
+	VAESENC key, Z7, Z7
+
+#define APPLYZ(off, z) \
+	VPXORQ    off(DX), z, z \
+	VMOVDQU64 z, off(DX)
+
+// TAILZ applies a whole register or leaves it in Z31 for the last bytes.
+#define TAILZ(z) \
+	VMOVDQA64 z, Z31        \
+	CMPQ      CX, $64       \
+	JB        avxLast       \
+	VPXORQ    (DX), z, z    \
+	VMOVDQU64 z, (DX)       \
+	ADDQ      $64, DX       \
+	SUBQ      $64, CX
+
+// func ctrXORAVX512(keys *[240]byte, iv *[16]byte, b *byte, n int)
+TEXT ·ctrXORAVX512(SB), NOSPLIT, $0-32
+	MOVQ keys+0(FP), AX
+	MOVQ iv+8(FP), BX
+	MOVQ b+16(FP), DX
+	MOVQ n+24(FP), CX
+
+	VBROADCASTI32X4 ctrReverse<>(SB), Z10
+	VBROADCASTI32X4 ctrFour<>(SB), Z9
+	VBROADCASTI32X4 (BX), Z8
+	VPSHUFB         Z10, Z8, Z8
+	VPADDD          ctrLanes<>(SB), Z8, Z8
+
+	VBROADCASTI32X4 0(AX), Z16
+	VBROADCASTI32X4 16(AX), Z17
+	VBROADCASTI32X4 32(AX), Z18
+	VBROADCASTI32X4 48(AX), Z19
+	VBROADCASTI32X4 64(AX), Z20
+	VBROADCASTI32X4 80(AX), Z21
+	VBROADCASTI32X4 96(AX), Z22
+	VBROADCASTI32X4 112(AX), Z23
+	VBROADCASTI32X4 128(AX), Z24
+	VBROADCASTI32X4 144(AX), Z25
+	VBROADCASTI32X4 160(AX), Z26
+	VBROADCASTI32X4 176(AX), Z27
+	VBROADCASTI32X4 192(AX), Z28
+	VBROADCASTI32X4 208(AX), Z29
+	VBROADCASTI32X4 224(AX), Z30
+
+avxLoop:
+	COUNTERZ(Z0)
+	COUNTERZ(Z1)
+	COUNTERZ(Z2)
+	COUNTERZ(Z3)
+	COUNTERZ(Z4)
+	COUNTERZ(Z5)
+	COUNTERZ(Z6)
+	COUNTERZ(Z7)
+	ROUNDZ(Z17)
+	ROUNDZ(Z18)
+	ROUNDZ(Z19)
+	ROUNDZ(Z20)
+	ROUNDZ(Z21)
+	ROUNDZ(Z22)
+	ROUNDZ(Z23)
+	ROUNDZ(Z24)
+	ROUNDZ(Z25)
+	ROUNDZ(Z26)
+	ROUNDZ(Z27)
+	ROUNDZ(Z28)
+	ROUNDZ(Z29)
+	VAESENCLAST Z30, Z0, Z0
+	VAESENCLAST Z30, Z1, Z1
+	VAESENCLAST Z30, Z2, Z2
+	VAESENCLAST Z30, Z3, Z3
+	VAESENCLAST Z30, Z4, Z4
+	VAESENCLAST Z30, Z5, Z5
+	VAESENCLAST Z30, Z6, Z6
+	VAESENCLAST Z30, Z7, Z7
+
+	CMPQ CX, $512
+	JB   avxTail
+	APPLYZ(0, Z0)
+	APPLYZ(64, Z1)
+	APPLYZ(128, Z2)
+	APPLYZ(192, Z3)
+	APPLYZ(256, Z4)
+	APPLYZ(320, Z5)
+	APPLYZ(384, Z6)
+	APPLYZ(448, Z7)
+	ADDQ $512, DX
+	SUBQ $512, CX
+	JNZ  avxLoop
+	VZEROUPPER
+	RET
+
+avxTail:
+	TAILZ(Z0)
+	TAILZ(Z1)
+	TAILZ(Z2)
+	TAILZ(Z3)
+	TAILZ(Z4)
+	TAILZ(Z5)
+	TAILZ(Z6)
+	VMOVDQA64 Z7, Z31
+
+avxLast:
+	TESTQ     CX, CX
+	JZ        avxDone
+	MOVQ      $-1, R8
+	BZHIQ     CX, R8, R8
+	KMOVQ     R8, K1
+	VMOVDQU8.Z (DX), K1, Z11
+	VPXORQ    Z31, Z11, Z11
+	VMOVDQU8  Z11, K1, (DX)
+
+avxDone:
+	VZEROUPPER
+	RET

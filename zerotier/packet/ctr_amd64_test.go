@@ -1,0 +1,21 @@
+//go:build !purego
+
+package packet
+
+// ctrVariants returns every implementation this processor can run.
+func ctrVariants() []ctrVariant {
+	best := newCTR(make([]byte, 32)).width
+	names := map[ctrWidth]string{ctrNone: "generic", ctrAESNI: "aesni", ctrAVX512: "avx512"}
+	var all []ctrVariant
+	for w := ctrNone; w <= best; w++ {
+		all = append(all, ctrVariant{names[w], func(key []byte) *ctr {
+			c := newCTR(key)
+			c.width = w
+			return c
+		}})
+	}
+	return all
+}
+
+// allocates reports whether xor needs heap memory.
+func (c *ctr) allocates() bool { return c.width == ctrNone }
