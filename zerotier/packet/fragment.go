@@ -93,3 +93,15 @@ func Split(p Packet, mtu int, even bool, hdr *[FragmentHeaderLen]byte, emit func
 		rest = rest[k:]
 	}
 }
+
+// Splitter cuts packets like [Split] and owns the memory of the fragment header.
+// The zero value is ready; it must be on the heap to cut without allocation, and
+// belongs to one goroutine.
+type Splitter struct {
+	hdr [FragmentHeaderLen]byte
+}
+
+// Split cuts p; see the function [Split].
+func (sp *Splitter) Split(p Packet, mtu int, even bool, emit func(head, data []byte)) {
+	Split(p, mtu, even, &sp.hdr, emit)
+}

@@ -182,6 +182,9 @@ func (p Packet) SetFragmented(on bool) {
 // Verb returns the verb; valid after [Keys.Open].
 func (p Packet) Verb() Verb { return Verb(p[offVerb] & verbMask) }
 
+// SetVerb sets the verb and clears the compression flag.
+func (p Packet) SetVerb(v Verb) { p[offVerb] = byte(v) }
+
 // Compressed reports whether the payload is an LZ4 block.
 func (p Packet) Compressed() bool { return p[offVerb]&flagCompressed != 0 }
 
