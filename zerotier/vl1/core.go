@@ -1,0 +1,426 @@
+// Package vl1 is the ZeroTier peer layer: messages between nodes, planets and
+// moons, and [Core], the state machine of peers and paths of a leaf or a root
+// (chapter 02). It opens no sockets and reads no clock: callers pass datagrams
+// and the time in, and an [Out] that takes datagrams out, so that a whole network
+// of nodes runs inside one test.
+package vl1
+
+import (
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	crand "crypto/rand"
+
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/packet"
+)
+
+// SocketID names a local UDP socket; 0 means all sockets of the address family.
+type SocketID uint32
+
+// Out collects the datagrams of one worker. Data is copied before a method
+// returns. An Out belongs to one goroutine.
+type Out interface {
+	// Send sends head followed by data as one datagram.
+	Send(sock SocketID, to netip.AddrPort, head, data []byte)
+	// SendTTL sends a datagram with a small time to live, to open the own NAT.
+	SendTTL(sock SocketID, to netip.AddrPort, data []byte, ttl int)
+}
+
+// Source tells where a packet came from.
+type Source struct {
+	Socket   SocketID
+	Endpoint netip.AddrPort
+	Hops     uint8 // 0 = direct
+	Worker   *Worker
+}
+
+// Result is what the network layer found out about a packet.
+type Result struct {
+	Trust bool // the sender proved to be a member of a common network
+	Skip  bool // don't count the packet as a sign of life
+	Retry bool // keep the packet and hand it over again for some seconds
+}
+
+// Upper is the network layer. It is called without Core's locks, by several
+// workers at the same time. p is authentic, decrypted and decompressed; it is
+// valid during the call and may be modified.
+type Upper interface {
+	HandlePacket(out Out, now time.Time, from *Peer, p packet.Packet, src Source) Result
+	PeerLearned(out Out, now time.Time, p *Peer)
+}
+
+// Worker is the work space of one goroutine that receives or sends.
+type Worker struct {
+	User any // for the network layer
+
+	scratch  packet.Scratch
+	hdr      [packet.FragmentHeaderLen]byte
+	random   *rand.ChaCha8
+	joined   []byte // reassembled packet
+	inflated []byte // decompressed packet
+	build    []byte // control packet in the making
+	packed   []byte // the same, compressed
+	stats    workerStats
+}
+
+// Config says how a Core works.
+type Config struct {
+	Identity *identity.Identity
+	Planet   *World // nil = the built-in one
+	Moons    []*World
+	Upper    Upper
+	Logger   *slog.Logger
+	Start    time.Time // the time of the first call
+
+	SoftwareVersion [3]int                  // announced; not 1.1.0
+	LocalEndpoints  func() []netip.AddrPort // advertised to trusted peers
+	PathAllowed     func(a netip.Addr) bool // false: the address lies inside an overlay network
+	OnWorld         func(w *World)          // a newer planet or moon was accepted
+}
+
+// Limits.
+const (
+	maxUntrustedPeers = 8192
+	maxPaths          = 16 // per peer
+	maxOutQueue       = 64
+	maxOutQueuePeer   = 16
+	maxHeld           = 32 // packets of unknown senders
+	maxHeldSource     = 2
+	maxRetry          = 64 // packets the network layer wants again
+	maxRetryPeer      = 4
+	maxExpected       = 8192
+	maxWhois          = 256
+	maxHints          = 64
+	maxIntroductions  = 4096
+	maxSurface        = 64
+)
+
+// Times (chapter 02 §11 unless said otherwise).
+const (
+	queueTimeout    = 5 * time.Second
+	whoisPacing     = 500 * time.Millisecond
+	expectTimeout   = 10 * time.Second
+	pathSilent      = 19 * time.Second
+	pathProbeAfter  = 12 * time.Second // probe before the path counts as silent
+	pathProbeEvery  = 2 * time.Second
+	pathExpiry      = 243 * time.Second
+	pathHeartbeat   = 14 * time.Second
+	peerAlive       = 500 * time.Second
+	peerActive      = 500 * time.Second
+	trustLifetime   = 600 * time.Second
+	fullHelloEvery  = 60 * time.Second
+	pingCheckEvery  = 5 * time.Second
+	rootProbeEvery  = 25 * time.Second // §4.6, what a client should do
+	rootSilentAfter = 10 * time.Second // after an unanswered probe
+	onlineWindow    = 60 * time.Second
+	housekeeping    = 30 * time.Second
+	introduceEvery  = 30 * time.Second
+	pushRelayed     = 15 * time.Second
+	pushDirect      = 120 * time.Second
+	echoGate        = 166 * time.Millisecond
+	whoisGate       = 100 * time.Millisecond
+	surfaceLifetime = 600 * time.Second
+	tickEvery       = 500 * time.Millisecond
+	unknownLatency  = 65535 * time.Millisecond
+)
+
+// Core is the peer layer of one node. Its methods are safe for concurrent use;
+// Receive and SendData take no lock that all peers share.
+type Core struct {
+	cfg     Config
+	id      *identity.Identity
+	self    identity.Address
+	log     *slog.Logger
+	start   time.Time
+	version version
+	seed    [32]byte
+
+	peers  [peerShards]peerShard
+	frags  packet.Reassembler
+	stats  coreStats
+	worlds atomic.Pointer[worldSet]
+	best   atomic.Pointer[Peer] // best upstream with a path, nil without
+	online atomic.Bool
+
+	mu        sync.Mutex // guards what follows and the mutable part of peers
+	workers   []*Worker
+	tick      *Worker
+	outQueue  []queued
+	held      []heldPacket
+	retries   []retryPacket
+	expected  map[packet.ID]*expectation
+	expectLog []packet.ID // in order of time
+	whois     map[identity.Address]*whoisState
+	hints     map[identity.Address]hint
+	intros    map[pair]int64
+	surface   map[surfaceKey]surfaceEntry
+	gates     [packet.SourceBuckets]bucket // identity checks and OK(HELLO) per source network
+	okGates   [4096]bucket
+	strangers bucket // WHOIS caused by strangers
+	roots     map[identity.Address]*rootState
+	lastPing  int64
+	lastHouse int64
+}
+
+const peerShards = 64
+
+type peerShard struct {
+	mu sync.RWMutex
+	m  map[identity.Address]*Peer
+}
+
+// worldSet is the current planet with the moons.
+type worldSet struct {
+	planet    *World
+	moons     []*World
+	upstreams map[identity.Address]upstream
+	root      bool // we are listed ourselves
+}
+
+type upstream struct {
+	role      Role
+	endpoints []netip.AddrPort // none = any
+}
+
+// Role is what a peer is to us.
+type Role uint8
+
+// Roles.
+const (
+	RoleLeaf Role = iota
+	RoleMoon
+	RolePlanet
+)
+
+// String returns the word that ZeroTier uses.
+func (r Role) String() string { return [...]string{"LEAF", "MOON", "PLANET"}[r] }
+
+// bucket is a token bucket.
+type bucket struct {
+	tokens float32
+	last   int64
+}
+
+// take takes a token from a bucket that refills one per interval up to burst.
+func (b *bucket) take(t int64, interval time.Duration, burst float32) bool {
+	if b.last == 0 {
+		b.tokens = burst
+	} else {
+		b.tokens = min(burst, b.tokens+float32(t-b.last)/float32(interval))
+	}
+	b.last = t
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
+}
+
+// New makes the peer layer of a node. It sends nothing before the first Tick.
+func New(cfg Config) (*Core, error) {
+	if cfg.Identity == nil || !cfg.Identity.HasSecret() {
+		return nil, errors.New("vl1: an identity with a secret key is needed")
+	}
+	if cfg.Upper == nil {
+		return nil, errors.New("vl1: a network layer is needed")
+	}
+	c := &Core{
+		cfg: cfg, id: cfg.Identity, self: cfg.Identity.Address(), log: cfg.Logger, start: cfg.Start,
+		version: version{
+			protocol: packet.ProtocolVersion,
+			major:    uint8(cfg.SoftwareVersion[0]), minor: uint8(cfg.SoftwareVersion[1]), revision: uint16(cfg.SoftwareVersion[2]),
+		},
+		expected: make(map[packet.ID]*expectation),
+		whois:    make(map[identity.Address]*whoisState),
+		hints:    make(map[identity.Address]hint),
+		intros:   make(map[pair]int64),
+		surface:  make(map[surfaceKey]surfaceEntry),
+		roots:    make(map[identity.Address]*rootState),
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	for i := range c.peers {
+		c.peers[i].m = make(map[identity.Address]*Peer)
+	}
+	if _, err := crand.Read(c.seed[:]); err != nil {
+		return nil, err
+	}
+	c.tick = c.NewWorker()
+	planet := cfg.Planet
+	if planet == nil {
+		planet = DefaultPlanet()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.setWorlds(planet, cfg.Moons)
+	return c, nil
+}
+
+// NewWorker makes the work space for one more goroutine. Workers are not freed.
+func (c *Core) NewWorker() *Worker {
+	var seed [32]byte
+	if _, err := crand.Read(seed[:]); err != nil {
+		panic(err) // crypto/rand does not fail
+	}
+	w := &Worker{
+		random:   rand.NewChaCha8(seed),
+		joined:   make([]byte, 0, packet.MaxPacket),
+		inflated: make([]byte, 0, packet.MaxPacket),
+		build:    make([]byte, 0, packet.MaxPacket),
+		packed:   make([]byte, 0, packet.MaxPacket),
+	}
+	c.mu.Lock()
+	c.workers = append(c.workers, w)
+	c.mu.Unlock()
+	return w
+}
+
+// at turns a time into nanoseconds that are never 0, so that 0 can mean never.
+func (c *Core) at(now time.Time) int64 { return int64(now.Sub(c.start)) + int64(time.Hour) }
+
+// timeOf is the inverse of at; the zero time for never.
+func (c *Core) timeOf(t int64) time.Time {
+	if t == 0 {
+		return time.Time{}
+	}
+	return c.start.Add(time.Duration(t) - time.Hour)
+}
+
+func since(t, then int64) time.Duration { return time.Duration(t - then) }
+
+// Identity returns the own identity.
+func (c *Core) Identity() *identity.Identity { return c.id }
+
+// Planet returns the current planet.
+func (c *Core) Planet() *World { return c.worlds.Load().planet }
+
+// IsRoot reports whether the planet or a moon lists us.
+func (c *Core) IsRoot() bool { return c.worlds.Load().root }
+
+// IsUpstream reports whether a is a root.
+func (c *Core) IsUpstream(a identity.Address) bool {
+	_, ok := c.worlds.Load().upstreams[a]
+	return ok
+}
+
+// Upstreams lists the roots, without ourselves.
+func (c *Core) Upstreams() []identity.Address {
+	set := c.worlds.Load()
+	out := make([]identity.Address, 0, len(set.upstreams))
+	for a := range set.upstreams {
+		out = append(out, a)
+	}
+	return out
+}
+
+// BestUpstream returns the root through which we relay, 0 if none is reachable.
+func (c *Core) BestUpstream() identity.Address {
+	if p := c.best.Load(); p != nil {
+		return p.addr
+	}
+	return 0
+}
+
+// Online reports whether a root was heard from lately, or we are one.
+func (c *Core) Online() bool { return c.online.Load() }
+
+// Peer returns the peer with the address, nil if its identity isn't known.
+func (c *Core) Peer(a identity.Address) *Peer {
+	s := &c.peers[a%peerShards]
+	s.mu.RLock()
+	p := s.m[a]
+	s.mu.RUnlock()
+	return p
+}
+
+// eachPeer calls f for a snapshot of all peers.
+func (c *Core) eachPeer(f func(*Peer)) {
+	for i := range c.peers {
+		s := &c.peers[i]
+		s.mu.RLock()
+		list := make([]*Peer, 0, len(s.m))
+		for _, p := range s.m {
+			list = append(list, p)
+		}
+		s.mu.RUnlock()
+		for _, p := range list {
+			f(p)
+		}
+	}
+}
+
+// setWorlds installs planet and moons and derives the upstreams.
+func (c *Core) setWorlds(planet *World, moons []*World) {
+	set := &worldSet{planet: planet, moons: moons, upstreams: make(map[identity.Address]upstream)}
+	add := func(w *World, role Role) {
+		for _, r := range w.Roots {
+			if r.Identity.Equal(c.id) {
+				set.root = true
+				continue
+			}
+			p, err := c.addPeer(r.Identity)
+			if err != nil || !p.id.Equal(r.Identity) {
+				c.log.Warn("root has an unusable identity", "peer", r.Identity.Address())
+				continue
+			}
+			u := set.upstreams[p.addr]
+			u.role = max(u.role, role)
+			u.endpoints = append(u.endpoints, r.Endpoints...)
+			set.upstreams[p.addr] = u
+			if c.roots[p.addr] == nil {
+				c.roots[p.addr] = &rootState{}
+			}
+		}
+	}
+	add(planet, RolePlanet)
+	for _, m := range moons {
+		add(m, RoleMoon)
+	}
+	for a := range c.roots {
+		if _, ok := set.upstreams[a]; !ok {
+			delete(c.roots, a)
+		}
+	}
+	c.worlds.Store(set)
+	if set.root {
+		c.online.Store(true)
+	}
+}
+
+// offer considers a world from an upstream (chapter 02 §3.4).
+func (c *Core) offer(w *World) {
+	c.mu.Lock()
+	set := c.worlds.Load()
+	accepted := false
+	if w.IsPlanet() {
+		if accepted = w.Replaces(set.planet); accepted {
+			c.setWorlds(w, set.moons)
+		}
+	} else {
+		for i, m := range set.moons {
+			if m.ID == w.ID && w.Replaces(m) {
+				moons := append([]*World(nil), set.moons...)
+				moons[i] = w
+				c.setWorlds(set.planet, moons)
+				accepted = true
+				break
+			}
+		}
+	}
+	c.mu.Unlock()
+	if accepted {
+		c.log.Info("accepted a new revision of a world", "moon", w.Moon, "id", w.ID, "timestamp", w.Timestamp)
+		if c.cfg.OnWorld != nil {
+			c.cfg.OnWorld(w)
+		}
+	}
+}
+
+func (c *Core) role(a identity.Address) Role { return c.worlds.Load().upstreams[a].role }

@@ -1,0 +1,300 @@
+package vl1
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/packet"
+)
+
+// reader reads fields one after another. After a failure it yields zeros.
+type reader struct {
+	b      []byte
+	off    int
+	failed bool
+}
+
+func (r *reader) bytes(n int) []byte {
+	if r.failed || n > len(r.b)-r.off {
+		r.failed = true
+		return nil
+	}
+	r.off += n
+	return r.b[r.off-n : r.off : r.off]
+}
+
+func (r *reader) left() int { return len(r.b) - r.off }
+
+func (r *reader) u8() uint8 {
+	if b := r.bytes(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
+func (r *reader) u16() uint16 {
+	if b := r.bytes(2); b != nil {
+		return binary.BigEndian.Uint16(b)
+	}
+	return 0
+}
+
+func (r *reader) u64() uint64 {
+	if b := r.bytes(8); b != nil {
+		return binary.BigEndian.Uint64(b)
+	}
+	return 0
+}
+
+func (r *reader) address() identity.Address {
+	if b := r.bytes(identity.AddressLen); b != nil {
+		return identity.AddressFromBytes(b)
+	}
+	return 0
+}
+
+func (r *reader) identity() *identity.Identity {
+	if r.failed {
+		return nil
+	}
+	id, n, err := identity.Unmarshal(r.b[r.off:])
+	if err != nil {
+		r.failed = true
+		return nil
+	}
+	r.off += n
+	return id.Public()
+}
+
+func (r *reader) endpoint() netip.AddrPort {
+	if r.failed {
+		return netip.AddrPort{}
+	}
+	ep, n, err := packet.ParseEndpoint(r.b[r.off:])
+	if err != nil {
+		r.failed = true
+		return netip.AddrPort{}
+	}
+	r.off += n
+	return ep
+}
+
+// version is what a peer announces about itself.
+type version struct {
+	protocol     uint8
+	major, minor uint8
+	revision     uint16
+}
+
+func (v version) append(b []byte) []byte {
+	b = append(b, v.protocol, v.major, v.minor)
+	return binary.BigEndian.AppendUint16(b, v.revision)
+}
+
+func (r *reader) version() version {
+	return version{protocol: r.u8(), major: r.u8(), minor: r.u8(), revision: r.u16()}
+}
+
+// worldRef names a revision of a moon.
+type worldRef struct {
+	id        uint64
+	timestamp int64
+}
+
+// hello is the payload of HELLO (chapter 02 §2.2).
+type hello struct {
+	version         version
+	timestamp       int64
+	identity        *identity.Identity
+	sentTo          netip.AddrPort
+	planetID        uint64
+	planetTimestamp int64
+	moons           []worldRef
+	masked          int // packet offset of the masked part, 0 if there is none
+}
+
+const maxMoonsInHello = 16
+
+// append appends the payload and sets masked, given that the payload starts at
+// packet offset [packet.HeaderLen].
+func (h *hello) append(b []byte) []byte {
+	start := len(b)
+	b = h.version.append(b)
+	b = binary.BigEndian.AppendUint64(b, uint64(h.timestamp))
+	b = h.identity.AppendBinary(b)
+	b = packet.AppendEndpoint(b, h.sentTo)
+	b = binary.BigEndian.AppendUint64(b, h.planetID)
+	b = binary.BigEndian.AppendUint64(b, uint64(h.planetTimestamp))
+	h.masked = packet.HeaderLen + len(b) - start
+	b = binary.BigEndian.AppendUint16(b, uint16(len(h.moons)))
+	for _, m := range h.moons {
+		b = binary.BigEndian.AppendUint64(append(b, worldMoon), m.id)
+		b = binary.BigEndian.AppendUint64(b, uint64(m.timestamp))
+	}
+	return b
+}
+
+// parseHello reads all but the masked part.
+func parseHello(payload []byte) (h hello, ok bool) {
+	r := reader{b: payload}
+	h.version = r.version()
+	h.timestamp = int64(r.u64())
+	h.identity = r.identity()
+	if r.failed {
+		return h, false
+	}
+	if r.left() > 0 {
+		h.sentTo = r.endpoint()
+	}
+	if r.left() >= 16 {
+		h.planetID = r.u64()
+		h.planetTimestamp = int64(r.u64())
+	}
+	if r.left() > 0 && !r.failed {
+		h.masked = packet.HeaderLen + r.off
+	}
+	return h, !r.failed
+}
+
+// parseMoons reads the unmasked moon list.
+func parseMoons(b []byte) (moons []worldRef) {
+	r := reader{b: b}
+	for range min(int(r.u16()), maxMoonsInHello) {
+		typ, id, ts := r.u8(), r.u64(), int64(r.u64())
+		if r.failed {
+			break
+		}
+		if typ == worldMoon {
+			moons = append(moons, worldRef{id, ts})
+		}
+	}
+	return moons
+}
+
+// okHello is the part of OK(HELLO) after the in-re fields.
+type okHello struct {
+	timestamp int64
+	version   version
+	sentTo    netip.AddrPort
+	worlds    []byte
+}
+
+func (o *okHello) append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint64(b, uint64(o.timestamp))
+	b = o.version.append(b)
+	b = packet.AppendEndpoint(b, o.sentTo)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(o.worlds)))
+	return append(b, o.worlds...)
+}
+
+func parseOKHello(b []byte) (o okHello, ok bool) {
+	r := reader{b: b}
+	o.timestamp = int64(r.u64())
+	o.version = r.version()
+	if r.failed {
+		return o, false
+	}
+	if r.left() > 0 {
+		o.sentTo = r.endpoint()
+	}
+	if r.left() >= 2 {
+		o.worlds = r.bytes(int(r.u16()))
+	}
+	return o, !r.failed
+}
+
+// rendezvous is the payload of RENDEZVOUS (chapter 02 §2.8).
+type rendezvous struct {
+	peer identity.Address
+	at   netip.AddrPort
+}
+
+func (v rendezvous) append(b []byte) []byte {
+	b = v.peer.Append(append(b, 0))
+	b = binary.BigEndian.AppendUint16(b, v.at.Port())
+	ip := v.at.Addr().AsSlice()
+	return append(append(b, byte(len(ip))), ip...)
+}
+
+func parseRendezvous(b []byte) (v rendezvous, ok bool) {
+	r := reader{b: b}
+	r.u8()
+	v.peer = r.address()
+	port := r.u16()
+	n := int(r.u8())
+	if n != 4 && n != 16 {
+		return v, false
+	}
+	ip, _ := netip.AddrFromSlice(r.bytes(n))
+	v.at = netip.AddrPortFrom(ip, port)
+	return v, !r.failed && port != 0
+}
+
+// Flags and limits of PUSH_DIRECT_PATHS records (chapter 02 §2.7).
+const (
+	pushForget      = 0x01
+	maxPushed       = 32 // records looked at
+	pushPacketLimit = 1200
+)
+
+// appendPush appends as many endpoints as fit one packet and returns the rest.
+func appendPush(b []byte, eps []netip.AddrPort) (payload []byte, rest []netip.AddrPort) {
+	start := len(b)
+	b = append(b, 0, 0)
+	n := 0
+	for n < len(eps) && packet.HeaderLen+len(b)-start+24 < pushPacketLimit {
+		ip := eps[n].Addr().AsSlice()
+		typ := byte(4)
+		if len(ip) == 16 {
+			typ = 6
+		}
+		b = append(b, 0, 0, 0, typ, byte(len(ip)+2))
+		b = append(b, ip...)
+		b = binary.BigEndian.AppendUint16(b, eps[n].Port())
+		n++
+	}
+	binary.BigEndian.PutUint16(b[start:], uint16(n))
+	return b, eps[n:]
+}
+
+// parsePush yields the endpoints that are offered.
+func parsePush(b []byte) (eps []netip.AddrPort) {
+	r := reader{b: b}
+	for range min(int(r.u16()), maxPushed) {
+		flags := r.u8()
+		r.bytes(int(r.u16()))
+		typ := r.u8()
+		raw := r.bytes(int(r.u8()))
+		if r.failed {
+			break
+		}
+		if flags&pushForget != 0 || !(typ == 4 && len(raw) == 6 || typ == 6 && len(raw) == 18) {
+			continue
+		}
+		ip, _ := netip.AddrFromSlice(raw[:len(raw)-2])
+		if port := binary.BigEndian.Uint16(raw[len(raw)-2:]); port != 0 {
+			eps = append(eps, netip.AddrPortFrom(ip, port))
+		}
+	}
+	return eps
+}
+
+// reply is the common start of OK and ERROR payloads.
+type reply struct {
+	verb packet.Verb
+	id   packet.ID
+}
+
+const replyLen = 9
+
+func (v reply) append(b []byte) []byte {
+	return binary.BigEndian.AppendUint64(append(b, byte(v.verb)), uint64(v.id))
+}
+
+func parseReply(b []byte) (v reply, rest []byte, ok bool) {
+	if len(b) < replyLen {
+		return v, nil, false
+	}
+	return reply{packet.Verb(b[0]), packet.ID(binary.BigEndian.Uint64(b[1:]))}, b[replyLen:], true
+}

@@ -1,0 +1,251 @@
+package vl1
+
+import (
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/packet"
+)
+
+// Peer is another node whose identity is known.
+type Peer struct {
+	id   *identity.Identity
+	addr identity.Address
+	keys *packet.Keys
+
+	version        atomic.Uint64 // packed; 0 = unknown
+	route          atomic.Pointer[route]
+	lastPath       atomic.Pointer[path] // on which the last direct packet came
+	lastReceive    atomic.Int64
+	lastNontrivial atomic.Int64
+	lastTrust      atomic.Int64
+	nextPush       atomic.Int64
+
+	// Guarded by Core.mu.
+	paths         []*path
+	lastFullHello int64
+	lastWhois     int64
+	lastEcho      int64
+	lastRedirect  int64
+	pushes        bucket
+	confirms      bucket
+	confirmed     map[netip.AddrPort]int64 // endpoints probed lately
+}
+
+// A path is one way to reach a peer directly. It is in the peer's list from the
+// moment an answer to a probe arrived on it.
+//
+//	probed --answer--> alive --19 s silence--> silent --243 s--> removed
+//	                     ^----- any packet -----'
+type path struct {
+	sock    SocketID
+	ep      netip.AddrPort
+	scope   packet.Scope
+	lastIn  atomic.Int64
+	lastOut atomic.Int64
+	latency atomic.Int64 // ns, 0 = unknown
+	probed  int64        // last probe, guarded by Core.mu
+}
+
+// route is where packets for a peer go right now. It is immutable.
+type route struct {
+	path  *path
+	relay bool // the path is a root's
+}
+
+// Address returns the peer's address.
+func (p *Peer) Address() identity.Address { return p.addr }
+
+// Identity returns the peer's public identity.
+func (p *Peer) Identity() *identity.Identity { return p.id }
+
+// ProtocolVersion returns what the peer announced, 0 if nothing yet.
+func (p *Peer) ProtocolVersion() int { return int(p.version.Load() >> 32 & 0xff) }
+
+func packVersion(v version) uint64 {
+	return uint64(v.protocol)<<32 | uint64(v.major)<<24 | uint64(v.minor)<<16 | uint64(v.revision)
+}
+
+// suite is what we send the peer (chapter 01 §5.1).
+func (p *Peer) suite() packet.Suite {
+	if p.ProtocolVersion() >= packet.AESProtocolVersion {
+		return packet.SuiteAES
+	}
+	return packet.SuiteSalsa
+}
+
+// Trusted reports whether the peer proved membership in a common network lately.
+func (p *Peer) trusted(t int64) bool {
+	l := p.lastTrust.Load()
+	return l != 0 && since(t, l) < trustLifetime
+}
+
+// addPeer returns the peer with the identity, creating it if its address isn't
+// known yet. The caller has checked the identity.
+func (c *Core) addPeer(id *identity.Identity) (*Peer, error) {
+	if p := c.Peer(id.Address()); p != nil {
+		return p, nil
+	}
+	session, err := c.id.Agree(id)
+	if err != nil {
+		return nil, err
+	}
+	fresh := &Peer{id: id.Public(), addr: id.Address(), keys: packet.NewKeys(session), confirmed: make(map[netip.AddrPort]int64)}
+	s := &c.peers[fresh.addr%peerShards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.m[fresh.addr]; p != nil {
+		return p, nil
+	}
+	s.m[fresh.addr] = fresh
+	return fresh, nil
+}
+
+func (c *Core) removePeer(p *Peer) {
+	s := &c.peers[p.addr%peerShards]
+	s.mu.Lock()
+	delete(s.m, p.addr)
+	s.mu.Unlock()
+}
+
+// allowed is the path admission test (chapter 02 §4.3).
+func (c *Core) allowed(p *Peer, ep netip.AddrPort) bool {
+	a := ep.Addr()
+	switch packet.ScopeOf(a) {
+	case packet.ScopePrivate, packet.ScopePseudoPrivate, packet.ScopeShared, packet.ScopeGlobal:
+	default:
+		return false
+	}
+	if ep.Port() == 0 || a.Is6() && tunnelBroker.Contains(a) {
+		return false
+	}
+	if u, ok := c.worlds.Load().upstreams[p.addr]; ok && len(u.endpoints) > 0 {
+		if !slices.ContainsFunc(u.endpoints, func(e netip.AddrPort) bool { return e.Addr() == a }) {
+			return false
+		}
+	}
+	return c.cfg.PathAllowed == nil || c.cfg.PathAllowed(a)
+}
+
+var tunnelBroker = netip.MustParsePrefix("2001:470::/32")
+
+// quality is smaller for a better path (chapter 02 §4.5).
+func (pa *path) quality(t int64) int64 {
+	l := time.Duration(pa.latency.Load())
+	if l == 0 {
+		l = unknownLatency
+	}
+	age := min(since(t, pa.lastIn.Load()), 140*time.Second)
+	if age >= pathSilent {
+		l += unknownLatency + age
+	}
+	return int64(l/time.Microsecond) * int64(8-pa.scope)
+}
+
+func (pa *path) silent(t int64) bool  { return since(t, pa.lastIn.Load()) >= pathSilent }
+func (pa *path) expired(t int64) bool { return since(t, pa.lastIn.Load()) >= pathExpiry }
+
+// bestPath returns the best path that isn't expired. Core.mu is held.
+func (p *Peer) bestPath(t int64) (best *path) {
+	for _, pa := range p.paths {
+		if !pa.expired(t) && (best == nil || pa.quality(t) < best.quality(t)) {
+			best = pa
+		}
+	}
+	return best
+}
+
+// updateRoute decides anew where packets for p go: a direct path that is heard,
+// else the best root, else a silent direct path (chapter 02 §4.5, §4.8).
+func (c *Core) updateRoute(p *Peer, t int64) {
+	direct := p.bestPath(t)
+	var want route
+	switch relay := c.best.Load(); {
+	case direct != nil && (!direct.silent(t) || c.IsUpstream(p.addr)):
+		want = route{path: direct}
+	case relay != nil && relay != p && relay.bestPathLockedOrRoute() != nil:
+		want = route{path: relay.bestPathLockedOrRoute(), relay: true}
+	case direct != nil:
+		want = route{path: direct}
+	}
+	cur := p.route.Load()
+	switch {
+	case want.path == nil:
+		if cur != nil {
+			p.route.Store(nil)
+		}
+	case cur == nil || *cur != want:
+		p.route.Store(&want)
+	}
+}
+
+// bestPathLockedOrRoute returns the path of a root's own direct route.
+func (p *Peer) bestPathLockedOrRoute() *path {
+	if r := p.route.Load(); r != nil && !r.relay {
+		return r.path
+	}
+	return nil
+}
+
+// updateBest chooses the root to relay through and whether we are online.
+func (c *Core) updateBest(t int64) {
+	var best *Peer
+	var bestScore int64
+	heard := false
+	for a := range c.worlds.Load().upstreams {
+		p := c.Peer(a)
+		if p == nil {
+			continue
+		}
+		last := p.lastReceive.Load()
+		if last != 0 && since(t, last) < onlineWindow {
+			heard = true
+		}
+		c.updateRoute(p, t)
+		pa := p.bestPath(t)
+		if pa == nil {
+			continue
+		}
+		score := pa.quality(t)
+		if rs := c.roots[a]; rs != nil && rs.silent {
+			score += int64(unknownLatency) // only if no other root answers
+		}
+		if best == nil || score < bestScore || score == bestScore && a > best.addr {
+			best, bestScore = p, score
+		}
+	}
+	c.best.Store(best)
+	c.online.Store(heard || c.IsRoot())
+}
+
+// learnPath adds or refreshes a confirmed path.
+func (c *Core) learnPath(p *Peer, sock SocketID, ep netip.AddrPort, t int64) *path {
+	for _, pa := range p.paths {
+		if pa.sock == sock && pa.ep == ep {
+			pa.lastIn.Store(t)
+			return pa
+		}
+	}
+	pa := &path{sock: sock, ep: ep, scope: packet.ScopeOf(ep.Addr())}
+	pa.lastIn.Store(t)
+	if i := slices.IndexFunc(p.paths, func(o *path) bool {
+		return o.sock == sock && o.ep.Addr() == ep.Addr() && o.silent(t)
+	}); i >= 0 {
+		p.paths[i] = pa // a silent path to another port of the same host
+	} else if len(p.paths) < maxPaths {
+		p.paths = append(p.paths, pa)
+	} else {
+		oldest := 0
+		for i, o := range p.paths {
+			if o.lastIn.Load() < p.paths[oldest].lastIn.Load() {
+				oldest = i
+			}
+		}
+		p.paths[oldest] = pa
+	}
+	c.log.Debug("learned path", "peer", p.addr, "endpoint", ep)
+	return pa
+}

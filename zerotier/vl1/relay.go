@@ -1,0 +1,120 @@
+package vl1
+
+import (
+	"net/netip"
+	"time"
+
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/packet"
+)
+
+// maxHops is how many relays a packet may pass (chapter 01 §4.3).
+const maxHops = 3
+
+// pair is an unordered pair of peers.
+type pair struct{ low, high identity.Address }
+
+// relayPacket forwards a packet for somebody else, if we are a root (chapter 02
+// §4.8).
+func (c *Core) relayPacket(w *Worker, out Out, now time.Time, src Source, p packet.Packet) {
+	if !c.IsRoot() {
+		w.stats.rejects[RejectNotRelayed].Add(1)
+		return
+	}
+	if p.Hops() >= maxHops {
+		w.stats.rejects[RejectHops].Add(1)
+		return
+	}
+	p.SetHops(p.Hops() + 1)
+	dst := c.Peer(p.Destination())
+	if !c.forward(w, out, now, src, dst, p.Source(), p) {
+		return
+	}
+	if from := c.Peer(p.Source()); from != nil && dst != nil {
+		c.introduce(w, out, now, from, dst)
+	}
+}
+
+func (c *Core) relayFragment(w *Worker, out Out, now time.Time, src Source, f packet.Fragment) {
+	if !c.IsRoot() {
+		w.stats.rejects[RejectNotRelayed].Add(1)
+		return
+	}
+	if f.Hops() >= maxHops {
+		w.stats.rejects[RejectHops].Add(1)
+		return
+	}
+	f.SetHops(f.Hops() + 1)
+	c.forward(w, out, now, src, c.Peer(f.Destination()), 0, f)
+}
+
+// forward sends a datagram to dst directly, else to another root.
+func (c *Core) forward(w *Worker, out Out, now time.Time, src Source, dst *Peer, source identity.Address, datagram []byte) (direct bool) {
+	var r *route
+	if dst != nil {
+		r = dst.route.Load()
+		direct = r != nil && !r.relay
+	}
+	if !direct {
+		r = nil
+		if best := c.best.Load(); best != nil && best.addr != source {
+			r = best.route.Load()
+		}
+	}
+	if r == nil || r.path.ep == src.Endpoint && r.path.sock == src.Socket {
+		w.stats.rejects[RejectNotRelayed].Add(1)
+		return false
+	}
+	out.Send(r.path.sock, r.path.ep, nil, datagram)
+	r.path.lastOut.Store(c.at(now))
+	c.stats.relayed.Add(1)
+	return direct
+}
+
+// introduce sends two peers each other's endpoint (chapter 02 §7.3).
+func (c *Core) introduce(w *Worker, out Out, now time.Time, a, b *Peer) {
+	t := c.at(now)
+	key := pair{min(a.addr, b.addr), max(a.addr, b.addr)}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if last, ok := c.intros[key]; ok && since(t, last) < introduceEvery {
+		return
+	}
+	if len(c.intros) >= maxIntroductions {
+		return
+	}
+	pa, pb := c.commonPaths(a, b, t)
+	if pa == nil {
+		return
+	}
+	c.intros[key] = t
+	c.rendezvous(w, out, t, a, pa, b.addr, pb.ep)
+	c.rendezvous(w, out, t, b, pb, a.addr, pa.ep)
+}
+
+func (c *Core) rendezvous(w *Worker, out Out, t int64, to *Peer, over *path, peer identity.Address, at netip.AddrPort) {
+	b := packet.Packet(rendezvous{peer, at}.append(make([]byte, packet.HeaderLen, 64)))
+	c.emit(w, out, t, to, over.sock, over.ep, packet.VerbRendezvous, b, to.suite())
+	over.lastOut.Store(t)
+}
+
+// commonPaths finds the most private scope and the family in which both have a
+// path.
+func (c *Core) commonPaths(a, b *Peer, t int64) (pa, pb *path) {
+	best := func(p *Peer, scope packet.Scope, v4 bool) (best *path) {
+		for _, pa := range p.paths {
+			if pa.scope == scope && pa.ep.Addr().Is4() == v4 && !pa.silent(t) && (best == nil || pa.quality(t) < best.quality(t)) {
+				best = pa
+			}
+		}
+		return best
+	}
+	for scope := packet.ScopePrivate; scope > packet.ScopeNone; scope-- {
+		for _, v4 := range []bool{false, true} {
+			if pa, pb = best(a, scope, v4), best(b, scope, v4); pa != nil && pb != nil {
+				return pa, pb
+			}
+		}
+	}
+	return nil, nil
+}

@@ -1,0 +1,179 @@
+package vl1
+
+import (
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/packet"
+)
+
+// Reject is the reason why a datagram or packet was refused.
+type Reject uint8
+
+// Reasons.
+const (
+	RejectShort Reject = iota
+	RejectOwnAddress
+	RejectFragment
+	RejectMAC
+	RejectSuite
+	RejectCompression
+	RejectMalformed
+	RejectVersion
+	RejectIdentity
+	RejectCollision
+	RejectRate
+	RejectUnexpectedReply
+	RejectNotUpstream
+	RejectUnknownSender
+	RejectNotRelayed
+	RejectHops
+	RejectQueueFull
+	RejectTooLong
+	numRejects
+)
+
+var rejectNames = [numRejects]string{
+	"short", "own_address", "fragment", "mac", "suite", "compression", "malformed", "version", "identity",
+	"collision", "rate", "unexpected_reply", "not_upstream", "unknown_sender", "not_relayed", "hops", "queue_full", "too_long",
+}
+
+// String returns the label used in metrics.
+func (r Reject) String() string { return rejectNames[r] }
+
+// Rejects lists all reasons.
+func Rejects() []Reject {
+	out := make([]Reject, numRejects)
+	for i := range out {
+		out[i] = Reject(i)
+	}
+	return out
+}
+
+const numSuites = 4
+
+// workerStats are counters that only the worker's goroutine adds to.
+type workerStats struct {
+	rxPackets, rxBytes, txPackets, txBytes atomic.Uint64
+	sealed, opened                         [numSuites]atomic.Uint64 // bytes
+	fragmentsIn, fragmentsOut              atomic.Uint64
+	rejects                                [numRejects]atomic.Uint64
+}
+
+type coreStats struct {
+	relayed atomic.Uint64
+}
+
+// Stats is a snapshot of counters.
+type Stats struct {
+	RxDatagrams, RxBytes, TxPackets, TxBytes                   uint64
+	SealedBytes, OpenedBytes                                   [numSuites]uint64 // by suite
+	FragmentsIn, FragmentsOut                                  uint64
+	Reassembled, FragmentsExpired, FragmentsDisplaced, TooLong uint64
+	Rejected                                                   [numRejects]uint64
+	Relayed                                                    uint64
+	OutQueue, HeldQueue, RetryQueue                            int
+	OutQueueLimit, HeldQueueLimit, RetryQueueLimit             int
+	Peers                                                      int
+}
+
+// RejectedBy returns how many packets were refused for a reason.
+func (s Stats) RejectedBy(r Reject) uint64 { return s.Rejected[r] }
+
+// Stats sums the counters of all workers.
+func (c *Core) Stats() (s Stats) {
+	c.mu.Lock()
+	workers := slices.Clone(c.workers)
+	s.OutQueue, s.HeldQueue, s.RetryQueue = len(c.outQueue), len(c.held), len(c.retries)
+	c.mu.Unlock()
+	s.OutQueueLimit, s.HeldQueueLimit, s.RetryQueueLimit = maxOutQueue, maxHeld, maxRetry
+	for _, w := range workers {
+		st := &w.stats
+		s.RxDatagrams += st.rxPackets.Load()
+		s.RxBytes += st.rxBytes.Load()
+		s.TxPackets += st.txPackets.Load()
+		s.TxBytes += st.txBytes.Load()
+		s.FragmentsIn += st.fragmentsIn.Load()
+		s.FragmentsOut += st.fragmentsOut.Load()
+		for i := range s.SealedBytes {
+			s.SealedBytes[i] += st.sealed[i].Load()
+			s.OpenedBytes[i] += st.opened[i].Load()
+		}
+		for i := range s.Rejected {
+			s.Rejected[i] += st.rejects[i].Load()
+		}
+	}
+	s.Reassembled, s.FragmentsExpired = c.frags.Completed.Load(), c.frags.Expired.Load()
+	s.FragmentsDisplaced, s.TooLong = c.frags.Displaced.Load(), c.frags.TooLong.Load()
+	s.Relayed = c.stats.relayed.Load()
+	c.eachPeer(func(*Peer) { s.Peers++ })
+	return s
+}
+
+// PeerInfo describes a peer.
+type PeerInfo struct {
+	Address         identity.Address
+	Role            Role
+	ProtocolVersion int    // 0 = unknown
+	Version         [3]int // software, meaningless without ProtocolVersion
+	Suite           packet.Suite
+	Latency         time.Duration // of the preferred path, < 0 = unknown
+	Relayed         bool
+	LastReceive     time.Time
+	Paths           []PathInfo
+}
+
+// PathInfo describes a path.
+type PathInfo struct {
+	Endpoint              netip.AddrPort
+	Preferred, Expired    bool
+	LastSend, LastReceive time.Time
+	Latency               time.Duration // < 0 = unknown
+}
+
+// Peers describes all peers, ordered by address.
+func (c *Core) Peers() []PeerInfo {
+	var out []PeerInfo
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.eachPeer(func(p *Peer) { out = append(out, c.peerInfo(p)) })
+	slices.SortFunc(out, func(a, b PeerInfo) int { return int(int64(a.Address) - int64(b.Address)) })
+	return out
+}
+
+func (c *Core) peerInfo(p *Peer) PeerInfo {
+	v := p.version.Load()
+	info := PeerInfo{
+		Address: p.addr, Role: c.role(p.addr), ProtocolVersion: p.ProtocolVersion(),
+		Version: [3]int{int(v >> 24 & 0xff), int(v >> 16 & 0xff), int(v & 0xffff)},
+		Suite:   p.suite(), Latency: -1, LastReceive: c.timeOf(p.lastReceive.Load()),
+	}
+	r := p.route.Load()
+	info.Relayed = r == nil || r.relay
+	for _, pa := range p.paths {
+		pi := PathInfo{
+			Endpoint: pa.ep, Preferred: r != nil && r.path == pa,
+			LastSend: c.timeOf(pa.lastOut.Load()), LastReceive: c.timeOf(pa.lastIn.Load()), Latency: -1,
+		}
+		pi.Expired = pi.LastReceive.IsZero()
+		if l := pa.latency.Load(); l > 0 {
+			pi.Latency = time.Duration(l)
+		}
+		if pi.Preferred {
+			info.Latency = pi.Latency
+		}
+		info.Paths = append(info.Paths, pi)
+	}
+	return info
+}
+
+// Surface lists the own external addresses as roots and trusted peers report
+// them.
+func (c *Core) Surface() []netip.AddrPort {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.surfaceLocked()
+}

@@ -1,0 +1,231 @@
+package vl1
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"ztgate/zerotier/identity"
+)
+
+// rootState is how we keep in contact with one root (chapter 02 §4.6).
+//
+//	unreached --answer--> reached --probe unanswered 10 s--> silent --answer--> reached
+//
+// A root that is unreached or silent gets HELLO on all its endpoints, at first
+// quickly, then every 5 s.
+type rootState struct {
+	attempts  int
+	lastHello int64
+	lastProbe int64
+	silent    bool
+}
+
+// retryAfter is the pause after the n-th round of HELLOs.
+func retryAfter(n int) time.Duration {
+	steps := [...]time.Duration{0, 250 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, time.Second, 2 * time.Second}
+	if n < len(steps) {
+		return steps[n]
+	}
+	return pingCheckEvery
+}
+
+// Tick does what is due and returns when it wants to be called next.
+func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
+	t := c.at(now)
+	w := c.tick
+	c.mu.Lock()
+	c.tickRoots(w, out, now)
+	c.updateBest(t)
+	ping := c.lastPing == 0 || since(t, c.lastPing) >= pingCheckEvery
+	if ping {
+		c.lastPing = t
+	}
+	var flush []*Peer
+	waiting := make(map[identity.Address]bool)
+	for _, q := range c.outQueue {
+		waiting[q.dst] = true
+	}
+	c.eachPeer(func(p *Peer) {
+		c.tickPeer(w, out, now, p, ping)
+		if waiting[p.addr] {
+			flush = append(flush, p)
+		}
+	})
+	c.tickQueues(w, out, t)
+	if c.lastHouse == 0 || since(t, c.lastHouse) >= housekeeping {
+		c.lastHouse = t
+		c.keepHouse(t)
+	}
+	wait := tickEvery
+	if c.best.Load() == nil && len(c.roots) > 0 {
+		wait = tickEvery / 4
+	}
+	c.mu.Unlock()
+	for _, p := range flush {
+		c.flushQueue(w, out, now, p)
+	}
+	c.retry(w, out, now, nil)
+	return now.Add(wait)
+}
+
+// tickRoots keeps the roots within reach. Core.mu is held.
+func (c *Core) tickRoots(w *Worker, out Out, now time.Time) {
+	t := c.at(now)
+	for a, rs := range c.roots {
+		p := c.Peer(a)
+		if p == nil {
+			continue
+		}
+		pa := p.bestPath(t)
+		last := p.lastReceive.Load()
+		if pa != nil && rs.lastProbe != 0 && last >= rs.lastProbe {
+			rs.silent, rs.attempts = false, 0
+		}
+		if pa != nil && !rs.silent {
+			if rs.lastProbe != 0 && last < rs.lastProbe && since(t, rs.lastProbe) >= rootSilentAfter {
+				c.log.Warn("root is silent, trying all its addresses", "root", a)
+				rs.silent, rs.attempts = true, 1
+			} else if since(t, max(rs.lastProbe, last)) >= rootProbeEvery || rs.lastProbe == 0 || since(t, rs.lastProbe) >= rootProbeEvery {
+				rs.lastProbe = t
+				c.probePaths(w, out, now, p)
+				continue
+			} else {
+				continue
+			}
+		}
+		if rs.lastHello != 0 && since(t, rs.lastHello) < retryAfter(rs.attempts) {
+			continue
+		}
+		rs.attempts++
+		rs.lastHello, rs.lastProbe = t, t
+		for _, ep := range c.worlds.Load().upstreams[a].endpoints {
+			c.sendHello(w, out, now, p, 0, ep)
+		}
+		if pa == nil {
+			c.relayHello(w, out, now, p)
+		}
+	}
+}
+
+// probePaths probes every path of a root; a full HELLO now and then keeps its
+// knowledge of us fresh. Core.mu is held.
+func (c *Core) probePaths(w *Worker, out Out, now time.Time, p *Peer) {
+	t := c.at(now)
+	full := since(t, p.lastFullHello) >= fullHelloEvery
+	if full {
+		p.lastFullHello = t
+	}
+	for _, pa := range p.paths {
+		pa.probed = t
+		pa.lastOut.Store(t)
+		if full {
+			c.sendHello(w, out, now, p, pa.sock, pa.ep)
+		} else {
+			c.probe(w, out, now, p, pa.sock, pa.ep)
+		}
+	}
+}
+
+// tickPeer keeps the paths of a peer alive and notices dead ones. Core.mu is held.
+func (c *Core) tickPeer(w *Worker, out Out, now time.Time, p *Peer, ping bool) {
+	t := c.at(now)
+	p.paths = slices.DeleteFunc(p.paths, func(pa *path) bool { return pa.expired(t) })
+	if nt := p.lastNontrivial.Load(); nt != 0 && since(t, nt) < peerActive && !c.IsUpstream(p.addr) {
+		full := ping && since(t, p.lastFullHello) >= fullHelloEvery && len(p.paths) > 0
+		if full {
+			p.lastFullHello = t
+		}
+		for _, pa := range p.paths {
+			switch {
+			case full:
+				c.sendHello(w, out, now, p, pa.sock, pa.ep)
+			case ping && since(t, pa.lastOut.Load()) >= pathHeartbeat,
+				since(t, pa.lastIn.Load()) >= pathProbeAfter && since(t, pa.probed) >= pathProbeEvery:
+				c.probe(w, out, now, p, pa.sock, pa.ep)
+			default:
+				continue
+			}
+			pa.probed = t
+			pa.lastOut.Store(t)
+		}
+	}
+	c.updateRoute(p, t)
+}
+
+// tickQueues repeats questions and drops what waited too long. Core.mu is held.
+func (c *Core) tickQueues(w *Worker, out Out, t int64) {
+	c.outQueue = slices.DeleteFunc(c.outQueue, func(q queued) bool { return since(t, q.born) >= queueTimeout })
+	for _, q := range c.outQueue {
+		if c.Peer(q.dst) == nil {
+			c.askWhois(w, out, t, q.dst, false)
+		}
+	}
+	c.held = slices.DeleteFunc(c.held, func(q heldPacket) bool { return since(t, q.born) >= queueTimeout })
+	for i := range c.held {
+		q := &c.held[i]
+		age := since(t, q.born)
+		if q.asked == 1 && age >= time.Second || q.asked == 2 && age >= 3*time.Second {
+			q.asked++
+			c.askWhois(w, out, t, q.from, true)
+		}
+	}
+	for a, st := range c.whois {
+		if since(t, max(st.last, st.first)) >= 2*whoisPacing {
+			delete(c.whois, a)
+		}
+	}
+	for a, h := range c.hints {
+		if since(t, h.born) >= queueTimeout {
+			delete(c.hints, a)
+		}
+	}
+}
+
+// keepHouse forgets what is old. Core.mu is held.
+func (c *Core) keepHouse(t int64) {
+	for k, e := range c.surface {
+		if since(t, e.at) >= surfaceLifetime {
+			delete(c.surface, k)
+		}
+	}
+	for k, at := range c.intros {
+		if since(t, at) >= introduceEvery {
+			delete(c.intros, k)
+		}
+	}
+	for len(c.expectLog) > 0 {
+		if e := c.expected[c.expectLog[0]]; e != nil && since(t, e.sent) < expectTimeout {
+			break
+		}
+		delete(c.expected, c.expectLog[0])
+		c.expectLog = c.expectLog[1:]
+	}
+	var untrusted []*Peer
+	c.eachPeer(func(p *Peer) {
+		if c.IsUpstream(p.addr) {
+			return
+		}
+		if since(t, p.lastReceive.Load()) >= peerAlive {
+			c.removePeer(p)
+		} else if !p.trusted(t) {
+			untrusted = append(untrusted, p)
+		}
+	})
+	if n := len(untrusted) - maxUntrustedPeers; n > 0 {
+		slices.SortFunc(untrusted, func(a, b *Peer) int { return int(a.lastReceive.Load() - b.lastReceive.Load()) })
+		for _, p := range untrusted[:n] {
+			c.removePeer(p)
+		}
+	}
+}
+
+// Endpoints lists the endpoints at which peers reach us now, for diagnostics.
+func (p *Peer) Endpoints(c *Core) (out []netip.AddrPort) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, pa := range p.paths {
+		out = append(out, pa.ep)
+	}
+	return out
+}

@@ -1,0 +1,89 @@
+package vl1
+
+import (
+	"bytes"
+	"testing"
+
+	"ztgate/zerotier/internal/testvec"
+)
+
+type worldVector struct{ Hex, SignedMessageHex testvec.Hex }
+
+func TestWorldVectors(t *testing.T) {
+	var v struct {
+		Default struct {
+			Hex    testvec.Hex `json:"hex"`
+			Signed testvec.Hex `json:"signed_message_hex"`
+		} `json:"default_planet"`
+		Custom map[string]struct {
+			Hex     testvec.Hex `json:"hex"`
+			Public  testvec.Hex `json:"public"`
+			Private testvec.Hex `json:"private"`
+			Signed  testvec.Hex `json:"signed_message_hex"`
+			Key1    struct {
+				Public  testvec.Hex `json:"public"`
+				Private testvec.Hex `json:"private"`
+			} `json:"key1"`
+		} `json:"custom_planet"`
+		Moon struct {
+			Hex    testvec.Hex `json:"hex"`
+			Signed testvec.Hex `json:"signed_message_hex"`
+			Keys   struct {
+				Key1 struct {
+					Public  testvec.Hex `json:"public"`
+					Private testvec.Hex `json:"private"`
+				} `json:"key1"`
+			} `json:"keys"`
+		} `json:"moon"`
+		Cases []struct {
+			Case     string      `json:"case"`
+			Current  testvec.Hex `json:"current_hex"`
+			Update   testvec.Hex `json:"update_hex"`
+			Accepted bool        `json:"accepted"`
+		} `json:"update_cases"`
+	}
+	testvec.Load(t, "world.json", &v)
+	check := func(name string, hex, signed, priv []byte) {
+		w, n, err := ParseWorld(hex)
+		if err != nil || n != len(hex) {
+			t.Fatalf("%s: %d %v", name, n, err)
+		}
+		if !bytes.Equal(w.Append(nil), hex) {
+			t.Errorf("%s: re-encoding differs", name)
+		}
+		if !bytes.Equal(w.signedMessage(), signed) {
+			t.Errorf("%s: signed message differs", name)
+		}
+		if priv != nil {
+			sig := w.Signature
+			w.Sign(Key(priv))
+			if sig != w.Signature {
+				t.Errorf("%s: signature differs", name)
+			}
+		}
+		for i := range hex {
+			if _, _, err := ParseWorld(hex[:i]); err == nil {
+				t.Fatalf("%s: cut at %d accepted", name, i)
+			}
+		}
+	}
+	check("default", v.Default.Hex, v.Default.Signed, nil)
+	k := v.Custom["keys"].Key1.Private
+	check("rev1", v.Custom["revision1"].Hex, v.Custom["revision1"].Signed, k)
+	check("rev2", v.Custom["revision2"].Hex, v.Custom["revision2"].Signed, nil)
+	check("moon", v.Moon.Hex, v.Moon.Signed, v.Moon.Keys.Key1.Private)
+	if d := DefaultPlanet(); !bytes.Equal(d.Append(nil), v.Default.Hex) || !d.Verify(d.UpdateKey) {
+		t.Error("default planet")
+	}
+	for _, c := range v.Cases {
+		var cur *World
+		if len(c.Current) > 0 {
+			cur, _, _ = ParseWorld(c.Current)
+		}
+		up, _, err := ParseWorld(c.Update)
+		if err != nil || up.Replaces(cur) != c.Accepted {
+			t.Errorf("%s: %v", c.Case, err)
+		}
+	}
+	t.Log(len(v.Cases), "cases")
+}
