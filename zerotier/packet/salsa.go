@@ -8,6 +8,7 @@ import (
 // salsa12 is the Salsa20/12 key stream of one packet (chapter 01 §5.2).
 type salsa12 struct {
 	state [16]uint32
+	wide  salsaScratch
 }
 
 func (s *salsa12) init(key *[32]byte, iv []byte) {
@@ -71,6 +72,7 @@ func (s *salsa12) block(out *[64]byte) {
 
 // xor applies the key stream from the next block on.
 func (s *salsa12) xor(b []byte, ks *[64]byte) {
+	b = b[s.xorWide(b):]
 	for len(b) >= 64 {
 		s.block(ks)
 		for i := 0; i < 64; i += 8 {
