@@ -1,0 +1,213 @@
+package router
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"time"
+)
+
+// Client talks to a running process over its control socket.
+type Client struct {
+	path string
+	http *http.Client
+}
+
+// FindSocket returns the control socket to use: the given one; else that of an
+// explicitly chosen home; else the default one; else that of the default home.
+func FindSocket(socket, home string, homeGiven bool) string {
+	if socket != "" {
+		return socket
+	}
+	inHome := homeSocket(home)
+	if _, err := os.Stat(inHome); err == nil && homeGiven {
+		return inHome
+	}
+	if _, err := os.Stat(DefaultSocket); err == nil {
+		return DefaultSocket
+	}
+	if _, err := os.Stat(inHome); err == nil {
+		return inHome
+	}
+	return DefaultSocket
+}
+
+// NewClient returns a client of a control socket. It does not connect yet.
+func NewClient(path string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+	return &Client{path: path, http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 2 * time.Minute}}
+}
+
+func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("encode request: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://ztgate"+path, body)
+	if err != nil {
+		return fmt.Errorf("make request: %w", err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return c.unreachable(ctx, err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 256<<20))
+	if err != nil {
+		return c.unreachable(ctx, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		var e ErrorView
+		if json.Unmarshal(b, &e) == nil && e.Error.Message != "" {
+			return &Error{e.Error.Kind, errors.New(e.Error.Message)}
+		}
+		return fmt.Errorf("ask %s: unexpected answer %s", c.path, resp.Status)
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return fmt.Errorf("decode the answer of %s: %w", c.path, err)
+	}
+	return nil
+}
+
+func (c *Client) unreachable(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = fmt.Errorf("ztgate is not running: no control socket %s (choose another with --socket or --home)", c.path)
+	case errors.Is(err, fs.ErrPermission):
+		err = fmt.Errorf("control socket %s: permission denied: run as root or as a member of its group", c.path)
+	default:
+		err = fmt.Errorf("ztgate is not reachable over %s: %w", c.path, err)
+	}
+	return &Error{KindNotRunning, err}
+}
+
+func call[T any](ctx context.Context, c *Client, method, path string, in any) (T, error) {
+	var out T
+	err := c.do(ctx, method, path, in, &out)
+	return out, err
+}
+
+// Status returns one screen.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	return call[Status](ctx, c, "GET", "/v1/status", nil)
+}
+
+// Info describes the node.
+func (c *Client) Info(ctx context.Context) (Info, error) {
+	return call[Info](ctx, c, "GET", "/v1/info", nil)
+}
+
+// Health says what is missing for readiness.
+func (c *Client) Health(ctx context.Context) (Health, error) {
+	return call[Health](ctx, c, "GET", "/v1/health", nil)
+}
+
+// Networks lists the joined networks.
+func (c *Client) Networks(ctx context.Context) (Networks, error) {
+	return call[Networks](ctx, c, "GET", "/v1/networks", nil)
+}
+
+// Peers lists the peers.
+func (c *Client) Peers(ctx context.Context) (Peers, error) {
+	return call[Peers](ctx, c, "GET", "/v1/peers", nil)
+}
+
+// Config returns the configuration that is in force.
+func (c *Client) Config(ctx context.Context) (Configuration, error) {
+	return call[Configuration](ctx, c, "GET", "/v1/config", nil)
+}
+
+// Flows lists flows: to is an address, a prefix or empty; top 0 means all.
+func (c *Client) Flows(ctx context.Context, to string, top int) (Flows, error) {
+	q := url.Values{}
+	if to != "" {
+		q.Set("to", to)
+	}
+	if top != 0 {
+		q.Set("top", strconv.Itoa(top))
+	}
+	return call[Flows](ctx, c, "GET", "/v1/flows?"+q.Encode(), nil)
+}
+
+// Join joins a network, also at later starts.
+func (c *Client) Join(ctx context.Context, id string) (Networks, error) {
+	return call[Networks](ctx, c, "POST", "/v1/networks/"+url.PathEscape(id), nil)
+}
+
+// Leave leaves a network.
+func (c *Client) Leave(ctx context.Context, id string) (Networks, error) {
+	return call[Networks](ctx, c, "DELETE", "/v1/networks/"+url.PathEscape(id), nil)
+}
+
+// Ping pings through the overlay.
+func (c *Client) Ping(ctx context.Context, req PingRequest) (Ping, error) {
+	return call[Ping](ctx, c, "POST", "/v1/ping", req)
+}
+
+const controllerPath = "/v1/controller/networks"
+
+func networkPath(id string) string { return controllerPath + "/" + url.PathEscape(id) }
+
+func memberPath(id, address string) string {
+	return networkPath(id) + "/members/" + url.PathEscape(address)
+}
+
+// ControllerNetworks lists the records of the controller's networks.
+func (c *Client) ControllerNetworks(ctx context.Context) (Records, error) {
+	return call[Records](ctx, c, "GET", controllerPath, nil)
+}
+
+// ControllerNetwork returns the record of a network.
+func (c *Client) ControllerNetwork(ctx context.Context, id string) (Record, error) {
+	return call[Record](ctx, c, "GET", networkPath(id), nil)
+}
+
+// CreateNetwork makes a network; patch holds the keys that differ from the
+// defaults.
+func (c *Client) CreateNetwork(ctx context.Context, patch any) (Record, error) {
+	return call[Record](ctx, c, "POST", controllerPath, patch)
+}
+
+// SetNetwork changes keys of a network.
+func (c *Client) SetNetwork(ctx context.Context, id string, patch any) (Record, error) {
+	return call[Record](ctx, c, "POST", networkPath(id), patch)
+}
+
+// DeleteNetwork removes a network.
+func (c *Client) DeleteNetwork(ctx context.Context, id string) (Record, error) {
+	return call[Record](ctx, c, "DELETE", networkPath(id), nil)
+}
+
+// Members lists the records of a network's members.
+func (c *Client) Members(ctx context.Context, id string) (Records, error) {
+	return call[Records](ctx, c, "GET", networkPath(id)+"/members", nil)
+}
+
+// SetMember changes keys of a member, which need not have asked yet.
+func (c *Client) SetMember(ctx context.Context, id, address string, patch any) (Record, error) {
+	return call[Record](ctx, c, "POST", memberPath(id, address), patch)
+}
+
+// DeleteMember forgets a member.
+func (c *Client) DeleteMember(ctx context.Context, id, address string) (Record, error) {
+	return call[Record](ctx, c, "DELETE", memberPath(id, address), nil)
+}

@@ -1,0 +1,46 @@
+// Package router puts the gateway together: configuration, life cycle, kernel
+// set-up, control API, health, metrics. It joins a forwarding plane and an
+// overlay node that don't know each other; of both it needs only the interfaces
+// [Node] and [Plane].
+package router
+
+import (
+	"runtime"
+	"runtime/debug"
+)
+
+// Version is set by the linker; see the Makefile.
+var Version = "unknown"
+
+// Build describes this program.
+type Build struct {
+	Schema    int    `json:"schema"`
+	Version   string `json:"version"`
+	Revision  string `json:"revision"`
+	GoVersion string `json:"goVersion"`
+	Node      string `json:"node"`
+	Platform  string `json:"platform"`
+}
+
+// BuildInfo returns what is known about this program.
+func BuildInfo() Build {
+	b := Build{Schema: Schema, Version: Version, Revision: "unknown", GoVersion: runtime.Version(),
+		Node: "go", Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return b
+	}
+	dirty := false
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			b.Revision = s.Value
+		case "vcs.modified":
+			dirty = s.Value == "true"
+		}
+	}
+	if dirty {
+		b.Revision += "-dirty"
+	}
+	return b
+}

@@ -1,0 +1,232 @@
+package router
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+)
+
+// Sources are where a configuration comes from, strongest first: flags,
+// environment, file, defaults.
+type Sources struct {
+	Flags   map[string][]string // values of the flags that were given, by flag name
+	Environ []string            // as os.Environ returns it
+}
+
+// Load makes the configuration. Its error lists everything that is wrong, one
+// line each.
+func Load(src Sources) (*Config, error) {
+	l := &loader{cfg: &Config{origin: map[string]string{}}, env: map[string]string{}}
+	for _, kv := range src.Environ {
+		k, v, _ := strings.Cut(kv, "=")
+		l.env[k] = v
+	}
+	for _, s := range settings {
+		if err := s.set(l.cfg, s.def); err != nil {
+			return nil, fmt.Errorf("default of %s: %w", s.key, err)
+		}
+	}
+	l.file(src)
+	l.environment()
+	for _, s := range settings {
+		if v, ok := src.Flags[s.flag]; ok && s.flag != "" {
+			l.apply(s, v, "flag --"+s.flag)
+		}
+	}
+	l.secrets()
+	if len(l.errs) == 0 { // otherwise these would be consequences
+		l.errs = append(l.errs, l.cfg.check()...)
+	}
+	if len(l.errs) > 0 {
+		return nil, Usage(errors.Join(l.errs...))
+	}
+	return l.cfg, nil
+}
+
+type loader struct {
+	cfg  *Config
+	env  map[string]string
+	errs []error
+}
+
+func (l *loader) errorf(format string, args ...any) {
+	l.errs = append(l.errs, fmt.Errorf(format, args...))
+}
+
+// apply sets a value. Empty items of lists are dropped.
+func (l *loader) apply(s *setting, values []string, origin string) {
+	if s.list {
+		values = slices.DeleteFunc(slices.Clone(values), func(v string) bool { return v == "" })
+	}
+	for i, v := range values {
+		one := []string{v}
+		if s.list && i > 0 {
+			continue
+		}
+		if s.list {
+			one = values
+		}
+		if err := s.set(l.cfg, one); err != nil {
+			shown := strings.Join(one, ",")
+			if s.secret {
+				shown = "(secret)"
+			}
+			l.errorf("%s (from %s): %q: %w", s.key, origin, shown, err)
+			return
+		}
+	}
+	if len(values) == 0 {
+		if err := s.set(l.cfg, nil); err != nil {
+			l.errorf("%s (from %s): %w", s.key, origin, err)
+		}
+	}
+	l.cfg.origin[s.key] = origin
+}
+
+// listFields cuts a list in an environment variable. ZeroTier's images separate
+// by blanks, commas or semicolons.
+func listFields(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return strings.ContainsRune(", ;\t\n", r) })
+}
+
+func (l *loader) environment() {
+	known := map[string]bool{"ZTGATE_CONFIG": true}
+	for _, s := range settings {
+		own := s.env()
+		known[own] = true
+		for _, name := range append([]string{own}, s.aliases...) {
+			v, ok := l.env[name]
+			if !ok || v == "" && (name != own || s.flag != "listen") {
+				continue
+			}
+			if isServiceLink(v) && !s.list {
+				continue
+			}
+			values := []string{v}
+			if s.list {
+				values = listFields(v)
+			}
+			l.apply(s, values, "environment "+name)
+			break
+		}
+	}
+	switch mode := l.env["ZEROTIER_ONE_GATEWAY_MODE"]; mode {
+	case "", "both", "outbound", "inbound":
+		if mode == "outbound" || mode == "inbound" {
+			l.cfg.Warnings = append(l.cfg.Warnings, fmt.Sprintf(
+				"ZEROTIER_ONE_GATEWAY_MODE=%s: both directions are forwarded; use policy rules to refuse one", mode))
+		}
+	default:
+		l.errorf("ZEROTIER_ONE_GATEWAY_MODE: %q: use inbound, outbound or both", mode)
+	}
+	var unknown []string
+	for name := range l.env {
+		if strings.HasPrefix(name, "ZTGATE_") && !known[name] && !isServiceVariable(name) {
+			unknown = append(unknown, name)
+		}
+	}
+	slices.Sort(unknown)
+	for _, name := range unknown {
+		w := name + " is set but means nothing"
+		if near := nearest(name, mapKeys(known)); near != "" {
+			w += ": did you mean " + near + "?"
+		}
+		l.cfg.Warnings = append(l.cfg.Warnings, w)
+	}
+}
+
+// isServiceLink recognises what Kubernetes puts into NAME_PORT for a service
+// called like this program.
+func isServiceLink(v string) bool {
+	return strings.HasPrefix(v, "tcp://") || strings.HasPrefix(v, "udp://")
+}
+
+func isServiceVariable(name string) bool {
+	return strings.HasPrefix(name, "ZTGATE_SERVICE_") || strings.HasPrefix(name, "ZTGATE_PORT_")
+}
+
+func (l *loader) file(src Sources) {
+	path, explicit := DefaultConfig, false
+	if v, ok := l.env["ZTGATE_CONFIG"]; ok && v != "" {
+		path, explicit = v, true
+	}
+	if v := src.Flags["config"]; len(v) > 0 {
+		path, explicit = v[len(v)-1], true
+	}
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !explicit {
+		return
+	}
+	if err != nil {
+		l.errorf("read configuration file: %w", err)
+		return
+	}
+	l.yaml(path, text)
+}
+
+// secrets reads values given as file:PATH.
+func (l *loader) secrets() {
+	for key, field := range map[string]*string{"identity.secret": &l.cfg.IdentitySecret, "identity.public": &l.cfg.IdentityPublic} {
+		path, ok := strings.CutPrefix(*field, "file:")
+		if !ok {
+			continue
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			l.errorf("%s (from %s): %w", key, l.cfg.Origin(key), err)
+			continue
+		}
+		*field = strings.TrimSpace(string(b))
+	}
+}
+
+func mapKeys(m map[string]bool) []string {
+	out := make([]string, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// nearest returns the word that a typo most likely meant, "" if none is close.
+func nearest(s string, words []string) string {
+	best, dist := "", max(2, len(s)/3)+1
+	for _, w := range words {
+		if d := editDistance(s, w); d < dist {
+			best, dist = w, d
+		}
+	}
+	return best
+}
+
+// editDistance counts insertions, deletions, replacements and swaps of
+// neighbours.
+func editDistance(a, b string) int {
+	rows := [3][]int{}
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+	}
+	prev2, prev, cur := rows[0], rows[1], rows[2]
+	for j := range prev {
+		prev[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		cur[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			cur[j] = min(prev[j]+1, cur[j-1]+1, prev[j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				cur[j] = min(cur[j], prev2[j-2]+1)
+			}
+		}
+		prev2, prev, cur = prev, cur, prev2
+	}
+	return prev[len(b)]
+}

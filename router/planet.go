@@ -1,0 +1,190 @@
+package router
+
+import (
+	"crypto/ecdh"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/vl1"
+)
+
+// PlanetSpec says what planet to make.
+type PlanetSpec struct {
+	ID    uint64   // 0 = that of the signing key's planet, or a random one
+	Roots []string // IDENTITY=ENDPOINT[,ENDPOINT...]; see parseRoot
+	Key   string   // text of the signing key, "" = make one
+	Now   time.Time
+}
+
+// Planet is a planet in a form for people.
+type Planet struct {
+	Schema    int          `json:"schema"`
+	Type      string       `json:"type"`
+	ID        uint64       `json:"id"`
+	Timestamp int64        `json:"timestamp"` // ms since the epoch
+	UpdateKey string       `json:"updatesMustBeSignedBy"`
+	Roots     []PlanetRoot `json:"roots"`
+}
+
+// PlanetRoot is one root.
+type PlanetRoot struct {
+	Address   string           `json:"address"`
+	Identity  string           `json:"identity"`
+	Endpoints []netip.AddrPort `json:"stableEndpoints"`
+}
+
+// MakePlanet makes and signs a planet. It returns the file's content and the
+// signing key that later revisions need.
+func MakePlanet(spec PlanetSpec) (file []byte, key string, p Planet, err error) {
+	if len(spec.Roots) == 0 || len(spec.Roots) > vl1.MaxRoots {
+		return nil, "", p, usagef("planet has %d roots: give 1 to %d with --root", len(spec.Roots), vl1.MaxRoots)
+	}
+	var roots []vl1.Root
+	for _, text := range spec.Roots {
+		root, err := parseRoot(text)
+		if err != nil {
+			return nil, "", p, err
+		}
+		if slices.ContainsFunc(roots, func(r vl1.Root) bool { return r.Identity.Equal(root.Identity) }) {
+			return nil, "", p, usagef("root %s is given twice", root.Identity.Address())
+		}
+		roots = append(roots, root)
+	}
+	var k planetKey
+	if spec.Key != "" {
+		if k, err = parsePlanetKey(spec.Key); err != nil {
+			return nil, "", p, err
+		}
+	} else if k, err = newPlanetKey(); err != nil {
+		return nil, "", p, err
+	}
+	if spec.ID != 0 {
+		k.id = spec.ID
+	}
+	w := vl1.NewPlanet(k.id, spec.Now.UnixMilli(), roots, k.public)
+	w.Sign(k.secret)
+	file = w.Append(nil)
+	return file, k.String(), describe(w), nil
+}
+
+// parseRoot reads IDENTITY=ENDPOINTS. IDENTITY is a public identity or a file
+// with one, an endpoint ADDRESS/PORT or ADDRESS:PORT.
+func parseRoot(text string) (vl1.Root, error) {
+	who, where, ok := strings.Cut(text, "=")
+	if !ok {
+		return vl1.Root{}, usagef("root %q: give IDENTITY=ADDRESS/PORT[,ADDRESS/PORT], where IDENTITY may be a file", text)
+	}
+	id, err := identity.Parse(who)
+	if err != nil {
+		b, rerr := os.ReadFile(who)
+		if rerr != nil {
+			return vl1.Root{}, usagef("root %q: neither an identity nor a file: %w", who, rerr)
+		}
+		if id, err = identity.Parse(string(b)); err != nil {
+			return vl1.Root{}, usagef("root %q: %w", who, err)
+		}
+	}
+	if err := id.Validate(); err != nil {
+		return vl1.Root{}, usagef("root %s: %w", id.Address(), err)
+	}
+	root := vl1.Root{Identity: id.Public()}
+	for _, e := range strings.Split(where, ",") {
+		ep, err := parseEndpoint(e)
+		if err != nil {
+			return vl1.Root{}, err
+		}
+		root.Endpoints = append(root.Endpoints, ep)
+	}
+	if len(root.Endpoints) > vl1.MaxEndpoints {
+		return vl1.Root{}, usagef("root %s has %d endpoints: give at most %d", id.Address(), len(root.Endpoints), vl1.MaxEndpoints)
+	}
+	return root, nil
+}
+
+func parseEndpoint(s string) (netip.AddrPort, error) {
+	if host, port, ok := strings.Cut(s, "/"); ok {
+		a, err1 := netip.ParseAddr(host)
+		n, err2 := strconv.ParseUint(port, 10, 16)
+		if err1 == nil && err2 == nil && n != 0 {
+			return netip.AddrPortFrom(a, uint16(n)), nil
+		}
+	} else if ap, err := netip.ParseAddrPort(s); err == nil && ap.Port() != 0 {
+		return ap, nil
+	}
+	return netip.AddrPort{}, usagef("endpoint %q: give ADDRESS/PORT, as in 198.51.100.1/9993", s)
+}
+
+// ShowPlanet reads a planet file.
+func ShowPlanet(file []byte) (Planet, error) {
+	w, _, err := vl1.ParseWorld(file)
+	if err != nil {
+		return Planet{}, Usage(err)
+	}
+	return describe(w), nil
+}
+
+func describe(w *vl1.World) Planet {
+	p := Planet{Schema: Schema, Type: "moon", ID: w.ID, Timestamp: w.Timestamp, UpdateKey: hex.EncodeToString(w.UpdateKey[:])}
+	if w.IsPlanet() {
+		p.Type = "planet"
+	}
+	for _, r := range w.Roots {
+		p.Roots = append(p.Roots, PlanetRoot{r.Identity.Address().String(), r.Identity.String(), r.Endpoints})
+	}
+	return p
+}
+
+// planetKey is what signs the revisions of one planet.
+type planetKey struct {
+	id             uint64
+	public, secret vl1.Key
+}
+
+const planetKeyHead = "ztgate-planet-key-1"
+
+func newPlanetKey() (k planetKey, err error) {
+	var id [4]byte
+	rand.Read(id[:]) // never fails
+	k.id = uint64(binary.BigEndian.Uint32(id[:])) | 1
+	rand.Read(k.secret[:])
+	dh, err := ecdh.X25519().NewPrivateKey(k.secret[:32])
+	if err != nil {
+		return k, fmt.Errorf("make planet key: %w", err)
+	}
+	copy(k.public[:32], dh.PublicKey().Bytes())
+	copy(k.public[32:], ed25519.NewKeyFromSeed(k.secret[32:]).Public().(ed25519.PublicKey))
+	return k, nil
+}
+
+func (k planetKey) String() string {
+	return fmt.Sprintf("%s:%d:%x:%x\n", planetKeyHead, k.id, k.public[:], k.secret[:])
+}
+
+func parsePlanetKey(text string) (k planetKey, err error) {
+	f := strings.Split(strings.TrimSpace(text), ":")
+	bad := usagef("planet key: want %s:ID:PUBLIC:SECRET, as planet make writes it", planetKeyHead)
+	if len(f) != 4 || f[0] != planetKeyHead {
+		return k, bad
+	}
+	if k.id, err = strconv.ParseUint(f[1], 10, 64); err != nil {
+		return k, bad
+	}
+	for i, dst := range []*vl1.Key{&k.public, &k.secret} {
+		b, err := hex.DecodeString(f[2+i])
+		if err != nil || len(b) != len(dst) {
+			return k, bad
+		}
+		copy(dst[:], b)
+	}
+	return k, nil
+}
