@@ -16,14 +16,13 @@ const (
 )
 
 // Compress returns p with an LZ4 payload, built in dst, if that is shorter. dst
-// needs the capacity of p. It is for control packets: it allocates.
+// needs the capacity of p and must not overlap it.
 func Compress(p Packet, dst []byte) (Packet, bool) {
 	if len(p) < HeaderLen+compressFrom || p.Compressed() || cap(dst) < len(p) {
 		return p, false
 	}
 	dst = dst[:len(p)]
-	var c lz4.Compressor
-	n, err := c.CompressBlock(p[HeaderLen:], dst[HeaderLen:len(p)-1])
+	n, err := lz4.CompressBlock(p[HeaderLen:], dst[HeaderLen:len(p)-1], nil)
 	if err != nil || n == 0 {
 		return p, false
 	}

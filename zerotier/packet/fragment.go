@@ -71,7 +71,9 @@ func Datagrams(n, mtu int) int {
 // to emit in order: a datagram is head followed by data. With even set all have
 // nearly the same size, which keeps trains of equal datagrams whole for UDP
 // segmentation offload; otherwise all but the last are full, as the reference
-// does. head is valid until the next call; hdr is its memory.
+// does. head is valid until emit returns; hdr, the caller's, is its memory, so that
+// nothing is allocated. More than [MaxFragments] datagrams are refused by every
+// receiver.
 func Split(p Packet, mtu int, even bool, hdr *[FragmentHeaderLen]byte, emit func(head, data []byte)) {
 	total := Datagrams(len(p), mtu)
 	if total == 1 {
@@ -92,16 +94,4 @@ func Split(p Packet, mtu int, even bool, hdr *[FragmentHeaderLen]byte, emit func
 		emit(hdr[:], rest[:k])
 		rest = rest[k:]
 	}
-}
-
-// Splitter cuts packets like [Split] and owns the memory of the fragment header.
-// The zero value is ready; it must be on the heap to cut without allocation, and
-// belongs to one goroutine.
-type Splitter struct {
-	hdr [FragmentHeaderLen]byte
-}
-
-// Split cuts p; see the function [Split].
-func (sp *Splitter) Split(p Packet, mtu int, even bool, emit func(head, data []byte)) {
-	Split(p, mtu, even, &sp.hdr, emit)
 }

@@ -44,6 +44,31 @@ func FuzzSealOpen(f *testing.F) {
 	})
 }
 
+// FuzzCompress checks that our decoder, which insists on the end-of-block rules,
+// reads what the encoder writes.
+func FuzzCompress(f *testing.F) {
+	f.Add(bytes.Repeat([]byte("abcdefg"), 30))
+	f.Add(make([]byte, 100))
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		if len(payload) > MaxPayload {
+			return
+		}
+		p := append(make(Packet, HeaderLen), payload...)
+		PutHeader(p, 7, 1, 2, VerbUserMessage)
+		c, ok := Compress(p, make([]byte, 0, MaxPacket))
+		if !ok {
+			return
+		}
+		if len(c) >= len(p) || !c.Compressed() || c.Verb() != VerbUserMessage {
+			t.Fatalf("%d bytes compressed to %d", len(p), len(c))
+		}
+		out, err := Decompress(c, make([]byte, 0, MaxPacket))
+		if err != nil || !bytes.Equal(out, p) {
+			t.Fatalf("does not survive: %v", err)
+		}
+	})
+}
+
 // FuzzDatagrams feeds a train of datagrams to the receiving side up to the
 // decoder: first a length byte, then the datagram.
 func FuzzDatagrams(f *testing.F) {
@@ -53,8 +78,8 @@ func FuzzDatagrams(f *testing.F) {
 	p.SetFragmented(true)
 	k.Seal(p, SuiteAES, new(Scratch))
 	var seed []byte
-	var sp Splitter
-	sp.Split(p, 150, true, func(head, data []byte) {
+	var hdr [FragmentHeaderLen]byte
+	Split(p, 150, true, &hdr, func(head, data []byte) {
 		seed = append(seed, byte(len(head)+len(data)))
 		seed = append(append(seed, head...), data...)
 	})
@@ -103,7 +128,7 @@ func FuzzDatagrams(f *testing.F) {
 // A full frame travels in two datagrams: neither end may allocate for it.
 func TestSplitAndReassembleNoAllocs(t *testing.T) {
 	for _, size := range []int{2838, 9900} {
-		r, sp := NewReassembler(0, 0), new(Splitter)
+		r, hdr := NewReassembler(0, 0), new([FragmentHeaderLen]byte)
 		now, src := time.Unix(1, 0), netip.MustParseAddr("192.0.2.1")
 		p, dst, datagram := make(Packet, size), make([]byte, 0, MaxPacket), make([]byte, 0, DefaultMTU)
 		id, got := ID(0), 0
@@ -111,7 +136,7 @@ func TestSplitAndReassembleNoAllocs(t *testing.T) {
 			id++
 			PutHeader(p, id, 1, 2, VerbFrame)
 			p.SetFragmented(true)
-			sp.Split(p, DefaultMTU, true, func(head, data []byte) {
+			Split(p, DefaultMTU, true, hdr, func(head, data []byte) {
 				d := append(append(datagram[:0], head...), data...)
 				var out []byte
 				if head == nil {
@@ -149,7 +174,7 @@ func TestReassembleConcurrently(t *testing.T) {
 		PutHeader(p, id, 1, 2, VerbFrame)
 		Packet(p).SetFragmented(true)
 		want[id] = p
-		new(Splitter).Split(p, DefaultMTU, id%2 == 0, func(head, data []byte) {
+		Split(p, DefaultMTU, id%2 == 0, new([FragmentHeaderLen]byte), func(head, data []byte) {
 			d := append(bytes.Clone(head), data...)
 			train = append(train, d)
 			if id%3 == 0 && head != nil {
@@ -227,7 +252,7 @@ func TestReassemblerSize(t *testing.T) {
 }
 
 func BenchmarkReassemble(b *testing.B) {
-	r, sp := new(Reassembler), new(Splitter)
+	r, hdr := new(Reassembler), new([FragmentHeaderLen]byte)
 	now, src := time.Unix(1, 0), netip.MustParseAddr("192.0.2.1")
 	p, dst := make(Packet, 2838), make([]byte, 0, MaxPacket)
 	d := make([]byte, 0, DefaultMTU)
@@ -237,7 +262,7 @@ func BenchmarkReassemble(b *testing.B) {
 	for b.Loop() {
 		id++
 		PutHeader(p, id, 1, 2, VerbFrame)
-		sp.Split(p, DefaultMTU, true, func(head, data []byte) {
+		Split(p, DefaultMTU, true, hdr, func(head, data []byte) {
 			if d = append(append(d[:0], head...), data...); head == nil {
 				r.AddHead(now, src, Packet(d), dst)
 			} else {
