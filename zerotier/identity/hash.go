@@ -5,7 +5,7 @@ import (
 	"encoding/binary"
 	"sync"
 
-	"golang.org/x/crypto/salsa20/salsa"
+	"golang.org/x/crypto/salsa20/salsa" //lint:ignore SA1019 the hash needs the bare key stream
 )
 
 // Sizes of the memory-hard address hash (chapter 01 §2.2).
