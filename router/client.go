@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -22,9 +23,9 @@ type Client struct {
 	http *http.Client
 }
 
-// FindSocket returns the control socket to use: the given one; else that of an
+// findSocket returns the control socket to use: the given one; else that of an
 // explicitly chosen home; else the default one; else that of the default home.
-func FindSocket(socket, home string, homeGiven bool) string {
+func findSocket(socket, home string, homeGiven bool) string {
 	if socket != "" {
 		return socket
 	}
@@ -161,6 +162,55 @@ func (c *Client) Leave(ctx context.Context, id string) (Networks, error) {
 // Ping pings through the overlay.
 func (c *Client) Ping(ctx context.Context, req PingRequest) (Ping, error) {
 	return call[Ping](ctx, c, "POST", "/v1/ping", req)
+}
+
+// pollEvery is how often Wait asks.
+const pollEvery = 200 * time.Millisecond
+
+// Wait waits until the node is online or the gateway ready, or ctx ends; its
+// error then says what was missing last.
+func (c *Client) Wait(ctx context.Context, what string) (Health, error) {
+	if what != "online" && what != "ready" {
+		return Health{}, usagef("wait for %q: give online or ready", what)
+	}
+	for {
+		h, err := c.Health(ctx)
+		switch {
+		case err == nil && (what == "ready" && h.Ready || what == "online" && h.Online):
+			return h, nil
+		case err == nil && what == "online":
+			err = NotReady("not online: %s", h.reason("online"))
+		case err == nil:
+			err = NotReady("not ready: %s", strings.Join(h.Reasons, "; "))
+		case ctx.Err() == nil && KindOf(err) != KindNotRunning:
+			return h, err
+		}
+		select {
+		case <-ctx.Done():
+			if errors.Is(err, ctx.Err()) {
+				err = NotReady("no answer in time")
+			}
+			return h, err
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+func (h Health) reason(check string) string {
+	for _, c := range h.Checks {
+		if c.Name == check {
+			return c.Reason
+		}
+	}
+	return ""
+}
+
+// Err returns nil if the gateway is ready.
+func (h Health) Err() error {
+	if h.Ready {
+		return nil
+	}
+	return NotReady("not ready: %s", strings.Join(h.Reasons, "; "))
 }
 
 const controllerPath = "/v1/controller/networks"

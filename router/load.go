@@ -14,16 +14,52 @@ import (
 type Sources struct {
 	Flags   map[string][]string // values of the flags that were given, by flag name
 	Environ []string            // as os.Environ returns it
+	NoFile  bool                // read a file only if one is named
+}
+
+// Flag describes the flag of a setting.
+type Flag struct {
+	Name, Usage, Default string
+	List, Boolean        bool
+}
+
+// Flags lists the flags of all settings.
+func Flags() []Flag {
+	var out []Flag
+	for _, s := range settings {
+		if s.flag != "" {
+			out = append(out, Flag{s.flag, s.usage, strings.Join(s.def, ","), s.list, s.boolean})
+		}
+	}
+	return out
+}
+
+// ClientSocket returns the control socket that a command should use. A faulty
+// configuration doesn't keep commands from working.
+func ClientSocket(src Sources) string {
+	cfg, err := Load(src)
+	if err != nil {
+		l := newLoader(src)
+		for _, s := range settings {
+			if s.key == "home" || s.key == "socket" {
+				_ = s.set(l.cfg, s.def)
+				if v := l.env[s.env()]; v != "" {
+					l.apply(s, []string{v}, "environment")
+				}
+				if v, ok := src.Flags[s.flag]; ok {
+					l.apply(s, v, "flag")
+				}
+			}
+		}
+		cfg = l.cfg
+	}
+	return findSocket(cfg.Socket, cfg.Home, cfg.Origin("home") != "default")
 }
 
 // Load makes the configuration. Its error lists everything that is wrong, one
 // line each.
 func Load(src Sources) (*Config, error) {
-	l := &loader{cfg: &Config{origin: map[string]string{}}, env: map[string]string{}}
-	for _, kv := range src.Environ {
-		k, v, _ := strings.Cut(kv, "=")
-		l.env[k] = v
-	}
+	l := newLoader(src)
 	for _, s := range settings {
 		if err := s.set(l.cfg, s.def); err != nil {
 			return nil, fmt.Errorf("default of %s: %w", s.key, err)
@@ -46,6 +82,15 @@ func Load(src Sources) (*Config, error) {
 	return l.cfg, nil
 }
 
+func newLoader(src Sources) *loader {
+	l := &loader{cfg: &Config{origin: map[string]string{}}, env: map[string]string{}}
+	for _, kv := range src.Environ {
+		k, v, _ := strings.Cut(kv, "=")
+		l.env[k] = v
+	}
+	return l
+}
+
 type loader struct {
 	cfg  *Config
 	env  map[string]string
@@ -61,27 +106,13 @@ func (l *loader) apply(s *setting, values []string, origin string) {
 	if s.list {
 		values = slices.DeleteFunc(slices.Clone(values), func(v string) bool { return v == "" })
 	}
-	for i, v := range values {
-		one := []string{v}
-		if s.list && i > 0 {
-			continue
+	if err := s.set(l.cfg, values); err != nil {
+		shown := strings.Join(values, ",")
+		if s.secret {
+			shown = "(secret)"
 		}
-		if s.list {
-			one = values
-		}
-		if err := s.set(l.cfg, one); err != nil {
-			shown := strings.Join(one, ",")
-			if s.secret {
-				shown = "(secret)"
-			}
-			l.errorf("%s (from %s): %q: %w", s.key, origin, shown, err)
-			return
-		}
-	}
-	if len(values) == 0 {
-		if err := s.set(l.cfg, nil); err != nil {
-			l.errorf("%s (from %s): %w", s.key, origin, err)
-		}
+		l.errorf("%s (from %s): %q: %w", s.key, origin, shown, err)
+		return
 	}
 	l.cfg.origin[s.key] = origin
 }
@@ -155,6 +186,9 @@ func (l *loader) file(src Sources) {
 	}
 	if v := src.Flags["config"]; len(v) > 0 {
 		path, explicit = v[len(v)-1], true
+	}
+	if src.NoFile && !explicit {
+		return
 	}
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && !explicit {

@@ -6,7 +6,10 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"slices"
@@ -14,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"ztgate/internal/atomicfile"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/vl1"
 )
@@ -187,4 +191,61 @@ func parsePlanetKey(text string) (k planetKey, err error) {
 		copy(dst[:], b)
 	}
 	return k, nil
+}
+
+// WritePlanet makes a planet and writes its file and, if it is new, its signing
+// key. A key file that exists is used, which makes a later revision.
+func WritePlanet(spec PlanetSpec, out, keyPath string, force bool) (Planet, error) {
+	b, err := os.ReadFile(keyPath)
+	switch {
+	case err == nil:
+		spec.Key = string(b)
+	case !errors.Is(err, fs.ErrNotExist):
+		return Planet{}, Usage(err)
+	}
+	file, key, p, err := MakePlanet(spec)
+	if err != nil {
+		return p, err
+	}
+	if !force {
+		if err := mayReplacePlanet(out, file); err != nil {
+			return p, err
+		}
+	}
+	if spec.Key == "" { // first the key: a planet without it could never be changed
+		if err := atomicfile.Write(keyPath, []byte(key), 0o600); err != nil {
+			return p, err
+		}
+	}
+	return p, atomicfile.Write(out, file, 0o644)
+}
+
+// mayReplacePlanet allows a later revision of the same planet.
+func mayReplacePlanet(path string, file []byte) error {
+	old, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	ow, _, err1 := vl1.ParseWorld(old)
+	nw, _, err2 := vl1.ParseWorld(file)
+	if err1 != nil || err2 != nil || ow.ID == 0 || !nw.Replaces(ow) {
+		return usagef("%s exists and the new planet is no later revision of it: choose another file, or replace it with --force", path)
+	}
+	return nil
+}
+
+// ReadPlanet shows the planet in a file, or in standard input if path is "-".
+func ReadPlanet(path string, in io.Reader) (Planet, error) {
+	b, err := readInput(path, in)
+	if err != nil {
+		return Planet{}, err
+	}
+	p, err := ShowPlanet(b)
+	if err != nil {
+		return p, fmt.Errorf("%s: %w", nameOf(path), err)
+	}
+	return p, nil
 }

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"ztgate/router"
+)
+
+// app is one invocation with its streams, so that it can be tested without a
+// process.
+type app struct {
+	in          io.Reader
+	out, errOut io.Writer
+	environ     []string
+
+	runGateway, runMember func(context.Context, *router.Config, *slog.Logger) error
+
+	json    bool
+	flags   map[string][]string // of the settings, as given
+	running bool                // usage was right: errors are not about it
+}
+
+// main runs a command line and returns the exit code.
+func (a *app) main(ctx context.Context, args []string) int {
+	root := a.command()
+	root.SetArgs(args)
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.errOut)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	if !a.running {
+		err = router.Usage(err)
+	}
+	if a.json || slices.Contains(args, "-j") || slices.Contains(args, "--json") {
+		_ = json.NewEncoder(a.errOut).Encode(router.NewErrorView(err)) // nobody left to tell
+	} else {
+		for line := range strings.Lines(err.Error()) {
+			fmt.Fprintln(a.errOut, "ztgate: "+strings.TrimSuffix(line, "\n"))
+		}
+		if !a.running {
+			fmt.Fprintln(a.errOut, "Run ztgate help for the commands and their flags.")
+		}
+	}
+	return router.ExitCode(err)
+}
+
+// command returns the command tree.
+func (a *app) command() *cobra.Command {
+	a.flags = map[string][]string{}
+	root := &cobra.Command{
+		Use:   "ztgate",
+		Short: "Gateway between a VPC and ZeroTier networks, all in userspace",
+		Long: `Gateway between a VPC and ZeroTier networks, all in userspace.
+
+Exit codes: 0 done, 1 the operation failed, 2 wrong usage or configuration,
+3 ztgate is not running or not reachable, 4 not ready.`,
+		SilenceErrors: true, SilenceUsage: true,
+		PersistentPreRun: func(*cobra.Command, []string) { a.running = true },
+	}
+	root.PersistentFlags().BoolVarP(&a.json, "json", "j", false, "print JSON")
+	a.settingFlags(root.PersistentFlags(), "home", "socket")
+	root.AddCommand(a.runCommand(), a.memberCommand(), a.statusCommand(), a.infoCommand(), a.networksCommand(),
+		a.peersCommand(), a.flowsCommand(), a.joinCommand(), a.leaveCommand(), a.pingCommand(), a.waitCommand(),
+		a.healthCommand(), a.identityCommand(), a.planetCommand(), a.controllerCommand(), a.configCommand(),
+		a.versionCommand())
+	a.addLab(root)
+	root.CompletionOptions.HiddenDefaultCmd = false
+	return root
+}
+
+// group returns a command that only holds others.
+func group(use, short string, sub ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs}
+	var names []string
+	for _, s := range sub {
+		names = append(names, s.Name())
+	}
+	cmd.RunE = func(*cobra.Command, []string) error {
+		return router.Usage(fmt.Errorf("%s: name one of its commands: %s", cmd.CommandPath(), strings.Join(names, ", ")))
+	}
+	cmd.AddCommand(sub...)
+	return cmd
+}
+
+// settingValue collects what was given for a flag; the configuration checks it.
+type settingValue struct {
+	a    *app
+	flag router.Flag
+}
+
+func (v settingValue) String() string {
+	if v.a == nil { // the zero value, for pflag's comparison with the default
+		return ""
+	}
+	if got, ok := v.a.flags[v.flag.Name]; ok {
+		return strings.Join(got, ",")
+	}
+	return v.flag.Default
+}
+
+func (v settingValue) Set(s string) error {
+	old, given := v.a.flags[v.flag.Name]
+	if !v.flag.List {
+		if given {
+			return fmt.Errorf("given twice")
+		}
+		v.a.flags[v.flag.Name] = []string{s}
+		return nil
+	}
+	v.a.flags[v.flag.Name] = append(old, strings.Split(s, ",")...)
+	return nil
+}
+
+func (v settingValue) Type() string {
+	switch {
+	case v.flag.Boolean:
+		return "bool"
+	case v.flag.List:
+		return "list"
+	}
+	return "string"
+}
+
+// settingFlags adds the flags of settings by name; without names, all but those
+// that every command has.
+func (a *app) settingFlags(fs *pflag.FlagSet, names ...string) {
+	for _, f := range router.Flags() {
+		everywhere := f.Name == "home" || f.Name == "socket"
+		if len(names) == 0 && everywhere || len(names) > 0 && !slices.Contains(names, f.Name) {
+			continue
+		}
+		flag := fs.VarPF(settingValue{a, f}, f.Name, "", f.Usage)
+		if f.Boolean {
+			flag.NoOptDefVal = "true"
+		}
+	}
+	if len(names) == 0 || slices.Contains(names, "config") {
+		fs.Var(settingValue{a, router.Flag{Name: "config", Default: router.DefaultConfig}}, "config", "configuration file")
+	}
+}
+
+func (a *app) sources() router.Sources {
+	return router.Sources{Flags: a.flags, Environ: a.environ}
+}
+
+func (a *app) client() *router.Client {
+	return router.NewClient(router.ClientSocket(a.sources()))
+}
+
+// print writes v as JSON, or the table for people.
+func (a *app) print(v any, table func(w io.Writer)) error {
+	if a.json {
+		enc := json.NewEncoder(a.out)
+		enc.SetIndent("", " ")
+		return enc.Encode(v)
+	}
+	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
+	table(w)
+	return w.Flush()
+}
+
+func row(w io.Writer, cells ...any) {
+	for i, c := range cells {
+		if i > 0 {
+			fmt.Fprint(w, "\t")
+		}
+		text := clean(fmt.Sprint(c))
+		if text == "" {
+			text = "-"
+		}
+		fmt.Fprint(w, text)
+	}
+	fmt.Fprintln(w)
+}
+
+// clean keeps control characters, which names from the network may contain, from
+// the terminal.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// show asks the running process and prints the answer.
+func show[T any](a *app, use, short string, ask func(context.Context, *router.Client) (T, error), table func(io.Writer, T)) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		v, err := ask(cmd.Context(), a.client())
+		if err != nil {
+			return err
+		}
+		return a.print(v, func(w io.Writer) { table(w, v) })
+	}}
+}

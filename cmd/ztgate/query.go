@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ztgate/router"
+)
+
+func join[T any](list []T) string {
+	out := make([]string, len(list))
+	for i, v := range list {
+		out[i] = fmt.Sprint(v)
+	}
+	return strings.Join(out, ",")
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	return show(a, "status", "Show the state on one screen",
+		func(ctx context.Context, c *router.Client) (router.Status, error) { return c.Status(ctx) },
+		func(w io.Writer, s router.Status) {
+			state := "not ready"
+			if s.Health.Ready {
+				state = "ready"
+			}
+			fmt.Fprintf(w, "%s %s, %s (%s, version %s, up %v)\n", s.Info.Address, s.Info.State(), state, s.Info.Mode,
+				s.Info.Build.Version, time.Since(s.Info.Started).Round(time.Second))
+			fmt.Fprintf(w, "peers: %d direct, %d by relay, %d without path\n", s.Peers.Direct, s.Peers.Relay, s.Peers.None)
+			if s.Limit > 0 {
+				fmt.Fprintf(w, "flows: %d of %d\n", s.Flows, s.Limit)
+			}
+			for _, r := range s.Health.Reasons {
+				fmt.Fprintln(w, "waiting for: "+clean(r))
+			}
+			for _, c := range s.Health.Checks {
+				if !c.OK && !strings.Contains(strings.Join(s.Health.Reasons, "\n"), c.Reason) {
+					fmt.Fprintln(w, "host setting: "+clean(c.Reason))
+				}
+			}
+			fmt.Fprintln(w)
+			networkTable(w, s.Networks)
+			if len(s.Targets) > 0 {
+				fmt.Fprintln(w)
+				row(w, "TARGET", "STATE", "CONNECT", "ERROR")
+				for _, t := range s.Targets {
+					up, ms := "down", ""
+					if t.Up {
+						up, ms = "up", millis(t.ConnectMS)
+					}
+					row(w, t.Target, up, ms, t.Error)
+				}
+			}
+		})
+}
+
+func millis(v float64) string {
+	if v < 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2f ms", v)
+}
+
+func networkTable(w io.Writer, nets []router.Network) {
+	row(w, "NETWORK", "NAME", "MAC", "STATUS", "TYPE", "DEVICE", "ADDRESSES")
+	for _, n := range nets {
+		row(w, n.ID, n.Name, n.MAC, n.Status, n.Type, n.Device, join(n.Addresses))
+	}
+	for _, n := range nets {
+		for _, p := range n.Problems {
+			fmt.Fprintf(w, "%s: %s\n", n.ID, clean(p))
+		}
+	}
+}
+
+func (a *app) infoCommand() *cobra.Command {
+	return show(a, "info", "Show the node",
+		func(ctx context.Context, c *router.Client) (router.Info, error) { return c.Info(ctx) },
+		func(w io.Writer, i router.Info) {
+			row(w, "ADDRESS", "VERSION", "STATE", "MODE", "PORT", "PLANET", "ROOT", "CONTROLLER")
+			row(w, i.Address, i.Version, i.State(), i.Mode, i.PrimaryPort, i.PlanetID, yesNo(i.Root), yesNo(i.Controller))
+		})
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func (a *app) networksCommand() *cobra.Command {
+	cmd := show(a, "networks", "List the joined networks",
+		func(ctx context.Context, c *router.Client) (router.Networks, error) { return c.Networks(ctx) },
+		func(w io.Writer, n router.Networks) { networkTable(w, n.Networks) })
+	cmd.Aliases = []string{"listnetworks"}
+	return cmd
+}
+
+func (a *app) peersCommand() *cobra.Command {
+	cmd := show(a, "peers", "List peers and their paths",
+		func(ctx context.Context, c *router.Client) (router.Peers, error) { return c.Peers(ctx) },
+		func(w io.Writer, p router.Peers) {
+			row(w, "ADDRESS", "VERSION", "ROLE", "LATENCY", "LINK", "LAST TX", "LAST RX", "PATH")
+			for _, peer := range p.Peers {
+				var best router.Path
+				for _, path := range peer.Paths {
+					if path.Preferred {
+						best = path
+					}
+				}
+				endpoint := ""
+				if best.Endpoint.IsValid() {
+					endpoint = best.Endpoint.String()
+				}
+				row(w, peer.Address, peer.Version, peer.Role, millis(peer.Latency), peer.Link, ago(best.LastSend), ago(best.LastReceive), endpoint)
+			}
+		})
+	cmd.Aliases = []string{"listpeers"}
+	return cmd
+}
+
+func ago(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf("%.1f s ago", max(time.Since(t), 0).Seconds())
+}
+
+func (a *app) flowsCommand() *cobra.Command {
+	var to string
+	var top int
+	cmd := show(a, "flows", "List live flows, the busiest first",
+		func(ctx context.Context, c *router.Client) (router.Flows, error) { return c.Flows(ctx, to, top) },
+		func(w io.Writer, f router.Flows) {
+			row(w, "PROTO", "STATE", "SOURCE", "DESTINATION", "TRANSLATED", "AGE", "BYTES OUT", "BYTES IN")
+			for _, flow := range f.Flows {
+				translated := ""
+				switch {
+				case flow.Translated.IsValid() && flow.Translated != flow.Source:
+					translated = flow.Translated.String()
+				case flow.TranslatedDst.IsValid() && flow.TranslatedDst != flow.Destination:
+					translated = flow.TranslatedDst.String()
+				}
+				row(w, flow.Protocol, flow.State, endpoint(flow.Source), endpoint(flow.Destination), translated,
+					fmt.Sprintf("%.0f s", flow.AgeSeconds), flow.BytesOut, flow.BytesIn)
+			}
+			if f.Total > len(f.Flows) {
+				fmt.Fprintf(w, "%d of %d flows shown\n", len(f.Flows), f.Total)
+			}
+		})
+	cmd.Flags().StringVar(&to, "to", "", "only flows to an address or prefix")
+	cmd.Flags().IntVar(&top, "top", 0, "only so many, the busiest")
+	return cmd
+}
+
+func endpoint(ap netip.AddrPort) string {
+	if !ap.IsValid() {
+		return ""
+	}
+	return ap.String()
+}
+
+func (a *app) joinCommand() *cobra.Command {
+	return a.networkCommand("join NWID", "Join a network, also at later starts", "joined", (*router.Client).Join)
+}
+
+func (a *app) leaveCommand() *cobra.Command {
+	return a.networkCommand("leave NWID", "Leave a network and forget it", "left", (*router.Client).Leave)
+}
+
+func (a *app) networkCommand(use, short, done string, do func(*router.Client, context.Context, string) (router.Networks, error)) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		n, err := do(a.client(), cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return a.print(n, func(w io.Writer) { fmt.Fprintf(w, "%s %s\n", done, args[0]) })
+	}}
+}
+
+func (a *app) pingCommand() *cobra.Command {
+	var count int
+	var timeout, interval time.Duration
+	cmd := &cobra.Command{
+		Use: "ping HOST[:PORT]", Short: "Ping a host through the overlay; with a port, connect by TCP", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req, err := router.ParsePingTarget(args[0])
+			if err != nil {
+				return err
+			}
+			req.TimeoutMS = int(timeout.Milliseconds())
+			var last error
+			answered := 0
+			for i := range max(count, 1) {
+				if i > 0 {
+					select {
+					case <-cmd.Context().Done():
+						return cmd.Context().Err()
+					case <-time.After(interval):
+					}
+				}
+				p, err := a.client().Ping(cmd.Context(), req)
+				if err != nil {
+					if router.KindOf(err) != router.KindFailed {
+						return err
+					}
+					last = err
+					fmt.Fprintln(a.errOut, clean(err.Error()))
+					continue
+				}
+				answered++
+				if err := a.print(p, func(w io.Writer) { printPing(w, args[0], p) }); err != nil {
+					return err
+				}
+			}
+			if answered == 0 {
+				return last
+			}
+			return nil
+		},
+	}
+	cmd.Flags().IntVarP(&count, "count", "c", 3, "how many times")
+	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "how long to wait for each answer")
+	cmd.Flags().DurationVarP(&interval, "interval", "i", time.Second, "pause between two")
+	return cmd
+}
+
+func printPing(w io.Writer, target string, p router.Ping) {
+	fmt.Fprintf(w, "answer from %s", target)
+	if p.Path != "" {
+		fmt.Fprintf(w, " by %s %s", p.Peer, p.Path)
+	}
+	fmt.Fprintf(w, " in %.2f ms\n", p.MS)
+}

@@ -1,0 +1,293 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ztgate/router"
+)
+
+func (a *app) identityCommand() *cobra.Command {
+	var force bool
+	create := &cobra.Command{
+		Use: "new [SECRET-FILE [PUBLIC-FILE]]", Short: "Make an identity; without a file, print it with its secret",
+		Args: cobra.MaximumNArgs(2),
+		RunE: func(_ *cobra.Command, args []string) error {
+			args = append(args, "", "")
+			id, err := router.NewIdentity(args[0], args[1], force)
+			if err != nil {
+				return err
+			}
+			return a.print(id, func(w io.Writer) {
+				if id.SecretText != "" {
+					fmt.Fprintln(w, id.SecretText)
+					return
+				}
+				fmt.Fprintf(w, "identity %s written to %s\n", id.Address, id.File)
+			})
+		},
+	}
+	create.Flags().BoolVar(&force, "force", false, "replace files that exist")
+	showCmd := &cobra.Command{
+		Use: "show FILE", Short: "Print the public identity in a file (- is standard input)", Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			id, _, err := router.ReadIdentity(args[0], a.in)
+			if err != nil {
+				return err
+			}
+			return a.print(id, func(w io.Writer) { fmt.Fprintln(w, id.Public) })
+		},
+	}
+	validate := &cobra.Command{
+		Use: "validate FILE", Short: "Check that address and keys of an identity belong together", Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			id, err := router.CheckIdentity(args[0], a.in)
+			if err != nil {
+				return err
+			}
+			return a.print(id, func(w io.Writer) { fmt.Fprintf(w, "identity %s is valid\n", id.Address) })
+		},
+	}
+	return group("identity", "Make, show and check identities", create, showCmd, validate)
+}
+
+func (a *app) planetCommand() *cobra.Command {
+	spec := router.PlanetSpec{}
+	var out, key string
+	var force bool
+	create := &cobra.Command{
+		Use: "make", Short: "Make and sign the planet file of your own roots", Args: cobra.NoArgs,
+		Long: `Make and sign the planet file of your own roots.
+
+The key file is made by the first call. A later call with the same key makes the
+next revision, which running nodes accept from their roots.`,
+		Example: "  ztgate planet make --root identity.public=198.51.100.1/9993 --out planet --key planet.key",
+		RunE: func(*cobra.Command, []string) error {
+			spec.Now = time.Now()
+			p, err := router.WritePlanet(spec, out, key, force)
+			if err != nil {
+				return err
+			}
+			return a.print(p, func(w io.Writer) {
+				fmt.Fprintf(w, "planet %d with %d roots written to %s; keep %s: only it can sign a later revision\n", p.ID, len(p.Roots), out, key)
+			})
+		},
+	}
+	f := create.Flags()
+	f.StringArrayVar(&spec.Roots, "root", nil, "IDENTITY=ADDRESS/PORT[,ADDRESS/PORT]; IDENTITY is a public identity or a file with one; repeatable")
+	f.Uint64Var(&spec.ID, "id", 0, "ID of the planet (default: the key's)")
+	f.StringVarP(&out, "out", "o", "planet", "file to write")
+	f.StringVar(&key, "key", "planet.key", "file with the signing key")
+	f.BoolVar(&force, "force", false, "replace a planet that this is no revision of")
+	showCmd := &cobra.Command{
+		Use: "show FILE", Short: "Print a planet file (- is standard input)", Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			p, err := router.ReadPlanet(args[0], a.in)
+			if err != nil {
+				return err
+			}
+			return a.print(p, func(w io.Writer) {
+				fmt.Fprintf(w, "%s %d of %s\n", p.Type, p.ID, time.UnixMilli(p.Timestamp).UTC().Format(time.RFC3339))
+				row(w, "ROOT", "ENDPOINTS")
+				for _, r := range p.Roots {
+					row(w, r.Address, join(r.Endpoints))
+				}
+			})
+		},
+	}
+	return group("planet", "Make and show planet files", create, showCmd)
+}
+
+func (a *app) controllerCommand() *cobra.Command {
+	network := group("network", "Networks of the controller", a.netCreate(), a.netSet(), a.netList(), a.netShow(), a.netDelete())
+	member := group("member", "Members of a network", a.memberList("list NWID"), a.memberSet("authorize NWID ADDRESS...", true),
+		a.memberSet("deauthorize NWID ADDRESS...", false), a.memberDelete())
+	return group("controller", "Run your own networks, on a node started with --controller",
+		a.netCreate(), a.netSet(), a.netList(), a.netShow(), a.netDelete(), a.memberList("members NWID"),
+		a.memberSet("authorize NWID ADDRESS...", true), a.memberSet("deauthorize NWID ADDRESS...", false), network, member)
+}
+
+func specFlags(cmd *cobra.Command) *router.NetworkSpec {
+	s := &router.NetworkSpec{}
+	f := cmd.Flags()
+	f.StringVar(&s.Name, "name", "", "name of the network")
+	f.BoolVar(&s.Public, "public", false, "let everybody in without authorisation")
+	f.StringVar(&s.Subnet, "subnet", "", "subnet that members get addresses of, as in 10.147.17.0/24")
+	f.StringArrayVar(&s.Pools, "pool", nil, "FIRST-LAST, addresses to give to members; repeatable")
+	f.StringArrayVar(&s.Routes, "route", nil, "TARGET or TARGET=VIA, managed route; repeatable")
+	f.IntVar(&s.MTU, "mtu", 0, "MTU of the network, in bytes (default 2800)")
+	f.BoolVar(&s.RFC4193, "rfc4193", false, "give members an RFC 4193 IPv6 address")
+	f.BoolVar(&s.SixPlan, "6plane", false, "give members a 6PLANE IPv6 prefix")
+	f.StringVar(&s.JSON, "json-keys", "", "JSON object with further keys of the network record")
+	return s
+}
+
+func (a *app) netCreate() *cobra.Command {
+	cmd := &cobra.Command{Use: "create", Short: "Make a network", Args: cobra.NoArgs,
+		Example: "  ztgate controller create --name office --subnet 10.147.17.0/24"}
+	spec := specFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		patch, err := spec.Patch()
+		if err != nil {
+			return err
+		}
+		r, err := a.client().CreateNetwork(cmd.Context(), patch)
+		if err != nil {
+			return err
+		}
+		return a.print(r, func(w io.Writer) { fmt.Fprintln(w, field(r.Record, "id")) })
+	}
+	return cmd
+}
+
+func (a *app) netSet() *cobra.Command {
+	cmd := &cobra.Command{Use: "set NWID", Short: "Change a network", Args: cobra.ExactArgs(1)}
+	spec := specFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		patch, err := spec.Patch()
+		if err != nil {
+			return err
+		}
+		r, err := a.client().SetNetwork(cmd.Context(), args[0], patch)
+		if err != nil {
+			return err
+		}
+		return a.printRecord(r)
+	}
+	return cmd
+}
+
+func (a *app) netList() *cobra.Command {
+	return show(a, "list", "List the networks of the controller",
+		func(ctx context.Context, c *router.Client) (router.Records, error) { return c.ControllerNetworks(ctx) },
+		func(w io.Writer, r router.Records) {
+			row(w, "NETWORK", "NAME", "PRIVATE", "MTU", "ROUTES", "REVISION")
+			for _, n := range r.Records {
+				row(w, field(n, "id"), field(n, "name"), field(n, "private"), field(n, "mtu"), routeList(n), field(n, "revision"))
+			}
+		})
+}
+
+func (a *app) netShow() *cobra.Command {
+	return &cobra.Command{Use: "show NWID", Short: "Print the record of a network", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := a.client().ControllerNetwork(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.printRecord(r)
+		}}
+}
+
+func (a *app) netDelete() *cobra.Command {
+	return &cobra.Command{Use: "delete NWID", Short: "Delete a network and its members", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := a.client().DeleteNetwork(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.print(r, func(w io.Writer) { fmt.Fprintf(w, "deleted %s\n", args[0]) })
+		}}
+}
+
+func (a *app) memberList(use string) *cobra.Command {
+	return &cobra.Command{Use: use, Short: "List the members of a network", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := a.client().Members(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.print(r, func(w io.Writer) {
+				row(w, "MEMBER", "NAME", "AUTHORIZED", "ADDRESSES", "REVISION")
+				for _, m := range r.Records {
+					row(w, field(m, "id"), field(m, "name"), field(m, "authorized"), field(m, "ipAssignments"), field(m, "revision"))
+				}
+			})
+		}}
+}
+
+func (a *app) memberSet(use string, authorized bool) *cobra.Command {
+	short, alias, done := "Let nodes into a network; they need not have asked yet", "authorise", "authorized"
+	if !authorized {
+		short, alias, done = "Put nodes out of a network", "deauthorise", "deauthorized"
+	}
+	spec := router.MemberSpec{Authorized: &authorized}
+	cmd := &cobra.Command{Use: use, Short: short, Aliases: []string{alias}, Args: cobra.MinimumNArgs(2)}
+	if authorized {
+		cmd.Flags().StringVar(&spec.Name, "name", "", "name of the member")
+		cmd.Flags().StringArrayVar(&spec.IPs, "ip", nil, "address for the member, repeatable")
+		cmd.Flags().BoolVar(&spec.Bridge, "bridge", false, "let it bridge")
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		patch, err := spec.Patch()
+		if err != nil {
+			return err
+		}
+		for _, address := range args[1:] {
+			r, err := a.client().SetMember(cmd.Context(), args[0], address, patch)
+			if err != nil {
+				return err
+			}
+			if err := a.print(r, func(w io.Writer) { fmt.Fprintf(w, "%s %s\n", done, address) }); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return cmd
+}
+
+func (a *app) memberDelete() *cobra.Command {
+	return &cobra.Command{Use: "delete NWID ADDRESS", Short: "Forget a member", Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := a.client().DeleteMember(cmd.Context(), args[0], args[1])
+			if err != nil {
+				return err
+			}
+			return a.print(r, func(w io.Writer) { fmt.Fprintf(w, "deleted %s\n", args[1]) })
+		}}
+}
+
+// printRecord prints a record as it is: people who ask for it want all keys.
+func (a *app) printRecord(r router.Record) error {
+	var b bytes.Buffer
+	if err := json.Indent(&b, r.Record, "", " "); err != nil {
+		return fmt.Errorf("print record: %w", err)
+	}
+	return a.print(r, func(w io.Writer) { fmt.Fprintln(w, b.String()) })
+}
+
+// field returns one key of a record for a table.
+func field(record json.RawMessage, key string) string {
+	var m map[string]any
+	if json.Unmarshal(record, &m) != nil || m[key] == nil {
+		return ""
+	}
+	if list, ok := m[key].([]any); ok {
+		return join(list)
+	}
+	return fmt.Sprint(m[key])
+}
+
+func routeList(record json.RawMessage) string {
+	var n struct {
+		Routes []struct{ Target, Via string } `json:"routes"`
+	}
+	if json.Unmarshal(record, &n) != nil {
+		return ""
+	}
+	var out []string
+	for _, r := range n.Routes {
+		if r.Via != "" {
+			r.Target += " via " + r.Via
+		}
+		out = append(out, r.Target)
+	}
+	return join(out)
+}
