@@ -1,0 +1,94 @@
+//go:build linux && !portableudp
+
+package transport
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+const rescanChild = "ZTGATE_TEST_RESCAN"
+
+// Addresses come and go at run time. The test runs itself in a network namespace
+// of its own.
+func TestFollowAddresses(t *testing.T) {
+	if os.Getenv(rescanChild) != "" {
+		followAddresses(t)
+		return
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root for a network namespace")
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestFollowAddresses$", "-test.v")
+	cmd.Env = append(os.Environ(), rescanChild+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("in the namespace: %v\n%s", err, out)
+	}
+}
+
+func followAddresses(t *testing.T) {
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "peer0"}))
+	var links []netlink.Link
+	for _, name := range []string{"eth0", "peer0"} {
+		l, err := netlink.LinkByName(name)
+		must(err)
+		must(netlink.LinkSetUp(l))
+		links = append(links, l)
+	}
+	addr := func(s string) *netlink.Addr {
+		a, err := netlink.ParseAddr(s)
+		must(err)
+		return a
+	}
+	must(netlink.AddrAdd(links[0], addr("10.9.0.1/24")))
+
+	u, err := Open(Config{})
+	must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- u.Run(ctx, func(int, SocketID, netip.AddrPort, []byte) {}, func(int) {}) }()
+
+	expect := func(want ...string) {
+		t.Helper()
+		var got []string
+		for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			got = got[:0]
+			for _, ep := range u.LocalEndpoints() {
+				if a := ep.Addr().String(); !slices.Contains(got, a) {
+					got = append(got, a)
+				}
+			}
+			slices.Sort(got)
+			if slices.Equal(got, want) && len(u.LocalEndpoints()) == 2*len(want) {
+				return
+			}
+		}
+		t.Fatalf("sockets on %v, want %v", got, want)
+	}
+	expect("10.9.0.1")
+	must(netlink.AddrAdd(links[0], addr("10.9.1.2/24")))
+	expect("10.9.0.1", "10.9.1.2")
+	must(netlink.AddrDel(links[0], addr("10.9.0.1/24")))
+	expect("10.9.1.2")
+	must(netlink.LinkSetDown(links[0]))
+	expect()
+	must(netlink.LinkSetUp(links[0]))
+	expect("10.9.1.2")
+	cancel()
+	must(<-done)
+}
