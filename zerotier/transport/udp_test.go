@@ -260,11 +260,10 @@ func TestRunEnds(t *testing.T) {
 			t.Errorf("Run after Close: %v", err)
 		}
 	}
-	for range 1000 {
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if runtime.NumGoroutine() <= before {
 			return
 		}
-		runtime.Gosched()
 	}
 	buf := make([]byte, 1<<16)
 	t.Errorf("goroutines left: %s", buf[:runtime.Stack(buf, true)])
