@@ -32,6 +32,10 @@ func (id NetworkID) MarshalText() ([]byte, error) { return []byte(id.String()), 
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (id *NetworkID) UnmarshalText(b []byte) (err error) {
+	if string(b) == NetworkID(0).String() {
+		*id = 0 // none, as in a flow that ends here
+		return nil
+	}
 	*id, err = ParseNetworkID(string(b))
 	return err
 }

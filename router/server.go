@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -52,6 +53,23 @@ func listen(s *service, reg *prometheus.Registry) (_ *server, err error) {
 	s.registerMetrics(reg)
 	srv.servers = append(srv.servers, newHTTPServer(s.httpHandler(reg)))
 	return srv, nil
+}
+
+// Serve runs the control API and the HTTP server of a node and, unless it is
+// nil, a forwarding plane that somebody else runs. It sets nothing up in the
+// kernel.
+func Serve(ctx context.Context, cfg *Config, mode string, log *slog.Logger, node Node, plane Plane) error {
+	s := newService(cfg, mode, log, node, plane, time.Now())
+	srv, err := listen(s, newRegistry(cfg))
+	if err != nil {
+		return err
+	}
+	defer srv.close()
+	changes, stop := node.Watch()
+	defer stop()
+	return runAll(ctx, log, srv.run, s.targets.Run, func(ctx context.Context) error {
+		return s.follow(ctx, changes, func([]Network) {})
+	})
 }
 
 func newHTTPServer(h http.Handler) *http.Server {

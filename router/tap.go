@@ -21,6 +21,7 @@ type tap struct {
 	link    *link
 	done    chan struct{} // closed when the reader has ended
 	broken  atomic.Bool   // the reader gave up
+	closed  atomic.Bool
 	dropped atomic.Uint64 // frames that the kernel or the node refused
 }
 
@@ -97,8 +98,8 @@ func (t *tap) read(node Node) error {
 			t.dropped.Add(uint64(n - sent))
 		}
 		switch {
-		case errors.Is(err, os.ErrClosed):
-			return nil
+		case t.closed.Load():
+			return nil // asked to stop: err is shutdown noise
 		case err != nil:
 			return fmt.Errorf("read %q: %w", t.name, err)
 		case failed != nil:
@@ -120,6 +121,7 @@ func (t *tap) deliver(frames [][]byte) {
 // close ends the port and waits for its reader.
 func (t *tap) close(ctx context.Context) error {
 	t.link.undo()
+	t.closed.Store(true)
 	err := t.file.Close()
 	select {
 	case <-t.done:

@@ -1,0 +1,336 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ztgate/router"
+	"ztgate/router/routertest"
+)
+
+// result is what a command line did.
+type result struct {
+	code     int
+	out, err string
+}
+
+type harness struct {
+	dir, socket string
+	environ     []string
+	node        *routertest.Node
+	plane       *routertest.Plane
+	ran         *router.Config // configuration that run or member started with
+	runErr      error
+}
+
+func newHarness(t *testing.T) *harness {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "ztg") // short enough for a unix socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	h := &harness{dir: dir, socket: filepath.Join(dir, "s"), node: routertest.NewNode(), plane: &routertest.Plane{}}
+	h.environ = []string{"ZTGATE_SOCKET=" + h.socket, "ZTGATE_HOME=" + dir, "ZTGATE_LISTEN="}
+	return h
+}
+
+func (h *harness) run(t *testing.T, stdin string, args ...string) result {
+	t.Helper()
+	start := func(_ context.Context, cfg *router.Config, log *slog.Logger) error {
+		h.ran = cfg
+		log.Info("started")
+		return h.runErr
+	}
+	var out, errOut bytes.Buffer
+	a := &app{in: strings.NewReader(stdin), out: &out, errOut: &errOut, environ: h.environ, runGateway: start, runMember: start}
+	return result{a.main(t.Context(), args), out.String(), errOut.String()}
+}
+
+// serve runs a fake gateway behind the socket.
+func (h *harness) serve(t *testing.T) {
+	t.Helper()
+	cfg, err := router.Load(router.Sources{Environ: h.environ, NoFile: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- router.Serve(ctx, cfg, router.ModeGateway, slog.New(slog.DiscardHandler), h.node, h.plane)
+	}()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		if _, err := router.NewClient(h.socket).Info(ctx); err == nil {
+			return
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+const nwid = router.NetworkID(0x8056c2e21c000001)
+
+func (h *harness) populate() {
+	h.node.SetOnline(true)
+	h.node.SetController(routertest.NewController())
+	h.node.SetNetwork(router.Network{ID: nwid, Name: "office\x1b[31m", Status: router.StatusOK, Type: "PRIVATE", MTU: 2800,
+		Addresses: []netip.Prefix{netip.MustParsePrefix("10.147.17.5/24")}})
+	h.node.SetPeers(router.Peer{Address: "778cde7190", Role: "PLANET", Version: "1.14.1", Latency: 12,
+		Paths: []router.Path{{Endpoint: netip.MustParseAddrPort("198.51.100.1:9993"), Preferred: true, LastSend: time.Now()}}})
+	h.plane.SetFlows(router.Flow{Protocol: "tcp", State: "ESTABLISHED", Network: nwid, Source: netip.MustParseAddrPort("172.31.0.9:40000"),
+		Destination: netip.MustParseAddrPort("10.147.17.9:443"), Translated: netip.MustParseAddrPort("10.147.17.5:40000")})
+}
+
+func TestQueries(t *testing.T) {
+	h := newHarness(t)
+	h.serve(t)
+	h.populate()
+	for _, tt := range []struct {
+		args string
+		want []string // in the table
+		json []string // in the JSON
+	}{
+		{"status", []string{"fcd8055969 ONLINE, ready", "8056c2e21c000001", "peers: 1 direct"}, []string{`"ready": true`}},
+		{"info", []string{"ADDRESS", "fcd8055969", "ONLINE"}, []string{`"address": "fcd8055969"`, `"online": true`}},
+		{"networks", []string{"office?[31m", "OK", "10.147.17.5/24"}, []string{`"id": "8056c2e21c000001"`, `"status": "OK"`}},
+		{"listnetworks", []string{"8056c2e21c000001"}, nil},
+		{"peers", []string{"778cde7190", "PLANET", "DIRECT", "198.51.100.1:9993"}, []string{`"link": "DIRECT"`}},
+		{"flows --top 5 --to 10.147.17.0/24", []string{"172.31.0.9:40000", "10.147.17.5:40000"}, []string{`"state": "ESTABLISHED"`}},
+		{"flows --to 10.99.0.1", []string{"PROTO"}, []string{`"total": 0`}},
+		{"health", []string{"online", "ok"}, []string{`"ready": true`}},
+		{"wait --for ready --timeout 5s", []string{"ready"}, []string{`"ready": true`}},
+		{"wait --for online", []string{"online"}, nil},
+		{"ping 10.147.17.9 -c 1", []string{"answer from 10.147.17.9 in 1.50 ms"}, []string{`"milliseconds": 1.5`}},
+		{"ping 10.147.17.9:443 -c 2 -i 1ms", []string{"answer from 10.147.17.9:443"}, []string{`"port": 443`}},
+		{"join 9778dd29dd246907", []string{"joined 9778dd29dd246907"}, []string{`"9778dd29dd246907"`}},
+		{"leave 9778dd29dd246907", []string{"left 9778dd29dd246907"}, nil},
+		{"version", []string{"ztgate "}, []string{`"goVersion"`}},
+		{"config show", []string{"socket", "environment ZTGATE_SOCKET"}, []string{`"origin": "default"`}},
+		{"config check", []string{"the configuration is valid"}, []string{`"values"`}},
+		{"completion bash", []string{"bash completion"}, nil},
+		{"help run", []string{"--network"}, nil},
+	} {
+		t.Run(tt.args, func(t *testing.T) {
+			r := h.run(t, "", strings.Fields(tt.args)...)
+			if r.code != 0 {
+				t.Fatalf("exit code %d: %s", r.code, r.err)
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(r.out, want) {
+					t.Errorf("output lacks %q:\n%s", want, r.out)
+				}
+			}
+			if strings.ContainsRune(r.out, 0x1b) {
+				t.Error("a control character from the network reaches the terminal")
+			}
+			if tt.json == nil {
+				return
+			}
+			r = h.run(t, "", append(strings.Fields(tt.args), "-j")...)
+			dec := json.NewDecoder(strings.NewReader(r.out))
+			for dec.More() {
+				var v struct{ Schema int }
+				if err := dec.Decode(&v); err != nil || v.Schema != router.Schema {
+					t.Errorf("JSON: schema %d, %v:\n%s", v.Schema, err, r.out)
+					break
+				}
+			}
+			for _, want := range tt.json {
+				if !strings.Contains(r.out, want) {
+					t.Errorf("JSON lacks %q:\n%s", want, r.out)
+				}
+			}
+		})
+	}
+}
+
+func TestNotReady(t *testing.T) {
+	h := newHarness(t)
+	h.serve(t)
+	for args, want := range map[string]string{
+		"health":                            "OFFLINE",
+		"wait --timeout 100ms":              "no network is joined",
+		"wait --for online --timeout 100ms": "OFFLINE",
+	} {
+		r := h.run(t, "", strings.Fields(args)...)
+		if r.code != 4 || !strings.Contains(r.err, want) {
+			t.Errorf("%s: exit code %d, %q, want 4 and %q", args, r.code, r.err, want)
+		}
+	}
+	h.populate()
+	h.plane.SetDialError(errors.New("no answer"))
+	if r := h.run(t, "", "ping", "10.147.17.9", "-c", "2", "-i", "1ms"); r.code != 1 || !strings.Contains(r.err, "no answer") {
+		t.Errorf("ping without an answer: %+v", r)
+	}
+}
+
+func TestNotRunning(t *testing.T) {
+	h := newHarness(t)
+	for _, args := range []string{"status", "info", "networks", "peers", "flows", "health", "join 8056c2e21c000001",
+		"leave 8056c2e21c000001", "ping 10.0.0.1", "wait --timeout 100ms", "controller list", "controller create"} {
+		r := h.run(t, "", strings.Fields(args)...)
+		if r.code != 3 || !strings.Contains(r.err, "not running") || r.out != "" {
+			t.Errorf("%s: %+v, want exit code 3", args, r)
+		}
+	}
+	r := h.run(t, "", "-j", "status")
+	var v router.ErrorView
+	if err := json.Unmarshal([]byte(r.err), &v); err != nil || v.Error.Kind != router.KindNotRunning {
+		t.Errorf("error as JSON: %q, %v", r.err, err)
+	}
+}
+
+func TestUsageErrors(t *testing.T) {
+	h := newHarness(t)
+	for _, args := range []string{"bogus", "status extra", "--bogus", "identity", "identity bogus", "join", "run --port", "run extra",
+		"run --port x", "run --port 1 --port 2", "run --network 12", "wait --for ever", "ping a:b:c", "planet make", "config check /nonexistent",
+		"controller create --subnet x", "controller authorize 8056c2e21c000001 0123456789 --ip x", "identity show /nonexistent", "flows --top x"} {
+		r := h.run(t, "", strings.Fields(args)...)
+		if r.code != 2 || r.err == "" || r.out != "" {
+			t.Errorf("%s: %+v, want exit code 2 and a line on standard error", args, r)
+		}
+	}
+	r := h.run(t, "", "bogus", "-j")
+	var v router.ErrorView
+	if err := json.Unmarshal([]byte(r.err), &v); err != nil || v.Error.Kind != router.KindUsage {
+		t.Errorf("error as JSON: %q, %v", r.err, err)
+	}
+}
+
+func TestController(t *testing.T) {
+	h := newHarness(t)
+	h.serve(t)
+	if r := h.run(t, "", "controller", "list"); r.code != 2 || !strings.Contains(r.err, "--controller") {
+		t.Errorf("no controller: %+v", r)
+	}
+	h.populate()
+	r := h.run(t, "", "controller", "network", "create", "--name", "office", "--subnet", "10.147.17.0/24")
+	id := strings.TrimSpace(r.out)
+	if _, err := router.ParseNetworkID(id); err != nil || r.code != 0 {
+		t.Fatalf("create: %+v", r)
+	}
+	for _, tt := range []struct{ args, want string }{
+		{"controller list", "office"},
+		{"controller network list", "10.147.17.0/24"},
+		{"controller show " + id, `"name": "office"`},
+		{"controller set " + id + " --mtu 1500", `"mtu": 1500`},
+		{"controller authorize " + id + " 0123456789 --ip 10.147.17.7 --name web", "authorized 0123456789"},
+		{"controller member authorise " + id + " 1123456789 2123456789", "authorized 2123456789"},
+		{"controller members " + id, "10.147.17.7"},
+		{"controller member list " + id, "web"},
+		{"controller deauthorise " + id + " 0123456789", "deauthorized"},
+		{"controller member deauthorize " + id + " 0123456789", "deauthorized"},
+		{"controller member delete " + id + " 0123456789", "deleted"},
+		{"controller delete " + id, "deleted"},
+	} {
+		if r := h.run(t, "", strings.Fields(tt.args)...); r.code != 0 || !strings.Contains(r.out, tt.want) {
+			t.Errorf("%s: %+v, want %q", tt.args, r, tt.want)
+		}
+	}
+}
+
+func TestIdentityAndPlanet(t *testing.T) {
+	h := newHarness(t)
+	secret, public := filepath.Join(h.dir, "secret"), filepath.Join(h.dir, "public")
+	if r := h.run(t, "", "identity", "new", secret, public); r.code != 0 {
+		t.Fatalf("new: %+v", r)
+	}
+	if fi, err := os.Stat(secret); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("secret: %v, %v, want mode 0600", fi, err)
+	}
+	if r := h.run(t, "", "identity", "new", secret); r.code != 2 || !strings.Contains(r.err, "--force") {
+		t.Errorf("overwrite: %+v", r)
+	}
+	text, err := os.ReadFile(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := h.run(t, string(text), "identity", "show", "-")
+	if r.code != 0 || strings.Contains(r.out, string(text)) || strings.Count(r.out, ":") != 2 {
+		t.Errorf("show: %+v, want the public form", r)
+	}
+	if r := h.run(t, "", "identity", "validate", public); r.code != 0 {
+		t.Errorf("validate: %+v", r)
+	}
+	bad := "0123456789" + r.out[10:]
+	if r := h.run(t, bad, "identity", "validate", "-"); r.code != 1 {
+		t.Errorf("validate a wrong address: %+v", r)
+	}
+	if r := h.run(t, "", "identity", "new"); r.code != 0 || strings.Count(r.out, ":") != 3 {
+		t.Errorf("new without a file: %+v", r)
+	}
+	planet := filepath.Join(h.dir, "planet")
+	if r := h.run(t, "", "planet", "make", "--root", public+"=198.51.100.1/9993", "-o", planet, "--key", planet+".key", "--id", "5"); r.code != 0 {
+		t.Errorf("planet make: %+v", r)
+	}
+	if r := h.run(t, "", "planet", "show", planet); r.code != 0 || !strings.Contains(r.out, "planet 5") || !strings.Contains(r.out, "198.51.100.1:9993") {
+		t.Errorf("planet show: %+v", r)
+	}
+}
+
+func TestRunAndMember(t *testing.T) {
+	h := newHarness(t)
+	if r := h.run(t, "", "run", "--network", nwid.String(), "--port", "0", "--controller", "--source", "172.31.0.0/16,10.9.0.0/16"); r.code != 0 || !strings.Contains(r.err, "started") {
+		t.Fatalf("run: %+v", r)
+	}
+	if h.ran.Port != 0 || !h.ran.Controller || len(h.ran.VPC.Sources) != 2 || h.ran.VPC.TUN != router.DefaultTUN || h.ran.Home != h.dir {
+		t.Errorf("run started with %+v", h.ran)
+	}
+	if r := h.run(t, "", "member", "--network", nwid.String(), "--network", "9778dd29dd246907"); r.code != 0 {
+		t.Fatalf("member: %+v", r)
+	}
+	if h.ran.VPC.TUN != router.MemberTUN || len(h.ran.Networks) != 2 {
+		t.Errorf("member started with %+v", h.ran)
+	}
+	h.runErr = errors.New("broken")
+	if r := h.run(t, "", "run"); r.code != 1 || !strings.Contains(r.err, "ztgate: broken") {
+		t.Errorf("failing run: %+v", r)
+	}
+	h.runErr = context.Canceled
+	if r := h.run(t, "", "run"); r.code != 0 {
+		t.Errorf("stopped run: %+v", r)
+	}
+	path := filepath.Join(h.dir, "c.yaml")
+	if err := os.WriteFile(path, []byte("prot: 1\nhmoe: x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := h.run(t, "", "run", "--config", path)
+	if r.code != 2 || !strings.Contains(r.err, "did you mean port?") || strings.Count(r.err, "\n") != 2 {
+		t.Errorf("faulty file: %+v, want two lines", r)
+	}
+}
+
+// TestTree walks all commands for what people read.
+func TestTree(t *testing.T) {
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Short == "" || c.Short[0] < 'A' || c.Short[0] > 'Z' || strings.HasSuffix(c.Short, ".") {
+			t.Errorf("%s: short text %q, want a capital and no full stop", c.CommandPath(), c.Short)
+		}
+		if c.Name() != "ztgate" && c.RunE == nil && c.Run == nil {
+			t.Errorf("%s does nothing", c.CommandPath())
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk((&app{}).command())
+}

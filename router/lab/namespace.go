@@ -1,0 +1,206 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Namespace is a named network namespace, visible to `ip netns`. Its methods are
+// safe for concurrent use.
+type Namespace struct {
+	Name string
+	ns   netns.NsHandle
+	nl   *netlink.Handle
+}
+
+// newNamespace makes a named namespace with loopback up.
+func newNamespace(name string) (_ *Namespace, err error) {
+	n := &Namespace{Name: name}
+	done := make(chan error, 1)
+	go func() {
+		// The thread ends with the goroutine: it is not let loose in whatever
+		// namespace it is in.
+		runtime.LockOSThread()
+		n.ns, err = netns.NewNamed(name)
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		return nil, fmt.Errorf("create network namespace %q: %w", name, err)
+	}
+	if n.nl, err = netlink.NewHandleAt(n.ns, unix.NETLINK_ROUTE); err != nil {
+		n.close()
+		return nil, fmt.Errorf("open netlink in %q: %w", name, err)
+	}
+	if err := n.up("lo"); err != nil {
+		n.close()
+		return nil, err
+	}
+	return n, nil
+}
+
+// close frees the handles; the namespace itself stays.
+func (n *Namespace) close() {
+	if n.nl != nil {
+		n.nl.Close()
+	}
+	_ = n.ns.Close()
+}
+
+// Do runs f on a thread inside the namespace and waits for it. Sockets that f
+// opens and processes that it starts, on its own goroutine, are in the namespace.
+func (n *Namespace) Do(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		home, err := netns.Get()
+		if err != nil {
+			done <- fmt.Errorf("enter namespace %q: %w", n.Name, err)
+			return
+		}
+		defer home.Close()
+		if err := netns.Set(n.ns); err != nil {
+			done <- fmt.Errorf("enter namespace %q: %w", n.Name, err)
+			return
+		}
+		err = f()
+		if netns.Set(home) == nil {
+			runtime.UnlockOSThread() // else the thread ends with the goroutine
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// Command prepares a program that Start of the command, called within
+// [Namespace.Do], runs in the namespace.
+func (n *Namespace) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, name, args...)
+}
+
+// Run runs a program in the namespace and returns what it printed.
+func (n *Namespace) Run(ctx context.Context, name string, args ...string) ([]byte, error) {
+	var out []byte
+	err := n.Do(func() (err error) {
+		out, err = n.Command(ctx, name, args...).CombinedOutput()
+		return err
+	})
+	return out, err
+}
+
+// Dial connects from within the namespace. address must not need a resolver.
+func (n *Namespace) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	err = n.Do(func() (err error) {
+		var d net.Dialer
+		conn, err = d.DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+// Listen listens within the namespace.
+func (n *Namespace) Listen(network, address string) (l net.Listener, err error) {
+	err = n.Do(func() (err error) {
+		l, err = net.Listen(network, address)
+		return err
+	})
+	return l, err
+}
+
+// Sysctl sets a kernel parameter of the namespace, as in
+// "net/ipv4/ip_forward".
+func (n *Namespace) Sysctl(key, value string) error {
+	return n.Do(func() error {
+		if err := os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0); err != nil {
+			return fmt.Errorf("set %s in %q: %w", strings.ReplaceAll(key, "/", "."), n.Name, err)
+		}
+		return nil
+	})
+}
+
+func (n *Namespace) up(ifname string) error {
+	l, err := n.nl.LinkByName(ifname)
+	if err != nil {
+		return fmt.Errorf("find interface %q in %q: %w", ifname, n.Name, err)
+	}
+	if err := n.nl.LinkSetUp(l); err != nil {
+		return fmt.Errorf("set interface %q in %q up: %w", ifname, n.Name, err)
+	}
+	return nil
+}
+
+// AddAddress gives an interface an address; the interface is up afterwards.
+func (n *Namespace) AddAddress(ifname string, p netip.Prefix) error {
+	l, err := n.nl.LinkByName(ifname)
+	if err != nil {
+		return fmt.Errorf("find interface %q in %q: %w", ifname, n.Name, err)
+	}
+	a := &netlink.Addr{IPNet: ipNet(p)}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	if err := n.nl.AddrAdd(l, a); err != nil {
+		return fmt.Errorf("add address %s to %q in %q: %w", p, ifname, n.Name, err)
+	}
+	return n.up(ifname)
+}
+
+// AddRoute routes to target through a neighbour.
+func (n *Namespace) AddRoute(target netip.Prefix, via netip.Addr) error {
+	if err := n.nl.RouteAdd(&netlink.Route{Dst: ipNet(target), Gw: via.AsSlice()}); err != nil {
+		return fmt.Errorf("add route %s via %s in %q: %w", target, via, n.Name, err)
+	}
+	return nil
+}
+
+// Bridge makes a bridge in the namespace.
+func (n *Namespace) Bridge(name string) error {
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}
+	if err := n.nl.LinkAdd(br); err != nil {
+		return fmt.Errorf("create bridge %q in %q: %w", name, n.Name, err)
+	}
+	return n.up(name)
+}
+
+// Connect joins two namespaces by a pair of interfaces, which are up.
+func Connect(a *Namespace, aName string, b *Namespace, bName string) error {
+	v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: aName}, PeerName: bName, PeerNamespace: netlink.NsFd(b.ns)}
+	if err := a.nl.LinkAdd(v); err != nil {
+		return fmt.Errorf("connect %q in %q with %q in %q: %w", aName, a.Name, bName, b.Name, err)
+	}
+	return errors.Join(a.up(aName), b.up(bName))
+}
+
+// Plug connects ifname of n with a bridge in sw by a port called port.
+func Plug(n *Namespace, ifname string, sw *Namespace, bridge, port string) error {
+	if err := Connect(n, ifname, sw, port); err != nil {
+		return err
+	}
+	br, err := sw.nl.LinkByName(bridge)
+	if err != nil {
+		return fmt.Errorf("find bridge %q in %q: %w", bridge, sw.Name, err)
+	}
+	p, err := sw.nl.LinkByName(port)
+	if err != nil {
+		return fmt.Errorf("find interface %q in %q: %w", port, sw.Name, err)
+	}
+	if err := sw.nl.LinkSetMaster(p, br); err != nil {
+		return fmt.Errorf("plug %q into bridge %q: %w", port, bridge, err)
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

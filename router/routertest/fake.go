@@ -1,0 +1,437 @@
+// Package routertest has a node, a forwarding plane and a controller without a
+// network, for tests of what stands above them.
+package routertest
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"ztgate/router"
+)
+
+// Node is a node whose state tests set.
+type Node struct {
+	mu       sync.Mutex
+	info     router.NodeInfo
+	networks map[router.NetworkID]router.Network
+	peers    []router.Peer
+	groups   map[router.NetworkID][]router.Group
+	watchers map[chan struct{}]struct{}
+	ready    chan struct{}
+	closed   bool
+	ctl      router.Controller
+	written  [][]byte
+	onFrames func(uint64, [][]byte)
+	failRun  error
+	running  context.CancelFunc
+}
+
+var _ router.Node = (*Node)(nil)
+
+// NewNode returns an offline node in no network.
+func NewNode() *Node {
+	return &Node{
+		info:     router.NodeInfo{Address: "fcd8055969", Identity: "fcd8055969:0:00", Version: "1.14.1", PrimaryPort: 9993},
+		networks: map[router.NetworkID]router.Network{}, groups: map[router.NetworkID][]router.Group{},
+		watchers: map[chan struct{}]struct{}{}, ready: make(chan struct{}),
+	}
+}
+
+// Start takes over a configuration, as router.Parts.NewNode does.
+func (n *Node) Start(cfg router.NodeConfig) (router.Node, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.onFrames = cfg.OnFrames
+	if cfg.Controller && n.ctl == nil {
+		n.ctl = NewController()
+	}
+	n.info.Controller = n.ctl != nil
+	return n, nil
+}
+
+// SetOnline changes the state of the node.
+func (n *Node) SetOnline(v bool) { n.change(func() { n.info.Online = v }) }
+
+// SetNetwork adds or changes a network.
+func (n *Node) SetNetwork(nw router.Network) { n.change(func() { n.networks[nw.ID] = nw }) }
+
+// SetPeers replaces the peers.
+func (n *Node) SetPeers(p ...router.Peer) { n.change(func() { n.peers = p }) }
+
+// SetController makes the node a controller.
+func (n *Node) SetController(c router.Controller) {
+	n.change(func() { n.ctl = c; n.info.Controller = true })
+}
+
+// Fail makes Run return an error.
+func (n *Node) Fail(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.failRun = err
+	if n.running != nil {
+		n.running()
+	}
+}
+
+// Receive hands frames to whoever listens to the node.
+func (n *Node) Receive(id router.NetworkID, frames ...[]byte) { n.onFrames(uint64(id), frames) }
+
+// Written returns the frames that were sent so far.
+func (n *Node) Written() [][]byte {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.written)
+}
+
+// Groups returns the subscriptions in a network.
+func (n *Node) Groups(id router.NetworkID) []router.Group {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.groups[id]
+}
+
+// Closed says whether the node was closed or has ended.
+func (n *Node) Closed() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.closed
+}
+
+func (n *Node) change(f func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f()
+	for ch := range n.watchers {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Run implements router.Node.
+func (n *Node) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	n.mu.Lock()
+	n.running = cancel
+	n.mu.Unlock()
+	close(n.ready)
+	<-ctx.Done()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.closed = true
+	return n.failRun
+}
+
+// Close implements router.Node.
+func (n *Node) Close() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.closed = true
+	return nil
+}
+
+// Ready implements router.Node.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// Info implements router.Node.
+func (n *Node) Info() router.NodeInfo {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.info
+}
+
+// Peers implements router.Node.
+func (n *Node) Peers() []router.Peer {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.peers)
+}
+
+// Networks implements router.Node.
+func (n *Node) Networks() []router.Network {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out := []router.Network{}
+	for _, nw := range n.networks {
+		out = append(out, nw)
+	}
+	return out
+}
+
+// Join implements router.Node.
+func (n *Node) Join(id router.NetworkID) error {
+	n.change(func() {
+		if _, ok := n.networks[id]; !ok {
+			n.networks[id] = router.Network{ID: id, Status: router.StatusRequesting, Type: "PRIVATE", MTU: 2800}
+		}
+	})
+	return nil
+}
+
+// Leave implements router.Node.
+func (n *Node) Leave(id router.NetworkID) error {
+	n.change(func() { delete(n.networks, id) })
+	return nil
+}
+
+// Watch implements router.Node.
+func (n *Node) Watch() (<-chan struct{}, func()) {
+	ch := make(chan struct{}, 1)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.watchers[ch] = struct{}{}
+	return ch, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.watchers, ch)
+	}
+}
+
+// WriteFrames implements router.Node.
+func (n *Node) WriteFrames(_ uint64, bufs [][]byte, sizes []int, offset int) (int, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for i, b := range bufs {
+		n.written = append(n.written, slices.Clone(b[offset:offset+sizes[i]]))
+	}
+	return len(bufs), nil
+}
+
+// SetMulticastGroups implements router.Node.
+func (n *Node) SetMulticastGroups(id router.NetworkID, groups []router.Group) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.groups[id] = groups
+}
+
+// Controller implements router.Node.
+func (n *Node) Controller() router.Controller {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.ctl
+}
+
+// Plane is a forwarding plane that forwards nothing.
+type Plane struct {
+	mu       sync.Mutex
+	device   router.Device
+	networks []router.PlaneNetwork
+	flows    []router.Flow
+	dialErr  error
+	frames   int
+}
+
+var _ router.Plane = (*Plane)(nil)
+
+// Start takes over a configuration, as router.Parts.NewPlane does.
+func (p *Plane) Start(cfg router.PlaneConfig) (router.Plane, error) {
+	p.device = cfg.Device
+	return p, nil
+}
+
+// SetFlows replaces the flow table.
+func (p *Plane) SetFlows(f ...router.Flow) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.flows = f
+}
+
+// SetDialError makes pings and connects fail.
+func (p *Plane) SetDialError(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dialErr = err
+}
+
+// Networks returns what was set last.
+func (p *Plane) Networks() []router.PlaneNetwork {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.networks)
+}
+
+// Run implements router.Plane.
+func (p *Plane) Run(ctx context.Context) error {
+	<-ctx.Done()
+	if p.device != nil {
+		return p.device.Close()
+	}
+	return nil
+}
+
+// SetNetworks implements router.Plane.
+func (p *Plane) SetNetworks(nets []router.PlaneNetwork) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.networks = nets
+	return nil
+}
+
+// Deliver implements router.Plane.
+func (p *Plane) Deliver(_ uint64, frames [][]byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.frames += len(frames)
+}
+
+// MulticastGroups implements router.Plane.
+func (p *Plane) MulticastGroups(router.NetworkID) []router.Group {
+	return []router.Group{{MAC: router.MAC{0x33, 0x33, 0, 0, 0, 1}}}
+}
+
+// Flows implements router.Plane.
+func (p *Plane) Flows(f router.FlowFilter) []router.Flow {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(p.flows), func(fl router.Flow) bool {
+		return f.To.IsValid() && !f.To.Contains(fl.Destination.Addr())
+	})
+}
+
+// Ping implements router.Plane.
+func (p *Plane) Ping(context.Context, netip.Addr) (time.Duration, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return 1500 * time.Microsecond, p.dialErr
+}
+
+// DialTCP implements router.Plane.
+func (p *Plane) DialTCP(context.Context, netip.AddrPort) (net.Conn, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.dialErr != nil {
+		return nil, p.dialErr
+	}
+	a, b := net.Pipe()
+	return a, b.Close()
+}
+
+// Controller keeps records in memory.
+type Controller struct {
+	mu       sync.Mutex
+	networks map[router.NetworkID]map[string]any
+	members  map[router.NetworkID]map[string]map[string]any
+}
+
+var _ router.Controller = (*Controller)(nil)
+
+// NewController returns a controller without networks.
+func NewController() *Controller {
+	return &Controller{networks: map[router.NetworkID]map[string]any{}, members: map[router.NetworkID]map[string]map[string]any{}}
+}
+
+var errUnknown = errors.New("there is no such record")
+
+func merge(record map[string]any, patch json.RawMessage) (json.RawMessage, error) {
+	if err := json.Unmarshal(patch, &record); err != nil {
+		return nil, err
+	}
+	return json.Marshal(record)
+}
+
+// Networks implements router.Controller.
+func (c *Controller) Networks() ([]router.NetworkID, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []router.NetworkID
+	for id := range c.networks {
+		out = append(out, id)
+	}
+	slices.SortFunc(out, cmp.Compare[router.NetworkID])
+	return out, nil
+}
+
+// Network implements router.Controller.
+func (c *Controller) Network(id router.NetworkID) (json.RawMessage, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.networks[id] == nil {
+		return nil, fmt.Errorf("network %s: %w", id, errUnknown)
+	}
+	return json.Marshal(c.networks[id])
+}
+
+// SetNetwork implements router.Controller.
+func (c *Controller) SetNetwork(id router.NetworkID, patch json.RawMessage) (json.RawMessage, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if id == 0 {
+		id = router.NetworkID(0xfcd8055969000001 + uint64(len(c.networks)))
+	}
+	if c.networks[id] == nil {
+		c.networks[id] = map[string]any{"id": id.String(), "private": true, "mtu": 2800, "revision": 1}
+	}
+	return merge(c.networks[id], patch)
+}
+
+// DeleteNetwork implements router.Controller.
+func (c *Controller) DeleteNetwork(id router.NetworkID) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.networks, id)
+	delete(c.members, id)
+	return nil
+}
+
+// Members implements router.Controller.
+func (c *Controller) Members(id router.NetworkID) ([]json.RawMessage, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.networks[id] == nil {
+		return nil, fmt.Errorf("network %s: %w", id, errUnknown)
+	}
+	var out []json.RawMessage
+	for _, m := range c.members[id] {
+		b, err := json.Marshal(m)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, b)
+	}
+	return out, nil
+}
+
+// Member implements router.Controller.
+func (c *Controller) Member(id router.NetworkID, address string) (json.RawMessage, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m := c.members[id][address]
+	if m == nil {
+		return nil, fmt.Errorf("member %s: %w", address, errUnknown)
+	}
+	return json.Marshal(m)
+}
+
+// SetMember implements router.Controller.
+func (c *Controller) SetMember(id router.NetworkID, address string, patch json.RawMessage) (json.RawMessage, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.networks[id] == nil {
+		return nil, fmt.Errorf("network %s: %w", id, errUnknown)
+	}
+	if c.members[id] == nil {
+		c.members[id] = map[string]map[string]any{}
+	}
+	if c.members[id][address] == nil {
+		c.members[id][address] = map[string]any{"id": address, "authorized": false, "revision": 1}
+	}
+	return merge(c.members[id][address], patch)
+}
+
+// DeleteMember implements router.Controller.
+func (c *Controller) DeleteMember(id router.NetworkID, address string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.members[id], address)
+	return nil
+}
