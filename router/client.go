@@ -26,11 +26,11 @@ type Client struct {
 // findSocket returns the control socket to use: the given one; else that of an
 // explicitly chosen home; else the default one; else that of the default home.
 func findSocket(socket, home string, homeGiven bool) string {
-	if socket != "" {
-		return socket
-	}
 	inHome := homeSocket(home)
-	if _, err := os.Stat(inHome); err == nil && homeGiven {
+	switch {
+	case socket != "":
+		return socket
+	case homeGiven:
 		return inHome
 	}
 	if _, err := os.Stat(DefaultSocket); err == nil {

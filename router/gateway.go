@@ -82,7 +82,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 	}
 	defer srv.close()
 	info := node.Info()
-	log.Info("starting", "version", Version, "address", info.Address, "home", cfg.Home, "socket", srv.socketPath,
+	log.Info("starting", "version", Version, "address", info.Address, "home", cfg.Home, "socket", srv.socket(),
 		"listen", cfg.Listen, "tun", cfg.VPC.TUN, "controller", info.Controller)
 	started = true
 	return runAll(ctx, log,

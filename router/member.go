@@ -60,7 +60,7 @@ func RunMemberWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Par
 	defer srv.close()
 	info := node.Info()
 	log.Info("starting", "version", Version, "address", info.Address, "mode", mode, "home", cfg.Home,
-		"socket", srv.socketPath, "controller", info.Controller)
+		"socket", srv.socket(), "controller", info.Controller)
 	started = true
 	defer m.closeAll()
 	return runAll(ctx, log, node.Run, srv.run, m.targets.Run, m.run)

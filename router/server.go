@@ -23,10 +23,10 @@ import (
 // server is the control API on a unix socket and, if configured, the HTTP server
 // for metrics and health.
 type server struct {
-	socketPath string
-	socket     net.Listener
-	http       net.Listener // nil = off
-	servers    []*http.Server
+	sockets []net.Listener
+	http    net.Listener // nil = off
+	control *http.Server
+	public  *http.Server
 }
 
 // listen opens both listeners, so that a taken port is an error at once.
@@ -37,10 +37,10 @@ func listen(s *service, reg *prometheus.Registry) (_ *server, err error) {
 			srv.close()
 		}
 	}()
-	if srv.socket, srv.socketPath, err = listenSocket(s.cfg); err != nil {
+	if srv.sockets, err = listenSockets(s.cfg); err != nil {
 		return nil, err
 	}
-	srv.servers = append(srv.servers, newHTTPServer(s.controlHandler()))
+	srv.control = newHTTPServer(s.controlHandler())
 	if s.cfg.Listen == "" {
 		return srv, nil
 	}
@@ -51,7 +51,7 @@ func listen(s *service, reg *prometheus.Registry) (_ *server, err error) {
 		return nil, fmt.Errorf("open HTTP server (listen from %s): %w", s.cfg.Origin("listen"), err)
 	}
 	s.registerMetrics(reg)
-	srv.servers = append(srv.servers, newHTTPServer(s.httpHandler(reg)))
+	srv.public = newHTTPServer(s.httpHandler(reg))
 	return srv, nil
 }
 
@@ -77,29 +77,41 @@ func newHTTPServer(h http.Handler) *http.Server {
 		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 }
 
-// listenSocket opens the control socket. A file left by a killed process is
-// removed; the socket of a living one is not.
-func listenSocket(cfg *Config) (net.Listener, string, error) {
+// listenSockets opens the control socket: the configured one, or the default one
+// and one inside home, by which a command with --home finds this process among
+// several.
+func listenSockets(cfg *Config) ([]net.Listener, error) {
 	paths := []string{cfg.Socket}
 	if cfg.Socket == "" {
 		paths = []string{DefaultSocket, homeSocket(cfg.Home)}
 	}
+	var out []net.Listener
 	var errs []error
 	for _, path := range paths {
 		l, err := openSocket(path)
-		if err == nil {
-			return l, path, nil
+		if err != nil {
+			errs = append(errs, fmt.Errorf("open control socket %s: %w", path, err))
+			continue
 		}
-		errs = append(errs, fmt.Errorf("open control socket %s: %w", path, err))
+		out = append(out, l)
 	}
-	return nil, "", errors.Join(errs...)
+	if len(out) == 0 {
+		return nil, errors.Join(errs...)
+	}
+	return out, nil
 }
 
 func homeSocket(home string) string { return filepath.Join(home, "ztgate.sock") }
 
 var errSocketInUse = errors.New("another process answers on it: stop that one or choose another with --socket")
 
+// maxSocketPath is what fits a unix socket address.
+const maxSocketPath = 107
+
 func openSocket(path string) (net.Listener, error) {
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("the path has %d bytes, %d are possible: choose a shorter one with --socket", len(path), maxSocketPath)
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
@@ -129,11 +141,7 @@ func openSocket(path string) (net.Listener, error) {
 // run serves until ctx ends.
 func (srv *server) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for i, l := range []net.Listener{srv.socket, srv.http} {
-		if l == nil {
-			continue
-		}
-		s := srv.servers[i]
+	serve := func(s *http.Server, l net.Listener) {
 		g.Go(func() error {
 			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serve %s: %w", l.Addr(), err)
@@ -141,12 +149,18 @@ func (srv *server) run(ctx context.Context) error {
 			return nil
 		})
 	}
+	for _, l := range srv.sockets {
+		serve(srv.control, l)
+	}
+	if srv.http != nil {
+		serve(srv.public, srv.http)
+	}
 	g.Go(func() error {
 		<-ctx.Done()
 		grace, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		for _, s := range srv.servers {
-			if s.Shutdown(grace) != nil {
+		for _, s := range []*http.Server{srv.control, srv.public} {
+			if s != nil && s.Shutdown(grace) != nil {
 				_ = s.Close()
 			}
 		}
@@ -157,12 +171,16 @@ func (srv *server) run(ctx context.Context) error {
 
 // close frees the listeners; after run there is nothing left to do.
 func (srv *server) close() {
-	for _, l := range []net.Listener{srv.socket, srv.http} {
-		if l != nil {
-			_ = l.Close()
-		}
+	for _, l := range srv.sockets {
+		_ = l.Close()
+	}
+	if srv.http != nil {
+		_ = srv.http.Close()
 	}
 }
+
+// socket names the control socket in the log.
+func (srv *server) socket() string { return srv.sockets[0].Addr().String() }
 
 // maxBody bounds what a caller of the control API may send.
 const maxBody = 4 << 20

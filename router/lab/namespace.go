@@ -28,15 +28,11 @@ type Namespace struct {
 // newNamespace makes a named namespace with loopback up.
 func newNamespace(name string) (_ *Namespace, err error) {
 	n := &Namespace{Name: name}
-	done := make(chan error, 1)
-	go func() {
-		// The thread ends with the goroutine: it is not let loose in whatever
-		// namespace it is in.
-		runtime.LockOSThread()
-		n.ns, err = netns.NewNamed(name)
-		done <- err
-	}()
-	if err := <-done; err != nil {
+	err = onThread(func() (err error) {
+		n.ns, err = netns.NewNamed(name) // moves the thread there
+		return err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("create network namespace %q: %w", name, err)
 	}
 	if n.nl, err = netlink.NewHandleAt(n.ns, unix.NETLINK_ROUTE); err != nil {
@@ -61,19 +57,25 @@ func (n *Namespace) close() {
 // Do runs f on a thread inside the namespace and waits for it. Sockets that f
 // opens and processes that it starts, on its own goroutine, are in the namespace.
 func (n *Namespace) Do(f func() error) error {
+	return onThread(func() error {
+		if err := netns.Set(n.ns); err != nil {
+			return fmt.Errorf("enter network namespace %q: %w", n.Name, err)
+		}
+		return f()
+	})
+}
+
+// onThread runs f on a thread of its own, whose namespace f may change.
+func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		home, err := netns.Get()
 		if err != nil {
-			done <- fmt.Errorf("enter namespace %q: %w", n.Name, err)
+			done <- fmt.Errorf("find own network namespace: %w", err)
 			return
 		}
 		defer home.Close()
-		if err := netns.Set(n.ns); err != nil {
-			done <- fmt.Errorf("enter namespace %q: %w", n.Name, err)
-			return
-		}
 		err = f()
 		if netns.Set(home) == nil {
 			runtime.UnlockOSThread() // else the thread ends with the goroutine

@@ -1,0 +1,404 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"ztgate/router"
+)
+
+// Addresses of the scenario. 203.0.113.0/24 counts as private (chapter 01 §6.3),
+// so that paths in it are allowed.
+var (
+	rootInet   = netip.MustParsePrefix("203.0.113.1/24")
+	gwInet     = netip.MustParsePrefix("203.0.113.10/24")
+	officeInet = netip.MustParsePrefix("203.0.113.20/24")
+
+	gwVPC      = netip.MustParsePrefix("172.31.0.1/24")
+	clientVPC  = netip.MustParsePrefix("172.31.0.10/24")
+	vpcSources = netip.MustParsePrefix("172.31.0.0/16")
+
+	overlay       = netip.MustParsePrefix("10.0.0.0/24")
+	gwOverlay     = netip.MustParseAddr("10.0.0.1")
+	officeOverlay = netip.MustParseAddr("10.0.0.10")
+)
+
+const (
+	rootPort      = 9993
+	metricsListen = "127.0.0.1:9002"
+	officeTUN     = "zt0"
+	gatewayTUN    = "ztg0"
+)
+
+// Options say how the scenario runs.
+type Options struct {
+	Binary   string        // our own program, default /proc/self/exe
+	Prefix   string        // of names, default [DefaultPrefix]
+	Duration time.Duration // of each bulk transfer, default 3 s
+	Streams  int           // connections of a bulk transfer, default 1
+	Timeout  time.Duration // for everything up to ready, default 60 s
+	Keep     bool          // leave all up at the end
+	LogLevel string        // of the processes, default info
+	Progress io.Writer     // says what is being done; nil = silence
+}
+
+func (o *Options) defaults() {
+	if o.Binary == "" {
+		o.Binary = "/proc/self/exe"
+	}
+	if o.Prefix == "" {
+		o.Prefix = DefaultPrefix
+	}
+	if o.Duration <= 0 {
+		o.Duration = 3 * time.Second
+	}
+	if o.Streams <= 0 {
+		o.Streams = 1
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = time.Minute
+	}
+	if o.LogLevel == "" {
+		o.LogLevel = "info"
+	}
+	if o.Progress == nil {
+		o.Progress = io.Discard
+	}
+}
+
+// Scenario is a running scenario.
+type Scenario struct {
+	*Topology
+	Inet, Root, Office, Gateway, VPC *Namespace
+
+	RootProcess, OfficeProcess, GatewayProcess *Process
+	RootAPI, OfficeAPI, GatewayAPI             *router.Client
+
+	Network                                router.NetworkID
+	RootAddress, OfficeAddr, GatewayMember string // node addresses
+
+	opts    Options
+	planet  string
+	started time.Time // of the gateway
+	ready   time.Time
+	server  sync.WaitGroup
+	stop    context.CancelFunc // of the office server
+}
+
+// Run runs the scenario, checks it and takes it down again unless asked to keep
+// it. The report is valid even with an error, as far as it got; checks that
+// failed are an error.
+func Run(ctx context.Context, o Options) (*Report, error) {
+	s, err := Start(ctx, o)
+	r := &Report{}
+	if s == nil {
+		return r, err
+	}
+	if err == nil {
+		err = s.Check(r)
+	}
+	if err != nil && ctx.Err() == nil {
+		for _, p := range s.processes {
+			r.Logs += p.Tail(15)
+		}
+	}
+	r.LogDir = s.LogDir
+	if s.opts.Keep && ctx.Err() == nil {
+		err = errors.Join(err, s.keep())
+		r.Hints = s.hints()
+		return r, err
+	}
+	return r, errors.Join(err, s.Close())
+}
+
+// Start brings the scenario up to where the gateway is ready. Unless the first
+// result is nil it must be closed, even with an error.
+func Start(ctx context.Context, o Options) (*Scenario, error) {
+	o.defaults()
+	t, err := New(ctx, o.Prefix)
+	if err != nil {
+		return nil, err
+	}
+	s := &Scenario{Topology: t, opts: o}
+	ctx, cancel := context.WithTimeout(t.Context(), o.Timeout)
+	defer cancel()
+	for _, step := range []struct {
+		what string
+		do   func(context.Context) error
+	}{
+		{"making network namespaces", s.build},
+		{"making identities and the planet", s.credentials},
+		{"starting root and controller", s.startRoot},
+		{"making the network", s.makeNetwork},
+		{"starting office and gateway", s.startMembers},
+		{"waiting for the office to join", s.awaitOffice},
+		{"starting the office's web server", s.startServer},
+		{"waiting for the gateway to be ready", s.awaitGateway},
+	} {
+		fmt.Fprintln(o.Progress, step.what)
+		if err := step.do(ctx); err != nil {
+			if cause := context.Cause(t.Context()); cause != nil {
+				err = cause // a process ended: the rest follows from that
+			}
+			return s, fmt.Errorf("%s: %w", step.what, err)
+		}
+	}
+	return s, nil
+}
+
+// Close takes the scenario down.
+func (s *Scenario) Close() error {
+	if s.stop != nil {
+		s.stop()
+		s.server.Wait()
+	}
+	return s.Topology.Close()
+}
+
+func (s *Scenario) build(context.Context) (err error) {
+	for _, n := range []struct {
+		name string
+		to   **Namespace
+	}{{"inet", &s.Inet}, {"root", &s.Root}, {"office", &s.Office}, {"gw", &s.Gateway}, {"vpc", &s.VPC}} {
+		if *n.to, err = s.Namespace(n.name); err != nil {
+			return err
+		}
+	}
+	if err := s.Inet.Bridge("br0"); err != nil {
+		return err
+	}
+	for _, h := range []struct {
+		n    *Namespace
+		port string
+		addr netip.Prefix
+	}{{s.Root, "root", rootInet}, {s.Office, "office", officeInet}, {s.Gateway, "gw", gwInet}} {
+		if err := errors.Join(Plug(h.n, "eth-inet", s.Inet, "br0", h.port), h.n.AddAddress("eth-inet", h.addr)); err != nil {
+			return err
+		}
+	}
+	if err := Connect(s.Gateway, "eth-vpc", s.VPC, "eth0"); err != nil {
+		return err
+	}
+	return errors.Join(
+		s.Gateway.AddAddress("eth-vpc", gwVPC),
+		s.VPC.AddAddress("eth0", clientVPC),
+		s.VPC.AddRoute(overlay, gwVPC.Addr()),
+		s.Gateway.Sysctl("net/ipv4/ip_forward", "1"),
+	)
+}
+
+// credentials makes the identities, which are needed before anything runs: the
+// planet names the root, and members are authorised beforehand.
+func (s *Scenario) credentials(context.Context) error {
+	for _, p := range []struct {
+		name string
+		to   *string
+	}{{"root", &s.RootAddress}, {"office", &s.OfficeAddr}, {"gw", &s.GatewayMember}} {
+		home, err := s.Home(p.name)
+		if err != nil {
+			return err
+		}
+		id, err := router.NewIdentity(filepath.Join(home, "identity.secret"), filepath.Join(home, "identity.public"), false)
+		if err != nil {
+			return err
+		}
+		*p.to = id.Address
+	}
+	s.planet = filepath.Join(s.Dir, "planet")
+	_, err := router.WritePlanet(router.PlanetSpec{
+		Roots: []string{fmt.Sprintf("%s=%s/%d", filepath.Join(s.Dir, "root", "identity.public"), rootInet.Addr(), rootPort)},
+		Now:   time.Now(),
+	}, s.planet, filepath.Join(s.Dir, "planet.key"), false)
+	return err
+}
+
+// spawn starts one of our processes and returns a client of its control socket.
+func (s *Scenario) spawn(n *Namespace, name string, args ...string) (*Process, *router.Client, error) {
+	socket := filepath.Join(s.Dir, name, "ztgate.sock")
+	args = append(args, "--planet", s.planet, "--socket", socket, "--log-level", s.opts.LogLevel)
+	p, err := s.Start(n, name, s.opts.Binary, args...)
+	return p, router.NewClient(socket), err
+}
+
+func (s *Scenario) startRoot(ctx context.Context) (err error) {
+	s.RootProcess, s.RootAPI, err = s.spawn(s.Root, "root", "member", "--controller", "--port", fmt.Sprint(rootPort), "--listen", "")
+	if err != nil {
+		return err
+	}
+	return until(ctx, func() error {
+		_, err := s.RootAPI.Info(ctx)
+		return err
+	})
+}
+
+func (s *Scenario) makeNetwork(ctx context.Context) error {
+	patch, err := router.NetworkSpec{Name: "lab", Pools: []string{"10.0.0.1-10.0.0.254"}, Routes: []string{overlay.String()}}.Patch()
+	if err != nil {
+		return err
+	}
+	rec, err := s.RootAPI.CreateNetwork(ctx, patch)
+	if err != nil {
+		return err
+	}
+	if s.Network, err = networkOf(rec); err != nil {
+		return err
+	}
+	yes := true
+	for _, m := range []struct {
+		name, node string
+		ip         netip.Addr
+	}{{"office", s.OfficeAddr, officeOverlay}, {"gateway", s.GatewayMember, gwOverlay}} {
+		patch, err := router.MemberSpec{Name: m.name, Authorized: &yes, IPs: []string{m.ip.String()}}.Patch()
+		if err != nil {
+			return err
+		}
+		if _, err := s.RootAPI.SetMember(ctx, s.Network.String(), m.node, patch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Scenario) startMembers(context.Context) (err error) {
+	s.OfficeProcess, s.OfficeAPI, err = s.spawn(s.Office, "office", "member", "--network", s.Network.String(),
+		"--tun", officeTUN, "--listen", "")
+	if err != nil {
+		return err
+	}
+	return s.StartGateway()
+}
+
+// StartGateway starts the gateway, the first time or after it was stopped.
+func (s *Scenario) StartGateway() (err error) {
+	s.started = time.Now()
+	s.GatewayProcess, s.GatewayAPI, err = s.spawn(s.Gateway, "gw", "run", "--network", s.Network.String(),
+		"--tun", gatewayTUN, "--listen", metricsListen, "--source", vpcSources.String(), "--interface", "eth-vpc",
+		"--target", fmt.Sprintf("tcp://%s:443", officeOverlay), "--config", "")
+	return err
+}
+
+func (s *Scenario) awaitOffice(ctx context.Context) error {
+	return until(ctx, func() error {
+		nets, err := s.OfficeAPI.Networks(ctx)
+		if err != nil {
+			return err
+		}
+		for _, n := range nets.Networks {
+			if n.ID != s.Network {
+				continue
+			}
+			if n.Status != router.StatusOK || n.Device == "" || !slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return p.Addr() == officeOverlay }) {
+				return fmt.Errorf("network %s is %s, device %q, addresses %v", n.ID, n.Status, n.Device, n.Addresses)
+			}
+			return nil
+		}
+		return fmt.Errorf("network %s isn't joined", s.Network)
+	})
+}
+
+func (s *Scenario) startServer(ctx context.Context) error {
+	if s.opts.Keep {
+		// It has to outlive us, so it is a process of its own.
+		_, err := s.Start(s.Office, "server", s.opts.Binary, "lab", "office", "--address", officeOverlay.String())
+		return err
+	}
+	var secure, plain net.Listener
+	err := until(ctx, func() (err error) { // the interface may get its address a moment later
+		secure, err = s.Office.Listen("tcp", netip.AddrPortFrom(officeOverlay, 443).String())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if plain, err = s.Office.Listen("tcp", netip.AddrPortFrom(officeOverlay, 80).String()); err != nil {
+		return errors.Join(err, secure.Close())
+	}
+	ctx, s.stop = context.WithCancel(s.Context())
+	s.server.Go(func() {
+		if err := serveOffice(ctx, officeOverlay, secure, plain); err != nil {
+			s.cancel(err)
+		}
+	})
+	return nil
+}
+
+func (s *Scenario) awaitGateway(ctx context.Context) error {
+	if err := s.AwaitReady(ctx); err != nil {
+		return err
+	}
+	s.ready = time.Now()
+	return nil
+}
+
+// AwaitReady waits for the gateway to be ready, which includes a connection to
+// the office through the data path.
+func (s *Scenario) AwaitReady(ctx context.Context) error {
+	_, err := s.GatewayAPI.Wait(ctx, "ready")
+	return err
+}
+
+// pollEvery is how often a condition is looked at.
+const pollEvery = 50 * time.Millisecond
+
+// until calls f until it succeeds. When ctx ends first, the error is f's last.
+func until(ctx context.Context, f func() error) error {
+	for {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w; last: %w", ctx.Err(), err)
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+// OfficeURL returns the base URL of the office's web server as the VPC knows it.
+func (s *Scenario) OfficeURL(secure bool) string {
+	if secure {
+		return "https://" + officeOverlay.String()
+	}
+	return "http://" + officeOverlay.String()
+}
+
+// Client returns an HTTP client in the VPC.
+func (s *Scenario) Client() *http.Client { return s.VPC.HTTPClient() }
+
+// Metrics returns the gateway's metrics.
+func (s *Scenario) Metrics(ctx context.Context) (Metrics, error) {
+	text, err := get(ctx, s.Gateway.HTTPClient(), "http://"+metricsListen+"/metrics")
+	if err != nil {
+		return nil, err
+	}
+	return ParseMetrics(text)
+}
+
+// keep leaves all up.
+func (s *Scenario) keep() error {
+	s.Leave()
+	return nil
+}
+
+func (s *Scenario) hints() []string {
+	socket := filepath.Join(s.Dir, "gw", "ztgate.sock")
+	return []string{
+		fmt.Sprintf("ip netns exec %s curl -k https://%s/", s.VPC.Name, officeOverlay),
+		fmt.Sprintf("ip netns exec %s ping %s", s.VPC.Name, officeOverlay),
+		fmt.Sprintf("ztgate --socket %s status", socket),
+		fmt.Sprintf("ztgate --socket %s flows", socket),
+		fmt.Sprintf("ztgate --socket %s controller members %s", filepath.Join(s.Dir, "root", "ztgate.sock"), s.Network),
+		fmt.Sprintf("ip netns exec %s curl http://%s/metrics", s.Gateway.Name, metricsListen),
+		"ztgate lab --down",
+	}
+}

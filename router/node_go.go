@@ -1,0 +1,159 @@
+//go:build ztgate_wired
+
+package router
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ztgate/zerotier"
+)
+
+// goNode is the node in pure Go.
+type goNode struct{ *zerotier.Node }
+
+// newGoNode opens home and the UDP sockets.
+func newGoNode(cfg NodeConfig) (Node, error) {
+	n, err := zerotier.New(zerotier.Config{Home: cfg.Home, Port: cfg.Port, Planet: cfg.Planet, Controller: cfg.Controller,
+		Logger: cfg.Logger, OnFrames: cfg.OnFrames})
+	if err != nil {
+		return nil, nodeError(err)
+	}
+	g := &goNode{n}
+	if cfg.Registerer != nil {
+		if err := cfg.Registerer.Register(&wireCollector{n}); err != nil {
+			return nil, errors.Join(err, n.Close())
+		}
+	}
+	return g, nil
+}
+
+// nodeError marks what the operator can set right.
+func nodeError(err error) error {
+	for _, usage := range []error{zerotier.ErrHomeUnusable, zerotier.ErrIdentityPermissions, zerotier.ErrIdentityMismatch,
+		zerotier.ErrIdentityInvalid, zerotier.ErrPlanetInvalid} {
+		if errors.Is(err, usage) {
+			return Usage(err)
+		}
+	}
+	if errors.Is(err, zerotier.ErrPortInUse) {
+		return fmt.Errorf("%w: choose another with --port, or --port 0 for any free one", err)
+	}
+	return err
+}
+
+func (g *goNode) Info() NodeInfo {
+	i := g.Node.Info()
+	return NodeInfo{Address: i.Address, Identity: i.Identity, Online: i.Online, Version: i.Version, PrimaryPort: i.PrimaryPort,
+		PlanetID: i.PlanetID, PlanetTimestamp: i.PlanetTimestamp, Root: i.Root, Controller: i.Controller, Surface: i.Surface}
+}
+
+func (g *goNode) Peers() []Peer {
+	var out []Peer
+	for _, p := range g.Node.Peers() {
+		v := Peer{Address: p.Address, Role: p.Role, Version: p.Version, Latency: latency(p.Latency), Relayed: p.Relayed,
+			Cipher: p.Suite, LastReceive: p.LastReceive, Paths: []Path{}}
+		for _, pa := range p.Paths {
+			v.Paths = append(v.Paths, Path{Endpoint: pa.Endpoint, Preferred: pa.Preferred, Expired: pa.Expired,
+				LastSend: pa.LastSend, LastReceive: pa.LastReceive, Latency: latency(pa.Latency)})
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+func latency(d time.Duration) float64 {
+	if d < 0 {
+		return -1
+	}
+	return milliseconds(d)
+}
+
+func (g *goNode) Networks() []Network {
+	out := []Network{}
+	for _, n := range g.Node.Networks() {
+		v := Network{ID: NetworkID(n.ID), Name: n.Name, Status: n.Status, Type: n.Type, MAC: n.MAC, MTU: n.MTU,
+			Addresses: n.Addresses, DNSDomain: n.DNSDomain, DNSServers: n.DNSServers, Bridge: n.Bridge, Broadcast: n.Broadcast,
+			Revision: n.Revision, Certificate: n.CertificateExpiry, AuthURL: n.AuthURL}
+		for _, r := range n.Routes {
+			v.Routes = append(v.Routes, Route(r))
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+func (g *goNode) Join(id NetworkID) error  { return g.Node.Join(uint64(id)) }
+func (g *goNode) Leave(id NetworkID) error { return g.Node.Leave(uint64(id)) }
+
+func (g *goNode) SetMulticastGroups(id NetworkID, groups []Group) {
+	list := make([]zerotier.MulticastGroup, len(groups))
+	for i, gr := range groups {
+		list[i] = zerotier.MulticastGroup{MAC: gr.MAC, ADI: gr.ADI}
+	}
+	g.Node.SetMulticastGroups(uint64(id), list)
+}
+
+func (g *goNode) Controller() Controller {
+	c := g.Node.Controller()
+	if c == nil {
+		return nil
+	}
+	return goController{c}
+}
+
+// wireCollector reads the node's counters at scrape time. It describes nothing
+// in advance, since other legs share some of its names.
+type wireCollector struct{ n *zerotier.Node }
+
+func (*wireCollector) Describe(chan<- *prometheus.Desc) {}
+
+var (
+	descPackets   = prometheus.NewDesc("ztgate_packets_total", helpPackets, []string{"leg", "direction"}, nil)
+	descBytes     = prometheus.NewDesc("ztgate_bytes_total", helpBytes, []string{"leg", "direction"}, nil)
+	descDropped   = prometheus.NewDesc("ztgate_dropped_packets_total", helpDropped, []string{"leg", "reason"}, nil)
+	descQueue     = prometheus.NewDesc("ztgate_queue_depth", "Entries that wait in a queue.", []string{"queue"}, nil)
+	descQueueMax  = prometheus.NewDesc("ztgate_queue_limit", "Most entries that a queue takes.", []string{"queue"}, nil)
+	descCrypto    = prometheus.NewDesc("ztgate_wire_crypto_bytes_total", "Bytes sealed and opened, by cipher suite.", []string{"cipher", "direction"}, nil)
+	descRejected  = prometheus.NewDesc("ztgate_wire_rejected_packets_total", "Packets from the wire that were refused, by reason.", []string{"reason"}, nil)
+	descFragments = prometheus.NewDesc("ztgate_fragments_total", "Fragments of overlay packets, by what became of them.", []string{"direction", "result"}, nil)
+)
+
+func (c *wireCollector) Collect(ch chan<- prometheus.Metric) {
+	s := c.n.Stats()
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge := func(d *prometheus.Desc, v int, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
+	}
+	counter(descPackets, s.Wire.Rx.Datagrams, "wire", "rx")
+	counter(descPackets, s.Wire.Tx.Datagrams, "wire", "tx")
+	counter(descBytes, s.Wire.Rx.Bytes, "wire", "rx")
+	counter(descBytes, s.Wire.Tx.Bytes, "wire", "tx")
+	s.Wire.EachDrop(func(reason string, n uint64) { counter(descDropped, n, "wire", reason) })
+	ciphers := [...]string{"poly1305", "salsa2012_poly1305", "trusted", "aes_gmac_siv"}
+	for i, name := range ciphers[:len(s.VL1.SealedBytes)] {
+		counter(descCrypto, s.VL1.SealedBytes[i], name, "tx")
+		counter(descCrypto, s.VL1.OpenedBytes[i], name, "rx")
+	}
+	for _, r := range vl1.Rejects() {
+		counter(descRejected, s.VL1.RejectedBy(r), r.String())
+	}
+	counter(descFragments, s.VL1.FragmentsOut, "tx", "sent")
+	counter(descFragments, s.VL1.FragmentsIn, "rx", "received")
+	counter(descFragments, s.VL1.Reassembled, "rx", "reassembled")
+	counter(descFragments, s.VL1.FragmentsExpired, "rx", "expired")
+	counter(descFragments, s.VL1.FragmentsDisplaced, "rx", "displaced")
+	for _, q := range []struct {
+		name         string
+		depth, limit int
+	}{{"outgoing", s.VL1.OutQueue, s.VL1.OutQueueLimit}, {"held", s.VL1.HeldQueue, s.VL1.HeldQueueLimit},
+		{"retry", s.VL1.RetryQueue, s.VL1.RetryQueueLimit}} {
+		gauge(descQueue, q.depth, q.name)
+		gauge(descQueueMax, q.limit, q.name)
+	}
+}
