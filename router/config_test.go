@@ -194,6 +194,12 @@ func TestMissingFile(t *testing.T) {
 	}
 }
 
+func TestNoFile(t *testing.T) {
+	if _, err := Load(Sources{Flags: map[string][]string{"config": {""}}, Environ: []string{"ZTGATE_CONFIG=/nonexistent"}}); err != nil {
+		t.Errorf("an empty name switches the file off: %v", err)
+	}
+}
+
 func TestAllErrorsAtOnce(t *testing.T) {
 	_, err := Load(Sources{Flags: map[string][]string{"config": {writeFile(t, "port: x\nmtu: 1\nlisten: y\n")}}})
 	if err == nil || len(strings.Split(err.Error(), "\n")) != 3 {

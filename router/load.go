@@ -181,13 +181,13 @@ func isServiceVariable(name string) bool {
 
 func (l *loader) file(src Sources) {
 	path, explicit := DefaultConfig, false
-	if v, ok := l.env["ZTGATE_CONFIG"]; ok && v != "" {
+	if v := l.env["ZTGATE_CONFIG"]; v != "" {
 		path, explicit = v, true
 	}
 	if v := src.Flags["config"]; len(v) > 0 {
-		path, explicit = v[len(v)-1], true
+		path, explicit = v[len(v)-1], true // empty: no file
 	}
-	if src.NoFile && !explicit {
+	if path == "" || src.NoFile && !explicit {
 		return
 	}
 	text, err := os.ReadFile(path)

@@ -1,6 +1,99 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ztgate/router"
+	"ztgate/router/lab"
+)
 
 // addLab adds the commands of the scenario on one machine.
-func (a *app) addLab(*cobra.Command) {}
+func (a *app) addLab(root *cobra.Command) {
+	opts := lab.Options{Prefix: lab.DefaultPrefix}
+	var down bool
+	cmd := &cobra.Command{
+		Use: "lab", Short: "Run the whole scenario on this machine and print what happened", Args: cobra.NoArgs,
+		Long: `Run the whole scenario on this machine, in network namespaces: a planet with its
+root and controller, an office host with a web server, the gateway, and a client in
+a VPC. Needs root.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if down {
+				return a.labDown(opts.Prefix)
+			}
+			if !a.json {
+				opts.Progress = a.errOut
+			}
+			r, err := lab.Run(cmd.Context(), opts)
+			if errors.Is(err, lab.ErrHost) {
+				return router.Usage(err)
+			}
+			if perr := a.print(labReport{router.Schema, r}, func(w io.Writer) { printLab(w, r) }); perr != nil {
+				return perr
+			}
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&opts.Keep, "keep", false, "leave everything up afterwards")
+	f.BoolVar(&down, "down", false, "remove what --keep or a killed lab left")
+	f.DurationVar(&opts.Duration, "duration", 3*time.Second, "length of each bulk transfer")
+	f.DurationVar(&opts.Timeout, "timeout", time.Minute, "how long everything may take to become ready")
+	f.IntVar(&opts.Streams, "streams", 1, "connections of a bulk transfer")
+	f.StringVar(&opts.LogLevel, "log-level", "info", "what the processes log: debug, info, warn, error")
+	cmd.PersistentFlags().StringVar(&opts.Prefix, "prefix", lab.DefaultPrefix, "of the names of namespaces and files")
+	cmd.AddCommand(&cobra.Command{Use: "down", Short: "Remove what --keep or a killed lab left", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return a.labDown(opts.Prefix) }})
+	var address string
+	office := &cobra.Command{Use: "office", Short: "Serve the office's web pages", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			addr, err := netip.ParseAddr(address)
+			if err != nil {
+				return router.Usage(fmt.Errorf("--address %q: give an IP address", address))
+			}
+			return stopped(lab.ServeOffice(cmd.Context(), addr))
+		}}
+	office.Flags().StringVar(&address, "address", "", "to listen on")
+	cmd.AddCommand(office)
+	root.AddCommand(cmd)
+}
+
+func (a *app) labDown(prefix string) error {
+	err := lab.Down(prefix)
+	if errors.Is(err, lab.ErrHost) && os.Geteuid() != 0 {
+		return router.Usage(err)
+	}
+	return err
+}
+
+type labReport struct {
+	Schema int `json:"schema"`
+	*lab.Report
+}
+
+func printLab(w io.Writer, r *lab.Report) {
+	for _, c := range r.Checks {
+		row(w, okWord(c.OK), c.Name, c.Detail)
+	}
+	for _, f := range r.Forwarded {
+		row(w, "", "forwarded "+f.Path, fmt.Sprintf("%.0f packets, %.0f bytes", f.Packets, f.Bytes))
+	}
+	for _, d := range r.Drops {
+		row(w, "", "dropped", d)
+	}
+	if r.Logs != "" {
+		fmt.Fprintln(w, r.Logs)
+	}
+	if r.LogDir != "" {
+		fmt.Fprintln(w, "logs: "+r.LogDir)
+	}
+	for _, h := range r.Hints {
+		fmt.Fprintln(w, "  "+h)
+	}
+}
