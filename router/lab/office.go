@@ -44,15 +44,31 @@ type uploadResult struct {
 // the ends doesn't blur measurements. It listens on ports 443 and 80 of addr in
 // the calling process's network namespace.
 func ServeOffice(ctx context.Context, addr netip.Addr) error {
-	secure, err := net.Listen("tcp", netip.AddrPortFrom(addr, 443).String())
+	secure, plain, err := listenOffice(ctx, addr, net.Listen)
 	if err != nil {
-		return fmt.Errorf("start office server: %w", err)
-	}
-	plain, err := net.Listen("tcp", netip.AddrPortFrom(addr, 80).String())
-	if err != nil {
-		return errors.Join(fmt.Errorf("start office server: %w", err), secure.Close())
+		return err
 	}
 	return serveOffice(ctx, addr, secure, plain)
+}
+
+// listenOffice opens the listeners. It waits a little for the address, which the
+// interface may get a moment after the network is joined.
+func listenOffice(ctx context.Context, addr netip.Addr, listen func(network, address string) (net.Listener, error)) (secure, plain net.Listener, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err = until(ctx, func() (err error) {
+		secure, err = listen("tcp", netip.AddrPortFrom(addr, 443).String())
+		return err
+	})
+	if err == nil {
+		if plain, err = listen("tcp", netip.AddrPortFrom(addr, 80).String()); err != nil {
+			_ = secure.Close()
+		}
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("start office server: %w", err)
+	}
+	return secure, plain, nil
 }
 
 // serveOffice serves until ctx ends and closes the listeners.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"path/filepath"
@@ -311,16 +310,9 @@ func (s *Scenario) startServer(ctx context.Context) error {
 		_, err := s.Start(s.Office, "server", s.opts.Binary, "lab", "office", "--address", officeOverlay.String())
 		return err
 	}
-	var secure, plain net.Listener
-	err := until(ctx, func() (err error) { // the interface may get its address a moment later
-		secure, err = s.Office.Listen("tcp", netip.AddrPortFrom(officeOverlay, 443).String())
-		return err
-	})
+	secure, plain, err := listenOffice(ctx, officeOverlay, s.Office.Listen)
 	if err != nil {
 		return err
-	}
-	if plain, err = s.Office.Listen("tcp", netip.AddrPortFrom(officeOverlay, 80).String()); err != nil {
-		return errors.Join(err, secure.Close())
 	}
 	ctx, s.stop = context.WithCancel(s.Context())
 	s.server.Go(func() {

@@ -102,12 +102,12 @@ func (t *Topology) Context() context.Context { return t.ctx }
 
 func dirOf(prefix string) string { return filepath.Join(runDir, prefix) }
 
-// checkPrefix keeps the prefix fit for file names and away from other people's
-// directories.
+// checkPrefix keeps the prefix fit for file names, away from other people's
+// directories, and from being the beginning of another lab's names.
 func checkPrefix(prefix string) error {
 	ok := strings.HasPrefix(prefix, DefaultPrefix) && len(prefix) <= 32
 	for _, c := range prefix {
-		ok = ok && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-')
+		ok = ok && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9')
 	}
 	if !ok {
 		return fmt.Errorf("lab prefix %q: want %s and then letters and digits", prefix, DefaultPrefix)
