@@ -1,0 +1,234 @@
+package vl2
+
+import (
+	"net/netip"
+	"slices"
+
+	"ztgate/zerotier/identity"
+)
+
+// Membership is what we hold of another member's credentials (chapter 03 §3.7).
+// The zero value holds nothing. It is not safe for concurrent use.
+type Membership struct {
+	com     *COM
+	comVoid int64 // certificates of membership up to this time are void
+	tags    []*Tag
+	caps    []*Capability
+	coos    []*COO
+	void    map[voidKey]int64
+}
+
+type voidKey struct {
+	typ uint8
+	id  uint32
+}
+
+const (
+	maxHeldTags  = MaxTags
+	maxHeldCaps  = MaxCapabilities
+	maxHeldCOOs  = 2 * MaxCOOs
+	maxHeldVoids = 1024
+)
+
+// OfferResult is what became of an offered credential.
+type OfferResult uint8
+
+// Results.
+const (
+	OfferRejected OfferResult = iota
+	OfferKnown
+	OfferNew
+)
+
+// Knows reports whether exactly this credential is held, so that its signature
+// need not be checked again.
+func (m *Membership) Knows(c Credential) bool {
+	same := func(o Credential) bool { return string(o.Append(nil)) == string(c.Append(nil)) }
+	switch c := c.(type) {
+	case *COM:
+		return m.com != nil && m.com.Timestamp() == c.Timestamp() && same(m.com)
+	case *Tag:
+		return slices.ContainsFunc(m.tags, func(o *Tag) bool { return o.ID == c.ID && same(o) })
+	case *Capability:
+		return slices.ContainsFunc(m.caps, func(o *Capability) bool { return o.ID == c.ID && same(o) })
+	case *COO:
+		return slices.ContainsFunc(m.coos, func(o *COO) bool { return o.ID == c.ID && same(o) })
+	case *Revocation:
+		if c.Type == TypeCOM {
+			return m.comVoid >= c.Threshold
+		}
+		return m.void[voidKey{c.Type, c.CredentialID}] >= c.Threshold
+	}
+	return false
+}
+
+// Offer considers a credential whose signature was verified.
+func (m *Membership) Offer(c Credential) OfferResult {
+	switch c := c.(type) {
+	case *COM:
+		if c.Timestamp() <= m.comVoid || m.com != nil && c.Timestamp() < m.com.Timestamp() {
+			return OfferRejected
+		}
+		if m.com != nil && m.com.Timestamp() == c.Timestamp() {
+			return OfferKnown
+		}
+		m.com = c
+		return OfferNew
+	case *Tag:
+		return offer(m, &m.tags, c, maxHeldTags, TypeTag, func(t *Tag) (uint32, int64) { return t.ID, t.Timestamp })
+	case *Capability:
+		return offer(m, &m.caps, c, maxHeldCaps, TypeCapability, func(t *Capability) (uint32, int64) { return t.ID, t.Timestamp })
+	case *COO:
+		return offer(m, &m.coos, c, maxHeldCOOs, TypeCOO, func(t *COO) (uint32, int64) { return t.ID, t.Timestamp })
+	case *Revocation:
+		return m.revoke(c)
+	}
+	return OfferRejected
+}
+
+func offer[T any](m *Membership, list *[]*T, c *T, most int, typ uint8, key func(*T) (uint32, int64)) OfferResult {
+	id, ts := key(c)
+	i := slices.IndexFunc(*list, func(o *T) bool { oid, _ := key(o); return oid == id })
+	if i >= 0 {
+		if _, old := key((*list)[i]); old > ts {
+			return OfferRejected
+		}
+	}
+	if v, ok := m.void[voidKey{typ, id}]; ok && v >= ts {
+		return OfferRejected
+	}
+	switch {
+	case i >= 0:
+		(*list)[i] = c
+	case len(*list) < most:
+		*list = append(*list, c)
+	default:
+		return OfferRejected
+	}
+	return OfferNew
+}
+
+func (m *Membership) revoke(r *Revocation) OfferResult {
+	switch r.Type {
+	case TypeCOM:
+		if r.Threshold <= m.comVoid {
+			return OfferKnown
+		}
+		m.comVoid = r.Threshold
+		return OfferNew
+	case TypeTag, TypeCapability, TypeCOO:
+		k := voidKey{r.Type, r.CredentialID}
+		old, ok := m.void[k]
+		if ok && old >= r.Threshold {
+			return OfferKnown
+		}
+		if m.void == nil {
+			m.void = make(map[voidKey]int64)
+		}
+		if !ok && len(m.void) >= maxHeldVoids {
+			return OfferRejected
+		}
+		m.void[k] = r.Threshold
+		return OfferNew
+	}
+	return OfferRejected
+}
+
+// Revoked reports whether the certificate held is void.
+func (m *Membership) Revoked() bool {
+	return m.comVoid > 0 && (m.com == nil || m.com.Timestamp() <= m.comVoid)
+}
+
+// Agrees reports whether the member passes the gate of a private network
+// (chapter 03 §3.11).
+func (m *Membership) Agrees(own *NetworkConfig, id *identity.Identity) bool {
+	return m.com != nil && own.COM != nil && m.com.Timestamp() > m.comVoid && own.COM.Agrees(m.com, id)
+}
+
+// usable applies the time window of the own configuration (chapter 03 §3.6).
+func (m *Membership) usable(own *NetworkConfig, typ uint8, id uint32, timestamp int64) bool {
+	d := timestamp - own.Timestamp
+	if d < 0 {
+		d = -d
+	}
+	return d <= own.TimeDelta && timestamp > m.voidUntil(typ, id)
+}
+
+func (m *Membership) voidUntil(typ uint8, id uint32) int64 {
+	if v, ok := m.void[voidKey{typ, id}]; ok {
+		return v
+	}
+	return -1 << 63
+}
+
+// Tag returns the value of a usable tag.
+func (m *Membership) Tag(own *NetworkConfig, id uint32) (uint32, bool) {
+	for _, t := range m.tags {
+		if t.ID == id && m.usable(own, TypeTag, id, t.Timestamp) {
+			return t.Value, true
+		}
+	}
+	return 0, false
+}
+
+// Capabilities calls f for the usable capabilities until it returns false.
+func (m *Membership) Capabilities(own *NetworkConfig, f func(*Capability) bool) {
+	for _, c := range m.caps {
+		if m.usable(own, TypeCapability, c.ID, c.Timestamp) && !f(c) {
+			return
+		}
+	}
+}
+
+// Owns reports whether a usable certificate of ownership lists a thing.
+func (m *Membership) Owns(own *NetworkConfig, t Thing) bool {
+	for _, c := range m.coos {
+		if m.usable(own, TypeCOO, c.ID, c.Timestamp) && slices.Contains(c.Things, t) {
+			return true
+		}
+	}
+	return false
+}
+
+// OwnsIP is Owns for an IP address, with the extension for addresses that follow
+// from the network ID (chapter 03 §3.5).
+func (m *Membership) OwnsIP(own *NetworkConfig, a netip.Addr) bool {
+	return m.Owns(own, ipThing(a)) || impliedOwner(own, a)
+}
+
+func impliedOwner(own *NetworkConfig, a netip.Addr) bool {
+	if own.Flags&FlagNDPEmulation == 0 || !a.Is6() {
+		return false
+	}
+	x := a.As16()
+	for _, p := range own.Addresses {
+		if !p.Addr().Is6() {
+			continue
+		}
+		y := p.Addr().As16()
+		if p == SixPlane(own.ID, own.Member) && [5]byte(x[:5]) == [5]byte(y[:5]) ||
+			p == RFC4193(own.ID, own.Member) && [11]byte(x[:11]) == [11]byte(y[:11]) {
+			return true
+		}
+	}
+	return false
+}
+
+func ipThing(a netip.Addr) (t Thing) {
+	if a.Is4() {
+		b := a.As4()
+		t.Type = ThingIPv4
+		copy(t.Value[:], b[:])
+	} else {
+		t.Type, t.Value = ThingIPv6, a.As16()
+	}
+	return t
+}
+
+// Expire forgets credentials that can't become usable again.
+func (m *Membership) Expire(own *NetworkConfig) {
+	old := func(typ uint8, id uint32, ts int64) bool { return ts < own.Timestamp-own.TimeDelta }
+	m.tags = slices.DeleteFunc(m.tags, func(t *Tag) bool { return old(TypeTag, t.ID, t.Timestamp) })
+	m.caps = slices.DeleteFunc(m.caps, func(c *Capability) bool { return old(TypeCapability, c.ID, c.Timestamp) })
+	m.coos = slices.DeleteFunc(m.coos, func(c *COO) bool { return old(TypeCOO, c.ID, c.Timestamp) })
+}

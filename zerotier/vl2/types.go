@@ -1,0 +1,221 @@
+// Package vl2 holds the formats and rules of ZeroTier's virtual networks
+// (chapter 03): network IDs and addresses, the dictionary and the network
+// configuration, credentials, frames and multicast messages, and the rules
+// engine. It does no I/O and reads no clock; the state machine of a joined
+// network is in package network.
+package vl2
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"ztgate/zerotier/identity"
+)
+
+// ErrMalformed is wrapped by the errors of all parsers.
+var ErrMalformed = errors.New("malformed")
+
+// NetworkID is a network's 64-bit number (chapter 01 §1.3).
+type NetworkID uint64
+
+// ParseNetworkID reads 16 hexadecimal digits.
+func ParseNetworkID(s string) (NetworkID, error) {
+	v, err := strconv.ParseUint(s, 16, 64)
+	if err != nil || len(s) != 16 {
+		return 0, fmt.Errorf("network ID %q: want 16 hexadecimal digits", s)
+	}
+	return NetworkID(v), nil
+}
+
+// NetworkIDFromBytes reads b[:8]; the caller has checked the length.
+func NetworkIDFromBytes(b []byte) NetworkID { return NetworkID(binary.BigEndian.Uint64(b)) }
+
+// String returns 16 hexadecimal digits.
+func (n NetworkID) String() string { return fmt.Sprintf("%016x", uint64(n)) }
+
+// Append appends the eight bytes.
+func (n NetworkID) Append(b []byte) []byte { return binary.BigEndian.AppendUint64(b, uint64(n)) }
+
+// Controller returns the address of the network's controller.
+func (n NetworkID) Controller() identity.Address { return identity.Address(n >> 24) }
+
+// AdHoc reports whether members configure the network themselves.
+func (n NetworkID) AdHoc() bool { return n>>56 == 0xff }
+
+// MAC is an Ethernet address.
+type MAC [6]byte
+
+// BroadcastMAC is ff:ff:ff:ff:ff:ff.
+var BroadcastMAC = MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+
+// String returns the form with colons.
+func (m MAC) String() string {
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}
+
+// IsMulticast reports whether the group bit is set.
+func (m MAC) IsMulticast() bool { return m[0]&1 != 0 }
+
+// IsZero reports whether all bytes are zero.
+func (m MAC) IsZero() bool { return m == MAC{} }
+
+// MACOf returns a member's MAC (chapter 01 §1.4).
+func MACOf(n NetworkID, a identity.Address) (m MAC) {
+	m[0] = byte(n)&0xfe | 0x02
+	if m[0] == 0x52 {
+		m[0] = 0x32
+	}
+	a.Put(m[1:])
+	for i := range 5 {
+		m[1+i] ^= byte(n >> (8 * (i + 1)))
+	}
+	return m
+}
+
+// AddressOf inverts [MACOf]; the first byte isn't checked.
+func AddressOf(n NetworkID, m MAC) identity.Address {
+	for i := range 5 {
+		m[1+i] ^= byte(n >> (8 * (i + 1)))
+	}
+	return identity.AddressFromBytes(m[1:])
+}
+
+// MulticastGroup is a multicast MAC with the ADI that tells ARP groups apart
+// (chapter 01 §6.4).
+type MulticastGroup struct {
+	MAC MAC
+	ADI uint32
+}
+
+// Append appends the ten bytes.
+func (g MulticastGroup) Append(b []byte) []byte {
+	return binary.BigEndian.AppendUint32(append(b, g.MAC[:]...), g.ADI)
+}
+
+// ParseGroup reads a group from the start of b.
+func ParseGroup(b []byte) (g MulticastGroup, ok bool) {
+	if len(b) < 10 {
+		return g, false
+	}
+	return MulticastGroup{MAC: MAC(b[:6]), ADI: binary.BigEndian.Uint32(b[6:])}, true
+}
+
+// ResolutionGroup returns the group in which others look for an address by ARP or
+// neighbour discovery.
+func ResolutionGroup(a netip.Addr) MulticastGroup {
+	if a.Is4() {
+		b := a.As4()
+		return MulticastGroup{MAC: BroadcastMAC, ADI: binary.BigEndian.Uint32(b[:])}
+	}
+	b := a.As16()
+	return MulticastGroup{MAC: MAC{0x33, 0x33, 0xff, b[13], b[14], b[15]}}
+}
+
+// EtherTypes used by the protocol.
+const (
+	EtherTypeIPv4 = 0x0800
+	EtherTypeARP  = 0x0806
+	EtherTypeIPv6 = 0x86dd
+)
+
+// GroupOf returns the group of a frame from the host; ok is false for a broadcast
+// that needs the network's permission (chapter 03 §5.7).
+func GroupOf(dst MAC, etherType uint16, data []byte) (g MulticastGroup, ok bool) {
+	if dst != BroadcastMAC {
+		return MulticastGroup{MAC: dst}, true
+	}
+	if etherType == EtherTypeARP && len(data) >= 28 && data[2] == 8 && data[3] == 0 && data[4] == 6 && data[5] == 4 && data[7] == 1 {
+		return MulticastGroup{MAC: dst, ADI: binary.BigEndian.Uint32(data[24:])}, true
+	}
+	return MulticastGroup{MAC: dst}, false
+}
+
+// RFC4193 returns a member's address of that form, a /88 (chapter 01 §6.5).
+func RFC4193(n NetworkID, a identity.Address) netip.Prefix {
+	var b [16]byte
+	b[0] = 0xfd
+	binary.BigEndian.PutUint64(b[1:], uint64(n))
+	b[9], b[10] = 0x99, 0x93
+	a.Put(b[11:])
+	return netip.PrefixFrom(netip.AddrFrom16(b), 88)
+}
+
+// SixPlane returns a member's address of that form, a /40; the member owns the
+// /80 below.
+func SixPlane(n NetworkID, a identity.Address) netip.Prefix {
+	b := [16]byte{0: 0xfc, 15: 1}
+	binary.BigEndian.PutUint32(b[1:], uint32(n)^uint32(n>>32))
+	a.Put(b[5:])
+	return netip.PrefixFrom(netip.AddrFrom16(b), 40)
+}
+
+// LinkLocal returns the link-local address that belongs to a MAC.
+func LinkLocal(m MAC) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] & 0xfd, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
+}
+
+// reader reads fields one after another. After a failure it yields zeros.
+type reader struct {
+	b      []byte
+	off    int
+	failed bool
+}
+
+func (r *reader) bytes(n int) []byte {
+	if r.failed || n < 0 || n > len(r.b)-r.off {
+		r.failed = true
+		return nil
+	}
+	r.off += n
+	return r.b[r.off-n : r.off : r.off]
+}
+
+func (r *reader) left() int    { return len(r.b) - r.off }
+func (r *reader) rest() []byte { return r.b[r.off:] }
+
+func (r *reader) u8() uint8 {
+	if b := r.bytes(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
+func (r *reader) u16() uint16 {
+	if b := r.bytes(2); b != nil {
+		return binary.BigEndian.Uint16(b)
+	}
+	return 0
+}
+
+func (r *reader) u32() uint32 {
+	if b := r.bytes(4); b != nil {
+		return binary.BigEndian.Uint32(b)
+	}
+	return 0
+}
+
+func (r *reader) u64() uint64 {
+	if b := r.bytes(8); b != nil {
+		return binary.BigEndian.Uint64(b)
+	}
+	return 0
+}
+
+func (r *reader) address() identity.Address {
+	if b := r.bytes(identity.AddressLen); b != nil {
+		return identity.AddressFromBytes(b)
+	}
+	return 0
+}
+
+func (r *reader) mac() (m MAC) {
+	copy(m[:], r.bytes(6))
+	return m
+}
+
+func (r *reader) networkID() NetworkID { return NetworkID(r.u64()) }
+
+var be = binary.BigEndian
