@@ -1,0 +1,435 @@
+package network
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/packet"
+	"ztgate/zerotier/vl1"
+	"ztgate/zerotier/vl2"
+)
+
+// joined is one joined network.
+type joined struct {
+	l    *Layer
+	id   vl2.NetworkID
+	mac  vl2.MAC
+	snap atomic.Pointer[state]
+
+	memberMu sync.RWMutex // guards members
+	members  map[identity.Address]*member
+
+	mu            sync.Mutex // guards what follows
+	generation    uint64
+	updates       vl2.Assembler
+	lastRequest   time.Time
+	requests      int // since the last configuration or refusal
+	refusedSince  time.Time
+	lastAnnounce  time.Time
+	hostGroups    []vl2.MulticastGroup
+	groupsChanged bool
+	announced     map[vl2.MulticastGroup]bool
+	bridges       map[vl2.MAC]bridgeRoute
+	replies       []ndpReply
+}
+
+// state is what packets are judged by. It is immutable.
+type state struct {
+	cfg        *vl2.NetworkConfig // nil: no frame passes
+	status     Status
+	authURL    string
+	generation uint64
+	updated    time.Time // when cfg came to be; zero for a cached one
+	open       bool      // frames pass
+	acceptAll  bool      // the rules refuse nothing
+	bridge     bool      // we are an active bridge
+}
+
+// newState makes the state that follows from a configuration. n.mu is held, or n
+// is not shared yet.
+func (n *joined) newState(cfg *vl2.NetworkConfig, status Status, updated time.Time) *state {
+	n.generation++
+	s := &state{cfg: cfg, status: status, generation: n.generation, updated: updated, open: cfg != nil && status == StatusOK}
+	if cfg != nil {
+		s.acceptAll = cfg.AcceptsAll()
+		s.bridge = cfg.IsBridge(n.l.self)
+	}
+	return s
+}
+
+func (n *joined) snapshot() Snapshot {
+	s := n.snap.Load()
+	out := Snapshot{ID: n.id, MAC: n.mac, Status: s.status, AuthURL: s.authURL, Config: s.cfg, Stored: !n.id.AdHoc()}
+	if s.status != StatusOK {
+		// After a refusal addresses and routes must go (chapter 03 §1.2).
+		out.Config = nil
+	}
+	return out
+}
+
+// member returns the record of another member, nil if there is none.
+func (n *joined) member(a identity.Address) *member {
+	n.memberMu.RLock()
+	m := n.members[a]
+	n.memberMu.RUnlock()
+	return m
+}
+
+// ensureMember returns the record of another member, making one if there is
+// room; nil without.
+func (n *joined) ensureMember(a identity.Address, now time.Time) *member {
+	if m := n.member(a); m != nil {
+		return m
+	}
+	n.memberMu.Lock()
+	defer n.memberMu.Unlock()
+	m := n.members[a]
+	if m == nil {
+		if len(n.members) >= maxMembers {
+			n.l.stats.refusedRecords.Add(1)
+			return nil
+		}
+		m = &member{addr: a}
+		m.used.Store(now.UnixNano())
+		n.members[a] = m
+	}
+	return m
+}
+
+// expire forgets members that were not heard of for long.
+func (n *joined) expire(now time.Time) {
+	s := n.snap.Load()
+	n.memberMu.Lock()
+	defer n.memberMu.Unlock()
+	for a, m := range n.members {
+		if now.UnixNano()-m.used.Load() >= int64(recordLifetime) {
+			delete(n.members, a)
+		} else if s.cfg != nil {
+			m.mu.Lock()
+			m.record.Expire(s.cfg)
+			m.mu.Unlock()
+		}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.updates.Expire(now)
+	for mac, r := range n.bridges {
+		if now.Sub(r.at) >= bridgeRouteLifetime {
+			delete(n.bridges, mac)
+		}
+	}
+}
+
+// tick does what is due and returns when to call again.
+func (n *joined) tick(w *vl1.Worker, out vl1.Out, now time.Time) time.Time {
+	if n.id.AdHoc() {
+		n.configureAdHoc(now)
+	} else if n.requestDue(now) {
+		n.request(w, out, now)
+	}
+	n.announceDue(w, out, now)
+	n.deliverReplies()
+	n.l.groups.sendWaiting(n, w, out, now)
+	return now.Add(250 * time.Millisecond)
+}
+
+// requestDue reports whether to ask the controller, and notes that we do
+// (chapter 03 §1.3).
+func (n *joined) requestDue(now time.Time) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s := n.snap.Load()
+	wait := checkEvery
+	switch {
+	case n.lastRequest.IsZero():
+		wait = 0
+	case s.status == StatusOK && !s.updated.IsZero():
+		if now.Sub(s.updated) < configRefresh {
+			return false
+		}
+	case s.status == StatusRequesting && n.requests < 4:
+		wait = requestFirstWait // the controller ignores what comes within a second
+	case !n.refusedSince.IsZero() && now.Sub(n.refusedSince) > requestPatience:
+		wait = min(requestBackOff, now.Sub(n.refusedSince)/10+checkEvery)
+	}
+	if now.Sub(n.lastRequest) < wait {
+		return false
+	}
+	n.lastRequest = now
+	n.requests++
+	return true
+}
+
+func (n *joined) deliverReplies() {
+	n.mu.Lock()
+	replies := n.replies
+	n.replies = nil
+	n.mu.Unlock()
+	for _, r := range replies {
+		n.l.deliver(vl1.Source{}, n, n.snap.Load(), r.to, r.reply.From, vl2.EtherTypeIPv6, r.reply.Data)
+	}
+}
+
+func (n *joined) request(w *vl1.Worker, out vl1.Out, now time.Time) {
+	s := n.snap.Load()
+	var revision uint64
+	var timestamp int64
+	if s.cfg != nil {
+		revision, timestamp = s.cfg.Revision, s.cfg.Timestamp
+	}
+	meta := vl2.RequestMetadata()
+	controller := n.id.Controller()
+	if controller == n.l.self {
+		if n.l.cfg.Controller != nil {
+			n.l.cfg.Controller.HandleRequest(n.l.id, ownRequest, n.id, meta)
+		} else {
+			n.refuse(StatusNotFound, "", now)
+		}
+		return
+	}
+	n.l.stats.requests.Add(1)
+	n.l.peers.Send(w, out, now, controller, packet.VerbNetworkConfigRequest,
+		vl2.AppendConfigRequest(nil, n.id, meta, revision, timestamp), vl1.SendOpts{Compress: true, ExpectReply: true})
+}
+
+// ownRequest is the packet ID of requests that our own controller gets.
+const ownRequest packet.ID = 1<<64 - 1
+
+func (n *joined) configureAdHoc(now time.Time) {
+	if s := n.snap.Load(); s.cfg != nil || s.status == StatusNotFound {
+		return
+	}
+	cfg, ok := vl2.AdHocConfig(n.id, n.l.self, now.UnixMilli())
+	switch {
+	case cfg != nil:
+		n.install(cfg, now)
+	case !ok:
+		n.refuse(StatusNotFound, "", now)
+	}
+}
+
+// install makes cfg the current configuration.
+func (n *joined) install(cfg *vl2.NetworkConfig, now time.Time) {
+	n.mu.Lock()
+	old := n.snap.Load()
+	n.requests, n.refusedSince = 0, time.Time{}
+	n.groupsChanged = true
+	n.snap.Store(n.newState(cfg, StatusOK, now))
+	n.mu.Unlock()
+	if old.status != StatusOK {
+		n.l.log.Info("network is up", "network", n.id, "name", cfg.Name, "addresses", cfg.Addresses)
+	}
+	n.l.changed(n)
+}
+
+// refuse notes a refusal by the controller.
+func (n *joined) refuse(status Status, url string, now time.Time) {
+	n.mu.Lock()
+	old := n.snap.Load()
+	if n.refusedSince.IsZero() {
+		n.refusedSince = now
+	}
+	same := old.status == status && old.authURL == url
+	if !same {
+		s := n.newState(old.cfg, status, old.updated)
+		s.authURL = url
+		n.snap.Store(s)
+	}
+	n.mu.Unlock()
+	if !same {
+		n.l.log.Warn("network refused us", "network", n.id, "status", status)
+		n.l.changed(n)
+	}
+}
+
+// receiveConfigRequest passes a request to our controller.
+func (l *Layer) receiveConfigRequest(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+	nwid, meta, err := vl2.ParseConfigRequest(p.Payload())
+	if err != nil {
+		l.stats.malformed.Add(1)
+		return vl1.Result{Skip: true}
+	}
+	if l.cfg.Controller != nil {
+		l.cfg.Controller.HandleRequest(from.Identity(), p.ID(), nwid, meta)
+		return vl1.Result{}
+	}
+	l.peers.SendError(src.Worker, out, now, from, src, packet.VerbNetworkConfigRequest, p.ID(),
+		packet.ErrorUnsupportedOperation, nwid.Append(nil))
+	return vl1.Result{}
+}
+
+// receiveConfig handles one chunk of a configuration (chapter 03 §1.5). solicited
+// says that it answers our request.
+func (l *Layer) receiveConfig(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source, b []byte, solicited bool) vl1.Result {
+	chunk, err := vl2.ParseChunk(b)
+	if err != nil {
+		l.stats.malformed.Add(1)
+		return vl1.Result{Skip: true}
+	}
+	n := l.net(chunk.Network)
+	if n == nil || n.id.AdHoc() {
+		return vl1.Result{}
+	}
+	controller := l.peers.Peer(n.id.Controller())
+	var signer *identity.Identity
+	switch {
+	case n.id.Controller() == l.self:
+		signer = l.id
+	case controller == nil:
+		return vl1.Result{}
+	default:
+		signer = controller.Identity()
+	}
+	if !chunk.Verify(signer) {
+		l.stats.badSignatures.Add(1)
+		return vl1.Result{}
+	}
+	n.mu.Lock()
+	dict, fresh := n.updates.Add(now, chunk)
+	n.mu.Unlock()
+	if fresh && chunk.FastPropagate() {
+		l.propagate(src.Worker, out, now, n, from, packet.VerbNetworkConfig, b)
+	}
+	if dict == nil {
+		return vl1.Result{}
+	}
+	cfg, err := vl2.DecodeNetworkConfig(dict)
+	if err != nil {
+		l.log.Warn("controller sent a configuration that cannot be used", "network", n.id, "error", err)
+		l.stats.malformed.Add(1)
+		return vl1.Result{}
+	}
+	if !solicited && from != nil {
+		ack := n.id.Append(nil)
+		l.peers.SendOK(src.Worker, out, now, from, src, packet.VerbEcho, p.ID(), appendU64(ack, chunk.UpdateID))
+	}
+	cur := n.snap.Load()
+	if cfg.ID != n.id || cfg.Member != l.self {
+		return vl1.Result{}
+	}
+	if cur.cfg != nil && cfg.Timestamp < cur.cfg.Timestamp && !solicited {
+		return vl1.Result{} // an old one replayed
+	}
+	if cur.cfg != nil && cur.status == StatusOK && cfg.Timestamp == cur.cfg.Timestamp && cfg.Revision == cur.cfg.Revision && !cur.updated.IsZero() {
+		return vl1.Result{}
+	}
+	n.install(cfg, now)
+	return vl1.Result{}
+}
+
+// propagate sends a signed message on to all members we have records of.
+func (l *Layer) propagate(w *vl1.Worker, out vl1.Out, now time.Time, n *joined, from *vl1.Peer, v packet.Verb, payload []byte) {
+	for _, a := range n.memberAddresses() {
+		if from != nil && a == from.Address() || a == n.id.Controller() {
+			continue
+		}
+		l.peers.Send(w, out, now, a, v, payload, vl1.SendOpts{Compress: true})
+	}
+}
+
+func (n *joined) memberAddresses() []identity.Address {
+	n.memberMu.RLock()
+	defer n.memberMu.RUnlock()
+	out := make([]identity.Address, 0, len(n.members))
+	for a := range n.members {
+		out = append(out, a)
+	}
+	return out
+}
+
+// receiveOK handles an answer to one of our requests.
+func (l *Layer) receiveOK(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+	verb, _, rest, ok := splitReply(p.Payload())
+	if !ok {
+		l.stats.malformed.Add(1)
+		return vl1.Result{Skip: true}
+	}
+	switch verb {
+	case packet.VerbNetworkConfigRequest:
+		return l.receiveConfig(out, now, from, p, src, rest, true)
+	case packet.VerbMulticastGather, packet.VerbMulticastFrame:
+		return l.receiveGatherOK(out, now, from, verb, rest, src)
+	}
+	return vl1.Result{}
+}
+
+// receiveError handles a refusal. The peer layer has matched those that answer a
+// request.
+func (l *Layer) receiveError(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+	_, _, rest, ok := splitReply(p.Payload())
+	if !ok || len(rest) < 9 {
+		l.stats.malformed.Add(1)
+		return vl1.Result{Skip: true}
+	}
+	code, nwid := packet.ErrorCode(rest[0]), vl2.NetworkIDFromBytes(rest[1:])
+	n := l.net(nwid)
+	if n == nil {
+		return vl1.Result{}
+	}
+	return vl1.Result{Trust: l.refused(src.Worker, out, now, n, from.Address(), code, rest[9:])}
+}
+
+func (l *Layer) refused(w *vl1.Worker, out vl1.Out, now time.Time, n *joined, from identity.Address, code packet.ErrorCode, data []byte) bool {
+	byController := from == n.id.Controller()
+	switch code {
+	case packet.ErrorNeedMembershipCertificate:
+		s := n.snap.Load()
+		if m := n.member(from); m != nil && s.open && s.cfg.COM != nil {
+			last := m.lastPush.Load()
+			if last < s.updated.UnixNano() || now.UnixNano()-last > int64(pushOnRequest) {
+				n.push(w, out, now, m, s)
+			}
+		}
+	case packet.ErrorUnwantedMulticast:
+		if g, ok := vl2.ParseGroup(data); ok && n.gate(n.snap.Load(), from, now) {
+			l.groups.remove(groupKey{n.id, g}, from)
+		}
+	case packet.ErrorObjectNotFound, packet.ErrorUnsupportedOperation:
+		if byController {
+			n.refuse(StatusNotFound, "", now)
+		}
+	case packet.ErrorNetworkAccessDenied:
+		if byController {
+			n.refuse(StatusAccessDenied, "", now)
+		}
+	case packet.ErrorAuthenticationRequired:
+		if byController {
+			n.refuse(StatusAuthenticationRequired, vl2.AuthURL(data), now)
+		}
+	}
+	return false
+}
+
+// HandleSelf handles what our own controller sends to our own node.
+func (l *Layer) HandleSelf(out vl1.Out, now time.Time, v packet.Verb, payload []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	src := vl1.Source{Worker: l.control}
+	switch v {
+	case packet.VerbOK:
+		if verb, _, rest, ok := splitReply(payload); ok && verb == packet.VerbNetworkConfigRequest {
+			l.receiveConfig(out, now, nil, nil, src, rest, true)
+		}
+	case packet.VerbNetworkConfig:
+		l.receiveConfig(out, now, nil, nil, src, payload, true)
+	case packet.VerbError:
+		if _, _, rest, ok := splitReply(payload); ok && len(rest) >= 9 {
+			if n := l.net(vl2.NetworkIDFromBytes(rest[1:])); n != nil {
+				l.refused(l.control, out, now, n, l.self, packet.ErrorCode(rest[0]), rest[9:])
+			}
+		}
+	case packet.VerbNetworkCredentials:
+		l.acceptCredentials(l.control, out, now, nil, payload)
+	}
+}
+
+// ownAddresses lists the assigned addresses.
+func (s *state) ownAddresses() []netip.Prefix {
+	if s.cfg == nil {
+		return nil
+	}
+	return s.cfg.Addresses
+}

@@ -1,0 +1,274 @@
+// Package network is the state machine of the networks a node has joined
+// (chapter 03): it asks controllers for configurations, exchanges credentials
+// with other members, decides which frames pass, and resolves multicasts. It is
+// the upper layer of package vl1 and opens no sockets, reads no clock, and starts
+// no goroutines.
+package network
+
+import (
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/packet"
+	"ztgate/zerotier/vl1"
+	"ztgate/zerotier/vl2"
+)
+
+// Peers is what the layer needs of the peer layer. [*vl1.Core] implements it.
+type Peers interface {
+	Peer(a identity.Address) *vl1.Peer
+	Lookup(w *vl1.Worker, out vl1.Out, now time.Time, a identity.Address)
+	Send(w *vl1.Worker, out vl1.Out, now time.Time, dst identity.Address, v packet.Verb, payload []byte, opts vl1.SendOpts)
+	SendData(w *vl1.Worker, out vl1.Out, now time.Time, p *vl1.Peer, v packet.Verb, buf []byte) bool
+	SendOK(w *vl1.Worker, out vl1.Out, now time.Time, to *vl1.Peer, src vl1.Source, inRe packet.Verb, id packet.ID, payload []byte)
+	SendError(w *vl1.Worker, out vl1.Out, now time.Time, to *vl1.Peer, src vl1.Source, inRe packet.Verb, id packet.ID, code packet.ErrorCode, payload []byte)
+	Upstreams() []identity.Address
+	BestUpstream() identity.Address
+	IsUpstream(a identity.Address) bool
+	IsRoot() bool
+	NewWorker() *vl1.Worker
+}
+
+// Controller answers configuration requests. It must not block.
+type Controller interface {
+	HandleRequest(from *identity.Identity, id packet.ID, nwid vl2.NetworkID, metadata []byte)
+	// Authorized reports whether a member was sent a configuration lately: such
+	// members may register and ask for multicast groups.
+	Authorized(nwid vl2.NetworkID, a identity.Address, now time.Time) bool
+}
+
+// Config says how a Layer works.
+type Config struct {
+	Identity   *identity.Identity
+	Deliver    func(nwid vl2.NetworkID, frames [][]byte) // frames are valid until it returns
+	OnChange   func(nwid vl2.NetworkID, s Snapshot)      // called without locks
+	Controller Controller                                // nil: requests are refused
+	Logger     *slog.Logger
+}
+
+// Snapshot describes a joined network at one moment.
+type Snapshot struct {
+	ID      vl2.NetworkID
+	MAC     vl2.MAC
+	Status  Status
+	Config  *vl2.NetworkConfig // nil while there is none; immutable
+	Stored  bool               // worth keeping on disk: from a controller, not made up
+	AuthURL string
+}
+
+// Status is the state of a membership (chapter 03 §1.2).
+//
+//	requesting --config--> ok --refusal--> denied / not found / authentication
+//	      ^------------------ join             |--config--> ok
+type Status uint8
+
+// Statuses.
+const (
+	StatusRequesting Status = iota
+	StatusOK
+	StatusAccessDenied
+	StatusNotFound
+	StatusPortError
+	StatusClientTooOld
+	StatusAuthenticationRequired
+)
+
+// String returns the word ZeroTier uses.
+func (s Status) String() string {
+	return [...]string{"REQUESTING_CONFIGURATION", "OK", "ACCESS_DENIED", "NOT_FOUND", "PORT_ERROR",
+		"CLIENT_TOO_OLD", "AUTHENTICATION_REQUIRED"}[s]
+}
+
+// Limits.
+const (
+	maxNetworks = 64
+	maxMembers  = 10000 // records per network
+)
+
+// Times (chapter 03 §10 unless said otherwise).
+const (
+	checkEvery       = 5 * time.Second
+	configRefresh    = 60 * time.Second
+	pushRefresh      = 500 * time.Second
+	pushOnRequest    = time.Second
+	credentialGate   = time.Second
+	announceEvery    = 60 * time.Second
+	needCertGate     = time.Second
+	recordLifetime   = 15 * time.Minute
+	requestBackOff   = 60 * time.Second
+	requestPatience  = time.Minute // refusals before backing off
+	requestFirstWait = 1100 * time.Millisecond
+)
+
+// Layer holds the joined networks. Its methods are safe for concurrent use.
+type Layer struct {
+	cfg   Config
+	id    *identity.Identity
+	self  identity.Address
+	log   *slog.Logger
+	peers Peers
+
+	nets   atomic.Pointer[map[vl2.NetworkID]*joined]
+	groups groupTable
+	stats  stats
+
+	mu       sync.Mutex // guards joining and leaving, and control
+	control  *vl1.Worker
+	lastHous time.Time
+}
+
+// New makes a layer without networks. SetPeers must be called before anything
+// else.
+func New(cfg Config) *Layer {
+	l := &Layer{cfg: cfg, id: cfg.Identity, self: cfg.Identity.Address(), log: cfg.Logger}
+	if l.log == nil {
+		l.log = slog.New(slog.DiscardHandler)
+	}
+	l.nets.Store(&map[vl2.NetworkID]*joined{})
+	l.groups.init()
+	return l
+}
+
+// SetPeers connects the layer to the peer layer, which needs the layer first.
+func (l *Layer) SetPeers(p Peers) {
+	l.peers = p
+	l.control = p.NewWorker()
+}
+
+func (l *Layer) net(id vl2.NetworkID) *joined { return (*l.nets.Load())[id] }
+
+// errTooMany says that no more networks can be joined.
+var errTooMany = errors.New("too many networks joined")
+
+// Join joins a network; joining twice does nothing. cached is a configuration
+// kept from before, or nil.
+func (l *Layer) Join(out vl1.Out, now time.Time, id vl2.NetworkID, cached *vl2.NetworkConfig) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	old := *l.nets.Load()
+	if old[id] != nil {
+		return nil
+	}
+	if len(old) >= maxNetworks {
+		return errTooMany
+	}
+	n := &joined{l: l, id: id, mac: vl2.MACOf(id, l.self), members: make(map[identity.Address]*member)}
+	if cached != nil && cached.Member == l.self {
+		n.snap.Store(n.newState(cached, StatusOK, time.Time{}))
+	} else {
+		n.snap.Store(n.newState(nil, StatusRequesting, time.Time{}))
+	}
+	next := maps.Clone(old)
+	next[id] = n
+	l.nets.Store(&next)
+	n.tick(l.control, out, now)
+	return nil
+}
+
+// Leave leaves a network; nothing is sent.
+func (l *Layer) Leave(id vl2.NetworkID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	next := maps.Clone(*l.nets.Load())
+	delete(next, id)
+	l.nets.Store(&next)
+}
+
+// Networks describes the joined networks, ordered by ID.
+func (l *Layer) Networks() []Snapshot {
+	var out []Snapshot
+	for _, n := range *l.nets.Load() {
+		out = append(out, n.snapshot())
+	}
+	slices.SortFunc(out, func(a, b Snapshot) int {
+		if a.ID < b.ID {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+// Network describes one joined network.
+func (l *Layer) Network(id vl2.NetworkID) (Snapshot, bool) {
+	n := l.net(id)
+	if n == nil {
+		return Snapshot{}, false
+	}
+	return n.snapshot(), true
+}
+
+// SetGroups replaces the host's multicast subscriptions in a network. The groups
+// for address resolution of the assigned addresses are always subscribed.
+func (l *Layer) SetGroups(id vl2.NetworkID, groups []vl2.MulticastGroup) {
+	if n := l.net(id); n != nil {
+		n.mu.Lock()
+		n.hostGroups = slices.Clone(groups)
+		n.groupsChanged = true
+		n.mu.Unlock()
+	}
+}
+
+// Tick does what is due and returns when it wants to be called next.
+func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	next := now.Add(time.Second)
+	for _, n := range *l.nets.Load() {
+		if t := n.tick(l.control, out, now); t.Before(next) {
+			next = t
+		}
+	}
+	if l.lastHous.IsZero() || now.Sub(l.lastHous) >= 30*time.Second {
+		l.lastHous = now
+		l.groups.expire(now)
+		for _, n := range *l.nets.Load() {
+			n.expire(now)
+		}
+	}
+	return next
+}
+
+// PeerLearned implements [vl1.Upper]: nothing here waits for identities by
+// itself, the peer layer repeats what could not be handled.
+func (l *Layer) PeerLearned(vl1.Out, time.Time, *vl1.Peer) {}
+
+func (l *Layer) changed(n *joined) {
+	if l.cfg.OnChange != nil {
+		l.cfg.OnChange(n.id, n.snapshot())
+	}
+}
+
+// HandlePacket implements [vl1.Upper].
+func (l *Layer) HandlePacket(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+	b := p.Payload()
+	switch p.Verb() {
+	case packet.VerbFrame:
+		return l.receiveFrame(out, now, from, p, src)
+	case packet.VerbExtFrame:
+		return l.receiveExtFrame(out, now, from, p, src)
+	case packet.VerbMulticastFrame:
+		return l.receiveMulticast(out, now, from, p, src)
+	case packet.VerbMulticastLike:
+		return l.receiveLike(now, from, b)
+	case packet.VerbMulticastGather:
+		return l.receiveGather(out, now, from, p, src)
+	case packet.VerbNetworkCredentials:
+		return l.receiveCredentials(out, now, from, b, src)
+	case packet.VerbNetworkConfigRequest:
+		return l.receiveConfigRequest(out, now, from, p, src)
+	case packet.VerbNetworkConfig:
+		return l.receiveConfig(out, now, from, p, src, b, false)
+	case packet.VerbOK:
+		return l.receiveOK(out, now, from, p, src)
+	case packet.VerbError:
+		return l.receiveError(out, now, from, p, src)
+	}
+	return vl1.Result{}
+}

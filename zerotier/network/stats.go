@@ -1,0 +1,34 @@
+package network
+
+import "sync/atomic"
+
+type stats struct {
+	framesIn, framesOut, filtered, notOpen, gateClosed, malformed, tooLong atomic.Uint64
+	badSignatures, rejectedCredentials, refusedRecords, requests, pushes   atomic.Uint64
+}
+
+// Stats is a snapshot of counters.
+type Stats struct {
+	FramesIn, FramesOut uint64
+	Filtered            uint64 // refused by rules or for their addresses
+	NotOpen             uint64 // network not joined or not up
+	GateClosed          uint64 // the other side has no valid certificate
+	Malformed           uint64
+	TooLong             uint64 // above the network's MTU
+	BadSignatures       uint64
+	RejectedCredentials uint64
+	RefusedRecords      uint64 // a table was full
+	ConfigRequests      uint64
+	CredentialPushes    uint64
+}
+
+// Stats returns the counters.
+func (l *Layer) Stats() Stats {
+	s := &l.stats
+	return Stats{
+		FramesIn: s.framesIn.Load(), FramesOut: s.framesOut.Load(), Filtered: s.filtered.Load(), NotOpen: s.notOpen.Load(),
+		GateClosed: s.gateClosed.Load(), Malformed: s.malformed.Load(), TooLong: s.tooLong.Load(),
+		BadSignatures: s.badSignatures.Load(), RejectedCredentials: s.rejectedCredentials.Load(),
+		RefusedRecords: s.refusedRecords.Load(), ConfigRequests: s.requests.Load(), CredentialPushes: s.pushes.Load(),
+	}
+}
