@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -40,7 +41,7 @@ const (
 
 // Options say how the scenario runs.
 type Options struct {
-	Binary   string        // our own program, default /proc/self/exe
+	Binary   string        // our own program, default the one that runs
 	Prefix   string        // of names, default [DefaultPrefix]
 	Duration time.Duration // of each bulk transfer, default 3 s
 	Streams  int           // connections of a bulk transfer, default 1
@@ -50,9 +51,12 @@ type Options struct {
 	Progress io.Writer     // says what is being done; nil = silence
 }
 
-func (o *Options) defaults() {
+func (o *Options) defaults() error {
 	if o.Binary == "" {
-		o.Binary = "/proc/self/exe"
+		var err error
+		if o.Binary, err = os.Executable(); err != nil {
+			return fmt.Errorf("find own program: %w", err)
+		}
 	}
 	if o.Prefix == "" {
 		o.Prefix = DefaultPrefix
@@ -72,6 +76,7 @@ func (o *Options) defaults() {
 	if o.Progress == nil {
 		o.Progress = io.Discard
 	}
+	return nil
 }
 
 // Scenario is a running scenario.
@@ -122,7 +127,9 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 // Start brings the scenario up to where the gateway is ready. Unless the first
 // result is nil it must be closed, even with an error.
 func Start(ctx context.Context, o Options) (*Scenario, error) {
-	o.defaults()
+	if err := o.defaults(); err != nil {
+		return nil, err
+	}
 	t, err := New(ctx, o.Prefix)
 	if err != nil {
 		return nil, err
