@@ -283,6 +283,20 @@ func (k *link) quietMember() {
 	}
 }
 
+// neighbour returns the MAC of a neighbour that the kernel knows.
+func (k *link) neighbour(a netip.Addr) (mac MAC, ok bool) {
+	list, err := k.nl.NeighList(k.l.Attrs().Index, netlink.FAMILY_ALL)
+	if err != nil {
+		return mac, false
+	}
+	for _, n := range list {
+		if ip, isIP := netip.AddrFromSlice(n.IP); isIP && ip.Unmap() == a && len(n.HardwareAddr) == len(mac) {
+			return MAC(n.HardwareAddr), true
+		}
+	}
+	return mac, false
+}
+
 // groups lists the multicast groups that the kernel has joined on the interface.
 func (k *link) groups() []Group {
 	b, err := os.ReadFile("/proc/thread-self/net/dev_mcast")

@@ -218,6 +218,9 @@ func TestTAP(t *testing.T) {
 			t.Fatal("no ARP reply")
 		}
 	}
+	if got, ok := p.link.neighbour(netip.MustParseAddr("10.147.17.9")); !ok || got.String() != "02:09:09:09:09:09" {
+		t.Errorf("neighbour %v, %v, want the sender of the request", got, ok)
+	}
 	if err := p.close(t.Context()); err != nil {
 		t.Error(err)
 	}

@@ -53,6 +53,7 @@ func RunMemberWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Par
 		mode = ModeNode
 	}
 	m.service = newService(cfg, mode, log, node, nil, start)
+	m.neighbours = m
 	srv, err := listen(m.service, reg)
 	if err != nil {
 		return err
@@ -209,6 +210,15 @@ func (m *member) syncOne(n Network) error {
 	}
 	m.node.SetMulticastGroups(n.ID, t.link.groups())
 	return nil
+}
+
+// Neighbour looks into the kernel's table.
+func (m *member) Neighbour(id NetworkID, a netip.Addr) (MAC, bool) {
+	t := (*m.ports.Load())[uint64(id)]
+	if t == nil {
+		return MAC{}, false
+	}
+	return t.link.neighbour(a)
 }
 
 // freeName returns the name of the next interface: the configured one, with its

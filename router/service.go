@@ -16,13 +16,14 @@ import (
 // service is what the control API and the HTTP server show of a running
 // process, whatever its mode.
 type service struct {
-	cfg     *Config
-	mode    string
-	log     *slog.Logger
-	start   time.Time
-	node    Node
-	plane   Plane // nil unless a gateway
-	targets *prober
+	cfg        *Config
+	mode       string
+	log        *slog.Logger
+	start      time.Time
+	node       Node
+	plane      Plane // nil unless a gateway
+	targets    *prober
+	neighbours neighbours // nil = the plane's, if it knows them
 
 	mu       sync.Mutex
 	devices  map[NetworkID]string
@@ -289,11 +290,11 @@ func (s *service) ping(ctx context.Context, req PingRequest) (Ping, error) {
 		return Ping{}, err
 	}
 	p := Ping{Schema: Schema, Address: addr, Port: req.Port}
-	net := s.networkOf(addr)
-	if net == nil {
+	network, hop, ok := s.networkOf(addr)
+	if !ok {
 		return Ping{}, fmt.Errorf("ping %s: no joined network has a route to it: see ztgate networks", addr)
 	}
-	p.Network = net.ID.String()
+	p.Network = network.String()
 	began := time.Now()
 	if req.Port == 0 {
 		d, err := s.targets.dialer.Ping(ctx, addr)
@@ -309,7 +310,7 @@ func (s *service) ping(ctx context.Context, req PingRequest) (Ping, error) {
 		p.MS = milliseconds(time.Since(began))
 		_ = c.Close()
 	}
-	s.addPath(&p, net)
+	s.addPath(&p, network, hop)
 	return p, nil
 }
 
@@ -326,37 +327,43 @@ func lookup(ctx context.Context, host string) (netip.Addr, error) {
 	return list[0].Unmap(), nil
 }
 
-// networkOf returns the network with the most specific route to an address.
-func (s *service) networkOf(a netip.Addr) *Network {
-	var best *Network
+// networkOf returns the network with the most specific route to an address, and
+// the next hop on it.
+func (s *service) networkOf(a netip.Addr) (id NetworkID, hop netip.Addr, ok bool) {
 	bits := -1
-	nets := s.networks()
-	for i := range nets {
-		for _, r := range wantedRoutes(nets[i], s.cfg.Network(nets[i].ID)) {
-			if r.Target.Contains(a) && r.Target.Bits() > bits {
-				best, bits = &nets[i], r.Target.Bits()
+	for _, n := range s.networks() {
+		for _, r := range wantedRoutes(n, s.cfg.Network(n.ID)) {
+			if !r.Target.Contains(a) || r.Target.Bits() <= bits {
+				continue
+			}
+			id, hop, bits = n.ID, a, r.Target.Bits()
+			if r.Via.IsValid() {
+				hop = r.Via
 			}
 		}
 	}
-	return best
+	return id, hop, bits >= 0
 }
 
-// neighbours is implemented by planes that can say where an address is.
+// neighbours is implemented by what can say which MAC an address has.
 type neighbours interface {
 	Neighbour(id NetworkID, a netip.Addr) (MAC, bool)
 }
 
-// addPath says which peer the frames to an address go to, and how.
-func (s *service) addPath(p *Ping, n *Network) {
-	who, ok := s.plane.(neighbours)
+// addPath says which peer the frames to a next hop go to, and how.
+func (s *service) addPath(p *Ping, id NetworkID, hop netip.Addr) {
+	who := s.neighbours
+	if who == nil {
+		who, _ = s.plane.(neighbours)
+	}
+	if who == nil {
+		return
+	}
+	mac, ok := who.Neighbour(id, hop)
 	if !ok {
 		return
 	}
-	mac, ok := who.Neighbour(n.ID, p.Address)
-	if !ok {
-		return
-	}
-	p.Peer = addressOfMAC(mac, n.ID)
+	p.Peer = addressOfMAC(mac, id)
 	for _, peer := range s.peers() {
 		if peer.Address == p.Peer {
 			p.Path = peer.Link

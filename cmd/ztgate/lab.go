@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"time"
@@ -34,10 +33,11 @@ a VPC. Needs root.`,
 			if errors.Is(err, lab.ErrHost) {
 				return router.Usage(err)
 			}
-			if perr := a.print(labReport{router.Schema, r}, func(w io.Writer) { printLab(w, r) }); perr != nil {
-				return perr
+			if !a.json {
+				r.WriteText(a.out)
+				return err
 			}
-			return err
+			return errors.Join(a.print(labReport{router.Schema, r}, nil), err)
 		},
 	}
 	f := cmd.Flags()
@@ -75,25 +75,4 @@ func (a *app) labDown(prefix string) error {
 type labReport struct {
 	Schema int `json:"schema"`
 	*lab.Report
-}
-
-func printLab(w io.Writer, r *lab.Report) {
-	for _, c := range r.Checks {
-		row(w, okWord(c.OK), c.Name, c.Detail)
-	}
-	for _, f := range r.Forwarded {
-		row(w, "", "forwarded "+f.Path, fmt.Sprintf("%.0f packets, %.0f bytes", f.Packets, f.Bytes))
-	}
-	for _, d := range r.Drops {
-		row(w, "", "dropped", d)
-	}
-	if r.Logs != "" {
-		fmt.Fprintln(w, r.Logs)
-	}
-	if r.LogDir != "" {
-		fmt.Fprintln(w, "logs: "+r.LogDir)
-	}
-	for _, h := range r.Hints {
-		fmt.Fprintln(w, "  "+h)
-	}
 }
