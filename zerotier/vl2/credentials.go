@@ -2,6 +2,7 @@ package vl2
 
 import (
 	"fmt"
+	"slices"
 
 	"ztgate/zerotier/identity"
 )
@@ -126,6 +127,16 @@ func (c *COM) first(id uint64) uint64 {
 	return 0
 }
 
+// last is what counts in comparisons if an ID is repeated.
+func (c *COM) last(id uint64) (uint64, bool) {
+	for _, q := range slices.Backward(c.Qualifiers) {
+		if q.ID == id {
+			return q.Value, true
+		}
+	}
+	return 0, false
+}
+
 // Timestamp is when it was issued, ms.
 func (c *COM) Timestamp() int64 { return int64(c.first(qualTimestamp)) }
 
@@ -166,13 +177,9 @@ func (c *COM) Agrees(theirs *COM, id *identity.Identity) bool {
 	if theirs == nil || len(c.Qualifiers) == 0 || len(theirs.Qualifiers) == 0 {
 		return false
 	}
-	last := make(map[uint64]uint64, len(theirs.Qualifiers))
-	for _, q := range theirs.Qualifiers {
-		last[q.ID] = q.Value
-	}
 	hashed := false
 	for _, q := range c.Qualifiers {
-		v, ok := last[q.ID]
+		v, ok := theirs.last(q.ID)
 		if !ok || max(v, q.Value)-min(v, q.Value) > q.MaxDelta {
 			return false
 		}
@@ -180,7 +187,7 @@ func (c *COM) Agrees(theirs *COM, id *identity.Identity) bool {
 	}
 	if hashed {
 		for i, want := range hashQualifiers(id) {
-			if v, ok := last[qualHash+uint64(i)]; !ok || v != want {
+			if v, ok := theirs.last(qualHash + uint64(i)); !ok || v != want {
 				return false
 			}
 		}
@@ -631,6 +638,9 @@ func ParseCredentials(b []byte) (list []Credential, err error) {
 	}
 	if len(b) == 0 {
 		return list, nil
+	}
+	if b[0] != 0 {
+		return list, fmt.Errorf("credentials: %w", ErrMalformed)
 	}
 	b = b[1:]
 	for _, parse := range []func([]byte) (Credential, int, error){

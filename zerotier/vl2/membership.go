@@ -1,6 +1,7 @@
 package vl2
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -40,37 +41,33 @@ const (
 	OfferNew
 )
 
-// Knows reports whether exactly this credential is held, so that its signature
-// need not be checked again.
+// Knows reports whether exactly this credential is held and not void, so that its
+// signature need not be checked again. Revocations are not kept, so they are never
+// known.
 func (m *Membership) Knows(c Credential) bool {
 	same := func(o Credential) bool { return string(o.Append(nil)) == string(c.Append(nil)) }
 	switch c := c.(type) {
 	case *COM:
-		return m.com != nil && m.com.Timestamp() == c.Timestamp() && same(m.com)
+		return m.com != nil && m.com.Timestamp() == c.Timestamp() && c.Timestamp() > m.comVoid && same(m.com)
 	case *Tag:
 		return slices.ContainsFunc(m.tags, func(o *Tag) bool { return o.ID == c.ID && same(o) })
 	case *Capability:
 		return slices.ContainsFunc(m.caps, func(o *Capability) bool { return o.ID == c.ID && same(o) })
 	case *COO:
 		return slices.ContainsFunc(m.coos, func(o *COO) bool { return o.ID == c.ID && same(o) })
-	case *Revocation:
-		if c.Type == TypeCOM {
-			return m.comVoid >= c.Threshold
-		}
-		return m.void[voidKey{c.Type, c.CredentialID}] >= c.Threshold
 	}
 	return false
 }
 
 // Offer considers a credential whose signature was verified.
 func (m *Membership) Offer(c Credential) OfferResult {
+	if m.Knows(c) {
+		return OfferKnown
+	}
 	switch c := c.(type) {
 	case *COM:
 		if c.Timestamp() <= m.comVoid || m.com != nil && c.Timestamp() < m.com.Timestamp() {
 			return OfferRejected
-		}
-		if m.com != nil && m.com.Timestamp() == c.Timestamp() {
-			return OfferKnown
 		}
 		m.com = c
 		return OfferNew
@@ -147,11 +144,8 @@ func (m *Membership) Agrees(own *NetworkConfig, id *identity.Identity) bool {
 
 // usable applies the time window of the own configuration (chapter 03 §3.6).
 func (m *Membership) usable(own *NetworkConfig, typ uint8, id uint32, timestamp int64) bool {
-	d := timestamp - own.Timestamp
-	if d < 0 {
-		d = -d
-	}
-	return d <= own.TimeDelta && timestamp > m.voidUntil(typ, id)
+	distance := uint64(max(timestamp, own.Timestamp)) - uint64(min(timestamp, own.Timestamp))
+	return distance <= uint64(own.TimeDelta) && timestamp > m.voidUntil(typ, id)
 }
 
 func (m *Membership) voidUntil(typ uint8, id uint32) int64 {
@@ -225,10 +219,14 @@ func ipThing(a netip.Addr) (t Thing) {
 	return t
 }
 
-// Expire forgets credentials that can't become usable again.
+// Expire forgets credentials that can't become usable again, and thresholds below
+// which nothing can be usable.
 func (m *Membership) Expire(own *NetworkConfig) {
-	old := func(typ uint8, id uint32, ts int64) bool { return ts < own.Timestamp-own.TimeDelta }
-	m.tags = slices.DeleteFunc(m.tags, func(t *Tag) bool { return old(TypeTag, t.ID, t.Timestamp) })
-	m.caps = slices.DeleteFunc(m.caps, func(c *Capability) bool { return old(TypeCapability, c.ID, c.Timestamp) })
-	m.coos = slices.DeleteFunc(m.coos, func(c *COO) bool { return old(TypeCOO, c.ID, c.Timestamp) })
+	old := func(ts int64) bool {
+		return ts < own.Timestamp && uint64(own.Timestamp)-uint64(ts) > uint64(own.TimeDelta)
+	}
+	m.tags = slices.DeleteFunc(m.tags, func(t *Tag) bool { return old(t.Timestamp) })
+	m.caps = slices.DeleteFunc(m.caps, func(c *Capability) bool { return old(c.Timestamp) })
+	m.coos = slices.DeleteFunc(m.coos, func(c *COO) bool { return old(c.Timestamp) })
+	maps.DeleteFunc(m.void, func(_ voidKey, ts int64) bool { return old(ts) })
 }

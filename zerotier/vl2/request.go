@@ -119,11 +119,13 @@ func AppendChunks(signer *identity.Identity, n NetworkID, dict []byte, updateID 
 // Assembler joins the chunks of up to three updates. The zero value is ready.
 type Assembler struct {
 	updates [maxUpdates]update
+	uses    uint64
 }
 
 type update struct {
 	id     uint64
 	begun  time.Time
+	used   uint64 // greater = more recently
 	total  int
 	got    int
 	done   bool
@@ -162,17 +164,22 @@ func (a *Assembler) Add(now time.Time, c Chunk) (dict []byte, fresh bool) {
 }
 
 func (a *Assembler) find(c Chunk, now time.Time) *update {
+	a.uses++
 	oldest := &a.updates[0]
 	for i := range a.updates {
 		u := &a.updates[i]
 		if u.id == c.UpdateID && now.Sub(u.begun) < updateLifetime {
+			u.used = a.uses
 			return u
 		}
-		if u.begun.Before(oldest.begun) {
+		if u.used < oldest.used {
 			oldest = u
 		}
 	}
-	*oldest = update{id: c.UpdateID, begun: now, total: c.Total, chunks: make(map[int][]byte), digest: make(map[[8]byte]bool)}
+	*oldest = update{
+		id: c.UpdateID, begun: now, used: a.uses, total: c.Total,
+		chunks: make(map[int][]byte), digest: make(map[[8]byte]bool),
+	}
 	return oldest
 }
 
