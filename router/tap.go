@@ -29,14 +29,19 @@ const (
 	tapBatch    = 64
 	tapHeadroom = 64
 	maxFrame    = 10024 + 18 // the largest network MTU and an Ethernet header
+	maxLarge    = vnetLen + 18 + 1<<16
 )
 
 // openTAP creates the port of a network, in the network namespace of the
 // calling thread.
 func openTAP(id NetworkID, name string, mac MAC, log *slog.Logger) (_ *tap, err error) {
-	fd, err := openTunFD(name, unix.IFF_TAP|unix.IFF_NO_PI)
+	fd, err := openTunFD(name, unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
 	if err != nil {
 		return nil, err
+	}
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("set offloads of %q: %w", name, err)
 	}
 	t := &tap{id: id, name: name, file: os.NewFile(uintptr(fd), tunPath), done: make(chan struct{})}
 	defer func() {
@@ -62,59 +67,105 @@ func (t *tap) read(node Node) error {
 	if err != nil {
 		return err
 	}
+	r := &tapReader{tap: t, node: node, large: make([]byte, maxLarge), sizes: make([]int, tapBatch)}
 	store := make([]byte, tapBatch*(tapHeadroom+maxFrame))
-	bufs, sizes := make([][]byte, tapBatch), make([]int, tapBatch)
-	for i := range bufs {
-		bufs[i] = store[i*(tapHeadroom+maxFrame):][: tapHeadroom+maxFrame : tapHeadroom+maxFrame]
+	for i := range tapBatch {
+		r.bufs = append(r.bufs, store[i*(tapHeadroom+maxFrame):][:tapHeadroom+maxFrame:tapHeadroom+maxFrame])
 	}
 	for {
-		n, failed := 0, error(nil)
-		// One wait, then all that is there: batches under load, no delay without.
-		err := raw.Read(func(fd uintptr) bool {
-			for n < tapBatch {
-				m, err := unix.Read(int(fd), bufs[n][tapHeadroom:])
-				switch {
-				case errors.Is(err, unix.EINTR):
-					continue
-				case errors.Is(err, unix.EAGAIN):
-					return n > 0
-				case err != nil:
-					failed = err
-					return true
-				case m == 0:
-					failed = io.EOF
-					return true
-				}
-				sizes[n] = m
-				n++
-			}
-			return true
-		})
-		if n > 0 {
-			sent, err := node.WriteFrames(uint64(t.id), bufs[:n], sizes[:n], tapHeadroom)
-			if err != nil {
-				return fmt.Errorf("send frames of %q: %w", t.name, err)
-			}
-			t.dropped.Add(uint64(n - sent))
-		}
+		err := raw.Read(r.drain)
 		switch {
 		case t.closed.Load():
 			return nil // asked to stop: err is shutdown noise
 		case err != nil:
 			return fmt.Errorf("read %q: %w", t.name, err)
-		case failed != nil:
-			return fmt.Errorf("read %q: %w", t.name, failed)
+		case r.failed != nil:
+			return fmt.Errorf("read %q: %w", t.name, r.failed)
 		}
 	}
+}
+
+// tapReader collects frames for one call of the node.
+type tapReader struct {
+	tap    *tap
+	node   Node
+	large  []byte
+	bufs   [][]byte
+	sizes  []int
+	n      int
+	failed error
+}
+
+// drain reads all that is there, so that there are batches under load and no
+// delay without. It returns false if there was nothing.
+func (r *tapReader) drain(fd uintptr) bool {
+	got := false
+	for {
+		m, err := unix.Read(int(fd), r.large)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN):
+			r.flush()
+			return got || r.failed != nil
+		case err == nil && m == 0:
+			err = io.EOF
+		}
+		if err != nil {
+			r.failed = err
+			return true
+		}
+		got = true
+		if err := segment(r.large[:m], r.next, r.done); err != nil {
+			r.tap.dropped.Add(1)
+		}
+	}
+}
+
+func (r *tapReader) next() []byte {
+	if r.n == len(r.bufs) {
+		r.flush()
+	}
+	return r.bufs[r.n][tapHeadroom:]
+}
+
+func (r *tapReader) done(size int) {
+	r.sizes[r.n] = size
+	r.n++
+}
+
+func (r *tapReader) flush() {
+	if r.n == 0 {
+		return
+	}
+	sent, err := r.node.WriteFrames(uint64(r.tap.id), r.bufs[:r.n], r.sizes[:r.n], tapHeadroom)
+	if err != nil {
+		r.failed = err
+	}
+	r.tap.dropped.Add(uint64(r.n - sent))
+	r.n = 0
 }
 
 // deliver passes frames from the node to the kernel. A frame that the kernel
 // refuses (interface down, queue full) is lost, as on any wire.
 func (t *tap) deliver(frames [][]byte) {
-	for _, f := range frames {
-		if _, err := t.file.Write(f); err != nil {
-			t.dropped.Add(1)
+	raw, err := t.file.SyscallConn()
+	if err != nil {
+		t.dropped.Add(uint64(len(frames)))
+		return
+	}
+	var head [vnetLen]byte // says: nothing to do
+	parts := [][]byte{head[:], nil}
+	if raw.Write(func(fd uintptr) bool {
+		for _, f := range frames {
+			parts[1] = f
+			if _, err := unix.Writev(int(fd), parts); err != nil {
+				t.dropped.Add(1)
+			}
 		}
+		return true
+	}) != nil {
+		t.dropped.Add(uint64(len(frames)))
 	}
 }
 
