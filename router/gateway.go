@@ -75,7 +75,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 		return fmt.Errorf("start forwarding plane: %w", err)
 	}
 	g.service = newService(cfg, ModeGateway, log, node, g.plane, start)
-	g.advise(checkHost(cfg.VPC.TUN, cfg.VPC.Interfaces))
+	g.advise(checkHost(cfg.VPC))
 	srv, err := listen(g.service, reg)
 	if err != nil {
 		return err

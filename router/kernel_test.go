@@ -161,7 +161,7 @@ func TestCheckHost(t *testing.T) {
 	}
 	failed := func() []string {
 		var out []string
-		for _, c := range checkHost("lo", []string{"nosuch0"}) {
+		for _, c := range checkHost(VPCConfig{TUN: "lo", Interfaces: []string{"nosuch0"}, Sources: pfx("fd00::/32")}) {
 			if !c.OK {
 				out = append(out, c.Name)
 			}
@@ -169,11 +169,13 @@ func TestCheckHost(t *testing.T) {
 		return out
 	}
 	set("ipv4/ip_forward", "0")
+	set("ipv6/conf/all/forwarding", "0")
 	set("ipv4/conf/all/rp_filter", "1")
-	if got, want := failed(), []string{"ip_forward", "rp_filter", "interface_nosuch0"}; !slices.Equal(got, want) {
+	if got, want := failed(), []string{"ip_forward", "ipv6_forward", "rp_filter", "interface_nosuch0"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	set("ipv4/ip_forward", "1")
+	set("ipv6/conf/all/forwarding", "1")
 	set("ipv4/conf/lo/rp_filter", "2")
 	if got, want := failed(), []string{"interface_nosuch0"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)

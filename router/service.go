@@ -136,7 +136,8 @@ func pathLabel(p Peer) string {
 // health finds out what is missing for readiness.
 func (s *service) health() Health {
 	info := s.node.Info()
-	h := Health{Schema: Schema, Online: info.Online, Reasons: []string{}}
+	// A root is itself where others get online.
+	h := Health{Schema: Schema, Online: info.Online || info.Root, Reasons: []string{}}
 	add := func(name string, ok bool, reason string) {
 		if ok {
 			reason = ""
@@ -145,8 +146,7 @@ func (s *service) health() Health {
 		}
 		h.Checks = append(h.Checks, Check{name, ok, reason})
 	}
-	// A root is itself where others get online.
-	add("online", info.Online || info.Root,
+	add("online", h.Online,
 		"node "+info.Address+" is OFFLINE: no root answers yet; it needs UDP to the internet or to the roots of its planet")
 	if s.mode != ModeNode {
 		ok, reason := s.networkHealth(info.Address)
