@@ -114,8 +114,16 @@ func runAll(ctx context.Context, log *slog.Logger, parts ...func(context.Context
 	case err := <-done:
 		return err
 	case <-time.After(stopTimeout):
-		return fmt.Errorf("stop: some parts still ran after %v", stopTimeout)
+		return errors.Join(ctxError(gctx), fmt.Errorf("stop: some parts still ran after %v", stopTimeout))
 	}
+}
+
+// ctxError returns why a group ended, unless it was asked to.
+func ctxError(ctx context.Context) error {
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
 }
 
 // prepare makes home and puts a configured identity there. It returns the

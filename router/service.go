@@ -266,10 +266,11 @@ type dialer interface {
 	DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 }
 
-// pingTimeout bounds one ping; maxPingTimeout what a caller may ask for.
+// pingTimeout bounds one ping; maxPingTimeout what a caller may ask for, less
+// than what the server gives a request.
 const (
 	pingTimeout    = 5 * time.Second
-	maxPingTimeout = time.Minute
+	maxPingTimeout = 25 * time.Second
 )
 
 func (s *service) ping(ctx context.Context, req PingRequest) (Ping, error) {

@@ -77,7 +77,6 @@ Exit codes: 0 done, 1 the operation failed, 2 wrong usage or configuration,
 		a.healthCommand(), a.identityCommand(), a.planetCommand(), a.controllerCommand(), a.configCommand(),
 		a.versionCommand())
 	a.addLab(root)
-	root.CompletionOptions.HiddenDefaultCmd = false
 	return root
 }
 
