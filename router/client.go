@@ -174,7 +174,7 @@ func (c *Client) Wait(ctx context.Context, what string) (Health, error) {
 		return Health{}, usagef("wait for %q: give online or ready", what)
 	}
 	for {
-		h, err := c.Health(ctx)
+		h, err := c.lastHealth(ctx)
 		switch {
 		case err == nil && (what == "ready" && h.Ready || what == "online" && h.Online):
 			return h, nil
@@ -182,18 +182,31 @@ func (c *Client) Wait(ctx context.Context, what string) (Health, error) {
 			err = NotReady("not online: %s", h.reason("online"))
 		case err == nil:
 			err = NotReady("not ready: %s", strings.Join(h.Reasons, "; "))
-		case ctx.Err() == nil && KindOf(err) != KindNotRunning:
+		case KindOf(err) != KindNotRunning:
 			return h, err
 		}
 		select {
 		case <-ctx.Done():
-			if errors.Is(err, ctx.Err()) {
-				err = NotReady("no answer in time")
-			}
 			return h, err
 		case <-time.After(pollEvery):
 		}
 	}
+}
+
+// answerTimeout bounds one question.
+const answerTimeout = 5 * time.Second
+
+// lastHealth asks even when ctx is about to reach its deadline, so that there is
+// always something to say; it stops when ctx is cancelled.
+func (c *Client) lastHealth(ctx context.Context) (Health, error) {
+	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		if errors.Is(ctx.Err(), context.Canceled) {
+			cancel()
+		}
+	})()
+	return c.Health(rctx)
 }
 
 func (h Health) reason(check string) string {
