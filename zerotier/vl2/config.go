@@ -375,11 +375,6 @@ func (c *NetworkConfig) IsBridge(a identity.Address) bool {
 	return false
 }
 
-// AcceptsAll reports whether the rules accept every frame without looking at it.
-func (c *NetworkConfig) AcceptsAll() bool {
-	return len(c.Rules) > 0 && c.Rules[0].Type == ActionAccept
-}
-
 // CredentialPackets returns the payloads of NETWORK_CREDENTIALS that carry all
 // our credentials (chapter 03 §3.10).
 func (c *NetworkConfig) CredentialPackets() [][]byte {

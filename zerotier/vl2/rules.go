@@ -53,7 +53,9 @@ const (
 	ruleTypeMask = 0x3f
 )
 
-// Rule is one entry of a rules table: a match or an action.
+// Rule is one entry of a rules table: a match or an action. Field has at least the
+// length that chapter 03 §6.2 lists for the type; [ParseRules] and the JSON form
+// take care of that.
 type Rule struct {
 	Type    uint8
 	Not, Or bool
@@ -91,6 +93,7 @@ func fieldLen(typ uint8) int {
 // type that is too short is an error.
 func ParseRules(b []byte, most int) ([]Rule, error) {
 	var out []Rule
+	b = append([]byte(nil), b...) // the fields lie next to each other
 	for len(b) > 0 {
 		if len(b) < 2 || len(b) < 2+int(b[1]) {
 			return nil, fmt.Errorf("rule: %w: cut short", ErrMalformed)
@@ -100,7 +103,7 @@ func ParseRules(b []byte, most int) ([]Rule, error) {
 			return nil, fmt.Errorf("rule: %w: type %d with %d bytes", ErrMalformed, typ, n)
 		}
 		if len(out) < most {
-			out = append(out, Rule{Type: typ, Not: b[0]&ruleNot != 0, Or: b[0]&ruleOr != 0, Field: append([]byte(nil), b[2:2+n]...)})
+			out = append(out, Rule{Type: typ, Not: b[0]&ruleNot != 0, Or: b[0]&ruleOr != 0, Field: b[2 : 2+n : 2+n]})
 		}
 		b = b[2+n:]
 	}
@@ -170,6 +173,11 @@ type evaluator struct {
 	other       *Membership // record of the other node, nil without
 	skipDrop    bool
 	superAccept bool
+
+	walked6 bool // the rest describes the IPv6 payload
+	ok6     bool
+	proto6  byte
+	pos6    int
 }
 
 type matchResult uint8
@@ -279,8 +287,18 @@ func (e *evaluator) forward(r *Rule, ev *Evaluation, me identity.Address) bool {
 func isV4(f *FrameInfo) bool { return f.EtherType == EtherTypeIPv4 && len(f.Data) >= 20 }
 func isV6(f *FrameInfo) bool { return f.EtherType == EtherTypeIPv6 && len(f.Data) >= 40 }
 
-// payload6 finds protocol and position of the IPv6 payload.
-func payload6(d []byte) (proto byte, pos int, ok bool) {
+// payload6 is [ipv6Payload] of the frame, walked once per evaluation: the chain of
+// headers in a hostile frame may be long.
+func (e *evaluator) payload6() (proto byte, pos int, ok bool) {
+	if !e.walked6 {
+		e.walked6 = true
+		e.proto6, e.pos6, e.ok6 = ipv6Payload(e.f.Data)
+	}
+	return e.proto6, e.pos6, e.ok6
+}
+
+// ipv6Payload finds protocol and position of the IPv6 payload.
+func ipv6Payload(d []byte) (proto byte, pos int, ok bool) {
 	if len(d) < 40 {
 		return 0, 0, false
 	}
@@ -346,7 +364,7 @@ func (e *evaluator) match(r *Rule) matchResult {
 			return result(d[9] == v[0])
 		}
 		if f.EtherType == EtherTypeIPv6 {
-			if proto, _, ok := payload6(d); ok {
+			if proto, _, ok := e.payload6(); ok {
 				return result(proto == v[0])
 			}
 		}
@@ -358,7 +376,8 @@ func (e *evaluator) match(r *Rule) matchResult {
 	case MatchSourcePort, MatchDestinationPort:
 		return e.matchPort(r.Type == MatchDestinationPort, be.Uint16(v), be.Uint16(v[2:]))
 	case MatchCharacteristics:
-		return result(e.characteristics()&be.Uint64(v) != 0)
+		mask := be.Uint64(v)
+		return result(e.characteristics(mask)&mask != 0)
 	case MatchFrameSize:
 		return result(int(be.Uint16(v)) <= len(d) && len(d) <= int(be.Uint16(v[2:])))
 	case MatchRandom:
@@ -400,7 +419,7 @@ func (e *evaluator) matchICMP(v []byte) matchResult {
 			pos = h
 		}
 	} else if f.EtherType == EtherTypeIPv6 {
-		if proto, p, ok := payload6(d); ok && proto == 58 && len(d) >= p+2 {
+		if proto, p, ok := e.payload6(); ok && proto == 58 && len(d) >= p+2 {
 			pos = p
 		}
 	}
@@ -430,7 +449,7 @@ func (e *evaluator) matchPort(destination bool, low, high uint16) matchResult {
 		p := be.Uint16(d[h+off:])
 		return result(low <= p && p <= high)
 	case f.EtherType == EtherTypeIPv6:
-		proto, pos, ok := payload6(d)
+		proto, pos, ok := e.payload6()
 		if !ok {
 			return fixedFalse
 		}
@@ -450,9 +469,13 @@ const (
 	CharBroadcast         = 1 << 61
 	CharSenderIPAuthentic = 1 << 60
 	CharMACAuthentic      = 1 << 59
+
+	charTCP = 0xfff // header flags
 )
 
-func (e *evaluator) characteristics() (c uint64) {
+// characteristics returns the bits of the mask, perhaps others. Asking certificates
+// is slow and only done if the mask wants to know.
+func (e *evaluator) characteristics(mask uint64) (c uint64) {
 	f, d := e.f, e.f.Data
 	if f.Inbound {
 		c |= CharInbound
@@ -463,18 +486,21 @@ func (e *evaluator) characteristics() (c uint64) {
 	if f.DestinationMAC == BroadcastMAC {
 		c |= CharBroadcast
 	}
-	if e.ownsMAC(f.SourceMAC) {
+	if mask&CharMACAuthentic != 0 && e.ownsMAC(f.SourceMAC) {
 		c |= CharMACAuthentic
 	}
-	if e.senderAuthentic() {
+	if mask&CharSenderIPAuthentic != 0 && e.senderAuthentic() {
 		c |= CharSenderIPAuthentic
+	}
+	if mask&charTCP == 0 {
+		return c
 	}
 	if isV4(f) && d[9] == 6 {
 		if h := int(d[0]&15) * 4; len(d) > h+13 {
 			c |= uint64(d[h+13]) | uint64(d[h+12]&0x0f)<<8
 		}
 	} else if f.EtherType == EtherTypeIPv6 {
-		if proto, pos, ok := payload6(d); ok && proto == 6 && len(d) > pos+14 {
+		if proto, pos, ok := e.payload6(); ok && proto == 6 && len(d) > pos+14 {
 			c |= uint64(d[pos+13]) | uint64(d[pos+12]&0x0f)<<8
 		}
 	}
