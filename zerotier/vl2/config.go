@@ -396,6 +396,9 @@ func (c *NetworkConfig) CredentialPackets() [][]byte {
 	size := 0
 	for _, x := range all {
 		n := len(x.Append(nil))
+		if n > limit {
+			continue // a capability that fits into no packet
+		}
 		if size > 0 && size+n > limit {
 			out = append(out, AppendCredentials(nil, list...))
 			list, size = nil, 0

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/zerotier/internal/testvec"
 	"ztgate/zerotier/vl2"
 )
 
@@ -111,4 +112,57 @@ func BenchmarkRules(b *testing.B) {
 	for b.Loop() {
 		vl2.Evaluate(c.Rules, f, c, nil)
 	}
+}
+
+// FuzzMessages begins with real messages, so that the deep parts of the parsers are
+// reached.
+func FuzzMessages(f *testing.F) {
+	var v struct {
+		Frames []struct{ Payload testvec.Hex } `json:"frame_cases"`
+		Groups []struct {
+			Packets []struct{ Payload testvec.Hex }
+		}
+	}
+	testvec.Load(f, "vl2-packets.json", &v)
+	for _, c := range v.Frames {
+		f.Add([]byte(c.Payload))
+	}
+	for _, g := range v.Groups {
+		for _, p := range g.Packets {
+			f.Add([]byte(p.Payload))
+		}
+	}
+	var creds struct{ Cases []struct{ Hex testvec.Hex } }
+	testvec.Load(f, "credentials.json", &creds)
+	for _, c := range creds.Cases {
+		f.Add([]byte(c.Hex))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		check := func(c vl2.Credential, n int, err error) {
+			if err != nil {
+				return
+			}
+			if n > len(b) {
+				t.Fatalf("%T of %d bytes in %d", c, n, len(b))
+			}
+			c.Holder()
+			c.SignedBy()
+			if list, err := vl2.ParseCredentials(vl2.AppendCredentials(nil, c)); err != nil || len(list) != 1 {
+				t.Errorf("%T does not survive a round trip: %v", c, err)
+			}
+			new(vl2.Membership).Offer(c)
+		}
+		for _, kind := range []string{"com", "tag", "capability", "coo", "revocation"} {
+			check(parseCredential(kind, b))
+		}
+		if list, err := vl2.ParseCredentials(b); err == nil && len(list) > len(b)/8+1 {
+			t.Errorf("%d credentials in %d bytes", len(list), len(b))
+		}
+		if c, err := vl2.ParseChunk(b); err == nil {
+			vl2.DecodeNetworkConfig(c.Data)
+		}
+		vl2.ParseExtFrame(b)
+		vl2.ParseMulticastFrame(b)
+		vl2.ParseGather(b)
+	})
 }

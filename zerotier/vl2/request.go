@@ -91,7 +91,7 @@ func ParseChunk(b []byte) (Chunk, error) {
 
 // Verify reports whether the controller signed the chunk.
 func (c *Chunk) Verify(controller *identity.Identity) bool {
-	return controller.Verify(c.signed, c.Signature)
+	return controller.Address() == c.Network.Controller() && controller.Verify(c.signed, c.Signature)
 }
 
 // FastPropagate reports whether members pass the chunk on.

@@ -1,8 +1,3 @@
-// Package vl2 holds the formats and rules of ZeroTier's virtual networks
-// (chapter 03): network IDs and addresses, the dictionary and the network
-// configuration, credentials, frames and multicast messages, and the rules
-// engine. It does no I/O and reads no clock; the state machine of a joined
-// network is in package network.
 package vl2
 
 import (
