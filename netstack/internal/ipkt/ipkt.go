@@ -1,0 +1,374 @@
+// Package ipkt reads, checks and changes IP packets in place. Its check is what
+// stands between the network and everything that forwards or inspects packets:
+// what passes it can't make later code read beyond a header.
+package ipkt
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// IP protocol numbers.
+const (
+	ICMP   = 1
+	TCP    = 6
+	UDP    = 17
+	ICMPv6 = 58
+)
+
+// TCP flags.
+const (
+	FIN = 0x01
+	SYN = 0x02
+	RST = 0x04
+	ACK = 0x10
+)
+
+// Reason says why a packet was refused.
+type Reason uint8
+
+// Reasons.
+const (
+	OK Reason = iota
+	Short
+	Version
+	Length
+	HeaderLength
+	TransportShort
+	Extension
+	Options
+	numReasons
+)
+
+// String returns the label used in metrics.
+func (r Reason) String() string {
+	return [numReasons]string{"ok", "short", "version", "length", "header_length", "transport_short", "ipv6_extension", "ip_options"}[r]
+}
+
+// View is a checked packet with its fields. It aliases the packet.
+type View struct {
+	B          []byte // the packet, cut to its total length
+	V6         bool
+	Proto      uint8
+	L4         int // offset of the transport header
+	TTL        uint8
+	Src, Dst   [16]byte // IPv4 in the mapped form
+	Fragment   bool     // any part of a fragmented packet
+	First      bool     // has a transport header: whole, or the first fragment
+	FragID     uint32
+	SPort      uint16 // TCP, UDP
+	DPort      uint16
+	Flags      uint8 // TCP
+	ICMPType   uint8
+	ICMPCode   uint8
+	ICMPID     uint16 // of echo
+	DontFrag   bool
+	HasOptions bool // IPv4 options or IPv6 extension headers
+}
+
+const maxExtensions = 256 // bytes of IPv6 extension headers
+
+// Parse checks b and fills v. Trailing bytes beyond the packet's own length, such
+// as Ethernet padding, are cut off.
+func Parse(b []byte, v *View) Reason {
+	if len(b) < 20 {
+		return Short
+	}
+	switch b[0] >> 4 {
+	case 4:
+		return v.parse4(b)
+	case 6:
+		return v.parse6(b)
+	}
+	return Version
+}
+
+func mapped(b []byte) (a [16]byte) {
+	a[10], a[11] = 0xff, 0xff
+	copy(a[12:], b)
+	return a
+}
+
+func (v *View) parse4(b []byte) Reason {
+	ihl := int(b[0]&15) * 4
+	total := int(binary.BigEndian.Uint16(b[2:]))
+	if ihl < 20 {
+		return HeaderLength
+	}
+	if total < ihl || total > len(b) {
+		return Length
+	}
+	frag := binary.BigEndian.Uint16(b[6:])
+	*v = View{
+		B: b[:total:total], Proto: b[9], L4: ihl, TTL: b[8], Src: mapped(b[12:16]), Dst: mapped(b[16:20]),
+		Fragment: frag&0x3fff != 0, First: frag&0x1fff == 0, DontFrag: frag&0x4000 != 0,
+		FragID: uint32(binary.BigEndian.Uint16(b[4:])), HasOptions: ihl > 20,
+	}
+	return v.transport()
+}
+
+func (v *View) parse6(b []byte) Reason {
+	if len(b) < 40 {
+		return Short
+	}
+	total := 40 + int(binary.BigEndian.Uint16(b[4:]))
+	if total > len(b) {
+		return Length
+	}
+	*v = View{B: b[:total:total], V6: true, Proto: b[6], L4: 40, TTL: b[7], Src: [16]byte(b[8:24]), Dst: [16]byte(b[24:40]), First: true, DontFrag: true}
+	for {
+		switch v.Proto {
+		case 0, 43, 60, 135:
+			if v.L4+8 > total || v.L4 > 40+maxExtensions {
+				return Extension
+			}
+			v.HasOptions = true
+			v.Proto, v.L4 = b[v.L4], v.L4+8+8*int(b[v.L4+1])
+		case 44:
+			if v.L4+8 > total || v.Fragment {
+				return Extension
+			}
+			f := binary.BigEndian.Uint16(b[v.L4+2:])
+			v.HasOptions = true
+			v.Fragment, v.First = f&0xfff9 != 0, f&0xfff8 == 0
+			v.FragID = binary.BigEndian.Uint32(b[v.L4+4:])
+			v.Proto, v.L4 = b[v.L4], v.L4+8
+		case 59:
+			if v.L4 != total {
+				return Extension
+			}
+			return OK
+		case 253, 254:
+			return Extension
+		default:
+			if v.L4 > total {
+				return Extension
+			}
+			return v.transport()
+		}
+		if !v.First {
+			return OK
+		}
+	}
+}
+
+// transport checks the transport header and reads it.
+func (v *View) transport() Reason {
+	if !v.First {
+		return OK
+	}
+	b := v.B[v.L4:]
+	switch v.Proto {
+	case TCP:
+		if len(b) < 20 || int(b[12]>>4)*4 < 20 || int(b[12]>>4)*4 > len(b) {
+			return TransportShort
+		}
+		v.Flags = b[13]
+	case UDP:
+		if len(b) < 8 {
+			return TransportShort
+		}
+		if n := int(binary.BigEndian.Uint16(b[4:])); n < 8 || !v.Fragment && n > len(b) {
+			return TransportShort
+		}
+	case ICMP, ICMPv6:
+		if len(b) < 8 {
+			return TransportShort
+		}
+		v.ICMPType, v.ICMPCode = b[0], b[1]
+		v.ICMPID = binary.BigEndian.Uint16(b[4:])
+		return OK
+	default:
+		return OK
+	}
+	v.SPort, v.DPort = binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
+	return OK
+}
+
+// IsEcho reports an ICMP echo request or reply.
+func (v *View) IsEcho() bool {
+	return v.Proto == ICMP && (v.ICMPType == 8 || v.ICMPType == 0) || v.Proto == ICMPv6 && (v.ICMPType == 128 || v.ICMPType == 129)
+}
+
+// IsICMPError reports an ICMP message that quotes a packet.
+func (v *View) IsICMPError() bool {
+	switch v.Proto {
+	case ICMP:
+		return v.ICMPType == 3 || v.ICMPType == 4 || v.ICMPType == 11 || v.ICMPType == 12
+	case ICMPv6:
+		return v.ICMPType >= 1 && v.ICMPType <= 4
+	}
+	return false
+}
+
+// Addr turns the 16-byte form into an address.
+func Addr(a [16]byte) netip.Addr { return netip.AddrFrom16(a).Unmap() }
+
+// Bytes is the inverse of Addr.
+func Bytes(a netip.Addr) [16]byte { return a.As16() }
+
+// Source returns the source address.
+func (v *View) Source() netip.Addr { return Addr(v.Src) }
+
+// Destination returns the destination address.
+func (v *View) Destination() netip.Addr { return Addr(v.Dst) }
+
+// DecrementTTL lowers TTL or hop limit by one, which must be at least 2.
+func (v *View) DecrementTTL() {
+	if v.V6 {
+		v.B[7]--
+		return
+	}
+	old := binary.BigEndian.Uint16(v.B[8:])
+	v.B[8]--
+	Adjust16(v.B[10:], old, binary.BigEndian.Uint16(v.B[8:]))
+}
+
+// Adjust16 updates a checksum for a changed word (RFC 1624).
+func Adjust16(sum []byte, old, new uint16) {
+	s := uint32(^binary.BigEndian.Uint16(sum)) + uint32(^old) + uint32(new)
+	s = s&0xffff + s>>16
+	s = s&0xffff + s>>16
+	binary.BigEndian.PutUint16(sum, ^uint16(s))
+}
+
+// AdjustDelta updates a checksum by the difference of two sums (see Delta).
+func AdjustDelta(sum []byte, delta uint16) {
+	s := uint32(^binary.BigEndian.Uint16(sum)) + uint32(delta)
+	s = s&0xffff + s>>16
+	binary.BigEndian.PutUint16(sum, ^uint16(s))
+}
+
+// Delta returns what changing old to new adds to a ones' complement sum. Both
+// have the same even length.
+func Delta(old, new []byte) uint16 {
+	var s uint32
+	for i := 0; i+1 < len(old); i += 2 {
+		s += uint32(^binary.BigEndian.Uint16(old[i:])) + uint32(binary.BigEndian.Uint16(new[i:]))
+	}
+	for s > 0xffff {
+		s = s&0xffff + s>>16
+	}
+	return uint16(s)
+}
+
+// AddDelta adds two deltas.
+func AddDelta(a, b uint16) uint16 {
+	s := uint32(a) + uint32(b)
+	return uint16(s&0xffff + s>>16)
+}
+
+// Sum returns the ones' complement sum of b on top of initial.
+func Sum(b []byte, initial uint32) uint32 {
+	s := uint64(initial)
+	for len(b) >= 4 {
+		s += uint64(binary.BigEndian.Uint32(b))
+		b = b[4:]
+	}
+	if len(b) >= 2 {
+		s += uint64(binary.BigEndian.Uint16(b))
+		b = b[2:]
+	}
+	if len(b) == 1 {
+		s += uint64(b[0]) << 8
+	}
+	for s > 0xffff {
+		s = s&0xffff + s>>16
+	}
+	return uint32(s)
+}
+
+// Checksum returns the complemented sum.
+func Checksum(b []byte, initial uint32) uint16 { return ^uint16(Sum(b, initial)) }
+
+// PseudoSum is the sum of the pseudo header for a transport segment of n bytes.
+func PseudoSum(v6 bool, src, dst [16]byte, proto uint8, n int) uint32 {
+	if v6 {
+		return Sum(src[:], Sum(dst[:], uint32(proto)+uint32(n)))
+	}
+	return Sum(src[12:], Sum(dst[12:], uint32(proto)+uint32(n)))
+}
+
+// ChecksumOffset returns where the transport checksum is, relative to the
+// transport header; ok is false for protocols without one that covers addresses.
+func ChecksumOffset(proto uint8) (off int, ok bool) {
+	switch proto {
+	case TCP:
+		return 16, true
+	case UDP:
+		return 6, true
+	case ICMPv6:
+		return 2, true
+	}
+	return 0, false
+}
+
+// FixHeader computes the IPv4 header checksum anew.
+func FixHeader(b []byte) {
+	b[10], b[11] = 0, 0
+	ihl := int(b[0]&15) * 4
+	binary.BigEndian.PutUint16(b[10:], Checksum(b[:ihl], 0))
+}
+
+// ClampMSS lowers the MSS option of a SYN to at most mss; it reports whether it
+// did (RFC 879: the option announces what the sender can take).
+func (v *View) ClampMSS(mss uint16) bool {
+	if v.Proto != TCP || v.Flags&SYN == 0 || !v.First {
+		return false
+	}
+	b := v.B[v.L4:]
+	opts := b[20 : int(b[12]>>4)*4]
+	for i := 0; i < len(opts); {
+		switch opts[i] {
+		case 0:
+			return false
+		case 1:
+			i++
+			continue
+		}
+		if i+1 >= len(opts) || opts[i+1] < 2 || i+int(opts[i+1]) > len(opts) {
+			return false
+		}
+		if opts[i] == 2 && opts[i+1] == 4 {
+			old := binary.BigEndian.Uint16(opts[i+2:])
+			if old <= mss {
+				return false
+			}
+			binary.BigEndian.PutUint16(opts[i+2:], mss)
+			if i%2 == 0 {
+				Adjust16(b[16:], old, mss)
+			} else { // the option lies across two words
+				Adjust16(b[16:], old<<8|old>>8, mss<<8|mss>>8)
+			}
+			return true
+		}
+		i += int(opts[i+1])
+	}
+	return false
+}
+
+// MSS returns the MSS option of a SYN, 0 if there is none.
+func (v *View) MSS() uint16 {
+	if v.Proto != TCP || v.Flags&SYN == 0 || !v.First {
+		return 0
+	}
+	b := v.B[v.L4:]
+	opts := b[20 : int(b[12]>>4)*4]
+	for i := 0; i < len(opts); {
+		switch opts[i] {
+		case 0:
+			return 0
+		case 1:
+			i++
+			continue
+		}
+		if i+1 >= len(opts) || opts[i+1] < 2 || i+int(opts[i+1]) > len(opts) {
+			return 0
+		}
+		if opts[i] == 2 && opts[i+1] == 4 {
+			return binary.BigEndian.Uint16(opts[i+2:])
+		}
+		i += int(opts[i+1])
+	}
+	return 0
+}

@@ -1,0 +1,315 @@
+// Package neigh resolves IP addresses to MACs on an Ethernet network, by ARP
+// (RFC 826) and neighbour discovery (RFC 4861), and answers for the own
+// addresses. It sends through a function and reads no clock.
+package neigh
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ztgate/netstack/internal/ipkt"
+)
+
+// MAC is an Ethernet address.
+type MAC [6]byte
+
+// Bounds and times.
+const (
+	maxEntries  = 4096
+	maxPending  = 256 // unresolved addresses
+	maxQueued   = 64  // packets per unresolved address
+	lifetime    = int64(2 * time.Minute)
+	refreshFrom = int64(time.Minute) // a used entry of this age is asked for again
+	retryEvery  = int64(time.Second)
+	maxTries    = 5
+)
+
+type entry struct {
+	mac       MAC
+	confirmed int64
+	asked     atomic.Int64
+}
+
+type pending struct {
+	packets [][]byte
+	asked   int64
+	tries   int
+}
+
+// Table is the neighbours of one port. It is safe for concurrent use.
+type Table struct {
+	mac  MAC
+	send func(frame []byte) // an Ethernet frame; called without locks
+
+	mu      sync.RWMutex
+	own     []netip.Addr
+	entries map[netip.Addr]*entry
+	waiting map[netip.Addr]*pending
+
+	Refused, Failed atomic.Uint64 // packets: queue full, address unresolved
+}
+
+// New makes the table of a port.
+func New(mac MAC, own []netip.Addr, send func(frame []byte)) *Table {
+	return &Table{mac: mac, own: own, send: send, entries: make(map[netip.Addr]*entry), waiting: make(map[netip.Addr]*pending)}
+}
+
+// SetOwn replaces the own addresses.
+func (t *Table) SetOwn(own []netip.Addr) {
+	t.mu.Lock()
+	t.own = own
+	t.mu.Unlock()
+}
+
+// Lookup returns the MAC of an address if it is known.
+func (t *Table) Lookup(now int64, a netip.Addr) (MAC, bool) {
+	t.mu.RLock()
+	e := t.entries[a]
+	t.mu.RUnlock()
+	if e == nil || now-e.confirmed >= lifetime {
+		return MAC{}, false
+	}
+	if now-e.confirmed >= refreshFrom {
+		if asked := e.asked.Load(); now-asked >= retryEvery && e.asked.CompareAndSwap(asked, now) {
+			t.ask(a, &e.mac)
+		}
+	}
+	return e.mac, true
+}
+
+// Resolve keeps a copy of an IP packet until the address is resolved, and asks.
+func (t *Table) Resolve(now int64, a netip.Addr, packet []byte) {
+	t.mu.Lock()
+	p := t.waiting[a]
+	ask := false
+	if p == nil {
+		if len(t.waiting) >= maxPending {
+			t.mu.Unlock()
+			t.Refused.Add(1)
+			return
+		}
+		p = &pending{asked: now, tries: 1}
+		t.waiting[a] = p
+		ask = true
+	}
+	if len(p.packets) >= maxQueued {
+		t.Refused.Add(1)
+	} else {
+		p.packets = append(p.packets, slices.Clone(packet))
+	}
+	t.mu.Unlock()
+	if ask {
+		t.ask(a, nil)
+	}
+}
+
+// learn stores a mapping and returns the packets that waited for it. Only
+// addresses we asked about or know already are stored, unless the message was
+// directed at us.
+func (t *Table) learn(now int64, a netip.Addr, mac MAC, directed bool) [][]byte {
+	if mac[0]&1 != 0 || !a.IsValid() || a.IsUnspecified() || a.IsMulticast() {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.waiting[a]
+	e := t.entries[a]
+	if e == nil && p == nil && !directed || slices.Contains(t.own, a) {
+		return nil
+	}
+	if e == nil && len(t.entries) >= maxEntries {
+		for k, old := range t.entries {
+			if now-old.confirmed >= lifetime {
+				delete(t.entries, k)
+			}
+		}
+		if len(t.entries) >= maxEntries {
+			return nil
+		}
+	}
+	t.entries[a] = &entry{mac: mac, confirmed: now}
+	delete(t.waiting, a)
+	if p == nil {
+		return nil
+	}
+	return p.packets
+}
+
+// Tick repeats questions. It returns the packets whose address didn't answer.
+func (t *Table) Tick(now int64) (failed [][]byte) {
+	var ask []netip.Addr
+	t.mu.Lock()
+	for a, p := range t.waiting {
+		if now-p.asked < retryEvery {
+			continue
+		}
+		if p.tries >= maxTries {
+			failed = append(failed, p.packets...)
+			t.Failed.Add(uint64(len(p.packets)))
+			delete(t.waiting, a)
+			continue
+		}
+		p.asked = now
+		p.tries++
+		ask = append(ask, a)
+	}
+	t.mu.Unlock()
+	for _, a := range ask {
+		t.ask(a, nil)
+	}
+	return failed
+}
+
+// source returns an own address of the family, the same prefix preferred.
+func (t *Table) source(a netip.Addr) (best netip.Addr) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	bits := -1
+	for _, o := range t.own {
+		if o.Is4() != a.Is4() {
+			continue
+		}
+		x, y := o.AsSlice(), a.AsSlice()
+		n := 0
+		for n < len(x) && x[n] == y[n] {
+			n++
+		}
+		if n > bits {
+			best, bits = o, n
+		}
+	}
+	return best
+}
+
+func (t *Table) ask(a netip.Addr, at *MAC) {
+	src := t.source(a)
+	if !src.IsValid() {
+		return
+	}
+	if a.Is4() {
+		dst := MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+		if at != nil {
+			dst = *at
+		}
+		t.send(t.arp(dst, 1, src, MAC{}, a))
+		return
+	}
+	t.send(t.solicit(src, a))
+}
+
+func (t *Table) header(b []byte, dst MAC, etherType uint16) []byte {
+	b = append(append(b, dst[:]...), t.mac[:]...)
+	return binary.BigEndian.AppendUint16(b, etherType)
+}
+
+func (t *Table) arp(dst MAC, op uint16, src netip.Addr, targetMAC MAC, target netip.Addr) []byte {
+	b := t.header(make([]byte, 0, 42), dst, 0x0806)
+	b = append(b, 0, 1, 8, 0, 6, 4)
+	b = binary.BigEndian.AppendUint16(b, op)
+	s, d := src.As4(), target.As4()
+	b = append(append(b, t.mac[:]...), s[:]...)
+	return append(append(b, targetMAC[:]...), d[:]...)
+}
+
+// HandleARP handles the payload of an ARP frame and returns the packets that can
+// be sent now, with the address they are for.
+func (t *Table) HandleARP(now int64, b []byte) (ready [][]byte, from netip.Addr) {
+	if len(b) < 28 || [6]byte(b[:6]) != [6]byte{0, 1, 8, 0, 6, 4} {
+		return nil, netip.Addr{}
+	}
+	op := binary.BigEndian.Uint16(b[6:])
+	mac, from := MAC(b[8:14]), netip.AddrFrom4([4]byte(b[14:18]))
+	target := netip.AddrFrom4([4]byte(b[24:28]))
+	t.mu.RLock()
+	mine := slices.Contains(t.own, target)
+	t.mu.RUnlock()
+	ready = t.learn(now, from, mac, mine)
+	if op == 1 && mine && mac != t.mac {
+		t.send(t.arp(mac, 2, target, mac, from))
+	}
+	return ready, from
+}
+
+// IPv6 neighbour discovery.
+const (
+	solicitation  = 135
+	advertisement = 136
+	optSource     = 1
+	optTarget     = 2
+)
+
+func solicitedNode(a netip.Addr) (netip.Addr, MAC) {
+	b := a.As16()
+	g := [16]byte{0: 0xff, 1: 0x02, 11: 1, 12: 0xff, 13: b[13], 14: b[14], 15: b[15]}
+	return netip.AddrFrom16(g), MAC{0x33, 0x33, 0xff, b[13], b[14], b[15]}
+}
+
+func (t *Table) solicit(src, target netip.Addr) []byte {
+	group, mac := solicitedNode(target)
+	return t.ndp(mac, src, group, solicitation, 0, target, optSource)
+}
+
+func (t *Table) ndp(dstMAC MAC, src, dst netip.Addr, typ, flags byte, target netip.Addr, opt byte) []byte {
+	b := t.header(make([]byte, 0, 86), dstMAC, 0x86dd)
+	b = append(b, 0x60, 0, 0, 0, 0, 32, ipkt.ICMPv6, 255)
+	s, d, tg := src.As16(), dst.As16(), target.As16()
+	b = append(append(b, s[:]...), d[:]...)
+	b = append(b, typ, 0, 0, 0, flags, 0, 0, 0)
+	b = append(append(b, tg[:]...), opt, 1)
+	b = append(b, t.mac[:]...)
+	sum := ipkt.PseudoSum(true, s, d, ipkt.ICMPv6, 32)
+	binary.BigEndian.PutUint16(b[14+42:], ipkt.Checksum(b[14+40:], sum))
+	return b
+}
+
+// IsNDP reports whether a checked packet is neighbour discovery.
+func IsNDP(v *ipkt.View) bool {
+	return v.Proto == ipkt.ICMPv6 && v.First && (v.ICMPType == solicitation || v.ICMPType == advertisement)
+}
+
+// HandleNDP handles a neighbour discovery packet; see [Table.HandleARP]. Packets
+// that passed a router (hop limit below 255) or have a bad checksum are ignored.
+func (t *Table) HandleNDP(now int64, v *ipkt.View) (ready [][]byte, from netip.Addr) {
+	b := v.B[v.L4:]
+	if v.TTL != 255 || len(b) < 24 || ipkt.Checksum(b, ipkt.PseudoSum(true, v.Src, v.Dst, ipkt.ICMPv6, len(b))) != 0 {
+		return nil, netip.Addr{}
+	}
+	target := netip.AddrFrom16([16]byte(b[8:24]))
+	var mac MAC
+	has := false
+	for o := b[24:]; len(o) >= 8 && int(o[1])*8 <= len(o) && o[1] > 0; o = o[int(o[1])*8:] {
+		if want := map[uint8]byte{solicitation: optSource, advertisement: optTarget}[v.ICMPType]; o[0] == want {
+			mac, has = MAC(o[2:8]), true
+		}
+	}
+	if v.ICMPType == advertisement {
+		if !has {
+			return nil, netip.Addr{}
+		}
+		return t.learn(now, target, mac, false), target
+	}
+	t.mu.RLock()
+	mine := slices.Contains(t.own, target)
+	t.mu.RUnlock()
+	if !mine {
+		return nil, netip.Addr{}
+	}
+	src := v.Source()
+	if has && src.Is6() && !src.IsUnspecified() {
+		ready = t.learn(now, src, mac, true)
+		const router, solicited, override = 0x80, 0x40, 0x20
+		t.send(t.ndp(mac, target, src, advertisement, router|solicited|override, target, optTarget))
+	}
+	return ready, src
+}
+
+// Len returns the number of resolved addresses.
+func (t *Table) Len() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.entries)
+}
