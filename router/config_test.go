@@ -100,7 +100,7 @@ func TestPrecedence(t *testing.T) {
 
 func TestAliases(t *testing.T) {
 	env := []string{"ZEROTIER_ONE_NETWORK_IDS=8056c2e21c000001; 9778dd29dd246907", "ZT_PRIMARY_PORT=9994",
-		"ZEROTIER_ONE_GATEWAY_MODE=both", "ZEROTIER_ONE_LOCAL_PHYS=eth0 eth1", "ZTGATE_PORT=tcp://10.0.0.1:9993",
+		"ZEROTIER_ONE_GATEWAY_MODE=outbound", "ZEROTIER_ONE_LOCAL_PHYS=eth0 eth1", "ZTGATE_PORT=tcp://10.0.0.1:9993",
 		"ZTGATE_SERVICE_HOST=10.0.0.1", "ZTGATE_NETWROK=x"}
 	c, err := Load(Sources{Environ: env, NoFile: true})
 	if err != nil {
@@ -167,7 +167,8 @@ func TestLoadErrors(t *testing.T) {
 		{"listen", "listen: here", nil, nil, "give ADDRESS:PORT"},
 		{"mtu", "vpc: {mtu: 500}", nil, nil, "number from 1280"},
 		{"tun", "vpc: {tun: \"a b\"}", nil, nil, "no interface name"},
-		{"mode", "", []string{"ZEROTIER_ONE_GATEWAY_MODE=up"}, nil, "use inbound, outbound or both"},
+		{"mode", "", []string{"ZEROTIER_ONE_GATEWAY_MODE=up"}, nil, "use outbound or both"},
+		{"inbound", "", []string{"ZEROTIER_ONE_GATEWAY_MODE=inbound"}, nil, "not supported yet"},
 		{"public alone", "identity: {public: x}", nil, nil, "give both or none"},
 	}
 	for _, tt := range tests {

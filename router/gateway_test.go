@@ -167,6 +167,48 @@ func routes(nl *netlink.Handle) []string {
 	return out
 }
 
+// TestGatewayEngine starts and stops the real forwarding plane.
+func TestGatewayEngine(t *testing.T) {
+	dir := shortDir(t)
+	cfg := load(t, map[string][]string{"home": {dir}, "socket": {filepath.Join(dir, "s")}, "listen": {freePort(t)}, "tun": {"ztgt4"},
+		"target": {"icmp://10.0.0.9"}})
+	node := routertest.NewNode()
+	node.SetNetwork(okNetwork())
+	inNamespace(t, func() {
+		// The listener is in the thread's namespace: so is this request.
+		nl, err := netlink.NewHandle()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer nl.Close()
+		lo, err := nl.LinkByName("lo")
+		if err == nil {
+			err = nl.LinkSetUp(lo)
+		}
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		go func() {
+			defer stop()
+			client := router.NewClient(cfg.Socket)
+			eventually(t, "start", func() bool { _, err := client.Info(ctx); return err == nil })
+			eventually(t, "routes", func() bool { return len(routes(nl)) == 2 })
+			eventually(t, "ARP request", func() bool { return len(node.Written()) > 0 }) // for the target
+			if f, err := client.Flows(ctx, "", 0); err != nil || f.Limit != 262144 {
+				t.Errorf("flows: %+v, %v", f, err)
+			}
+		}()
+		began := time.Now()
+		err = router.RunWith(ctx, cfg, slog.New(slog.DiscardHandler), router.Parts{NewNode: node.Start, NewPlane: router.DefaultParts().NewPlane})
+		if err != nil || time.Since(began) > 20*time.Second {
+			t.Errorf("run: %v after %v", err, time.Since(began))
+		}
+	})
+}
+
 func TestGatewayNodeFails(t *testing.T) {
 	dir := shortDir(t)
 	cfg := load(t, map[string][]string{"home": {dir}, "socket": {filepath.Join(dir, "s")}, "listen": {""}, "tun": {"ztgt3"}})

@@ -145,13 +145,13 @@ func (l *loader) environment() {
 		}
 	}
 	switch mode := l.env["ZEROTIER_ONE_GATEWAY_MODE"]; mode {
-	case "", "both", "outbound", "inbound":
-		if mode == "outbound" || mode == "inbound" {
-			l.cfg.Warnings = append(l.cfg.Warnings, fmt.Sprintf(
-				"ZEROTIER_ONE_GATEWAY_MODE=%s: both directions are forwarded; use policy rules to refuse one", mode))
-		}
+	case "", "outbound":
+	case "both":
+		l.cfg.Warnings = append(l.cfg.Warnings, "ZEROTIER_ONE_GATEWAY_MODE=both: only connections that the VPC opens are forwarded")
+	case "inbound":
+		l.errorf("ZEROTIER_ONE_GATEWAY_MODE: inbound is not supported yet: only connections that the VPC opens are forwarded")
 	default:
-		l.errorf("ZEROTIER_ONE_GATEWAY_MODE: %q: use inbound, outbound or both", mode)
+		l.errorf("ZEROTIER_ONE_GATEWAY_MODE: %q: use outbound or both", mode)
 	}
 	var unknown []string
 	for name := range l.env {

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ztgate/zerotier"
+	"ztgate/zerotier/vl1"
 )
 
 // goNode is the node in pure Go.
@@ -112,9 +113,9 @@ type wireCollector struct{ n *zerotier.Node }
 func (*wireCollector) Describe(chan<- *prometheus.Desc) {}
 
 var (
-	descPackets   = prometheus.NewDesc("ztgate_packets_total", helpPackets, []string{"leg", "direction"}, nil)
-	descBytes     = prometheus.NewDesc("ztgate_bytes_total", helpBytes, []string{"leg", "direction"}, nil)
-	descDropped   = prometheus.NewDesc("ztgate_dropped_packets_total", helpDropped, []string{"leg", "reason"}, nil)
+	descPackets   = prometheus.NewDesc("ztgate_packets_total", "Packets that entered or left the process, by leg.", []string{"leg", "direction"}, nil)
+	descBytes     = prometheus.NewDesc("ztgate_bytes_total", "Bytes that entered or left the process, by leg.", []string{"leg", "direction"}, nil)
+	descDropped   = prometheus.NewDesc("ztgate_dropped_packets_total", "Packets dropped, by leg and reason.", []string{"leg", "reason"}, nil)
 	descQueue     = prometheus.NewDesc("ztgate_queue_depth", "Entries that wait in a queue.", []string{"queue"}, nil)
 	descQueueMax  = prometheus.NewDesc("ztgate_queue_limit", "Most entries that a queue takes.", []string{"queue"}, nil)
 	descCrypto    = prometheus.NewDesc("ztgate_wire_crypto_bytes_total", "Bytes sealed and opened, by cipher suite.", []string{"cipher", "direction"}, nil)

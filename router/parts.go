@@ -7,6 +7,6 @@ import "errors"
 func DefaultParts() Parts {
 	return Parts{
 		NewNode:  func(NodeConfig) (Node, error) { return nil, errors.New("no node in this build") },
-		NewPlane: func(PlaneConfig) (Plane, error) { return nil, errors.New("no forwarding plane in this build") },
+		NewPlane: newEngine,
 	}
 }

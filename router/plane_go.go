@@ -1,8 +1,7 @@
-//go:build ztgate_wired
-
 package router
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 
@@ -20,7 +19,8 @@ func newEngine(cfg PlaneConfig) (Plane, error) {
 	t := cfg.NAT.Timeouts
 	e, err := netstack.New(netstack.Config{
 		Device: cfg.Device, Overlay: cfg.Overlay,
-		VPC:      netstack.VPC{Addresses: cfg.VPC.Address, Sources: sources, MTU: cfg.VPC.MTU},
+		// The address on the TUN is the kernel's, not one of the engine's own stack.
+		VPC:      netstack.VPC{Sources: sources, MTU: cfg.VPC.MTU},
 		MaxFlows: cfg.NAT.MaxFlows,
 		Timeouts: netstack.Timeouts{TCPEstablished: t.TCPEstablished, TCPTransitory: t.TCPTransitory, UDP: t.UDP, ICMP: t.ICMP},
 		Policy:   compilePolicy(cfg.Policy), Logger: cfg.Logger, Registerer: cfg.Registerer,
@@ -60,9 +60,18 @@ func (p enginePlane) Flows(f FlowFilter) []Flow {
 			direction = "vpc_to_overlay"
 		}
 		out[i] = Flow{Protocol: x.Protocol, State: x.State, Network: NetworkID(x.Network), Direction: direction,
-			Source: x.Client, Destination: x.Server, Translated: x.External,
+			Source: x.Client, Destination: x.Server,
 			AgeSeconds: now.Sub(x.Created).Seconds(), IdleSeconds: now.Sub(x.LastSeen).Seconds(),
 			BytesOut: x.BytesOut, BytesIn: x.BytesIn, PacketsOut: x.PacketsOut, PacketsIn: x.PacketsIn}
+		if a := x.External.Addr(); a.IsValid() && !a.IsUnspecified() {
+			out[i].Translated = x.External
+		}
 	}
 	return out
+}
+
+// Neighbour tells [service.ping] who answers.
+func (p enginePlane) Neighbour(id NetworkID, a netip.Addr) (MAC, bool) {
+	mac, ok := p.Engine.Neighbour(uint64(id), a)
+	return mac, ok
 }
