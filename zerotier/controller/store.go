@@ -1,0 +1,158 @@
+package controller
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"ztgate/internal/atomicfile"
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/vl2"
+)
+
+const (
+	fileMode = 0o600
+	dirMode  = 0o700
+)
+
+// store keeps the records in files (chapter 04 §10):
+//
+//	network/<16 hex>.json                  network record
+//	network/<16 hex>.state                 ours: time stamps given out, revocations
+//	network/<16 hex>/member/<10 hex>.json  member record
+type store struct{ dir string }
+
+func (s store) networks() string { return filepath.Join(s.dir, "network") }
+func (s store) networkPath(n vl2.NetworkID) string {
+	return filepath.Join(s.networks(), n.String()+".json")
+}
+func (s store) statePath(n vl2.NetworkID) string {
+	return filepath.Join(s.networks(), n.String()+".state")
+}
+func (s store) memberDir(n vl2.NetworkID) string {
+	return filepath.Join(s.networks(), n.String(), "member")
+}
+func (s store) memberPath(n vl2.NetworkID, a identity.Address) string {
+	return filepath.Join(s.memberDir(n), a.String()+".json")
+}
+
+// init creates the directory, for nobody else to read.
+func (s store) init() error {
+	if err := os.MkdirAll(s.networks(), dirMode); err != nil {
+		return fmt.Errorf("create controller directory: %w", err)
+	}
+	if err := os.Chmod(s.dir, dirMode); err != nil {
+		return fmt.Errorf("create controller directory: %w", err)
+	}
+	return nil
+}
+
+// names lists the records in a directory and removes what an interrupted write
+// left there.
+func (s store) names(dir, suffix string, length int) (names []string, err error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read controller directory: %w", err)
+	}
+	for _, e := range entries {
+		name := e.Name()
+		switch {
+		case strings.HasPrefix(name, ".") && (strings.Contains(name, ".json.") || strings.Contains(name, ".state.")):
+			if err := os.Remove(filepath.Join(dir, name)); err != nil {
+				return nil, fmt.Errorf("remove unfinished file: %w", err)
+			}
+		case strings.HasSuffix(name, suffix) && len(name) == length+len(suffix):
+			names = append(names, strings.TrimSuffix(name, suffix))
+		}
+	}
+	return names, nil
+}
+
+// readRecord decodes a file into v.
+func readRecord(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(b, v)
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	return nil
+}
+
+// writeRecord writes v so that it is on disk when it returns.
+func writeRecord(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return atomicfile.Write(path, b, fileMode)
+}
+
+// addNetwork makes the directories of a new network and its record. Members of a
+// deleted network with that ID that are still there must not come back.
+func (s store) addNetwork(n *Network) error {
+	if err := s.removeTree(n.ID); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.memberDir(n.ID), dirMode); err != nil {
+		return fmt.Errorf("create network directory: %w", err)
+	}
+	if err := syncDir(filepath.Dir(s.memberDir(n.ID))); err != nil {
+		return err
+	}
+	return writeRecord(s.networkPath(n.ID), n) // syncs the parent too
+}
+
+func (s store) removeNetwork(n vl2.NetworkID) error {
+	if err := os.Remove(s.networkPath(n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove network: %w", err)
+	}
+	if err := syncDir(s.networks()); err != nil {
+		return err
+	}
+	return s.removeTree(n)
+}
+
+func (s store) removeTree(n vl2.NetworkID) error {
+	if err := os.RemoveAll(filepath.Dir(s.memberDir(n))); err != nil {
+		return fmt.Errorf("remove network: %w", err)
+	}
+	if err := os.Remove(s.statePath(n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove network: %w", err)
+	}
+	return nil
+}
+
+func (s store) writeMember(m *Member) error {
+	if err := os.MkdirAll(s.memberDir(m.Network), dirMode); err != nil {
+		return fmt.Errorf("create network directory: %w", err)
+	}
+	return writeRecord(s.memberPath(m.Network, m.Address), m)
+}
+
+func (s store) removeMember(n vl2.NetworkID, a identity.Address) error {
+	if err := os.Remove(s.memberPath(n, a)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove member: %w", err)
+	}
+	return syncDir(s.memberDir(n))
+}
+
+// syncDir makes removals in dir durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
