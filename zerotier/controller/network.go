@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -240,7 +241,7 @@ func checkTrace(target string) error {
 // uniqueByID sorts by ID; of several with one ID the last counts.
 func uniqueByID[T any](list []T, id func(T) uint32) []T {
 	slices.Reverse(list)
-	slices.SortStableFunc(list, func(a, b T) int { return int(int64(id(a)) - int64(id(b))) })
+	slices.SortStableFunc(list, func(a, b T) int { return cmp.Compare(id(a), id(b)) })
 	return slices.CompactFunc(list, func(a, b T) bool { return id(a) == id(b) })
 }
 
