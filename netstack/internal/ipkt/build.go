@@ -45,7 +45,10 @@ func (v *View) MayAnswer() bool {
 	if !v.First || v.IsICMPError() {
 		return false
 	}
-	if v.Proto == ICMP && v.ICMPType != 8 && v.ICMPType != 0 && v.ICMPType != 13 && v.ICMPType != 15 {
+	if v.Proto == ICMP && v.ICMPType != 8 && v.ICMPType != 0 && (v.ICMPType < 13 || v.ICMPType > 18) {
+		return false
+	}
+	if v.Proto == ICMPv6 && v.ICMPType == 137 { // redirect
 		return false
 	}
 	src, dst := v.Source(), v.Destination()
@@ -119,6 +122,9 @@ func AppendReset(b []byte, v *View) []byte {
 func Fragment4(v *View, mtu int, emit func(b []byte)) {
 	ihl := v.headerLen()
 	chunk := (mtu - ihl) &^ 7
+	if chunk <= 0 {
+		return
+	}
 	data := v.B[ihl:]
 	base := binary.BigEndian.Uint16(v.B[6:])
 	for off := 0; off < len(data); off += chunk {

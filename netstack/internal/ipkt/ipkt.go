@@ -29,20 +29,27 @@ type Reason uint8
 
 // Reasons.
 const (
-	OK Reason = iota
-	Short
-	Version
-	Length
-	HeaderLength
-	TransportShort
-	Extension
-	Options
+	OK             Reason = iota
+	Short                 // less than an IP header
+	Version               // neither 4 nor 6
+	Length                // total length beyond the buffer or below the header
+	HeaderLength          // IHL below 5
+	TransportShort        // transport header cut or inconsistent
+	Extension             // IPv6 extension headers too long, cut, or of a kind that is refused
+	Options               // IPv4 options malformed, or a source route (RFC 7126)
+	HeaderChecksum        // of IPv4
+	Address               // addresses that never appear on a wire (RFC 1812 §5.3.7)
+	BadFragment           // impossible, or overlapping the transport header (RFC 1858, RFC 3128)
 	numReasons
 )
 
+// NumReasons is the number of reasons, [OK] among them.
+const NumReasons = int(numReasons)
+
 // String returns the label used in metrics.
 func (r Reason) String() string {
-	return [numReasons]string{"ok", "short", "version", "length", "header_length", "transport_short", "ipv6_extension", "ip_options"}[r]
+	return [numReasons]string{"ok", "short", "version", "length", "header_length", "transport_short", "ipv6_extension", "ip_options",
+		"header_checksum", "martian", "bad_fragment"}[r]
 }
 
 // View is a checked packet with its fields. It aliases the packet.
@@ -55,6 +62,8 @@ type View struct {
 	Src, Dst   [16]byte // IPv4 in the mapped form
 	Fragment   bool     // any part of a fragmented packet
 	First      bool     // has a transport header: whole, or the first fragment
+	More       bool     // fragments follow
+	FragOffset int      // of a fragment, in bytes
 	FragID     uint32
 	SPort      uint16 // TCP, UDP
 	DPort      uint16
@@ -98,13 +107,82 @@ func (v *View) parse4(b []byte) Reason {
 	if total < ihl || total > len(b) {
 		return Length
 	}
+	b = b[:total:total]
+	if Sum(b[:ihl], 0) != 0xffff {
+		return HeaderChecksum
+	}
+	if ihl > 20 && !validOptions(b[20:ihl]) {
+		return Options
+	}
+	if !validPair4(b[12:20]) {
+		return Address
+	}
 	frag := binary.BigEndian.Uint16(b[6:])
 	*v = View{
-		B: b[:total:total], Proto: b[9], L4: ihl, TTL: b[8], Src: mapped(b[12:16]), Dst: mapped(b[16:20]),
+		B: b, Proto: b[9], L4: ihl, TTL: b[8], Src: mapped(b[12:16]), Dst: mapped(b[16:20]),
 		Fragment: frag&0x3fff != 0, First: frag&0x1fff == 0, DontFrag: frag&0x4000 != 0,
+		More: frag&0x2000 != 0, FragOffset: int(frag&0x1fff) * 8,
 		FragID: uint32(binary.BigEndian.Uint16(b[4:])), HasOptions: ihl > 20,
 	}
+	if v.Fragment && !v.validFragment() {
+		return BadFragment
+	}
 	return v.transport()
+}
+
+// validOptions reports whether IPv4 options are well formed and without a source
+// route.
+func validOptions(o []byte) bool {
+	for len(o) > 0 {
+		switch o[0] {
+		case 0:
+			return true
+		case 1:
+			o = o[1:]
+			continue
+		case 131, 137:
+			return false
+		}
+		if len(o) < 2 || o[1] < 2 || int(o[1]) > len(o) {
+			return false
+		}
+		o = o[o[1]:]
+	}
+	return true
+}
+
+// validPair4 judges source and destination, which follow each other in b.
+func validPair4(b []byte) bool {
+	src, dst := binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:])
+	s, d := src>>24, dst>>24
+	return s != 0 && s != 127 && s < 224 && d != 0 && d != 127 && src != dst
+}
+
+// validPair6 judges source and destination. IPv4-mapped addresses are refused
+// because they would be taken for IPv4 ones.
+func (v *View) validPair6() bool {
+	return v.Src[0] != 0xff && v.Src != v.Dst && v.Dst != [16]byte{} && !special6(&v.Src) && !special6(&v.Dst)
+}
+
+// special6 reports the loopback and IPv4-mapped addresses.
+func special6(a *[16]byte) bool {
+	if binary.BigEndian.Uint64(a[:]) != 0 {
+		return false
+	}
+	low := binary.BigEndian.Uint64(a[8:])
+	return low == 1 || low>>32 == 0xffff
+}
+
+// validFragment judges a fragment by its length and place.
+func (v *View) validFragment() bool {
+	n := len(v.B) - v.L4
+	switch {
+	case v.More && (n == 0 || n%8 != 0), v.FragOffset+n+v.L4 > 65535:
+		return false
+	case !v.First && v.Proto == TCP && v.FragOffset < 20:
+		return false
+	}
+	return true
 }
 
 func (v *View) parse6(b []byte) Reason {
@@ -116,6 +194,9 @@ func (v *View) parse6(b []byte) Reason {
 		return Length
 	}
 	*v = View{B: b[:total:total], V6: true, Proto: b[6], L4: 40, TTL: b[7], Src: [16]byte(b[8:24]), Dst: [16]byte(b[24:40]), First: true, DontFrag: true}
+	if !v.validPair6() {
+		return Address
+	}
 	for {
 		switch v.Proto {
 		case 0, 43, 60, 135:
@@ -131,8 +212,12 @@ func (v *View) parse6(b []byte) Reason {
 			f := binary.BigEndian.Uint16(b[v.L4+2:])
 			v.HasOptions = true
 			v.Fragment, v.First = f&0xfff9 != 0, f&0xfff8 == 0
+			v.More, v.FragOffset = f&1 != 0, int(f&0xfff8)
 			v.FragID = binary.BigEndian.Uint32(b[v.L4+4:])
 			v.Proto, v.L4 = b[v.L4], v.L4+8
+			if v.Fragment && !v.validFragment() {
+				return BadFragment
+			}
 		case 59:
 			if v.L4 != total {
 				return Extension
@@ -301,6 +386,29 @@ func ChecksumOffset(proto uint8) (off int, ok bool) {
 		return 2, true
 	}
 	return 0, false
+}
+
+// ChecksumOK verifies the transport checksum of a whole packet. It is true for
+// fragments, protocols without a checksum that is known here, and packets whose
+// routing header makes the final destination uncertain.
+func (v *View) ChecksumOK() bool {
+	if v.Fragment || v.V6 && v.HasOptions {
+		return true
+	}
+	b := v.B[v.L4:]
+	switch v.Proto {
+	case ICMP:
+		return Sum(b, 0) == 0xffff
+	case UDP:
+		if b[6] == 0 && b[7] == 0 {
+			return true // RFC 768, RFC 6936
+		}
+		b = b[:binary.BigEndian.Uint16(b[4:])]
+	case TCP, ICMPv6:
+	default:
+		return true
+	}
+	return Sum(b, PseudoSum(v.V6, v.Src, v.Dst, v.Proto, len(b))) == 0xffff
 }
 
 // FixHeader computes the IPv4 header checksum anew.

@@ -19,11 +19,7 @@ func udp4(src, dst string, sport, dport uint16, payload []byte) []byte {
 	binary.BigEndian.PutUint16(b[22:], dport)
 	binary.BigEndian.PutUint16(b[24:], uint16(8+len(payload)))
 	copy(b[28:], payload)
-	var v View
-	if Parse(b, &v) != OK {
-		panic("bad packet")
-	}
-	binary.BigEndian.PutUint16(b[26:], Checksum(b[20:], PseudoSum(false, v.Src, v.Dst, UDP, len(b)-20)))
+	binary.BigEndian.PutUint16(b[26:], Checksum(b[20:], PseudoSum(false, mapped(b[12:16]), mapped(b[16:20]), UDP, len(b)-20)))
 	return b
 }
 
@@ -83,6 +79,7 @@ func TestClampMSS(t *testing.T) {
 		b := make([]byte, 20+28)
 		b[0], b[8], b[9] = 0x45, 64, TCP
 		binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+		b[12], b[16], b[19] = 10, 10, 1
 		FixHeader(b)
 		tcp := b[20:]
 		tcp[12], tcp[13] = 7<<4, SYN
@@ -105,11 +102,116 @@ func TestClampMSS(t *testing.T) {
 	}
 }
 
+func TestReasons(t *testing.T) {
+	good := func() []byte { return udp4("10.0.0.1", "10.0.0.2", 1, 2, make([]byte, 32)) }
+	edit := func(f func(b []byte)) []byte { b := good(); f(b); FixHeader(b); return b }
+	addrs := func(src, dst string) []byte { return udp4(src, dst, 1, 2, nil) }
+	options := func(o ...byte) []byte {
+		b := make([]byte, 20+len(o)+8)
+		copy(b, good()[:20])
+		b[0] = 0x40 | byte(5+len(o)/4)
+		binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+		copy(b[20:], o)
+		b[20+len(o)+5] = 8
+		FixHeader(b)
+		return b
+	}
+	six := func(next byte, payload ...byte) []byte {
+		b := make([]byte, 40+len(payload))
+		b[0], b[6], b[7], b[8], b[24] = 0x60, next, 64, 0xfd, 0xfc
+		binary.BigEndian.PutUint16(b[4:], uint16(len(payload)))
+		copy(b[40:], payload)
+		return b
+	}
+	v4in6 := six(UDP, 0, 1, 0, 2, 0, 8, 0, 0)
+	clear(v4in6[8:24])
+	copy(v4in6[18:], []byte{0xff, 0xff, 10, 0, 0, 1})
+	for _, tt := range []struct {
+		name string
+		b    []byte
+		want Reason
+	}{
+		{"1812-5.2.2 good", good(), OK},
+		{"1812-5.2.2 checksum", func() []byte { b := good(); b[10] ^= 1; return b }(), HeaderChecksum},
+		{"1812-5.2.2 version 5", edit(func(b []byte) { b[0] = 0x55 }), Version},
+		{"1812-5.2.2 IHL 4", edit(func(b []byte) { b[0] = 0x44 }), HeaderLength},
+		{"1812-5.2.2 IHL 15 too short", good()[:28], Length},
+		{"1812-5.2.2 longer than the frame", edit(func(b []byte) { b[2] = 9 }), Length},
+		{"1812-5.2.2 shorter than the header", edit(func(b []byte) { b[3] = 19 }), Length},
+		{"1812-5.3.7s source 0/8", addrs("0.0.0.1", "10.0.0.2"), Address},
+		{"1812-5.3.7s source 127/8", addrs("127.0.0.1", "10.0.0.2"), Address},
+		{"1812-5.3.7s multicast source", addrs("224.0.0.1", "10.0.0.2"), Address},
+		{"1812-5.3.7s broadcast source", addrs("255.255.255.255", "10.0.0.2"), Address},
+		{"1812-5.3.7d destination 127/8", addrs("10.0.0.1", "127.0.0.1"), Address},
+		{"1812-5.3.7o land", addrs("10.0.0.1", "10.0.0.1"), Address},
+		{"1812-4.2.2.6 unknown option", options(0x9e, 4, 1, 2), OK},
+		{"1812-4.2.2.6 NOP and EOL", options(1, 1, 0, 0), OK},
+		{"1812-5.3.13.4 LSRR", options(131, 3, 4, 0), Options},
+		{"1812-5.3.13.4 SSRR", options(1, 137, 3, 4), Options},
+		{"1812-5.3.13.5 zero length", options(7, 0, 0, 0), Options},
+		{"791-tiny TCP", edit(func(b []byte) { b[7], b[9] = 1, TCP }), BadFragment},
+		{"791-tiny TCP at 16", edit(func(b []byte) { b[7], b[9] = 2, TCP }), BadFragment},
+		{"TCP at 24", edit(func(b []byte) { b[7], b[9] = 3, TCP }), OK},
+		{"L-FRAG-TAIL", edit(func(b []byte) { b[6], b[7] = 0x1f, 0xfe }), BadFragment},
+		{"odd fragment", edit(func(b []byte) { b[3] -= 4; b[6] = 0x20 }), BadFragment},
+		{"UDP short", edit(func(b []byte) { b[3] = 27 }), TransportShort},
+		{"TCP short", edit(func(b []byte) { b[3], b[9] = 39, TCP }), TransportShort},
+		{"TCP offset beyond the segment", edit(func(b []byte) { b[9], b[32] = TCP, 0xf0 }), TransportShort},
+		{"UDP length", edit(func(b []byte) { b[25]++ }), TransportShort},
+		{"4291 mapped source", v4in6, Address},
+		{"8200-4.7 no next header, empty", six(59), OK},
+		{"no next header with payload", six(59, 1, 2), Extension},
+		{"8200-4.4 routing header cut", six(43, 17, 1, 0, 0, 0, 0, 0, 0), Extension},
+		{"extension", six(60, 17, 0, 1, 4, 0, 0, 0, 0, 0, 1, 0, 2, 0, 8, 0, 0), OK},
+		{"6946 atomic fragment", six(44, 17, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 2, 0, 8, 0, 0), OK},
+		{"8200-4.5c odd fragment", six(44, 17, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 2, 0, 8, 0, 0, 1), BadFragment},
+		{"7112 first fragment without transport", six(44, 17, 0, 0, 1, 0, 0, 0, 1), BadFragment},
+	} {
+		var v View
+		if got := Parse(tt.b, &v); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+	for r := range numReasons {
+		if r.String() == "" {
+			t.Errorf("reason %d has no name", r)
+		}
+	}
+}
+
+func TestChecksumOK(t *testing.T) {
+	var v View
+	b := udp4("10.0.0.1", "10.0.0.2", 1, 2, []byte("odd"))
+	if Parse(b, &v); !v.ChecksumOK() {
+		t.Error("right checksum refused")
+	}
+	b[29] ^= 1
+	if Parse(b, &v); v.ChecksumOK() {
+		t.Error("wrong checksum accepted")
+	}
+	b[26], b[27] = 0, 0
+	if Parse(b, &v); !v.ChecksumOK() {
+		t.Error("CK-UDP0: absent checksum refused")
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add(udp4("10.0.0.1", "10.0.0.2", 1, 2, []byte("hello")))
+	six := make([]byte, 68)
+	six[0], six[5], six[6], six[8], six[24], six[40], six[44], six[53] = 0x60, 28, 44, 0xfd, 0xfc, 17, 1, 20
+	f.Add(six)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var v View
 		if Parse(b, &v) != OK {
+			return
+		}
+		v.ChecksumOK()
+		own4, own6 := [16]byte{10: 0xff, 0xff, 10, 9, 8, 7}, [16]byte{0xfd, 15: 9}
+		own := own4
+		if v.V6 {
+			own = own6
+		}
+		if own == v.Src {
 			return
 		}
 		if v.L4 > len(v.B) || len(v.B) > len(b) {
@@ -119,10 +221,10 @@ func FuzzParse(f *testing.F) {
 		v.ClampMSS(1000)
 		if v.MayAnswer() {
 			var e View
-			if r := Parse(AppendError(nil, TooBig, v.Dst, &v, 1300), &e); r != OK {
+			if r := Parse(AppendError(nil, TooBig, own, &v, 1300), &e); r != OK {
 				t.Errorf("own error is refused: %v", r)
 			}
-			if v.Proto == TCP {
+			if v.Proto == TCP && v.Destination().IsGlobalUnicast() {
 				if r := Parse(AppendReset(nil, &v), &e); r != OK {
 					t.Errorf("own reset is refused: %v", r)
 				}
