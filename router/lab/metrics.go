@@ -22,7 +22,7 @@ type Sample struct {
 // ParseMetrics reads the text format.
 func ParseMetrics(text string) (Metrics, error) {
 	p := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := p.TextToMetricFamilies(strings.NewReader(text))
+	families, err := p.TextToMetricFamilies(strings.NewReader(text + "\n")) // get trims it
 	if err != nil {
 		return nil, fmt.Errorf("parse metrics: %w", err)
 	}

@@ -15,15 +15,6 @@ import (
 	"ztgate/netstack/internal/ipkt"
 )
 
-// Side is where a packet comes from.
-type Side uint8
-
-// Sides.
-const (
-	VPC Side = iota
-	Overlay
-)
-
 // Errors of [Table.Open].
 var (
 	ErrTableFull = errors.New("flow table full")
@@ -32,36 +23,8 @@ var (
 	ErrNotFirst  = errors.New("segment cannot begin a flow")
 )
 
-// Timeouts of idle flows by state; zero values become the defaults.
-type Timeouts struct {
-	TCPEstablished time.Duration // 2 h 4 min (RFC 5382 REQ-5)
-	TCPTransitory  time.Duration // 4 min
-	UDP            time.Duration // 5 min (RFC 4787 REQ-5)
-	ICMP           time.Duration // 60 s (RFC 5508 REQ-2)
-	Other          time.Duration // 5 min
-}
-
-func (t *Timeouts) defaults() {
-	def := func(d *time.Duration, v time.Duration) {
-		if *d == 0 {
-			*d = v
-		}
-	}
-	def(&t.TCPEstablished, 124*time.Minute)
-	def(&t.TCPTransitory, 4*time.Minute)
-	def(&t.UDP, 5*time.Minute)
-	def(&t.ICMP, time.Minute)
-	def(&t.Other, 5*time.Minute)
-}
-
 // closedFor is how long a closed TCP flow stays, for late segments.
 const closedFor = 10 * time.Second
-
-// Local ports of the gateway itself; the translator never uses them.
-const (
-	LocalPortFirst = 61000
-	LocalPortLast  = 65535
-)
 
 const numShards = 64
 
@@ -161,9 +124,6 @@ type Config struct {
 	Timeouts Timeouts
 }
 
-// DefaultMaxFlows is the limit unless configured.
-const DefaultMaxFlows = 262144
-
 // Table is the flow table. It is safe for concurrent use.
 type Table struct {
 	cfg    Config
@@ -183,31 +143,6 @@ type shard struct {
 	mu sync.RWMutex
 	m  map[key]*Flow
 	_  [32]byte // shards on cache lines of their own
-}
-
-// Protocol classes of counters.
-const (
-	ClassTCP = iota
-	ClassUDP
-	ClassICMP
-	ClassOther
-	NumClasses
-)
-
-// ClassNames are the label values.
-var ClassNames = [NumClasses]string{"tcp", "udp", "icmp", "other"}
-
-// ClassOf returns a protocol's class.
-func ClassOf(proto uint8) int {
-	switch proto {
-	case ipkt.TCP:
-		return ClassTCP
-	case ipkt.UDP:
-		return ClassUDP
-	case ipkt.ICMP, ipkt.ICMPv6:
-		return ClassICMP
-	}
-	return ClassOther
 }
 
 // Stats are counters by protocol class.

@@ -1,0 +1,108 @@
+package nat
+
+import (
+	"time"
+
+	"ztgate/netstack/internal/ipkt"
+)
+
+// Side is where a packet comes from or goes to.
+type Side uint8
+
+// Sides.
+const (
+	VPC Side = iota
+	Overlay
+)
+
+// DefaultMaxFlows is the limit unless configured.
+const DefaultMaxFlows = 262144
+
+// Ports and echo identifiers of the gateway itself; the translator never uses
+// them.
+const (
+	LocalPortFirst = 61000
+	LocalPortLast  = 63999
+)
+
+// Protocol classes of counters and limits.
+const (
+	ClassTCP = iota
+	ClassUDP
+	ClassICMP
+	ClassOther
+	NumClasses
+)
+
+// ClassNames are the label values.
+var ClassNames = [NumClasses]string{"tcp", "udp", "icmp", "other"}
+
+// ClassOf returns a protocol's class.
+func ClassOf(proto uint8) int {
+	switch proto {
+	case ipkt.TCP:
+		return ClassTCP
+	case ipkt.UDP:
+		return ClassUDP
+	case ipkt.ICMP, ipkt.ICMPv6:
+		return ClassICMP
+	}
+	return ClassOther
+}
+
+// Timeouts of idle flows by state; zero values become the defaults.
+type Timeouts struct {
+	TCPEstablished time.Duration // 2 h 4 min (RFC 5382 REQ-5); also half-closed
+	TCPTransitory  time.Duration // 4 min; what the three below are unless set
+	TCPOpening     time.Duration // handshake not finished
+	TCPClosing     time.Duration // after both FINs
+	TCPReset       time.Duration // after a RST, which may be forged (RFC 7857 §2.2)
+	UDP            time.Duration // 5 min, answered (RFC 4787 REQ-5)
+	UDPUnanswered  time.Duration // 2 min
+	ICMP           time.Duration // 60 s (RFC 5508 REQ-2)
+	Other          time.Duration // 10 min
+}
+
+func (t *Timeouts) defaults() {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&t.TCPEstablished, 124*time.Minute)
+	def(&t.TCPTransitory, 4*time.Minute)
+	def(&t.TCPOpening, t.TCPTransitory)
+	def(&t.TCPClosing, t.TCPTransitory)
+	def(&t.TCPReset, t.TCPTransitory)
+	def(&t.UDP, 5*time.Minute)
+	def(&t.UDPUnanswered, min(2*time.Minute, t.UDP))
+	def(&t.ICMP, time.Minute)
+	def(&t.Other, 10*time.Minute)
+}
+
+// PortSharing says what happens when an external address has no port left.
+type PortSharing uint8
+
+// Modes (decision D1).
+const (
+	// NoSharing refuses the flow: every client endpoint keeps one external port
+	// of its own (RFC 4787 REQ-1, REQ-3).
+	NoSharing PortSharing = iota
+	// ByDestination lets new flows use ports of others towards other servers.
+	// Existing mappings never change.
+	ByDestination
+)
+
+// Settings say how a translator works. Zero limits mean none unless noted.
+type Settings struct {
+	MaxFlows          int // 0 = [DefaultMaxFlows]
+	MaxFlowsPerClient int // 0 = half of MaxFlows
+	MaxPortsPerClient int // external ports or identifiers, per protocol
+	MaxHalfOpen       int // never-answered flows per client; its own oldest one makes room
+	FlowRatePerClient int // new flows a second; as many at once
+	PortSharing       PortSharing
+	PortRest          time.Duration // how long a freed port waits for its owner (RFC 6888 REQ-8); 0 = 2 min, <0 = not at all
+	Timeouts          Timeouts
+	NoPickup          bool     // refuse TCP segments without SYN that belong to no flow
+	Seed              [32]byte // keys the choice of replaced ports, which is the same after a restart with the same seed; zero = random
+}
