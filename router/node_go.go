@@ -1,5 +1,3 @@
-//go:build ztgate_wired
-
 package router
 
 import (

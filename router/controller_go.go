@@ -1,0 +1,120 @@
+package router
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"ztgate/zerotier/controller"
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/vl2"
+)
+
+// goController is the controller of the node in pure Go.
+type goController struct{ c *controller.Controller }
+
+// controllerError marks what the caller can set right.
+func controllerError(err error) error {
+	if errors.Is(err, controller.ErrInvalid) || errors.Is(err, controller.ErrNotFound) || errors.Is(err, controller.ErrExists) {
+		return Usage(err)
+	}
+	return err
+}
+
+func (g goController) Networks() ([]NetworkID, error) {
+	out := []NetworkID{}
+	for _, n := range g.c.Networks() {
+		out = append(out, NetworkID(n.ID))
+	}
+	return out, nil
+}
+
+func (g goController) Network(id NetworkID) (json.RawMessage, error) {
+	n, ok := g.c.Network(vl2.NetworkID(id))
+	if !ok {
+		return nil, noNetwork(id)
+	}
+	return json.Marshal(n)
+}
+
+func noNetwork(id NetworkID) error {
+	return usagef("network %s: this controller has no such network: see ztgate controller list", id)
+}
+
+func (g goController) SetNetwork(id NetworkID, patch json.RawMessage) (json.RawMessage, error) {
+	nid := vl2.NetworkID(id)
+	if _, ok := g.c.Network(nid); id != 0 && ok {
+		n, err := g.c.UpdateNetwork(nid, func(n *controller.Network) error { return n.Patch(patch) })
+		return marshalRecord(n, err)
+	}
+	rec := controller.DefaultNetwork()
+	rec.ID = nid
+	if err := rec.Patch(patch); err != nil {
+		return nil, controllerError(err)
+	}
+	n, err := g.c.CreateNetwork(rec)
+	return marshalRecord(n, err)
+}
+
+func marshalRecord(rec any, err error) (json.RawMessage, error) {
+	if err != nil {
+		return nil, controllerError(err)
+	}
+	return json.Marshal(rec)
+}
+
+func (g goController) DeleteNetwork(id NetworkID) error {
+	return controllerError(g.c.DeleteNetwork(vl2.NetworkID(id)))
+}
+
+func (g goController) Members(id NetworkID) ([]json.RawMessage, error) {
+	if _, ok := g.c.Network(vl2.NetworkID(id)); !ok {
+		return nil, noNetwork(id)
+	}
+	out := []json.RawMessage{}
+	for _, m := range g.c.Members(vl2.NetworkID(id)) {
+		b, err := json.Marshal(m)
+		if err != nil {
+			return nil, fmt.Errorf("member %s: %w", m.Address, err)
+		}
+		out = append(out, b)
+	}
+	return out, nil
+}
+
+func (g goController) Member(id NetworkID, address string) (json.RawMessage, error) {
+	a, err := memberAddress(address)
+	if err != nil {
+		return nil, err
+	}
+	m, ok := g.c.Member(vl2.NetworkID(id), a)
+	if !ok {
+		return nil, usagef("member %s of network %s: not known to this controller", address, id)
+	}
+	return json.Marshal(m)
+}
+
+func (g goController) SetMember(id NetworkID, address string, patch json.RawMessage) (json.RawMessage, error) {
+	a, err := memberAddress(address)
+	if err != nil {
+		return nil, err
+	}
+	m, err := g.c.UpdateMember(vl2.NetworkID(id), a, func(m *controller.Member) error { return m.Patch(patch) })
+	return marshalRecord(m, err)
+}
+
+func (g goController) DeleteMember(id NetworkID, address string) error {
+	a, err := memberAddress(address)
+	if err != nil {
+		return err
+	}
+	return controllerError(g.c.DeleteMember(vl2.NetworkID(id), a))
+}
+
+func memberAddress(s string) (identity.Address, error) {
+	a, err := identity.ParseAddress(s)
+	if err != nil {
+		return 0, usagef("member %q: want the node's address, 10 hex digits, as ztgate info prints it", s)
+	}
+	return a, nil
+}

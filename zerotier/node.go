@@ -1,0 +1,447 @@
+// Package zerotier is a ZeroTier node in pure Go: a leaf of any ZeroTier
+// network, and, when a planet names it, a root of a custom planet; on request
+// also a network controller. It speaks the wire protocol of ZeroTier 1.10 to
+// 1.14 (docs/protocol) and hands whole Ethernet frames in and out, in batches.
+//
+// The package joins the parts: identity and packet (formats and ciphers), vl1
+// (peers and paths), vl2 and network (joined networks), controller, transport
+// (UDP sockets). It needs no privileges and creates no interfaces.
+package zerotier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"ztgate/zerotier/controller"
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/network"
+	"ztgate/zerotier/packet"
+	"ztgate/zerotier/transport"
+	"ztgate/zerotier/vl1"
+	"ztgate/zerotier/vl2"
+)
+
+// Headroom is the room, in bytes, that [Node.WriteFrames] needs before each
+// frame.
+const Headroom = 64
+
+// Software version announced to peers. ZeroTier uses it for display only.
+const (
+	VersionMajor, VersionMinor, VersionRevision = 1, 14, 1
+)
+
+// ErrPortInUse says that the UDP port is taken on one of the addresses.
+var ErrPortInUse = transport.ErrPortInUse
+
+// Config says how a node runs.
+type Config struct {
+	Home            string // directory of identity, planet and networks; created if missing
+	Port            int    // primary UDP port, 0 = any free one
+	NoSecondaryPort bool
+	Bind            []netip.Addr // local addresses to use; none = those of all interfaces
+	Logger          *slog.Logger // nil = no log
+	Controller      bool         // also act as a network controller, state in Home/controller.d
+	Planet          []byte       // custom planet; replaces an older or another one in Home
+
+	// OnFrames receives Ethernet frames (14-byte header and payload) of a joined
+	// network, in batches. Frames are valid until it returns and may be changed
+	// in place. Several goroutines call it at the same time. Nil drops them.
+	OnFrames func(nwid uint64, frames [][]byte)
+}
+
+// Node is one ZeroTier node. Its methods are safe for concurrent use.
+type Node struct {
+	cfg   Config
+	log   *slog.Logger
+	home  *home
+	id    *identity.Identity
+	core  *vl1.Core
+	layer *network.Layer
+	udp   *transport.UDP
+	ctl   *controller.Controller
+
+	tx    sync.Pool // of *txWorker
+	ready chan struct{}
+	wake  chan struct{} // makes the timer goroutine look again
+
+	localSubnets atomic.Pointer[[]netip.Prefix] // inside joined networks: never an underlay path
+
+	mu       sync.Mutex
+	watchers map[chan struct{}]struct{}
+	online   bool
+}
+
+// txWorker is what one goroutine needs to send.
+type txWorker struct {
+	vw  *vl1.Worker
+	out *transport.Sender
+}
+
+// rxWorker is what one receiving goroutine needs.
+type rxWorker struct {
+	vw  *vl1.Worker
+	nw  *network.Worker
+	out *transport.Sender
+	now time.Time // of this batch, zero between batches
+}
+
+// New opens home and the UDP sockets. Run must be called to make the node work,
+// Close if it is not.
+func New(cfg Config) (_ *Node, err error) {
+	n := &Node{
+		cfg: cfg, log: cfg.Logger,
+		ready:    make(chan struct{}),
+		wake:     make(chan struct{}, 1),
+		watchers: make(map[chan struct{}]struct{}),
+	}
+	if n.log == nil {
+		n.log = slog.New(slog.DiscardHandler)
+	}
+	if n.home, err = openHome(cfg.Home); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.Close())
+		}
+	}()
+	if n.id, err = n.home.identity(); err != nil {
+		return nil, err
+	}
+	planet, err := n.home.planet(cfg.Planet)
+	if err != nil {
+		return nil, err
+	}
+	n.udp, err = transport.Open(transport.Config{
+		Port: cfg.Port, NoSecondary: cfg.NoSecondaryPort, Bind: cfg.Bind, Logger: n.log,
+		Exclude: func(_ string, a netip.Addr) bool { return n.insideNetwork(a) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := n.newLayers(planet); err != nil {
+		return nil, err
+	}
+	n.tx.New = func() any { return &txWorker{vw: n.core.NewWorker(), out: n.udp.NewSender()} }
+	return n, n.joinStored()
+}
+
+func (n *Node) newLayers(planet *vl1.World) (err error) {
+	lcfg := network.Config{
+		Identity: n.id,
+		Deliver:  n.deliver,
+		OnChange: n.networkChanged,
+		Logger:   n.log,
+	}
+	if n.cfg.Controller {
+		n.ctl, err = controller.New(controller.Config{
+			Identity: n.id, Dir: n.home.path("controller.d"), Send: n.controllerSend, Logger: n.log,
+		})
+		if err != nil {
+			return err
+		}
+		lcfg.Controller = n.ctl
+	}
+	n.layer = network.New(lcfg)
+	n.core, err = vl1.New(vl1.Config{
+		Identity: n.id, Planet: planet, Upper: n.layer, Logger: n.log,
+		LocalEndpoints:  n.udp.LocalEndpoints,
+		PathAllowed:     func(a netip.Addr) bool { return !n.insideNetwork(a) },
+		SoftwareVersion: [3]int{VersionMajor, VersionMinor, VersionRevision},
+		Start:           time.Now(),
+		OnWorld:         n.worldChanged,
+	})
+	if err != nil {
+		return err
+	}
+	n.layer.SetPeers(n.core)
+	return nil
+}
+
+func (n *Node) joinStored() error {
+	stored, err := n.home.networks()
+	if err != nil {
+		return err
+	}
+	return n.send(func(t *txWorker, now time.Time) error {
+		for id, cached := range stored {
+			if err := n.layer.Join(t.out, now, id, cached); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Close frees what New opened. Run does it too.
+func (n *Node) Close() error {
+	var errs []error
+	if n.udp != nil {
+		errs = append(errs, n.udp.Close())
+	}
+	if n.home != nil {
+		errs = append(errs, n.home.close())
+	}
+	return errors.Join(errs...)
+}
+
+// Run works until ctx ends, which is not an error, or something fails. When it
+// returns all goroutines have ended and the sockets are closed.
+func (n *Node) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.receive(ctx) })
+	g.Go(func() error { n.timers(ctx); return nil })
+	if n.ctl != nil {
+		g.Go(func() error { return n.ctl.Run(ctx) })
+	}
+	close(n.ready)
+	err := g.Wait()
+	return errors.Join(err, n.Close())
+}
+
+// Ready is closed when the node has begun to work.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+func (n *Node) receive(ctx context.Context) error {
+	var mu sync.Mutex // guards growth of the table only
+	var table atomic.Pointer[[]*rxWorker]
+	table.Store(&[]*rxWorker{})
+	worker := func(w int) *rxWorker {
+		if t := *table.Load(); w < len(t) && t[w] != nil {
+			return t[w]
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		t := append([]*rxWorker(nil), *table.Load()...)
+		for len(t) <= w {
+			t = append(t, nil)
+		}
+		if t[w] == nil {
+			rx := &rxWorker{vw: n.core.NewWorker(), nw: n.layer.NewWorker(), out: n.udp.NewSender()}
+			rx.vw.User = rx.nw
+			t[w] = rx
+			table.Store(&t)
+		}
+		return t[w]
+	}
+	return n.udp.Run(ctx,
+		func(w int, sock vl1.SocketID, from netip.AddrPort, datagram []byte) {
+			rx := worker(w)
+			if rx.now.IsZero() {
+				rx.now = time.Now()
+			}
+			n.core.Receive(rx.vw, rx.out, rx.now, sock, from, datagram)
+		},
+		func(w int) {
+			rx := worker(w)
+			n.layer.Flush(rx.nw)
+			rx.out.Flush()
+			rx.now = time.Time{}
+		})
+}
+
+// timers runs the periodic work of the layers at the times they ask for.
+func (n *Node) timers(ctx context.Context) {
+	t := time.NewTimer(0)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.wake:
+		case <-t.C:
+		}
+		var next time.Time
+		_ = n.send(func(tx *txWorker, now time.Time) error {
+			next = n.core.Tick(tx.out, now)
+			if l := n.layer.Tick(tx.out, now); l.Before(next) {
+				next = l
+			}
+			return nil
+		})
+		n.checkOnline()
+		t.Reset(max(time.Until(next), minTick))
+	}
+}
+
+// minTick keeps a layer that always wants to run now from spinning.
+const minTick = 5 * time.Millisecond
+
+func (n *Node) checkOnline() {
+	online := n.core.Online()
+	n.mu.Lock()
+	changed := online != n.online
+	n.online = online
+	n.mu.Unlock()
+	if changed {
+		n.log.Info("node state changed", "online", online)
+		n.notify()
+	}
+}
+
+// send lends f a worker and sends what f put into it.
+func (n *Node) send(f func(*txWorker, time.Time) error) error {
+	t := n.tx.Get().(*txWorker)
+	err := f(t, time.Now())
+	t.out.Flush()
+	n.tx.Put(t)
+	return err
+}
+
+// WriteFrames sends Ethernet frames into a network. Frame i is
+// bufs[i][offset:offset+sizes[i]]; offset is at least [Headroom]. Headroom and
+// frame are overwritten; the buffers are free again when it returns. It returns
+// how many frames were accepted; the others are counted by the network layer.
+func (n *Node) WriteFrames(nwid uint64, bufs [][]byte, sizes []int, offset int) (int, error) {
+	if offset < Headroom {
+		return 0, fmt.Errorf("write frames: offset %d is below the headroom of %d", offset, Headroom)
+	}
+	t := n.tx.Get().(*txWorker)
+	ok := n.layer.WriteFrames(t.vw, t.out, time.Now(), vl2.NetworkID(nwid), bufs, sizes, offset)
+	t.out.Flush()
+	n.tx.Put(t)
+	return ok, nil
+}
+
+func (n *Node) deliver(nwid vl2.NetworkID, frames [][]byte) {
+	if n.cfg.OnFrames != nil {
+		n.cfg.OnFrames(uint64(nwid), frames)
+	}
+}
+
+// controllerSend sends a packet of our own controller; it also reaches our own
+// node, which may be a member.
+func (n *Node) controllerSend(dst identity.Address, v packet.Verb, payload []byte, compress bool) {
+	_ = n.send(func(t *txWorker, now time.Time) error {
+		if dst == n.id.Address() {
+			n.layer.HandleSelf(t.out, now, v, payload)
+			return nil
+		}
+		n.core.Send(t.vw, t.out, now, dst, v, payload, vl1.SendOpts{Compress: compress})
+		return nil
+	})
+}
+
+func (n *Node) worldChanged(w *vl1.World) {
+	if !w.IsPlanet() {
+		return // moons are not kept on disk yet
+	}
+	if err := n.home.storePlanet(w); err != nil {
+		n.log.Error("store planet", "error", err)
+	}
+}
+
+func (n *Node) networkChanged(id vl2.NetworkID, s network.Snapshot) {
+	if s.Config != nil && s.Stored {
+		if err := n.home.storeNetwork(id, s.Config); err != nil {
+			n.log.Error("store network configuration", "network", id, "error", err)
+		}
+	}
+	n.updateSubnets()
+	n.notify()
+}
+
+// updateSubnets collects the prefixes of all joined networks: an endpoint inside
+// one of them must not carry our own datagrams (chapter 02 §4.3).
+func (n *Node) updateSubnets() {
+	var all []netip.Prefix
+	for _, s := range n.layer.Networks() {
+		if s.Config != nil {
+			all = append(all, s.Config.Addresses...)
+		}
+	}
+	n.localSubnets.Store(&all)
+}
+
+func (n *Node) insideNetwork(a netip.Addr) bool {
+	list := n.localSubnets.Load()
+	if list == nil {
+		return false
+	}
+	for _, p := range *list {
+		if p.Masked().Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// Watch returns a channel that gets a value after any change of a network's
+// status or configuration or of the online state, and a function that ends it.
+func (n *Node) Watch() (<-chan struct{}, func()) {
+	ch := make(chan struct{}, 1)
+	n.mu.Lock()
+	n.watchers[ch] = struct{}{}
+	n.mu.Unlock()
+	return ch, func() {
+		n.mu.Lock()
+		delete(n.watchers, ch)
+		n.mu.Unlock()
+	}
+}
+
+func (n *Node) notify() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for ch := range n.watchers {
+		select {
+		case ch <- struct{}{}:
+		default: // a value is waiting already
+		}
+	}
+}
+
+// Join joins a network and remembers it in home.
+func (n *Node) Join(nwid uint64) error {
+	id := vl2.NetworkID(nwid)
+	if err := n.home.storeNetwork(id, nil); err != nil {
+		return err
+	}
+	err := n.send(func(t *txWorker, now time.Time) error { return n.layer.Join(t.out, now, id, nil) })
+	n.kick()
+	n.notify()
+	return err
+}
+
+// Leave leaves a network and forgets it.
+func (n *Node) Leave(nwid uint64) error {
+	n.layer.Leave(vl2.NetworkID(nwid))
+	n.updateSubnets()
+	n.notify()
+	return n.home.removeNetwork(vl2.NetworkID(nwid))
+}
+
+func (n *Node) kick() {
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Controller returns the network controller, nil if the node is none.
+func (n *Node) Controller() *controller.Controller { return n.ctl }
+
+// MulticastGroup is a group that a port wants to receive.
+type MulticastGroup struct {
+	MAC [6]byte
+	ADI uint32
+}
+
+// SetMulticastGroups replaces the port's subscriptions in a network. The groups
+// for address resolution of the assigned addresses need not be listed.
+func (n *Node) SetMulticastGroups(nwid uint64, groups []MulticastGroup) {
+	list := make([]vl2.MulticastGroup, len(groups))
+	for i, g := range groups {
+		list[i] = vl2.MulticastGroup{MAC: vl2.MAC(g.MAC), ADI: g.ADI}
+	}
+	n.layer.SetGroups(vl2.NetworkID(nwid), list)
+	n.kick()
+}
