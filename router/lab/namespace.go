@@ -28,6 +28,9 @@ type Namespace struct {
 // newNamespace makes a named namespace with loopback up.
 func newNamespace(name string) (_ *Namespace, err error) {
 	n := &Namespace{Name: name}
+	if err := shareNetnsDir(); err != nil {
+		return nil, fmt.Errorf("create network namespace %q: %w", name, err)
+	}
 	err = onThread(func() (err error) {
 		n.ns, err = netns.NewNamed(name) // moves the thread there
 		return err
@@ -44,6 +47,40 @@ func newNamespace(name string) (_ *Namespace, err error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+// shareNetnsDir makes the directory of named namespaces a shared mount, as `ip
+// netns add` does. If that happened only after we mounted a namespace there, ours
+// would be hidden below and could not be removed.
+func shareNetnsDir() error {
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return err
+	}
+	share := func() error { return unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	err := share()
+	if errors.Is(err, unix.EINVAL) { // no mount point yet
+		if err := unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", netnsDir, err)
+		}
+		err = share()
+	}
+	if err != nil {
+		return fmt.Errorf("share %s: %w", netnsDir, err)
+	}
+	return nil
+}
+
+// removeNamespace removes the name of a namespace; the namespace itself ends with
+// its last user.
+func removeNamespace(name string) error {
+	path := filepath.Join(netnsDir, name)
+	for {
+		if err := unix.Unmount(path, unix.MNT_DETACH); errors.Is(err, unix.EINVAL) {
+			return os.Remove(path) // nothing is mounted there any more
+		} else if err != nil {
+			return err
+		}
+	}
 }
 
 // close frees the handles; the namespace itself stays.
@@ -96,6 +133,18 @@ func (n *Namespace) Run(ctx context.Context, name string, args ...string) ([]byt
 	var out []byte
 	err := n.Do(func() (err error) {
 		out, err = n.Command(ctx, name, args...).CombinedOutput()
+		return err
+	})
+	return out, err
+}
+
+// Input is Run with standard input.
+func (n *Namespace) Input(ctx context.Context, in, name string, args ...string) ([]byte, error) {
+	var out []byte
+	err := n.Do(func() (err error) {
+		c := n.Command(ctx, name, args...)
+		c.Stdin = strings.NewReader(in)
+		out, err = c.CombinedOutput()
 		return err
 	})
 	return out, err

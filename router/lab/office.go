@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"html"
 	"io"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -77,7 +78,8 @@ func serveOffice(ctx context.Context, addr netip.Addr, secure, plain net.Listene
 	if err != nil {
 		return errors.Join(err, secure.Close(), plain.Close())
 	}
-	srv := &http.Server{Handler: officeHandler(), ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: officeHandler(), ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)} // probes that only connect are no news
 	tlsListener := tls.NewListener(secure, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12})
 	g, ctx := errgroup.WithContext(ctx)
 	for _, l := range []net.Listener{tlsListener, plain} {

@@ -36,10 +36,20 @@ func (t *Topology) Home(name string) (string, error) {
 	return dir, os.MkdirAll(dir, 0o700)
 }
 
-// Start starts a program in a namespace. It gets --home with its own directory
-// after args, by which a later lab recognises it. It ends with [Process.Stop] or
-// [Topology.Close], not with this process.
+// Start starts a program of ours in a namespace, with --home and its own
+// directory after args. It ends with [Process.Stop] or [Topology.Close], not with
+// this process.
 func (t *Topology) Start(n *Namespace, name, binary string, args ...string) (*Process, error) {
+	home, err := t.Home(name)
+	if err != nil {
+		return nil, err
+	}
+	return t.startPlain(n, name, binary, append(args, "--home", home)...)
+}
+
+// startPlain starts any program. One of its arguments has to be a path in the
+// directory of the topology, by which a later lab recognises the process.
+func (t *Topology) startPlain(n *Namespace, name, binary string, args ...string) (*Process, error) {
 	home, err := t.Home(name)
 	if err != nil {
 		return nil, err
@@ -50,7 +60,7 @@ func (t *Topology) Start(n *Namespace, name, binary string, args ...string) (*Pr
 		return nil, fmt.Errorf("open log: %w", err)
 	}
 	defer log.Close()
-	p.cmd = n.Command(context.Background(), binary, append(args, "--home", home)...)
+	p.cmd = n.Command(context.Background(), binary, args...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.Env = environ()
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // not stopped by the terminal

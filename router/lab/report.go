@@ -103,7 +103,9 @@ func (s *Scenario) Check(r *Report) error {
 	s.checkBulk(r, "download", &r.Download, client, download)
 	fmt.Fprintln(s.opts.Progress, "bulk transfer to the office")
 	s.checkBulk(r, "upload", &r.Upload, client, upload)
-	s.checkMetrics(r)
+	if s.gatewayRef == nil {
+		s.checkMetrics(r)
+	}
 	return r.Err()
 }
 
@@ -150,25 +152,54 @@ func (s *Scenario) checkPing(r *Report) {
 func (s *Scenario) checkPath(r *Report) {
 	ctx, cancel := context.WithTimeout(s.Context(), directWithin)
 	defer cancel()
-	err := until(ctx, func() error {
-		peers, err := s.GatewayAPI.Peers(ctx)
-		if err != nil {
-			return err
-		}
-		for _, p := range peers.Peers {
-			if p.Address != s.OfficeAddr {
-				continue
-			}
-			r.Path, r.Endpoint = p.Link, preferred(p)
-			if p.Link != "DIRECT" {
-				return fmt.Errorf("path to %s is %s", p.Address, p.Link)
-			}
-			return nil
-		}
-		return fmt.Errorf("gateway doesn't know peer %s", s.OfficeAddr)
+	var suite string
+	err := until(ctx, func() (err error) {
+		r.Path, r.Endpoint, suite, err = linkTo(ctx, s.GatewayAPI, s.gatewayRef, s.OfficeAddr)
+		return err
 	})
-	r.check("direct path", err, "%s to %s at %s", r.Path, s.OfficeAddr, r.Endpoint)
+	if r.check("direct path", err, "%s to %s at %s%s", r.Path, s.OfficeAddr, r.Endpoint, suite) {
+		var back, endpoint string
+		err = until(ctx, func() (err error) {
+			back, endpoint, suite, err = linkTo(ctx, s.OfficeAPI, s.officeRef, s.GatewayMember)
+			return err
+		})
+		r.check("and back", err, "%s to %s at %s%s", back, s.GatewayMember, endpoint, suite)
+	}
 }
+
+// linkTo asks a node, ours or a reference one, how it reaches another. Anything
+// but a direct path with the strongest cipher suite is an error.
+func linkTo(ctx context.Context, ours *router.Client, ref *referenceAPI, address string) (link, endpoint, suite string, err error) {
+	if ref != nil {
+		link, endpoint, err = ref.link(ctx, address)
+	} else {
+		link, endpoint, suite, err = ownLink(ctx, ours, address)
+	}
+	if err == nil && link != "DIRECT" {
+		err = fmt.Errorf("path to %s is %s", address, link)
+	}
+	return link, endpoint, suite, err
+}
+
+func ownLink(ctx context.Context, api *router.Client, address string) (link, endpoint, suite string, err error) {
+	peers, err := api.Peers(ctx)
+	if err != nil {
+		return "", "", "", err
+	}
+	for _, p := range peers.Peers {
+		if p.Address != address {
+			continue
+		}
+		if p.Cipher != bestSuite {
+			err = fmt.Errorf("packets to %s are sealed with cipher suite %d, want %d", address, p.Cipher, bestSuite)
+		}
+		return p.Link, preferred(p), fmt.Sprintf(", cipher suite %d", p.Cipher), err
+	}
+	return "", "", "", fmt.Errorf("peer %s isn't known", address)
+}
+
+// bestSuite is AES-GMAC-SIV, which all versions since 1.10 speak.
+const bestSuite = 3
 
 func preferred(p router.Peer) string {
 	for _, path := range p.Paths {
@@ -228,11 +259,11 @@ func round(d time.Duration) time.Duration {
 }
 
 // networkOf reads the ID out of a network record.
-func networkOf(rec router.Record) (router.NetworkID, error) {
+func networkOf(rec json.RawMessage) (router.NetworkID, error) {
 	var r struct {
 		ID string `json:"id"`
 	}
-	if err := json.Unmarshal(rec.Record, &r); err != nil {
+	if err := json.Unmarshal(rec, &r); err != nil {
 		return 0, fmt.Errorf("read network record: %w", err)
 	}
 	return router.ParseNetworkID(r.ID)

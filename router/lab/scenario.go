@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -49,6 +48,10 @@ type Options struct {
 	Keep     bool          // leave all up at the end
 	LogLevel string        // of the processes, default info
 	Progress io.Writer     // says what is being done; nil = silence
+
+	// Who plays root and controller, office and gateway.
+	Root, Office, Gateway Make
+	ZeroTierOne           string // path of a zerotier-one, for those that are [Reference]
 }
 
 func (o *Options) defaults() error {
@@ -60,6 +63,9 @@ func (o *Options) defaults() error {
 	}
 	if o.Prefix == "" {
 		o.Prefix = DefaultPrefix
+	}
+	if o.ZeroTierOne == "" && max(o.Root, o.Office, o.Gateway) == Reference {
+		return errNoReference
 	}
 	if o.Duration <= 0 {
 		o.Duration = 3 * time.Second
@@ -89,6 +95,8 @@ type Scenario struct {
 
 	Network                                router.NetworkID
 	RootAddress, OfficeAddr, GatewayMember string // node addresses
+
+	rootRef, officeRef, gatewayRef *referenceAPI // instead of the APIs above
 
 	opts    Options
 	planet  string
@@ -236,12 +244,20 @@ func (s *Scenario) spawn(n *Namespace, name string, args ...string) (*Process, *
 }
 
 func (s *Scenario) startRoot(ctx context.Context) (err error) {
-	s.RootProcess, s.RootAPI, err = s.spawn(s.Root, "root", "member", "--controller", "--port", fmt.Sprint(rootPort), "--listen", "")
+	if s.opts.Root == Reference {
+		s.RootProcess, s.rootRef, err = s.startReference(s.Root, "root", nil)
+	} else {
+		s.RootProcess, s.RootAPI, err = s.spawn(s.Root, "root", "member", "--controller", "--port", fmt.Sprint(rootPort), "--listen", "")
+	}
 	if err != nil {
 		return err
 	}
-	return until(ctx, func() error {
-		_, err := s.RootAPI.Info(ctx)
+	return until(ctx, func() (err error) {
+		if s.rootRef != nil {
+			_, err = s.rootRef.address(ctx)
+		} else {
+			_, err = s.RootAPI.Info(ctx)
+		}
 		return err
 	})
 }
@@ -251,11 +267,7 @@ func (s *Scenario) makeNetwork(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rec, err := s.RootAPI.CreateNetwork(ctx, patch)
-	if err != nil {
-		return err
-	}
-	if s.Network, err = networkOf(rec); err != nil {
+	if s.Network, err = s.createNetwork(ctx, patch); err != nil {
 		return err
 	}
 	yes := true
@@ -267,25 +279,66 @@ func (s *Scenario) makeNetwork(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if _, err := s.RootAPI.SetMember(ctx, s.Network.String(), m.node, patch); err != nil {
+		if err := s.SetMember(ctx, m.node, patch); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *Scenario) startMembers(context.Context) (err error) {
-	s.OfficeProcess, s.OfficeAPI, err = s.spawn(s.Office, "office", "member", "--network", s.Network.String(),
-		"--tun", officeTUN, "--listen", "")
+func (s *Scenario) createNetwork(ctx context.Context, patch map[string]any) (router.NetworkID, error) {
+	if s.rootRef != nil {
+		rec, err := s.rootRef.createNetwork(ctx, patch)
+		if err != nil {
+			return 0, err
+		}
+		return networkOf(rec)
+	}
+	rec, err := s.RootAPI.CreateNetwork(ctx, patch)
+	if err != nil {
+		return 0, err
+	}
+	return networkOf(rec.Record)
+}
+
+// SetMember changes a member of the network at whichever controller there is.
+func (s *Scenario) SetMember(ctx context.Context, node string, patch map[string]any) error {
+	if s.rootRef != nil {
+		return s.rootRef.setMember(ctx, s.Network, node, patch)
+	}
+	_, err := s.RootAPI.SetMember(ctx, s.Network.String(), node, patch)
+	return err
+}
+
+func (s *Scenario) startMembers(ctx context.Context) (err error) {
+	if s.opts.Office == Reference {
+		s.OfficeProcess, s.officeRef, err = s.startReference(s.Office, "office", map[router.NetworkID]string{s.Network: officeTUN})
+		if err == nil {
+			err = until(ctx, func() error { return s.officeRef.join(ctx, s.Network) })
+		}
+	} else {
+		s.OfficeProcess, s.OfficeAPI, err = s.spawn(s.Office, "office", "member", "--network", s.Network.String(),
+			"--tun", officeTUN, "--listen", "")
+	}
 	if err != nil {
 		return err
 	}
-	return s.StartGateway()
+	return s.StartGateway(ctx)
 }
 
 // StartGateway starts the gateway, the first time or after it was stopped.
-func (s *Scenario) StartGateway() (err error) {
+func (s *Scenario) StartGateway(ctx context.Context) (err error) {
 	s.started = time.Now()
+	if s.opts.Gateway == Reference {
+		s.GatewayProcess, s.gatewayRef, err = s.startReference(s.Gateway, "gw", map[router.NetworkID]string{s.Network: gatewayTUN})
+		if err != nil {
+			return err
+		}
+		if err := until(ctx, func() error { return s.gatewayRef.join(ctx, s.Network) }); err != nil {
+			return err
+		}
+		return masquerade(ctx, s.Gateway, gatewayTUN)
+	}
 	s.GatewayProcess, s.GatewayAPI, err = s.spawn(s.Gateway, "gw", "run", "--network", s.Network.String(),
 		"--tun", gatewayTUN, "--listen", metricsListen, "--source", vpcSources.String(), "--interface", "eth-vpc",
 		"--target", fmt.Sprintf("tcp://%s:443", officeOverlay), "--config", "")
@@ -293,22 +346,7 @@ func (s *Scenario) StartGateway() (err error) {
 }
 
 func (s *Scenario) awaitOffice(ctx context.Context) error {
-	return until(ctx, func() error {
-		nets, err := s.OfficeAPI.Networks(ctx)
-		if err != nil {
-			return err
-		}
-		for _, n := range nets.Networks {
-			if n.ID != s.Network {
-				continue
-			}
-			if n.Status != router.StatusOK || n.Device == "" || !slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return p.Addr() == officeOverlay }) {
-				return fmt.Errorf("network %s is %s, device %q, addresses %v", n.ID, n.Status, n.Device, n.Addresses)
-			}
-			return nil
-		}
-		return fmt.Errorf("network %s isn't joined", s.Network)
-	})
+	return until(ctx, func() error { return s.Office.hasAddress(officeTUN, officeOverlay) })
 }
 
 func (s *Scenario) startServer(ctx context.Context) error {
@@ -341,6 +379,17 @@ func (s *Scenario) awaitGateway(ctx context.Context) error {
 // AwaitReady waits for the gateway to be ready, which includes a connection to
 // the office through the data path.
 func (s *Scenario) AwaitReady(ctx context.Context) error {
+	if s.gatewayRef != nil {
+		return until(ctx, func() error {
+			one, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			c, err := s.VPC.Dial(one, "tcp", netip.AddrPortFrom(officeOverlay, 443).String())
+			if err == nil {
+				err = c.Close()
+			}
+			return err
+		})
+	}
 	_, err := s.GatewayAPI.Wait(ctx, "ready")
 	return err
 }

@@ -20,7 +20,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -212,11 +211,7 @@ func removeLeftovers(prefix string) error {
 		if !strings.HasPrefix(e.Name(), prefix+"-") {
 			continue
 		}
-		err := netns.DeleteNamed(e.Name())
-		if errors.Is(err, unix.EINVAL) { // a file that nothing is mounted on any more
-			err = os.Remove(filepath.Join(netnsDir, e.Name()))
-		}
-		if err != nil {
+		if err := removeNamespace(e.Name()); err != nil {
 			errs = append(errs, fmt.Errorf("remove network namespace %q: %w", e.Name(), err))
 		}
 	}
@@ -226,7 +221,7 @@ func removeLeftovers(prefix string) error {
 	return errors.Join(errs...)
 }
 
-// stopLeftProcesses stops the processes that were given a home within dir on
+// stopLeftProcesses stops the processes that were given a path within dir on
 // their command line. That is what identifies them: process numbers are used
 // again.
 func stopLeftProcesses(dir string) error {
@@ -260,18 +255,13 @@ func stopLeftProcesses(dir string) error {
 	}
 }
 
-// isOurs reports whether a process was started with --home inside dir. A dead
-// one that nobody has waited for has no command line.
+// isOurs reports whether a process has an argument that is a path inside dir. A
+// dead one that nobody has waited for has no command line.
 func isOurs(pid int, dir string) bool {
 	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
 	if err != nil {
 		return false
 	}
 	args := strings.Split(string(b), "\x00")
-	for i := range len(args) - 1 {
-		if args[i] == "--home" && strings.HasPrefix(args[i+1], dir+"/") {
-			return true
-		}
-	}
-	return false
+	return len(args) > 1 && slices.ContainsFunc(args[1:], func(a string) bool { return strings.HasPrefix(a, dir+"/") })
 }

@@ -1,0 +1,106 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Iperf says how iperf3 measures.
+type Iperf struct {
+	UDP      bool
+	Reverse  bool // the server sends
+	Bitrate  string
+	Length   int // of UDP payloads
+	Streams  int
+	Duration time.Duration
+}
+
+// IperfResult is what the receiver saw.
+type IperfResult struct {
+	BitsPerSecond float64       `json:"bitsPerSecond"`
+	Bytes         float64       `json:"bytes"`
+	LostPercent   float64       `json:"lostPercent"` // UDP only
+	Retransmits   int           `json:"retransmits"` // TCP only
+	Duration      time.Duration `json:"nanoseconds"`
+}
+
+// RunIperf runs an iperf3 server in one namespace and a client in another.
+func RunIperf(ctx context.Context, server, client *Namespace, to netip.Addr, o Iperf) (r IperfResult, err error) {
+	ctx, cancel := context.WithTimeout(ctx, o.Duration+30*time.Second)
+	defer cancel()
+	const port = "5201"
+	srv := server.Command(ctx, "iperf3", "-s", "-1", "-p", port, "-B", to.String())
+	srv.Cancel = func() error { return srv.Process.Signal(unix.SIGTERM) }
+	if err := server.Do(srv.Start); err != nil {
+		return r, fmt.Errorf("start iperf3 server: %w", err)
+	}
+	defer func() {
+		cancel()
+		_ = srv.Wait()
+	}()
+	if err := until(ctx, func() error { return server.listens(to, port) }); err != nil {
+		return r, err
+	}
+	args := []string{"-c", to.String(), "-p", port, "-J", "-t", strconv.Itoa(int(o.Duration.Seconds())), "-P", strconv.Itoa(max(o.Streams, 1)), "--connect-timeout", "5000"}
+	if o.UDP {
+		args = append(args, "-u", "-b", o.Bitrate, "-l", strconv.Itoa(o.Length))
+	}
+	if o.Reverse {
+		args = append(args, "-R")
+	}
+	var out bytes.Buffer
+	c := client.Command(ctx, "iperf3", args...)
+	c.Stdout = &out
+	runErr := client.Do(c.Run)
+	var v struct {
+		Error string
+		End   struct {
+			SumReceived iperfSum `json:"sum_received"`
+			SumSent     iperfSum `json:"sum_sent"`
+			Sum         iperfSum `json:"sum"`
+		}
+	}
+	if err := json.Unmarshal(out.Bytes(), &v); err != nil {
+		return r, fmt.Errorf("iperf3: %w: %w", runErr, err)
+	}
+	if v.Error != "" || runErr != nil {
+		return r, fmt.Errorf("iperf3: %s: %w", v.Error, runErr)
+	}
+	got := v.End.SumReceived
+	if got.Seconds == 0 {
+		got = v.End.Sum
+	}
+	if o.UDP {
+		got.LostPercent = v.End.Sum.LostPercent
+	}
+	return IperfResult{BitsPerSecond: got.BitsPerSecond, Bytes: got.Bytes, LostPercent: got.LostPercent,
+		Retransmits: v.End.SumSent.Retransmits, Duration: time.Duration(got.Seconds * float64(time.Second))}, nil
+}
+
+type iperfSum struct {
+	Bytes         float64
+	Seconds       float64
+	BitsPerSecond float64 `json:"bits_per_second"`
+	LostPercent   float64 `json:"lost_percent"`
+	Retransmits   int
+}
+
+// listens reports nil when somebody listens on a TCP port in the namespace.
+func (n *Namespace) listens(a netip.Addr, port string) error {
+	out, err := exec.Command("ip", "netns", "exec", n.Name, "ss", "-Hltn", "sport", "=", ":"+port).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("list listeners in %q: %w: %s", n.Name, err, out)
+	}
+	if !bytes.Contains(out, []byte(a.String()+":"+port)) {
+		return fmt.Errorf("nobody listens on %s port %s in %q", a, port, n.Name)
+	}
+	return nil
+}
