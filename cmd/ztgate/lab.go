@@ -17,6 +17,7 @@ import (
 func (a *app) addLab(root *cobra.Command) {
 	opts := lab.Options{Prefix: lab.DefaultPrefix}
 	var down bool
+	var parts []string
 	cmd := &cobra.Command{
 		Use: "lab", Short: "Run the whole scenario on this machine and print what happened", Args: cobra.NoArgs,
 		Long: `Run the whole scenario on this machine, in network namespaces: a planet with its
@@ -28,6 +29,9 @@ a VPC. Needs root.`,
 			}
 			if !a.json {
 				opts.Progress = a.errOut
+			}
+			if err := labParts(&opts, parts); err != nil {
+				return err
 			}
 			r, err := lab.Run(cmd.Context(), opts)
 			if errors.Is(err, lab.ErrHost) {
@@ -47,6 +51,8 @@ a VPC. Needs root.`,
 	f.DurationVar(&opts.Timeout, "timeout", time.Minute, "how long everything may take to become ready")
 	f.IntVar(&opts.Streams, "streams", 1, "connections of a bulk transfer")
 	f.StringVar(&opts.LogLevel, "log-level", "info", "what the processes log: debug, info, warn, error")
+	f.StringVar(&opts.ZeroTierOne, "zerotier-one", "", "path of a zerotier-one that plays the parts named by --real")
+	f.StringSliceVar(&parts, "real", nil, "parts that zerotier-one plays: root, office, gateway (with nftables)")
 	cmd.PersistentFlags().StringVar(&opts.Prefix, "prefix", lab.DefaultPrefix, "of the names of namespaces and files")
 	cmd.AddCommand(&cobra.Command{Use: "down", Short: "Remove what --keep or a killed lab left", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return a.labDown(opts.Prefix) }})
@@ -62,6 +68,22 @@ a VPC. Needs root.`,
 	office.Flags().StringVar(&address, "address", "", "to listen on")
 	cmd.AddCommand(office)
 	root.AddCommand(cmd)
+}
+
+// labParts says which parts of the scenario are not ours.
+func labParts(o *lab.Options, parts []string) error {
+	makes := map[string]*lab.Make{"root": &o.Root, "office": &o.Office, "gateway": &o.Gateway}
+	for _, p := range parts {
+		m := makes[p]
+		if m == nil {
+			return router.Usage(fmt.Errorf("--real %q: give root, office or gateway", p))
+		}
+		*m = lab.Reference
+	}
+	if len(parts) > 0 && o.ZeroTierOne == "" {
+		return router.Usage(errors.New("--real needs --zerotier-one with the program's path"))
+	}
+	return nil
 }
 
 func (a *app) labDown(prefix string) error {

@@ -28,8 +28,11 @@ var (
 
 	overlay       = netip.MustParsePrefix("10.0.0.0/24")
 	gwOverlay     = netip.MustParseAddr("10.0.0.1")
-	officeOverlay = netip.MustParseAddr("10.0.0.10")
+	officeOverlay = OfficeAddress
 )
+
+// OfficeAddress is the office's overlay address.
+var OfficeAddress = netip.MustParseAddr("10.0.0.10")
 
 const (
 	rootPort      = 9993

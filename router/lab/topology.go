@@ -99,6 +99,13 @@ func Down(prefix string) error {
 // cause then says which one and why.
 func (t *Topology) Context() context.Context { return t.ctx }
 
+// Processes lists what was started, in that order.
+func (t *Topology) Processes() []*Process {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.processes)
+}
+
 func dirOf(prefix string) string { return filepath.Join(runDir, prefix) }
 
 // checkPrefix keeps the prefix fit for file names, away from other people's

@@ -1,0 +1,114 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"ztgate/router/lab"
+)
+
+// reference returns the path of a zerotier-one and skips without one.
+func reference(t *testing.T) string {
+	t.Helper()
+	path := os.Getenv("ZT_ONE")
+	if path == "" {
+		t.Skip("set ZT_ONE to the path of a zerotier-one to test with real peers")
+	}
+	return path
+}
+
+// Every mix of our nodes and real ones that has at least one of each.
+func TestInterop(t *testing.T) {
+	real := reference(t)
+	for _, c := range []struct {
+		name                  string
+		root, office, gateway lab.Make
+	}{
+		{"office_real", lab.Ours, lab.Reference, lab.Ours},
+		{"root_real", lab.Reference, lab.Ours, lab.Ours},
+		{"root_and_office_real", lab.Reference, lab.Reference, lab.Ours},
+		{"gateway_real", lab.Ours, lab.Ours, lab.Reference},
+		{"root_and_gateway_real", lab.Reference, lab.Ours, lab.Reference},
+		{"office_and_gateway_real", lab.Ours, lab.Reference, lab.Reference},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := options(t)
+			o.Root, o.Office, o.Gateway, o.ZeroTierOne = c.root, c.office, c.gateway, real
+			s := start(t, o)
+			r := &lab.Report{}
+			err := s.Check(r)
+			var text strings.Builder
+			r.WriteText(&text)
+			t.Log("\n" + text.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range []struct {
+				name string
+				lab.Iperf
+			}{
+				{"TCP to the office", lab.Iperf{}},
+				{"TCP from the office", lab.Iperf{Reverse: true}},
+				{"UDP to the office", lab.Iperf{UDP: true, Bitrate: "20M", Length: 1200}},
+				{"UDP from the office", lab.Iperf{UDP: true, Bitrate: "20M", Length: 1200, Reverse: true}},
+			} {
+				m.Duration = duration(t)
+				got, err := lab.RunIperf(s.Context(), s.Office, s.VPC, lab.OfficeAddress, m.Iperf)
+				if err != nil {
+					t.Errorf("%s: %v", m.name, err)
+					continue
+				}
+				t.Logf("%s: %.0f Mbit/s, lost %.2f %%, %d retransmits", m.name, got.BitsPerSecond/1e6, got.LostPercent, got.Retransmits)
+				if got.Bytes == 0 || got.LostPercent > 1 {
+					t.Errorf("%s: %+v", m.name, got)
+				}
+			}
+		})
+	}
+}
+
+// duration is how long each transfer takes; ZTGATE_E2E_SECONDS makes it longer.
+func duration(t *testing.T) time.Duration {
+	d, err := time.ParseDuration(os.Getenv("ZTGATE_E2E_SECONDS") + "s")
+	if err != nil {
+		return 2 * time.Second
+	}
+	return d
+}
+
+func options(t *testing.T) lab.Options {
+	t.Helper()
+	binary := os.Getenv("ZTGATE")
+	if binary == "" {
+		t.Fatal("set ZTGATE to the path of the program to test (make e2e does)")
+	}
+	return lab.Options{Binary: binary, Prefix: "zglabe2e", Duration: time.Second, Progress: t.Output()}
+}
+
+// start brings a scenario up for the length of the test.
+func start(t *testing.T, o lab.Options) *lab.Scenario {
+	t.Helper()
+	s, err := lab.Start(context.Background(), o)
+	if s != nil {
+		t.Cleanup(func() {
+			if t.Failed() {
+				for _, p := range s.Processes() {
+					t.Log("\n" + p.Tail(30))
+				}
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			_ = os.RemoveAll(s.LogDir)
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
