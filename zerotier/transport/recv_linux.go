@@ -14,13 +14,12 @@ import (
 )
 
 const (
-	// One message holds up to 64 KiB when the kernel coalesces datagrams.
-	recvMessages = 8
-	recvBuffer   = 1 << 16
-	// Without that, the same memory holds more but smaller messages; the largest
-	// datagram of the protocol has about 10 KiB.
-	plainMessages = 32
-	plainBuffer   = recvMessages * recvBuffer / plainMessages
+	recvMessages = 32
+	// One message holds up to 64 KiB when the kernel coalesces datagrams. Memory
+	// that no message has reached yet is not taken from the system.
+	coalescedBuffer = 1 << 16
+	// Without that, the largest datagram of the protocol has about 10 KiB.
+	plainBuffer = 1 << 14
 
 	// maxReadErrors in a row make the reader give the socket up.
 	maxReadErrors = 100
@@ -35,21 +34,21 @@ type receiver struct {
 	n       int // messages in the batch
 	errno   unix.Errno
 	try     func(fd uintptr) bool
-	hdrs    [plainMessages]unix.Mmsghdr
-	iovs    [plainMessages]unix.Iovec
-	names   [plainMessages]unix.RawSockaddrInet6 // room for both families
-	control [plainMessages][controlSpace / 8]uint64
+	hdrs    [recvMessages]unix.Mmsghdr
+	iovs    [recvMessages]unix.Iovec
+	names   [recvMessages]unix.RawSockaddrInet6 // room for both families
+	control [recvMessages][controlSpace / 8]uint64
 	buf     []byte
 	size    int // of one message's part of buf
-	count   int // messages asked for
 }
 
 func newReceiver(s *socket) *receiver {
-	r := &receiver{sock: s, buf: make([]byte, recvMessages*recvBuffer), size: plainBuffer, count: plainMessages}
+	r := &receiver{sock: s, size: plainBuffer}
 	if s.gro {
-		r.size, r.count = recvBuffer, recvMessages
+		r.size = coalescedBuffer
 	}
-	for i := range r.count {
+	r.buf = make([]byte, recvMessages*r.size)
+	for i := range recvMessages {
 		r.iovs[i].Base = &r.buf[i*r.size]
 		r.iovs[i].SetLen(r.size)
 		h := &r.hdrs[i].Hdr
@@ -75,7 +74,7 @@ func (r *receiver) reset(i int) {
 func (r *receiver) recv(fd uintptr) bool {
 	for {
 		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])),
-			uintptr(r.count), unix.MSG_DONTWAIT, 0, 0)
+			recvMessages, unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case unix.EINTR:
 			continue
@@ -91,6 +90,7 @@ func (r *receiver) recv(fd uintptr) bool {
 func (u *UDP) read(s *socket, handle func(int, SocketID, netip.AddrPort, []byte), flush func(int)) {
 	r := newReceiver(s)
 	var sum Direction
+	var pace pacer
 	failures := 0
 	for {
 		r.n, r.errno = 0, 0
@@ -112,14 +112,20 @@ func (u *UDP) read(s *socket, handle func(int, SocketID, netip.AddrPort, []byte)
 			continue
 		}
 		failures = 0
+		before := sum.Datagrams
 		for i := range r.n {
 			u.split(s, r, i, handle, &sum)
 			r.reset(i)
 		}
 		flush(s.worker)
+		got := int(sum.Datagrams - before)
 		sum.Batches++
 		sum.Syscalls++
 		u.stats.rx.add(&sum)
+		if d := pace.pause(time.Now(), got); d > 0 && r.n < recvMessages {
+			// The runtime's own timers are too coarse for this.
+			_ = unix.Nanosleep(&unix.Timespec{Nsec: int64(d)}, nil)
+		}
 	}
 }
 
