@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,7 @@ type tap struct {
 	broken  atomic.Bool   // the reader gave up
 	closed  atomic.Bool
 	dropped atomic.Uint64 // frames that the kernel or the node refused
+	writers sync.Pool     // of *tapWriter
 }
 
 const (
@@ -44,6 +46,7 @@ func openTAP(id NetworkID, name string, mac MAC, log *slog.Logger) (_ *tap, err 
 		return nil, fmt.Errorf("set offloads of %q: %w", name, err)
 	}
 	t := &tap{id: id, name: name, file: os.NewFile(uintptr(fd), tunPath), done: make(chan struct{})}
+	t.writers.New = func() any { return newTAPWriter(t) }
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.file.Close())
@@ -154,19 +157,40 @@ func (t *tap) deliver(frames [][]byte) {
 		t.dropped.Add(uint64(len(frames)))
 		return
 	}
-	var head [vnetLen]byte // says: nothing to do
-	parts := [][]byte{head[:], nil}
-	if raw.Write(func(fd uintptr) bool {
-		for _, f := range frames {
-			parts[1] = f
-			if _, err := unix.Writev(int(fd), parts); err != nil {
-				t.dropped.Add(1)
-			}
-		}
-		return true
-	}) != nil {
+	w := t.writers.Get().(*tapWriter)
+	w.frames = frames
+	if raw.Write(w.run) != nil {
 		t.dropped.Add(uint64(len(frames)))
 	}
+	w.frames = nil
+	t.writers.Put(w)
+}
+
+// tapWriter writes for one goroutine at a time.
+type tapWriter struct {
+	tap    *tap
+	merge  merger
+	fd     int
+	frames [][]byte
+	run    func(fd uintptr) bool
+}
+
+func newTAPWriter(t *tap) *tapWriter {
+	w := &tapWriter{tap: t}
+	w.merge.write = func(parts [][]byte) {
+		if _, err := unix.Writev(w.fd, parts); err != nil {
+			t.dropped.Add(uint64(len(parts) - 1))
+		}
+	}
+	w.run = func(fd uintptr) bool {
+		w.fd = int(fd)
+		for _, f := range w.frames {
+			w.merge.add(f)
+		}
+		w.merge.flush()
+		return true
+	}
+	return w
 }
 
 // close ends the port and waits for its reader.

@@ -1,0 +1,176 @@
+package router
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// flowFrame returns one complete segment of a flow that its port tells apart.
+func flowFrame(v6 bool, port uint16, seq uint32, flags byte, payload []byte) []byte {
+	f, tcp := tcpFrame(v6, payload)
+	binary.BigEndian.PutUint16(f[tcp:], port)
+	binary.BigEndian.PutUint32(f[tcp+4:], seq)
+	f[tcp+13] = flags
+	f[tcp+16], f[tcp+17] = 0, 0
+	addresses := f[26:34]
+	if v6 {
+		addresses = f[22:54]
+	} else {
+		putChecksum(f[24:], fold(sum(f[14:34], 0)))
+	}
+	putChecksum(f[tcp+16:], fold(sum(f[tcp:], sum(addresses, uint64(6+len(f)-tcp)))))
+	return f
+}
+
+// merge runs frames through a merger and returns what it wrote, in the form that
+// the kernel sees, and the same cut into frames again.
+func merge(t *testing.T, frames [][]byte) (written, cutAgain [][]byte) {
+	t.Helper()
+	m := merger{write: func(parts [][]byte) { written = append(written, bytes.Join(parts, nil)) }}
+	for _, f := range frames {
+		m.add(slices.Clone(f))
+	}
+	m.flush()
+	for _, b := range written {
+		got, err := cut(b)
+		if err != nil {
+			t.Fatalf("written frame can't be cut: %v", err)
+		}
+		cutAgain = append(cutAgain, got...)
+	}
+	return written, cutAgain
+}
+
+func TestMergeRoundTrip(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		var frames [][]byte
+		for i := range 40 { // two flows that alternate
+			for port := range uint16(2) {
+				payload := bytes.Repeat([]byte{byte(i), byte(port)}, 500)
+				f := flowFrame(v6, port, uint32(i*1000), 0x10, payload)
+				if !v6 { // IP IDs count up, as segmentation makes them
+					binary.BigEndian.PutUint16(f[18:], uint16(i))
+					f[24], f[25] = 0, 0
+					putChecksum(f[24:], fold(sum(f[14:34], 0)))
+				}
+				frames = append(frames, f)
+			}
+		}
+		written, got := merge(t, frames)
+		if len(written) != 2 {
+			t.Errorf("v6 %v: %d frames written, want 2", v6, len(written))
+		}
+		if len(got) != len(frames) {
+			t.Fatalf("v6 %v: %d frames after cutting, want %d", v6, len(got), len(frames))
+		}
+		for _, f := range frames {
+			if !slices.ContainsFunc(got, func(g []byte) bool { return bytes.Equal(f, g) }) {
+				t.Fatalf("v6 %v: a frame was changed", v6)
+			}
+		}
+	}
+}
+
+// What differs in more than its payload stays as it is, and the order of a flow
+// is kept.
+func TestMergeStops(t *testing.T) {
+	data := make([]byte, 1000)
+	next := func(seq uint32, flags byte, n int) []byte { return flowFrame(false, 1, seq, flags, data[:n]) }
+	broken := next(1000, 0x10, 1000)
+	broken[len(broken)-1] ^= 1
+	window := next(1000, 0x10, 1000)
+	for _, c := range []struct {
+		name   string
+		frames [][]byte
+		want   int // frames written
+	}{
+		{"two in a row", [][]byte{next(0, 0x10, 1000), next(1000, 0x10, 1000)}, 1},
+		{"short last", [][]byte{next(0, 0x10, 1000), next(1000, 0x10, 10)}, 1},
+		{"after a short one", [][]byte{next(0, 0x10, 1000), next(1000, 0x10, 10), next(1010, 0x10, 10)}, 2},
+		{"push ends", [][]byte{next(0, 0x10, 1000), next(1000, 0x18, 1000), next(2000, 0x10, 1000)}, 2},
+		{"gap", [][]byte{next(0, 0x10, 1000), next(2000, 0x10, 1000)}, 2},
+		{"longer", [][]byte{next(0, 0x10, 500), next(500, 0x10, 1000)}, 2},
+		{"FIN", [][]byte{next(0, 0x10, 1000), next(1000, 0x11, 1000)}, 2},
+		{"bare acknowledgement between", [][]byte{next(0, 0x10, 1000), next(1000, 0x10, 0), next(1000, 0x10, 1000)}, 3},
+		{"wrong checksum", [][]byte{next(0, 0x10, 1000), broken}, 2},
+		{"64 KiB", func() (out [][]byte) {
+			for i := range uint32(66) {
+				out = append(out, next(i*1000, 0x10, 1000))
+			}
+			return out
+		}(), 2},
+		{"no TCP", [][]byte{make([]byte, 60), make([]byte, 10), nil}, 3},
+		{"window", [][]byte{next(0, 0x10, 1000), func() []byte {
+			tcp := 34
+			binary.BigEndian.PutUint16(window[tcp+14:], 77)
+			window[tcp+16], window[tcp+17] = 0, 0
+			putChecksum(window[tcp+16:], fold(sum(window[tcp:], sum(window[26:34], uint64(6+len(window)-tcp)))))
+			return window
+		}()}, 2},
+	} {
+		var written [][]byte
+		m := merger{write: func(parts [][]byte) { written = append(written, bytes.Join(parts, nil)) }}
+		for _, f := range c.frames {
+			m.add(slices.Clone(f))
+		}
+		m.flush()
+		if len(written) != c.want {
+			t.Errorf("%s: %d frames written, want %d", c.name, len(written), c.want)
+		}
+		last := uint32(0)
+		for _, w := range written {
+			if tcp := vnetLen + 34; len(w) > tcp+8 {
+				seq := binary.BigEndian.Uint32(w[tcp+4:])
+				if seq < last {
+					t.Errorf("%s: the order changed", c.name)
+				}
+				last = seq
+			}
+		}
+	}
+}
+
+// Any mix of frames comes out complete: as many bytes of payload as went in.
+func FuzzMerge(f *testing.F) {
+	f.Add(uint64(1), []byte{0, 0, 1, 2, 3})
+	f.Add(uint64(7), []byte{4, 4, 4, 250, 4})
+	f.Fuzz(func(t *testing.T, seed uint64, ops []byte) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		var frames [][]byte
+		seqs := map[uint16]uint32{}
+		in := 0
+		for _, op := range ops[:min(len(ops), 200)] {
+			port := uint16(op & 3)
+			n := []int{1000, 1000, 1000, 1, 0, 700}[r.IntN(6)]
+			fr := flowFrame(op&4 != 0, port, seqs[port], 0x10|op&8, make([]byte, n))
+			seqs[port] += uint32(n)
+			if op > 250 {
+				fr[r.IntN(len(fr))] ^= 0x40
+			}
+			frames = append(frames, fr)
+			in += len(fr)
+		}
+		written := 0
+		m := merger{write: func(parts [][]byte) {
+			for _, p := range parts[1:] {
+				written += len(p)
+			}
+			if len(parts) > 2 {
+				written += (len(parts) - 2) * (len(parts[1]) - payloadOf(parts))
+			}
+		}}
+		for _, fr := range frames {
+			m.add(fr)
+		}
+		m.flush()
+		if written != in {
+			t.Fatalf("%d bytes went in, %d came out", in, written)
+		}
+	})
+}
+
+// payloadOf returns the payload of the first segment of a merged frame.
+func payloadOf(parts [][]byte) int { return int(binary.NativeEndian.Uint16(parts[0][4:])) }
