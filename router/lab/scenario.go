@@ -154,7 +154,7 @@ func Start(ctx context.Context, o Options) (*Scenario, error) {
 	}{
 		{"making network namespaces", s.build},
 		{"making identities and the planet", s.credentials},
-		{"starting root and controller", s.startRoot},
+		{"starting root and controller", s.StartRoot},
 		{"making the network", s.makeNetwork},
 		{"starting office and gateway", s.startMembers},
 		{"waiting for the office to join", s.awaitOffice},
@@ -246,7 +246,8 @@ func (s *Scenario) spawn(n *Namespace, name string, args ...string) (*Process, *
 	return p, router.NewClient(socket), err
 }
 
-func (s *Scenario) startRoot(ctx context.Context) (err error) {
+// StartRoot starts the root, the first time or after it was stopped.
+func (s *Scenario) StartRoot(ctx context.Context) (err error) {
 	if s.opts.Root == Reference {
 		s.RootProcess, s.rootRef, err = s.startReference(s.Root, "root", nil)
 	} else {

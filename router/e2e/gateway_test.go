@@ -1,0 +1,320 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"ztgate/router"
+	"ztgate/router/lab"
+)
+
+// run runs a program in a namespace and fails the test if it fails.
+func run(t *testing.T, n *lab.Namespace, name string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	out, err := n.Run(ctx, name, args...)
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// eventually waits until f returns no error.
+func eventually(t *testing.T, f func() error) {
+	t.Helper()
+	var err error
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if err = f(); err == nil {
+			return
+		}
+	}
+	t.Fatal(err)
+}
+
+const office = "10.0.0.10"
+
+func fetch(s *lab.Scenario) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	out, err := s.VPC.Run(ctx, "curl", "-sSk", "--max-time", "2", "https://"+office+"/")
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	if !strings.Contains(string(out), "You come from 10.0.0.1.") {
+		return fmt.Errorf("unexpected page %q", out)
+	}
+	return nil
+}
+
+func TestGateway(t *testing.T) {
+	s := start(t, options(t))
+
+	t.Run("curl", func(t *testing.T) {
+		if err := fetch(s); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("ping", func(t *testing.T) {
+		out := run(t, s.VPC, "ping", "-c", "3", "-i", "0.2", office)
+		if !strings.Contains(out, " 0% packet loss") || !strings.Contains(out, "ttl=62") {
+			t.Error(out) // two hops: the kernel's forwarding to the TUN and ours
+		}
+	})
+	t.Run("large pings", func(t *testing.T) {
+		run(t, s.VPC, "ping", "-c", "1", "-s", "8000", office) // fragments
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if out, err := s.VPC.Run(ctx, "ping", "-c", "1", "-M", "do", "-s", "1472", office); err != nil {
+			t.Errorf("largest ping without fragments: %s", out)
+		}
+	})
+	t.Run("traceroute", func(t *testing.T) {
+		for _, kind := range []string{"-U", "-I", "-T"} {
+			out := run(t, s.VPC, "traceroute", "-n", "-q", "1", "-w", "2", "-m", "5", kind, office)
+			lines := strings.Split(strings.TrimSpace(out), "\n")
+			if len(lines) < 3 || !strings.Contains(lines[1], "172.31.0.1") || !strings.Contains(lines[len(lines)-1], office) {
+				t.Errorf("traceroute %s: want the gateway first and the office last:\n%s", kind, out)
+			}
+		}
+	})
+	t.Run("refused port", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		out, err := s.VPC.Run(ctx, "curl", "-sS", "--max-time", "5", "http://"+office+":81/")
+		if err == nil || !strings.Contains(string(out), "refused") {
+			t.Errorf("want the office's refusal, got %v: %s", err, out)
+		}
+	})
+	t.Run("iperf3", func(t *testing.T) {
+		for _, m := range []lab.Iperf{{}, {Reverse: true}, {Streams: 4}, {Streams: 4, Reverse: true},
+			{UDP: true, Bitrate: "20M", Length: 1200}, {UDP: true, Bitrate: "20M", Length: 1200, Reverse: true}} {
+			m.Duration = time.Second
+			got, err := lab.RunIperf(s.Context(), s.Office, s.VPC, lab.OfficeAddress, m)
+			if err != nil || got.Bytes == 0 || got.LostPercent > 1 {
+				t.Errorf("%+v: %+v, %v", m, got, err)
+			}
+		}
+	})
+	t.Run("metrics", func(t *testing.T) {
+		m, err := s.Metrics(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"ztgate_packets_total", "ztgate_bytes_total", "ztgate_forwarded_packets_total",
+			"ztgate_flows", "ztgate_flows_limit", "ztgate_flows_created_total", "ztgate_flow_cache_hits_total", "ztgate_peers",
+			"ztgate_network_status", "ztgate_network_certificate_expiry_timestamp_seconds", "ztgate_wire_crypto_bytes_total",
+			"ztgate_target_up", "ztgate_health_status", "ztgate_build_info", "process_cpu_seconds_total", "go_goroutines"} {
+			if len(m[name]) == 0 {
+				t.Errorf("metric %s is missing", name)
+			}
+		}
+		if up := m.Sum("ztgate_target_up", nil); up != 1 {
+			t.Errorf("ztgate_target_up is %v, want 1", up)
+		}
+	})
+	t.Run("garbage", func(t *testing.T) { testGarbage(t, s) })
+	t.Run("deauthorised", func(t *testing.T) { testDeauthorise(t, s) })
+	t.Run("root restarts", func(t *testing.T) { testRootRestart(t, s) })
+	t.Run("gateway restarts", func(t *testing.T) { testGatewayRestart(t, s) })
+	t.Run("gateway killed", func(t *testing.T) {
+		s.GatewayProcess.Kill()
+		restart(t, s)
+	})
+}
+
+// testGarbage sends rubbish to the gateway's UDP port: it has to go on working and
+// not to grow.
+func testGarbage(t *testing.T, s *lab.Scenario) {
+	before := rss(t, s.GatewayProcess.PID)
+	conn, err := s.Office.Dial(context.Background(), "udp", "203.0.113.10:9993")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	const count = 50_000
+	for range count {
+		b := make([]byte, r.IntN(1500))
+		for i := range b {
+			b[i] = byte(r.Uint32())
+		}
+		if len(b) > 28 && r.IntN(2) == 0 { // for the gateway, from somebody unknown, also as fragments
+			addr, err := strconv.ParseUint(s.GatewayMember, 16, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range 5 {
+				b[8+i] = byte(addr >> (32 - 8*i))
+			}
+			if r.IntN(3) == 0 {
+				b[13], b[14], b[15] = 0xff, byte(r.IntN(256)), 0
+			}
+		}
+		if _, err := conn.Write(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := fetch(s); err != nil {
+		t.Fatal(err)
+	}
+	if grown := rss(t, s.GatewayProcess.PID) - before; grown > 32<<20 {
+		t.Errorf("%d datagrams made the process grow by %d MB", count, grown>>20)
+	}
+}
+
+// rss returns the resident memory of a process in bytes.
+func rss(t *testing.T, pid int) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); f[0] == "VmRSS:" {
+			kb, err := strconv.Atoi(f[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return kb << 10
+		}
+	}
+	t.Fatal("no VmRSS")
+	return 0
+}
+
+// testDeauthorise takes the gateway out of the network and puts it back.
+func testDeauthorise(t *testing.T, s *lab.Scenario) {
+	ctx := context.Background()
+	set := func(yes bool) {
+		patch, err := router.MemberSpec{Authorized: &yes}.Patch()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.SetMember(ctx, s.GatewayMember, patch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(false)
+	eventually(t, func() error {
+		nets, err := s.GatewayAPI.Networks(ctx)
+		if err == nil && nets.Networks[0].Status != router.StatusDenied {
+			err = fmt.Errorf("status is %s", nets.Networks[0].Status)
+		}
+		return err
+	})
+	if fetch(s) == nil {
+		t.Error("a gateway that was put out of the network still reaches the office")
+	}
+	if h, err := s.GatewayAPI.Health(ctx); err != nil || h.Ready {
+		t.Errorf("health is %+v, %v", h, err)
+	}
+	set(true)
+	eventually(t, func() error { return fetch(s) })
+}
+
+// testRootRestart shows that traffic goes on without the root, and that the root
+// comes back.
+func testRootRestart(t *testing.T, s *lab.Scenario) {
+	s.RootProcess.Kill()
+	if err := fetch(s); err != nil {
+		t.Errorf("without a root: %v", err)
+	}
+	if err := s.StartRoot(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := fetch(s); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.RootAPI.ControllerNetwork(context.Background(), s.Network.String()); err != nil {
+		t.Errorf("the controller lost its network: %v", err)
+	}
+}
+
+func restart(t *testing.T, s *lab.Scenario) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := s.StartGateway(ctx); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error { return s.AwaitReady(ctx) })
+	if err := fetch(s); err != nil {
+		t.Error(err)
+	}
+}
+
+// testGatewayRestart stops the gateway, checks that nothing is left, and starts
+// it again.
+func testGatewayRestart(t *testing.T, s *lab.Scenario) {
+	before, err := os.ReadFile(filepath.Join(s.GatewayProcess.Home, "identity.secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.GatewayProcess.Stop()
+	if out := run(t, s.Gateway, "ip", "-o", "link"); strings.Contains(out, "ztg0") {
+		t.Errorf("the TUN is still there:\n%s", out)
+	}
+	if out := run(t, s.Gateway, "ip", "route"); strings.Contains(out, "10.0.0.0/24") {
+		t.Errorf("the route is still there:\n%s", out)
+	}
+	restart(t, s)
+	after, err := os.ReadFile(filepath.Join(s.GatewayProcess.Home, "identity.secret"))
+	if err != nil || string(after) != string(before) {
+		t.Errorf("the identity changed: %v", err)
+	}
+}
+
+func TestMemory(t *testing.T) {
+	s := start(t, options(t))
+	if got := rss(t, s.GatewayProcess.PID); got > 64<<20 {
+		t.Errorf("an idle gateway takes %d MB", got>>20)
+	}
+}
+
+// A lab that was killed is cleaned up by the next one, which works.
+func TestLabCommand(t *testing.T) {
+	o := options(t)
+	for i := range 2 {
+		cmd := command(t, "lab", "--prefix", o.Prefix, "--duration", "1s")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("run %d: %v\n%s", i+1, err, out)
+		}
+	}
+	cmd := command(t, "lab", "--prefix", o.Prefix, "--duration", "30s")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		c, err := net.Dial("unix", filepath.Join("/run", o.Prefix, "gw", "ztgate.sock"))
+		if err == nil {
+			err = c.Close()
+		}
+		return err
+	})
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	if out, err := command(t, "lab", "--prefix", o.Prefix, "--duration", "1s", "--keep").CombinedOutput(); err != nil {
+		t.Fatalf("after kill -9: %v\n%s", err, out)
+	}
+	if out, err := command(t, "lab", "down", "--prefix", o.Prefix).CombinedOutput(); err != nil {
+		t.Fatalf("lab down: %v\n%s", err, out)
+	}
+	left, err := filepath.Glob("/run/netns/" + o.Prefix + "-*")
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
