@@ -1,6 +1,7 @@
 package vl1_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -93,7 +94,7 @@ func (a *host) send(n *simnet.Net, to *host, size int) {
 		payload[i] = byte(i)
 	}
 	if p := a.core.Peer(to.id.Address()); p != nil {
-		buf := append(make([]byte, packet.HeaderLen), payload...)
+		buf := append(bytes.Repeat([]byte{0xff}, packet.HeaderLen), payload...) // whatever was there before
 		if a.core.SendData(a.w, a.port, n.Now, p, packet.VerbFrame, buf) {
 			return
 		}

@@ -42,6 +42,7 @@ func (c *Core) SendData(w *Worker, out Out, now time.Time, p *Peer, v packet.Ver
 	if r == nil {
 		return false
 	}
+	buf[packet.HeaderLen-1] = 0 // else what was there, e.g. of a MAC, could mark it as compressed
 	c.emit(w, out, c.at(now), p, r.path.sock, r.path.ep, v, packet.Packet(buf), p.suite())
 	r.path.lastOut.Store(c.at(now))
 	return true
