@@ -59,6 +59,7 @@ type Upper interface {
 type Worker struct {
 	User any // for the network layer
 
+	last     *Peer // of the latest packet
 	scratch  packet.Scratch
 	hdr      [packet.FragmentHeaderLen]byte
 	random   *rand.ChaCha8
@@ -293,6 +294,14 @@ func (c *Core) timeOf(t int64) time.Time {
 	return c.start.Add(time.Duration(t) - time.Hour)
 }
 
+// touch notes t. Packets of a batch have the same time, and workers on several
+// processors hear the same peer: what is noted already isn't written again.
+func touch(at *atomic.Int64, t int64) {
+	if at.Load() != t {
+		at.Store(t)
+	}
+}
+
 func since(t, then int64) time.Duration { return time.Duration(t - then) }
 
 // Identity returns the own identity.
@@ -337,6 +346,17 @@ func (c *Core) Peer(a identity.Address) *Peer {
 	s.mu.RLock()
 	p := s.m[a]
 	s.mu.RUnlock()
+	return p
+}
+
+// sender returns the peer with the address, like Peer, but without a lock if the
+// worker's previous packet came from it too.
+func (c *Core) sender(w *Worker, a identity.Address) *Peer {
+	if p := w.last; p != nil && p.addr == a && !p.removed.Load() {
+		return p
+	}
+	p := c.Peer(a)
+	w.last = p
 	return p
 }
 

@@ -16,6 +16,7 @@ type Peer struct {
 	addr identity.Address
 	keys *packet.Keys
 
+	removed        atomic.Bool
 	version        atomic.Uint64 // packed; 0 = unknown
 	route          atomic.Pointer[route]
 	lastPath       atomic.Pointer[path] // on which the last direct packet came
@@ -109,6 +110,7 @@ func (c *Core) removePeer(p *Peer) {
 	s.mu.Lock()
 	delete(s.m, p.addr)
 	s.mu.Unlock()
+	p.removed.Store(true)
 }
 
 // allowed is the path admission test (chapter 02 §4.3).

@@ -43,8 +43,9 @@ func (c *Core) SendData(w *Worker, out Out, now time.Time, p *Peer, v packet.Ver
 		return false
 	}
 	buf[packet.HeaderLen-1] = 0 // else what was there, e.g. of a MAC, could mark it as compressed
-	c.emit(w, out, c.at(now), p, r.path.sock, r.path.ep, v, packet.Packet(buf), p.suite())
-	r.path.lastOut.Store(c.at(now))
+	t := c.at(now)
+	c.emit(w, out, t, p, r.path.sock, r.path.ep, v, packet.Packet(buf), p.suite())
+	touch(&r.path.lastOut, t)
 	return true
 }
 
