@@ -170,9 +170,26 @@ func (c *Core) heard(w *Worker, out Out, now time.Time, p *Peer, src Source, ver
 		} else {
 			c.heardElsewhere(w, out, now, p, src, verb, confirmed)
 		}
+	} else if r := p.route.Load(); r != nil && !r.relay && t >= p.nextDoubt.Load() {
+		c.doubt(w, out, now, p)
 	}
 	if t >= p.nextPush.Load() && p.trusted(t) {
 		c.pushPaths(w, out, now, p, src)
+	}
+}
+
+// doubt probes the paths of a peer that sends through a root although we have a
+// direct path to it: it may have left that path for a reason.
+func (c *Core) doubt(w *Worker, out Out, now time.Time, p *Peer) {
+	t := c.at(now)
+	p.nextDoubt.Store(t + int64(doubtEvery))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, pa := range p.paths {
+		if pa.suspect == 0 && since(t, pa.lastIn.Load()) >= pathProbeEvery {
+			pa.noteProbe(t)
+			c.probe(w, out, now, p, pa.sock, pa.ep)
+		}
 	}
 }
 
@@ -188,7 +205,7 @@ func (c *Core) heardElsewhere(w *Worker, out Out, now time.Time, p *Peer, src So
 			continue
 		}
 		if pa.ep == src.Endpoint {
-			pa.lastIn.Store(t)
+			pa.alive(t)
 			p.lastPath.Store(pa)
 			c.routesChanged(p, t)
 			return
@@ -202,7 +219,14 @@ func (c *Core) heardElsewhere(w *Worker, out Out, now time.Time, p *Peer, src So
 	}
 	if verb == packet.VerbOK {
 		if confirmed {
-			p.lastPath.Store(c.learnPath(p, src.Socket, src.Endpoint, t))
+			pa := c.learnPath(p, src.Socket, src.Endpoint, t)
+			p.lastPath.Store(pa)
+			for _, old := range p.paths { // the peer may have moved: are they still good?
+				if old != pa && old.suspect == 0 && old.lastIn.Load() != t {
+					old.noteProbe(t)
+					c.probe(w, out, now, p, old.sock, old.ep)
+				}
+			}
 			c.routesChanged(p, t)
 		}
 		return
@@ -864,8 +888,8 @@ func (c *Core) noteSurface(w *Worker, out Out, now time.Time, from *Peer, src So
 	c.eachPeer(func(p *Peer) {
 		for _, pa := range p.paths {
 			if pa.scope == scope && pa.ep.Addr().Is4() == mine.Addr().Is4() && pa.ep != src.Endpoint {
-				pa.lastIn.Store(t - int64(pathSilent)) // unproven until a packet arrives again
-				pa.probed = t
+				pa.dead.Store(true) // unproven until a packet arrives again
+				pa.noteProbe(t)
 				c.probe(w, out, now, p, pa.sock, pa.ep)
 			}
 		}
