@@ -28,12 +28,14 @@ type ctrWidth uint8
 const (
 	ctrNone   ctrWidth = iota
 	ctrAESNI           // 8 blocks in parallel
+	ctrVAES            // VAES on 256 bits, 16 blocks in parallel
 	ctrAVX512          // VAES on 512 bits, 32 blocks in parallel
 )
 
 const (
 	aesRoundKeys = 15  // of AES-256
 	aesniStep    = 128 // bytes per round of the AES-NI loop
+	vaesStep     = 256 // bytes per round of the 256-bit loop
 )
 
 // ctrScratch is the work space of ctr.
@@ -46,6 +48,8 @@ func (c *ctr) init(b cipher.Block, key []byte) {
 	switch {
 	case cpu.X86.HasAVX512VAES && cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasBMI2 && cpu.X86.HasAES:
 		c.width = ctrAVX512
+	case hasVAES:
+		c.width = ctrVAES
 	case cpu.X86.HasAES && cpu.X86.HasSSE41:
 		c.width = ctrAESNI
 	default:
@@ -80,21 +84,37 @@ func (c *ctr) xor(b []byte, s *Scratch) {
 	switch c.width {
 	case ctrAVX512:
 		ctrXORAVX512(&c.keys, &s.ctr, &b[0], len(b))
+	case ctrVAES:
+		if full := len(b) &^ (vaesStep - 1); full > 0 {
+			ctrXORVAES(&c.keys, &s.ctr, &b[0], full)
+			b = b[full:]
+		}
+		c.xorAESNI(b, s)
 	case ctrAESNI:
-		full := len(b) &^ (aesniStep - 1)
-		if full > 0 {
-			ctrXORAESNI(&c.keys, &s.ctr, &b[0], full)
-		}
-		if full < len(b) {
-			tail := s.stream.tail[:]
-			n := copy(tail, b[full:])
-			ctrXORAESNI(&c.keys, &s.ctr, &tail[0], aesniStep)
-			copy(b[full:], tail[:n])
-		}
+		c.xorAESNI(b, s)
 	default:
 		cipher.NewCTR(c.block, s.ctr[:]).XORKeyStream(b, b)
 	}
 }
+
+func (c *ctr) xorAESNI(b []byte, s *Scratch) {
+	if full := len(b) &^ (aesniStep - 1); full > 0 {
+		ctrXORAESNI(&c.keys, &s.ctr, &b[0], full)
+		b = b[full:]
+	}
+	if len(b) > 0 {
+		tail := s.stream.tail[:]
+		n := copy(tail, b)
+		ctrXORAESNI(&c.keys, &s.ctr, &tail[0], aesniStep)
+		copy(b, tail[:n])
+	}
+}
+
+// hasVAES reports whether the processor has AES on 256-bit registers; package cpu
+// tells that only for those with AVX-512.
+var hasVAES = cpu.X86.HasAVX2 && cpu.X86.HasAES && cpu.X86.HasSSE41 && cpuHasVAES()
+
+func cpuHasVAES() bool
 
 // aesSubWord applies the AES S-box to every byte of x.
 //
@@ -106,6 +126,12 @@ func aesSubWord(x uint32) uint32
 //
 //go:noescape
 func ctrXORAESNI(keys *[aesRoundKeys * 16]byte, iv *[16]byte, b *byte, n int)
+
+// ctrXORVAES applies n bytes of key stream to b, n a positive multiple of
+// vaesStep, and advances iv.
+//
+//go:noescape
+func ctrXORVAES(keys *[aesRoundKeys * 16]byte, iv *[16]byte, b *byte, n int)
 
 // ctrXORAVX512 applies n > 0 bytes of key stream to b. It leaves iv alone.
 //

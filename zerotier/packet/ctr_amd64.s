@@ -22,6 +22,20 @@ DATA ctrFour<>+0(SB)/8, $4
 DATA ctrFour<>+8(SB)/8, $0
 GLOBL ctrFour<>(SB), RODATA|NOPTR, $16
 
+DATA ctrTwo<>+0(SB)/8, $2
+DATA ctrTwo<>+8(SB)/8, $0
+GLOBL ctrTwo<>(SB), RODATA|NOPTR, $16
+
+// func cpuHasVAES() bool
+TEXT ·cpuHasVAES(SB), NOSPLIT, $0-1
+	MOVL  $7, AX
+	XORL  CX, CX
+	CPUID
+	SHRL  $9, CX
+	ANDL  $1, CX
+	MOVB  CX, ret+0(FP)
+	RET
+
 // func aesSubWord(x uint32) uint32
 TEXT ·aesSubWord(SB), NOSPLIT, $0-12
 	MOVL            x+0(FP), AX
@@ -122,6 +136,82 @@ aesniLoop:
 
 	BSWAPL R8
 	MOVL   R8, 12(BX)
+	RET
+
+#define COUNTERY(y) \
+	VPSHUFB Y10, Y8, y \
+	VPADDD  Y9, Y8, Y8 \
+	VPXOR   Y11, y, y
+
+#define ROUNDY(off) \
+	VBROADCASTI128 off(AX), Y11 \
+	VAESENC Y11, Y0, Y0         \
+	VAESENC Y11, Y1, Y1         \
+	VAESENC Y11, Y2, Y2         \
+	VAESENC Y11, Y3, Y3         \
+	VAESENC Y11, Y4, Y4         \
+	VAESENC Y11, Y5, Y5         \
+	VAESENC Y11, Y6, Y6         \
+	VAESENC Y11, Y7, Y7
+
+#define APPLYY(off, y) \
+	VAESENCLAST Y11, y, y       \
+	VPXOR       off(DX), y, y   \
+	VMOVDQU     y, off(DX)
+
+// func ctrXORVAES(keys *[240]byte, iv *[16]byte, b *byte, n int)
+TEXT ·ctrXORVAES(SB), NOSPLIT, $0-32
+	MOVQ keys+0(FP), AX
+	MOVQ iv+8(FP), BX
+	MOVQ b+16(FP), DX
+	MOVQ n+24(FP), CX
+
+	VBROADCASTI128 ctrReverse<>(SB), Y10
+	VBROADCASTI128 ctrTwo<>(SB), Y9
+	VBROADCASTI128 (BX), Y8
+	VPSHUFB        Y10, Y8, Y8
+	VPADDD         ctrLanes<>(SB), Y8, Y8
+
+vaesLoop:
+	VBROADCASTI128 0(AX), Y11
+	COUNTERY(Y0)
+	COUNTERY(Y1)
+	COUNTERY(Y2)
+	COUNTERY(Y3)
+	COUNTERY(Y4)
+	COUNTERY(Y5)
+	COUNTERY(Y6)
+	COUNTERY(Y7)
+	ROUNDY(16)
+	ROUNDY(32)
+	ROUNDY(48)
+	ROUNDY(64)
+	ROUNDY(80)
+	ROUNDY(96)
+	ROUNDY(112)
+	ROUNDY(128)
+	ROUNDY(144)
+	ROUNDY(160)
+	ROUNDY(176)
+	ROUNDY(192)
+	ROUNDY(208)
+	VBROADCASTI128 224(AX), Y11
+	APPLYY(0, Y0)
+	APPLYY(32, Y1)
+	APPLYY(64, Y2)
+	APPLYY(96, Y3)
+	APPLYY(128, Y4)
+	APPLYY(160, Y5)
+	APPLYY(192, Y6)
+	APPLYY(224, Y7)
+	ADDQ $256, DX
+	SUBQ $256, CX
+	JNZ  vaesLoop
+
+	VMOVD  X8, R8
+	BSWAPL R8
+	MOVL   R8, 12(BX)
+	VZEROUPPER
 	RET
 
 #define COUNTERZ(z) \

@@ -5,7 +5,7 @@ package packet
 // ctrVariants returns every implementation this processor can run.
 func ctrVariants() []ctrVariant {
 	best := newCTR(make([]byte, 32)).width
-	names := map[ctrWidth]string{ctrNone: "generic", ctrAESNI: "aesni", ctrAVX512: "avx512"}
+	names := map[ctrWidth]string{ctrNone: "generic", ctrAESNI: "aesni", ctrVAES: "vaes", ctrAVX512: "avx512"}
 	var all []ctrVariant
 	for w := ctrNone; w <= best; w++ {
 		all = append(all, ctrVariant{names[w], func(key []byte) *ctr {

@@ -109,3 +109,16 @@ func TestNoAllocsAES(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkCTR(b *testing.B) {
+	for _, variant := range ctrVariants() {
+		b.Run(variant.name, func(b *testing.B) {
+			c, s := variant.make(make([]byte, 32)), new(Scratch)
+			data := make([]byte, 1411)
+			b.SetBytes(int64(len(data)))
+			for b.Loop() {
+				c.xor(data, s)
+			}
+		})
+	}
+}

@@ -80,8 +80,8 @@ type assembly struct {
 type span struct{ off, end int }
 
 // AddHead adds the first part of a fragmented packet that came from src. If that
-// completes the packet it is built in dst and returned with true. dst needs a
-// capacity of [MaxPacket] and must not overlap p.
+// completes the packet it is returned with true, in dst or in a buffer that is the
+// caller's from then on, while dst isn't any more. dst must not overlap p.
 func (r *Reassembler) AddHead(now time.Time, src netip.Addr, p Packet, dst []byte) ([]byte, bool) {
 	return r.add(now, src, p.ID(), 0, 0, p, dst)
 }
@@ -132,13 +132,30 @@ func (r *Reassembler) add(now time.Time, src netip.Addr, id ID, n, total int, da
 	if a.total == 0 || a.have != 1<<a.total-1 {
 		return nil, false
 	}
-	dst = dst[:0]
-	for _, part := range a.parts[:a.total] {
-		dst = append(dst, a.buf[part.off:part.end]...)
+	if a.inOrder() {
+		dst, a.buf = a.buf, dst[:0]
+	} else {
+		dst = dst[:0]
+		for _, part := range a.parts[:a.total] {
+			dst = append(dst, a.buf[part.off:part.end]...)
+		}
 	}
 	s.free(i)
 	r.Completed.Add(1)
 	return dst, true
+}
+
+// inOrder reports whether the parts of a complete packet arrived in order, as they
+// mostly do, so that buf is the packet.
+func (a *assembly) inOrder() bool {
+	end := 0
+	for _, part := range a.parts[:a.total] {
+		if part.off != end {
+			return false
+		}
+		end = part.end
+	}
+	return true
 }
 
 func (s *shard) free(i int) { s.used &^= 1 << i }

@@ -100,14 +100,18 @@ func FuzzDatagrams(f *testing.F) {
 				if err != nil {
 					continue
 				}
-				whole, _ = r.AddFragment(now, src, fr, dst)
+				if whole, _ = r.AddFragment(now, src, fr, dst); whole != nil {
+					dst = whole[:0]
+				}
 			case KindPacket:
 				p, err := Parse(d)
 				if err != nil {
 					t.Fatal(err)
 				}
 				if whole = p; p.Fragmented() {
-					whole, _ = r.AddHead(now, src, p, dst)
+					if whole, _ = r.AddHead(now, src, p, dst); whole != nil {
+						dst = whole[:0]
+					}
 				}
 			}
 			if whole == nil {
@@ -146,6 +150,9 @@ func TestSplitAndReassembleNoAllocs(t *testing.T) {
 				}
 				if bytes.Equal(out, p) {
 					got++
+				}
+				if out != nil {
+					dst = out[:0]
 				}
 			})
 		}
@@ -212,6 +219,7 @@ func TestReassembleConcurrently(t *testing.T) {
 				mu.Lock()
 				seen[id]++
 				mu.Unlock()
+				dst = out[:0]
 			}
 		})
 	}
@@ -266,7 +274,8 @@ func BenchmarkReassemble(b *testing.B) {
 			if d = append(append(d[:0], head...), data...); head == nil {
 				r.AddHead(now, src, Packet(d), dst)
 			} else {
-				r.AddFragment(now, src, Fragment(d), dst)
+				out, _ := r.AddFragment(now, src, Fragment(d), dst)
+				dst = out[:0]
 			}
 		})
 	}

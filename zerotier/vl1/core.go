@@ -59,6 +59,7 @@ type Upper interface {
 type Worker struct {
 	User any // for the network layer
 
+	last     *Peer // of the latest packet
 	scratch  packet.Scratch
 	hdr      [packet.FragmentHeaderLen]byte
 	random   *rand.ChaCha8
@@ -80,6 +81,7 @@ type Config struct {
 
 	SoftwareVersion [3]int                  // announced; not 1.1.0
 	LocalEndpoints  func() []netip.AddrPort // advertised to trusted peers
+	SocketOpen      func(s SocketID) bool   // false: it was closed; asked when LocalEndpoints changed, nil = none ever is
 	PathAllowed     func(a netip.Addr) bool // false: the address lies inside an overlay network
 	OnWorld         func(w *World)          // a newer planet or moon was accepted
 }
@@ -107,8 +109,6 @@ const (
 	whoisPacing     = 500 * time.Millisecond
 	expectTimeout   = 10 * time.Second
 	pathSilent      = 19 * time.Second
-	pathProbeAfter  = 12 * time.Second // probe before the path counts as silent
-	pathProbeEvery  = 2 * time.Second
 	pathExpiry      = 243 * time.Second
 	pathHeartbeat   = 14 * time.Second
 	peerAlive       = 500 * time.Second
@@ -117,7 +117,6 @@ const (
 	fullHelloEvery  = 60 * time.Second
 	pingCheckEvery  = 5 * time.Second
 	rootProbeEvery  = 25 * time.Second // §4.6, what a client should do
-	rootSilentAfter = 10 * time.Second // after an unanswered probe
 	onlineWindow    = 60 * time.Second
 	housekeeping    = 30 * time.Second
 	introduceEvery  = 30 * time.Second
@@ -128,6 +127,17 @@ const (
 	surfaceLifetime = 600 * time.Second
 	tickEvery       = 500 * time.Millisecond
 	unknownLatency  = 65535 * time.Millisecond
+)
+
+// Times of noticing dead paths. The reference black-holes for minutes; what is
+// here is invisible on the wire but for some more ECHO.
+const (
+	pathProbeAfter   = 12 * time.Second // before the path counts as silent, even if idle
+	pathSuspectAfter = 3 * time.Second  // we send and hear nothing
+	pathProbeEvery   = time.Second      // while suspect
+	pathDeadAfter    = 3 * time.Second  // of unanswered probes
+	pathDeadProbe    = 5 * time.Second
+	doubtEvery       = time.Second
 )
 
 // Core is the peer layer of one node. Its methods are safe for concurrent use;
@@ -164,6 +174,7 @@ type Core struct {
 	okGates   [4096]bucket
 	strangers bucket // WHOIS caused by strangers
 	roots     map[identity.Address]*rootState
+	local     []netip.AddrPort // endpoints of the sockets at the last tick
 	lastPing  int64
 	lastHouse int64
 }
@@ -293,6 +304,14 @@ func (c *Core) timeOf(t int64) time.Time {
 	return c.start.Add(time.Duration(t) - time.Hour)
 }
 
+// touch notes t. Packets of a batch have the same time, and workers on several
+// processors hear the same peer: what is noted already isn't written again.
+func touch(at *atomic.Int64, t int64) {
+	if at.Load() != t {
+		at.Store(t)
+	}
+}
+
 func since(t, then int64) time.Duration { return time.Duration(t - then) }
 
 // Identity returns the own identity.
@@ -337,6 +356,17 @@ func (c *Core) Peer(a identity.Address) *Peer {
 	s.mu.RLock()
 	p := s.m[a]
 	s.mu.RUnlock()
+	return p
+}
+
+// sender returns the peer with the address, like Peer, but without a lock if the
+// worker's previous packet came from it too.
+func (c *Core) sender(w *Worker, a identity.Address) *Peer {
+	if p := w.last; p != nil && p.addr == a && !p.removed.Load() {
+		return p
+	}
+	p := c.Peer(a)
+	w.last = p
 	return p
 }
 
@@ -394,8 +424,12 @@ func (c *Core) setWorlds(planet *World, moons []*World) {
 	}
 }
 
+// OfferWorld installs a newer revision of the planet or of a moon that is held, as
+// from the operator. It reports false if the signature or the timestamp is wrong.
+func (c *Core) OfferWorld(w *World) bool { return c.offer(w) }
+
 // offer considers a world from an upstream (chapter 02 §3.4).
-func (c *Core) offer(w *World) {
+func (c *Core) offer(w *World) bool {
 	c.mu.Lock()
 	set := c.worlds.Load()
 	accepted := false
@@ -421,6 +455,7 @@ func (c *Core) offer(w *World) {
 			c.cfg.OnWorld(w)
 		}
 	}
+	return accepted
 }
 
 func (c *Core) role(a identity.Address) Role { return c.worlds.Load().upstreams[a].role }

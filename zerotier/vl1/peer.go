@@ -16,13 +16,16 @@ type Peer struct {
 	addr identity.Address
 	keys *packet.Keys
 
+	removed        atomic.Bool
 	version        atomic.Uint64 // packed; 0 = unknown
 	route          atomic.Pointer[route]
 	lastPath       atomic.Pointer[path] // on which the last direct packet came
 	lastReceive    atomic.Int64
 	lastNontrivial atomic.Int64
+	lastData       atomic.Int64 // sent
 	lastTrust      atomic.Int64
 	nextPush       atomic.Int64
+	nextDoubt      atomic.Int64
 
 	// Guarded by Core.mu.
 	paths         []*path
@@ -38,8 +41,11 @@ type Peer struct {
 // A path is one way to reach a peer directly. It is in the peer's list from the
 // moment an answer to a probe arrived on it.
 //
-//	probed --answer--> alive --19 s silence--> silent --243 s--> removed
-//	                     ^----- any packet -----'
+//	new --answer to a probe--> alive --sent to, 3 s silence--> suspect --3 s of probes--> dead
+//	                             ^------------- any packet --------------'                 |
+//	                             ^------------- any packet --------------------------------+--243 s--> removed
+//
+// Only an alive or suspect path is used while there is another way.
 type path struct {
 	sock    SocketID
 	ep      netip.AddrPort
@@ -47,7 +53,45 @@ type path struct {
 	lastIn  atomic.Int64
 	lastOut atomic.Int64
 	latency atomic.Int64 // ns, 0 = unknown
-	probed  int64        // last probe, guarded by Core.mu
+	dead    atomic.Bool  // probes stay unanswered
+
+	// Guarded by Core.mu.
+	probed  int64 // last probe
+	suspect int64 // first probe since the last sign of life, 0 = none
+}
+
+// noteProbe remembers that a probe was sent. Core.mu is held.
+func (pa *path) noteProbe(t int64) {
+	pa.probed = t
+	touch(&pa.lastOut, t)
+	if pa.suspect == 0 {
+		pa.suspect = t
+	}
+}
+
+// check brings the state up to date and reports whether a probe is due. A path of a
+// peer that isn't active is not doubted without cause. Core.mu is held.
+func (pa *path) check(t int64, active bool) (probe bool) {
+	in, out := pa.lastIn.Load(), pa.lastOut.Load()
+	if pa.suspect != 0 && in >= pa.suspect {
+		pa.suspect = 0
+		pa.dead.Store(false)
+	}
+	switch {
+	case pa.suspect == 0:
+		return active && (since(t, in) >= pathProbeAfter || out > in && since(t, in) >= pathSuspectAfter)
+	case pa.dead.Load():
+		return active && since(t, pa.probed) >= pathDeadProbe
+	}
+	pa.dead.Store(since(t, pa.suspect) >= pathDeadAfter)
+	return since(t, pa.probed) >= pathProbeEvery
+}
+
+// alive notes a packet that came on the path. Core.mu is held.
+func (pa *path) alive(t int64) {
+	pa.lastIn.Store(t)
+	pa.suspect = 0
+	pa.dead.Store(false)
 }
 
 // route is where packets for a peer go right now. It is immutable.
@@ -109,6 +153,7 @@ func (c *Core) removePeer(p *Peer) {
 	s.mu.Lock()
 	delete(s.m, p.addr)
 	s.mu.Unlock()
+	p.removed.Store(true)
 }
 
 // allowed is the path admission test (chapter 02 §4.3).
@@ -132,27 +177,45 @@ func (c *Core) allowed(p *Peer, ep netip.AddrPort) bool {
 
 var tunnelBroker = netip.MustParsePrefix("2001:470::/32")
 
-// quality is smaller for a better path (chapter 02 §4.5).
+// quality is smaller for a better path (chapter 02 §4.5). Core.mu is held.
 func (pa *path) quality(t int64) int64 {
 	l := time.Duration(pa.latency.Load())
 	if l == 0 {
 		l = unknownLatency
 	}
-	age := min(since(t, pa.lastIn.Load()), 140*time.Second)
-	if age >= pathSilent {
-		l += unknownLatency + age
+	switch {
+	case pa.silent(t):
+		l += unknownLatency + min(since(t, pa.lastIn.Load()), 140*time.Second)
+	case pa.suspect != 0 && since(t, pa.suspect) >= pathProbeEvery:
+		l += unknownLatency / 2
 	}
 	return int64(l/time.Microsecond) * int64(8-pa.scope)
 }
 
-func (pa *path) silent(t int64) bool  { return since(t, pa.lastIn.Load()) >= pathSilent }
+func (pa *path) silent(t int64) bool {
+	return pa.dead.Load() || since(t, pa.lastIn.Load()) >= pathSilent
+}
 func (pa *path) expired(t int64) bool { return since(t, pa.lastIn.Load()) >= pathExpiry }
 
-// bestPath returns the best path that isn't expired. Core.mu is held.
+// bestPath returns the best path that isn't expired. The one in use stays while
+// no other is clearly better, so that packets are not reordered for nothing.
+// Core.mu is held.
 func (p *Peer) bestPath(t int64) (best *path) {
+	var used *path
+	if r := p.route.Load(); r != nil && !r.relay {
+		used = r.path
+	}
+	var bestScore int64
 	for _, pa := range p.paths {
-		if !pa.expired(t) && (best == nil || pa.quality(t) < best.quality(t)) {
-			best = pa
+		if pa.expired(t) {
+			continue
+		}
+		score := pa.quality(t)
+		if pa == used {
+			score -= score / 4
+		}
+		if best == nil || score < bestScore {
+			best, bestScore = pa, score
 		}
 	}
 	return best
@@ -172,6 +235,9 @@ func (c *Core) updateRoute(p *Peer, t int64) {
 		want = route{path: direct}
 	}
 	cur := p.route.Load()
+	if want.relay && cur != nil && !cur.relay {
+		p.nextPush.Store(0) // tell the peer at once where else we may be reached
+	}
 	switch {
 	case want.path == nil:
 		if cur != nil {
@@ -210,8 +276,8 @@ func (c *Core) updateBest(t int64) {
 			continue
 		}
 		score := pa.quality(t)
-		if rs := c.roots[a]; rs != nil && rs.silent {
-			score += int64(unknownLatency) // only if no other root answers
+		if p == c.best.Load() {
+			score -= score / 4 // stays while no other is clearly better
 		}
 		if best == nil || score < bestScore || score == bestScore && a > best.addr {
 			best, bestScore = p, score
@@ -225,12 +291,12 @@ func (c *Core) updateBest(t int64) {
 func (c *Core) learnPath(p *Peer, sock SocketID, ep netip.AddrPort, t int64) *path {
 	for _, pa := range p.paths {
 		if pa.sock == sock && pa.ep == ep {
-			pa.lastIn.Store(t)
+			pa.alive(t)
 			return pa
 		}
 	}
 	pa := &path{sock: sock, ep: ep, scope: packet.ScopeOf(ep.Addr())}
-	pa.lastIn.Store(t)
+	pa.alive(t)
 	if i := slices.IndexFunc(p.paths, func(o *path) bool {
 		return o.sock == sock && o.ep.Addr() == ep.Addr() && o.silent(t)
 	}); i >= 0 {

@@ -30,11 +30,11 @@ func (c *Core) Receive(w *Worker, out Out, now time.Time, sock SocketID, from ne
 		}
 		if p.Fragmented() {
 			w.stats.fragmentsIn.Add(1)
-			b, ok := c.frags.AddHead(now, from.Addr(), p, w.joined[:0])
+			b, ok := c.frags.AddHead(now, from.Addr(), p, w.joined)
 			if !ok {
 				return
 			}
-			p = b
+			w.joined, p = b[:0], b
 		}
 		c.receivePacket(w, out, now, src, p)
 	default:
@@ -53,7 +53,12 @@ func (c *Core) receiveFragment(w *Worker, out Out, now time.Time, src Source, da
 		return
 	}
 	w.stats.fragmentsIn.Add(1)
-	if b, ok := c.frags.AddFragment(now, src.Endpoint.Addr(), f, w.joined[:0]); ok && len(b) >= packet.HeaderLen {
+	b, ok := c.frags.AddFragment(now, src.Endpoint.Addr(), f, w.joined)
+	if !ok {
+		return
+	}
+	w.joined = b[:0]
+	if len(b) >= packet.HeaderLen {
 		c.receivePacket(w, out, now, src, packet.Packet(b))
 	}
 }
@@ -74,7 +79,7 @@ func (c *Core) receivePacket(w *Worker, out Out, now time.Time, src Source, p pa
 		}
 		return
 	}
-	peer := c.Peer(p.Source())
+	peer := c.sender(w, p.Source())
 	if peer == nil {
 		c.hold(w, out, now, src, p)
 		return
@@ -111,7 +116,7 @@ func (c *Core) dispatch(w *Worker, out Out, now time.Time, from *Peer, p packet.
 	verb := p.Verb()
 	switch verb {
 	case packet.VerbFrame, packet.VerbExtFrame, packet.VerbMulticastFrame, packet.VerbNetworkConfigRequest, packet.VerbNetworkConfig:
-		from.lastNontrivial.Store(c.at(now))
+		touch(&from.lastNontrivial, c.at(now))
 		c.toUpper(w, out, now, from, p, src)
 	case packet.VerbMulticastLike, packet.VerbNetworkCredentials, packet.VerbMulticastGather:
 		c.toUpper(w, out, now, from, p, src)
@@ -154,20 +159,37 @@ func (c *Core) toUpper(w *Worker, out Out, now time.Time, from *Peer, p packet.P
 // from.
 func (c *Core) heard(w *Worker, out Out, now time.Time, p *Peer, src Source, verb packet.Verb, trust, confirmed bool) {
 	t := c.at(now)
-	p.lastReceive.Store(t)
+	touch(&p.lastReceive, t)
 	if trust {
-		p.lastTrust.Store(t)
+		touch(&p.lastTrust, t)
 	}
 	if src.Hops == 0 {
 		pa := p.lastPath.Load()
 		if pa != nil && pa.sock == src.Socket && pa.ep == src.Endpoint && !pa.silent(t) {
-			pa.lastIn.Store(t)
+			touch(&pa.lastIn, t)
 		} else {
 			c.heardElsewhere(w, out, now, p, src, verb, confirmed)
 		}
+	} else if r := p.route.Load(); r != nil && !r.relay && t >= p.nextDoubt.Load() {
+		c.doubt(w, out, now, p)
 	}
 	if t >= p.nextPush.Load() && p.trusted(t) {
 		c.pushPaths(w, out, now, p, src)
+	}
+}
+
+// doubt probes the paths of a peer that sends through a root although we have a
+// direct path to it: it may have left that path for a reason.
+func (c *Core) doubt(w *Worker, out Out, now time.Time, p *Peer) {
+	t := c.at(now)
+	p.nextDoubt.Store(t + int64(doubtEvery))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, pa := range p.paths {
+		if pa.suspect == 0 && since(t, pa.lastIn.Load()) >= pathProbeEvery {
+			pa.noteProbe(t)
+			c.probe(w, out, now, p, pa.sock, pa.ep)
+		}
 	}
 }
 
@@ -183,7 +205,7 @@ func (c *Core) heardElsewhere(w *Worker, out Out, now time.Time, p *Peer, src So
 			continue
 		}
 		if pa.ep == src.Endpoint {
-			pa.lastIn.Store(t)
+			pa.alive(t)
 			p.lastPath.Store(pa)
 			c.routesChanged(p, t)
 			return
@@ -197,7 +219,14 @@ func (c *Core) heardElsewhere(w *Worker, out Out, now time.Time, p *Peer, src So
 	}
 	if verb == packet.VerbOK {
 		if confirmed {
-			p.lastPath.Store(c.learnPath(p, src.Socket, src.Endpoint, t))
+			pa := c.learnPath(p, src.Socket, src.Endpoint, t)
+			p.lastPath.Store(pa)
+			for _, old := range p.paths { // the peer may have moved: are they still good?
+				if old != pa && old.suspect == 0 && old.lastIn.Load() != t {
+					old.noteProbe(t)
+					c.probe(w, out, now, p, old.sock, old.ep)
+				}
+			}
 			c.routesChanged(p, t)
 		}
 		return
@@ -859,8 +888,8 @@ func (c *Core) noteSurface(w *Worker, out Out, now time.Time, from *Peer, src So
 	c.eachPeer(func(p *Peer) {
 		for _, pa := range p.paths {
 			if pa.scope == scope && pa.ep.Addr().Is4() == mine.Addr().Is4() && pa.ep != src.Endpoint {
-				pa.lastIn.Store(t - int64(pathSilent)) // unproven until a packet arrives again
-				pa.probed = t
+				pa.dead.Store(true) // unproven until a packet arrives again
+				pa.noteProbe(t)
 				c.probe(w, out, now, p, pa.sock, pa.ep)
 			}
 		}

@@ -42,9 +42,11 @@ func (c *Core) SendData(w *Worker, out Out, now time.Time, p *Peer, v packet.Ver
 	if r == nil {
 		return false
 	}
-	buf[packet.HeaderLen-1] = 0 // what lay there must not look like the compression flag
-	c.emit(w, out, c.at(now), p, r.path.sock, r.path.ep, v, packet.Packet(buf), p.suite())
-	r.path.lastOut.Store(c.at(now))
+	buf[packet.HeaderLen-1] = 0 // else what was there, e.g. of a MAC, could mark it as compressed
+	t := c.at(now)
+	c.emit(w, out, t, p, r.path.sock, r.path.ep, v, packet.Packet(buf), p.suite())
+	touch(&r.path.lastOut, t)
+	touch(&p.lastData, t)
 	return true
 }
 
@@ -224,7 +226,6 @@ func (c *Core) probe(w *Worker, out Out, now time.Time, p *Peer, sock SocketID, 
 // whoisState paces the questions for one address (chapter 02 §5.2).
 type whoisState struct {
 	first, last int64
-	count       int
 }
 
 // askWhois asks the best root for an identity, with pacing. Core.mu is held.

@@ -8,17 +8,13 @@ import (
 	"ztgate/zerotier/identity"
 )
 
-// rootState is how we keep in contact with one root (chapter 02 §4.6).
-//
-//	unreached --answer--> reached --probe unanswered 10 s--> silent --answer--> reached
-//
-// A root that is unreached or silent gets HELLO on all its endpoints, at first
-// quickly, then every 5 s.
+// rootState is how we keep in contact with one root (chapter 02 §4.6). A root
+// without a path that is alive gets HELLO on all its endpoints, at first quickly,
+// then every 5 s.
 type rootState struct {
 	attempts  int
 	lastHello int64
 	lastProbe int64
-	silent    bool
 }
 
 // retryAfter is the pause after the n-th round of HELLOs.
@@ -35,6 +31,7 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	t := c.at(now)
 	w := c.tick
 	c.mu.Lock()
+	c.followLocal(w, out, now)
 	c.tickRoots(w, out, now)
 	c.updateBest(t)
 	ping := c.lastPing == 0 || since(t, c.lastPing) >= pingCheckEvery
@@ -77,22 +74,18 @@ func (c *Core) tickRoots(w *Worker, out Out, now time.Time) {
 		if p == nil {
 			continue
 		}
+		c.checkPaths(w, out, now, p, true)
 		pa := p.bestPath(t)
-		last := p.lastReceive.Load()
-		if pa != nil && rs.lastProbe != 0 && last >= rs.lastProbe {
-			rs.silent, rs.attempts = false, 0
-		}
-		if pa != nil && !rs.silent {
-			if rs.lastProbe != 0 && last < rs.lastProbe && since(t, rs.lastProbe) >= rootSilentAfter {
-				c.log.Warn("root is silent, trying all its addresses", "root", a)
-				rs.silent, rs.attempts = true, 1
-			} else if since(t, max(rs.lastProbe, last)) >= rootProbeEvery || rs.lastProbe == 0 || since(t, rs.lastProbe) >= rootProbeEvery {
+		if pa != nil && !pa.silent(t) {
+			rs.attempts = 0
+			if last := max(rs.lastProbe, p.lastReceive.Load()); rs.lastProbe == 0 || since(t, last) >= rootProbeEvery || since(t, rs.lastProbe) >= rootProbeEvery {
 				rs.lastProbe = t
 				c.probePaths(w, out, now, p)
-				continue
-			} else {
-				continue
 			}
+			continue
+		}
+		if rs.attempts == 0 && pa != nil {
+			c.log.Warn("root is silent, trying all its addresses", "root", a)
 		}
 		if rs.lastHello != 0 && since(t, rs.lastHello) < retryAfter(rs.attempts) {
 			continue
@@ -108,6 +101,63 @@ func (c *Core) tickRoots(w *Worker, out Out, now time.Time) {
 	}
 }
 
+// followLocal reacts to new and gone local addresses: the roots must learn where
+// we are, and paths from closed sockets are no more. Core.mu is
+// held.
+func (c *Core) followLocal(w *Worker, out Out, now time.Time) {
+	if c.cfg.LocalEndpoints == nil {
+		return
+	}
+	eps := c.cfg.LocalEndpoints()
+	if slices.Equal(eps, c.local) {
+		return
+	}
+	first := c.local == nil
+	c.local = slices.Clone(eps)
+	if first {
+		return
+	}
+	t := c.at(now)
+	c.log.Info("local addresses changed", "endpoints", len(eps))
+	for a, rs := range c.roots {
+		rs.attempts, rs.lastHello = 0, 0
+		if p := c.Peer(a); p != nil {
+			for _, ep := range c.worlds.Load().upstreams[a].endpoints {
+				c.sendHello(w, out, now, p, 0, ep)
+			}
+		}
+	}
+	c.eachPeer(func(p *Peer) {
+		for _, pa := range p.paths {
+			pa.noteProbe(t)
+			p.noteProbe(pa.ep, t)
+			c.probe(w, out, now, p, 0, pa.ep) // from the new sockets too
+		}
+		if c.cfg.SocketOpen != nil {
+			p.paths = slices.DeleteFunc(p.paths, func(pa *path) bool { return !c.cfg.SocketOpen(pa.sock) })
+		}
+		p.nextPush.Store(0)
+		c.updateRoute(p, t)
+	})
+}
+
+// checkPaths removes expired paths, and probes those in doubt. Core.mu is held.
+func (c *Core) checkPaths(w *Worker, out Out, now time.Time, p *Peer, active bool) {
+	t := c.at(now)
+	p.paths = slices.DeleteFunc(p.paths, func(pa *path) bool { return pa.expired(t) })
+	doubt := false
+	for _, pa := range p.paths {
+		probe := pa.check(t, active)
+		// What ails one path often ails the others: know before they are needed.
+		probe = probe || doubt && pa.suspect == 0 && since(t, pa.lastIn.Load()) >= pathProbeEvery
+		if probe {
+			pa.noteProbe(t)
+			c.probe(w, out, now, p, pa.sock, pa.ep)
+		}
+		doubt = doubt || pa.suspect != 0 && !pa.dead.Load()
+	}
+}
+
 // probePaths probes every path of a root; a full HELLO now and then keeps its
 // knowledge of us fresh. Core.mu is held.
 func (c *Core) probePaths(w *Worker, out Out, now time.Time, p *Peer) {
@@ -117,8 +167,7 @@ func (c *Core) probePaths(w *Worker, out Out, now time.Time, p *Peer) {
 		p.lastFullHello = t
 	}
 	for _, pa := range p.paths {
-		pa.probed = t
-		pa.lastOut.Store(t)
+		pa.noteProbe(t)
 		if full {
 			c.sendHello(w, out, now, p, pa.sock, pa.ep)
 		} else {
@@ -130,25 +179,30 @@ func (c *Core) probePaths(w *Worker, out Out, now time.Time, p *Peer) {
 // tickPeer keeps the paths of a peer alive and notices dead ones. Core.mu is held.
 func (c *Core) tickPeer(w *Worker, out Out, now time.Time, p *Peer, ping bool) {
 	t := c.at(now)
-	p.paths = slices.DeleteFunc(p.paths, func(pa *path) bool { return pa.expired(t) })
-	if nt := p.lastNontrivial.Load(); nt != 0 && since(t, nt) < peerActive && !c.IsUpstream(p.addr) {
-		full := ping && since(t, p.lastFullHello) >= fullHelloEvery && len(p.paths) > 0
-		if full {
-			p.lastFullHello = t
+	if c.IsUpstream(p.addr) {
+		return
+	}
+	used := max(p.lastNontrivial.Load(), p.lastData.Load()) // also if we only send
+	active := used != 0 && since(t, used) < peerActive
+	c.checkPaths(w, out, now, p, active)
+	if !active {
+		c.updateRoute(p, t)
+		return
+	}
+	full := ping && since(t, p.lastFullHello) >= fullHelloEvery && len(p.paths) > 0
+	if full {
+		p.lastFullHello = t
+	}
+	for _, pa := range p.paths {
+		switch {
+		case full:
+			c.sendHello(w, out, now, p, pa.sock, pa.ep)
+		case ping && since(t, pa.lastOut.Load()) >= pathHeartbeat:
+			c.probe(w, out, now, p, pa.sock, pa.ep)
+		default:
+			continue
 		}
-		for _, pa := range p.paths {
-			switch {
-			case full:
-				c.sendHello(w, out, now, p, pa.sock, pa.ep)
-			case ping && since(t, pa.lastOut.Load()) >= pathHeartbeat,
-				since(t, pa.lastIn.Load()) >= pathProbeAfter && since(t, pa.probed) >= pathProbeEvery:
-				c.probe(w, out, now, p, pa.sock, pa.ep)
-			default:
-				continue
-			}
-			pa.probed = t
-			pa.lastOut.Store(t)
-		}
+		pa.noteProbe(t)
 	}
 	c.updateRoute(p, t)
 }

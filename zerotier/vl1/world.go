@@ -29,6 +29,13 @@ const (
 // secret form has the Ed25519 seed in the second half.
 type Key [64]byte
 
+// Public returns the public form of a secret key. The X25519 part, which nothing
+// uses, is zero.
+func (k Key) Public() (public Key) {
+	copy(public[32:], ed25519.NewKeyFromSeed(k[32:]).Public().(ed25519.PublicKey))
+	return public
+}
+
 // ErrMalformed is wrapped by the parse errors of worlds.
 var ErrMalformed = errors.New("malformed world")
 

@@ -7,8 +7,6 @@ import (
 	"ztgate/zerotier/internal/testvec"
 )
 
-type worldVector struct{ Hex, SignedMessageHex testvec.Hex }
-
 func TestWorldVectors(t *testing.T) {
 	var v struct {
 		Default struct {

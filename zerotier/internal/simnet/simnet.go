@@ -1,11 +1,12 @@
 // Package simnet is a virtual internet for tests: nodes with addresses, a clock
-// that only the test moves, latency, loss by rule, and nothing concurrent.
+// that only the test moves, latency, loss by rule, NATs, and nothing concurrent.
 package simnet
 
 import (
 	"bytes"
 	"container/heap"
 	"net/netip"
+	"slices"
 	"time"
 
 	"ztgate/zerotier/vl1"
@@ -21,48 +22,90 @@ type Node interface {
 type Net struct {
 	Now     time.Time
 	Latency time.Duration
-	// Drop, if not nil, decides which datagrams are lost.
+	// Drop, if not nil, decides which datagrams are lost; it sees what travels on
+	// the internet, with the addresses outside of NATs.
 	Drop func(from, to netip.AddrPort, datagram []byte) bool
-	// Seen, if not nil, sees every datagram that is delivered.
+	// Seen, if not nil, sees every datagram that is delivered to a node.
 	Seen func(from, to netip.AddrPort, datagram []byte)
 
-	ports  map[netip.AddrPort]*Port
+	ports  map[place]*Port
+	nats   map[netip.Addr]*NAT
 	list   []*Port
 	events eventQueue
 	seq    int
 }
 
+// place is an endpoint on the internet or behind a NAT.
+type place struct {
+	behind *NAT
+	ep     netip.AddrPort
+}
+
 // New makes an empty network; its clock starts at a fixed time.
 func New() *Net {
-	return &Net{Now: time.Unix(1_700_000_000, 0), Latency: 20 * time.Millisecond, ports: make(map[netip.AddrPort]*Port)}
+	return &Net{
+		Now: time.Unix(1_700_000_000, 0), Latency: 20 * time.Millisecond,
+		ports: make(map[place]*Port), nats: make(map[netip.Addr]*NAT),
+	}
 }
 
 // Port is a node's attachment with its sockets. It implements [vl1.Out].
 type Port struct {
-	net   *Net
-	Node  Node
-	socks []netip.AddrPort // socket i+1
-	next  time.Time
+	net    *Net
+	Node   Node
+	nat    *NAT // nil on the internet itself
+	socks  []socket
+	lastID vl1.SocketID
+	next   time.Time
+}
+
+type socket struct {
+	id vl1.SocketID
+	ep netip.AddrPort
 }
 
 // Attach adds a node with one socket per address. Node may be set later, but
 // before Run.
 func (n *Net) Attach(node Node, socks ...netip.AddrPort) *Port {
-	p := &Port{net: n, Node: node, socks: socks}
+	return n.AttachBehind(nil, node, socks...)
+}
+
+// AttachBehind adds a node behind a NAT; its addresses are local ones.
+func (n *Net) AttachBehind(nat *NAT, node Node, socks ...netip.AddrPort) *Port {
+	p := &Port{net: n, Node: node, nat: nat}
 	n.list = append(n.list, p)
-	for _, s := range socks {
-		n.ports[s] = p
-	}
+	p.open(socks)
 	return p
+}
+
+func (p *Port) open(socks []netip.AddrPort) {
+	for _, ep := range socks {
+		p.lastID++
+		p.socks = append(p.socks, socket{p.lastID, ep})
+		p.net.ports[place{p.nat, ep}] = p
+	}
+}
+
+func (p *Port) close() {
+	for _, s := range p.socks {
+		if at := (place{p.nat, s.ep}); p.net.ports[at] == p {
+			delete(p.net.ports, at)
+		}
+	}
+	p.socks = nil
+}
+
+// Move gives a node other addresses, possibly behind another NAT (nil: none). Its
+// old sockets are closed; the new ones have new numbers.
+func (n *Net) Move(p *Port, nat *NAT, socks ...netip.AddrPort) {
+	p.close()
+	p.nat = nat
+	p.open(socks)
 }
 
 // Detach takes a node off the network.
 func (n *Net) Detach(p *Port) {
-	for _, s := range p.socks {
-		if n.ports[s] == p {
-			delete(n.ports, s)
-		}
-	}
+	p.close()
 	for i, q := range n.list {
 		if q == p {
 			n.list = append(n.list[:i:i], n.list[i+1:]...)
@@ -72,21 +115,50 @@ func (n *Net) Detach(p *Port) {
 }
 
 // Endpoints returns the addresses of the port's sockets.
-func (p *Port) Endpoints() []netip.AddrPort { return p.socks }
+func (p *Port) Endpoints() []netip.AddrPort {
+	out := make([]netip.AddrPort, len(p.socks))
+	for i, s := range p.socks {
+		out[i] = s.ep
+	}
+	return out
+}
+
+// Open reports whether a socket exists.
+func (p *Port) Open(id vl1.SocketID) bool {
+	return slices.ContainsFunc(p.socks, func(s socket) bool { return s.id == id })
+}
 
 // Send implements [vl1.Out].
 func (p *Port) Send(sock vl1.SocketID, to netip.AddrPort, head, data []byte) {
-	d := append(bytes.Clone(head), data...)
-	for i, from := range p.socks {
-		if sock != 0 && int(sock) != i+1 || from.Addr().Is4() != to.Addr().Is4() {
-			continue
-		}
-		p.net.push(event{at: p.net.Now.Add(p.net.Latency), from: from, to: to, data: bytes.Clone(d)})
-	}
+	p.send(sock, to, append(bytes.Clone(head), data...), false)
 }
 
-// SendTTL implements [vl1.Out]; such datagrams never arrive.
-func (p *Port) SendTTL(vl1.SocketID, netip.AddrPort, []byte, int) {}
+// SendTTL implements [vl1.Out]. Such datagrams pass the own NAT and then vanish.
+func (p *Port) SendTTL(sock vl1.SocketID, to netip.AddrPort, data []byte, _ int) {
+	p.send(sock, to, data, true)
+}
+
+func (p *Port) send(sock vl1.SocketID, to netip.AddrPort, d []byte, vanish bool) {
+	if !p.Open(sock) {
+		sock = 0
+	}
+	for _, s := range p.socks {
+		if sock != 0 && sock != s.id || s.ep.Addr().Is4() != to.Addr().Is4() {
+			continue
+		}
+		e := event{at: p.net.Now.Add(p.net.Latency), from: s.ep, to: to, data: bytes.Clone(d)}
+		if p.nat != nil {
+			if p.net.ports[place{p.nat, to}] != nil {
+				e.lan = p.nat
+			} else {
+				e.from = p.nat.outward(p.net.Now, s.ep, to)
+			}
+		}
+		if !vanish {
+			p.net.push(e)
+		}
+	}
+}
 
 // Inject delivers a datagram as if it came from anywhere.
 func (n *Net) Inject(from, to netip.AddrPort, datagram []byte) {
@@ -142,19 +214,30 @@ func (n *Net) RunUntil(max time.Duration, cond func() bool) bool {
 }
 
 func (n *Net) deliver(e event) {
-	if n.Drop != nil && n.Drop(e.from, e.to, e.data) {
-		return
+	at := place{e.lan, e.to}
+	if e.lan == nil {
+		if n.Drop != nil && n.Drop(e.from, e.to, e.data) {
+			return
+		}
+		if nat := n.nats[e.to.Addr()]; nat != nil {
+			inside, ok := nat.inward(n.Now, e.from, e.to)
+			if !ok {
+				return
+			}
+			at = place{nat, inside}
+		}
 	}
-	p := n.ports[e.to]
+	p := n.ports[at]
 	if p == nil {
 		return
 	}
 	if n.Seen != nil {
 		n.Seen(e.from, e.to, e.data)
 	}
-	for i, s := range p.socks {
-		if s == e.to {
-			p.Node.Receive(p, n.Now, vl1.SocketID(i+1), e.from, e.data)
+	for _, s := range p.socks {
+		if s.ep == at.ep {
+			p.Node.Receive(p, n.Now, s.id, e.from, e.data)
+			return
 		}
 	}
 }
@@ -163,6 +246,7 @@ type event struct {
 	at       time.Time
 	seq      int
 	from, to netip.AddrPort
+	lan      *NAT // the datagram stays behind it
 	data     []byte
 }
 

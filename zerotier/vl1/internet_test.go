@@ -1,0 +1,306 @@
+package vl1_test
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/simnet"
+	"ztgate/zerotier/vl1"
+)
+
+// Addresses of global scope, so that reports of external addresses count.
+var (
+	rootEndpoint  = ap("5.0.0.1:9993")
+	root2Endpoint = ap("5.0.0.2:9993")
+)
+
+// internet is a root, or two, and two leaves, each behind a NAT of its own if
+// wanted.
+type internet struct {
+	*simnet.Net
+	ids        []*identity.Identity
+	planet     *vl1.World
+	key        vl1.Key // signs the next planet
+	root       *host
+	root2      *host
+	a, b       *host
+	natA, natB *simnet.NAT
+}
+
+type nats struct{ a, b *simnet.Mapping }
+
+func mapping(m simnet.Mapping) *simnet.Mapping { return &m }
+
+var portRestricted = nats{mapping(simnet.EndpointIndependent), mapping(simnet.EndpointIndependent)}
+
+func (n *internet) roots(count int) []vl1.Root {
+	all := []vl1.Root{
+		{Identity: n.ids[0].Public(), Endpoints: []netip.AddrPort{rootEndpoint}},
+		{Identity: n.ids[3].Public(), Endpoints: []netip.AddrPort{root2Endpoint}},
+	}
+	return all[:count]
+}
+
+func newInternet(t testing.TB, roots int, behind nats) *internet {
+	n := &internet{Net: simnet.New(), ids: testIDs(t)}
+	// The public half of a made-up update key; the secret is the Ed25519 seed.
+	n.key = planetKey()
+	n.planet = vl1.NewPlanet(77, 1000, n.roots(roots), n.key.Public())
+	n.root = newHost(t, n.Net, n.ids[0], n.planet, rootEndpoint)
+	if roots > 1 {
+		n.root2 = newHost(t, n.Net, n.ids[3], n.planet, root2Endpoint)
+	}
+	if behind.a != nil {
+		n.natA = n.NewNAT(netip.MustParseAddr("9.0.0.1"), *behind.a)
+	}
+	if behind.b != nil {
+		n.natB = n.NewNAT(netip.MustParseAddr("7.0.0.1"), *behind.b)
+	}
+	n.a = newHostBehind(t, n.Net, n.natA, n.ids[1], n.planet, leafAt(n.natA, "8.0.0.1")...)
+	n.b = newHostBehind(t, n.Net, n.natB, n.ids[2], n.planet, leafAt(n.natB, "8.0.0.2")...)
+	return n
+}
+
+func leafAt(behind *simnet.NAT, public string) []netip.AddrPort {
+	if behind != nil {
+		public = "192.168.1.2"
+	}
+	a := netip.MustParseAddr(public)
+	return []netip.AddrPort{netip.AddrPortFrom(a, 9993), netip.AddrPortFrom(a, 23456)}
+}
+
+func planetKey() (k vl1.Key) {
+	for i := range k {
+		k[i] = byte(i)
+	}
+	return k
+}
+
+// online waits until both leaves have a root.
+func (n *internet) online(t testing.TB) {
+	t.Helper()
+	if !n.RunUntil(5*time.Second, func() bool { return n.a.core.Online() && n.b.core.Online() }) {
+		t.Fatal("not online after five seconds")
+	}
+}
+
+// exchange sends a frame each way and reports whether both arrived in time.
+func (n *internet) exchange(wait time.Duration) bool {
+	a, b := n.a.got, n.b.got
+	n.a.send(n.Net, n.b, 100)
+	n.b.send(n.Net, n.a, 100)
+	n.Run(wait)
+	return n.a.got > a && n.b.got > b
+}
+
+// traffic runs two frames a second for d and returns the longest time without one
+// that arrived in both directions.
+func (n *internet) traffic(d time.Duration) (gap time.Duration) {
+	last := n.Now
+	for end := n.Now.Add(d); n.Now.Before(end); {
+		if n.exchange(500 * time.Millisecond) {
+			last = n.Now
+		}
+		gap = max(gap, n.Now.Sub(last))
+	}
+	return gap
+}
+
+func (n *internet) direct() bool { return direct(n.a, n.b) && direct(n.b, n.a) }
+
+// connect makes the leaves exchange frames until they do so directly.
+func (n *internet) connect(t testing.TB, within time.Duration) {
+	t.Helper()
+	n.online(t)
+	start := n.Now
+	if !n.RunUntil(within, func() bool { n.exchange(200 * time.Millisecond); return n.direct() }) {
+		t.Fatalf("not direct %v after the first packet", within)
+	}
+	t.Logf("direct after %v", n.Now.Sub(start))
+}
+
+func TestPortRestrictedNATs(t *testing.T) {
+	n := newInternet(t, 1, portRestricted)
+	// The first introduction must do: the next one is 30 s later.
+	n.connect(t, 10*time.Second)
+	if gap := n.traffic(2 * time.Minute); gap > time.Second {
+		t.Errorf("no traffic for %v", gap)
+	}
+	if !n.direct() {
+		t.Error("not direct any more")
+	}
+	// The path outlives silence: keep-alives hold the mappings of both NATs.
+	for range 12 {
+		n.Run(20 * time.Second)
+		if !n.direct() {
+			t.Fatal("direct path lost while idle")
+		}
+	}
+}
+
+func TestSymmetricNAT(t *testing.T) {
+	for name, behind := range map[string]nats{
+		"one side":   {mapping(simnet.Symmetric), mapping(simnet.EndpointIndependent)},
+		"both sides": {mapping(simnet.Symmetric), mapping(simnet.Symmetric)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newInternet(t, 1, behind)
+			n.online(t)
+			n.traffic(2 * time.Second)
+			if gap := n.traffic(5 * time.Minute); gap > time.Second {
+				t.Errorf("no traffic for %v", gap)
+			}
+			if n.direct() {
+				t.Error("direct: the NATs of this test don't work")
+			}
+			if n.b.hops != 1 {
+				t.Errorf("%d hops, want 1", n.b.hops)
+			}
+			if m := n.natA.Mappings(); m > 200 {
+				t.Errorf("%d mappings in use: too many probes", m)
+			}
+		})
+	}
+}
+
+// A symmetric NAT on one side only is no obstacle for a peer that can be reached.
+func TestSymmetricNATToOpenPeer(t *testing.T) {
+	n := newInternet(t, 1, nats{mapping(simnet.Symmetric), nil})
+	n.connect(t, 35*time.Second)
+}
+
+func TestSameLAN(t *testing.T) {
+	n := newInternet(t, 1, nats{})
+	nat := n.NewNAT(netip.MustParseAddr("9.0.0.1"), simnet.EndpointIndependent)
+	n.Move(n.a.port, nat, ap("192.168.1.2:9993"))
+	n.Move(n.b.port, nat, ap("192.168.1.3:9993"))
+	n.connect(t, 35*time.Second) // by way of the NAT
+	n.traffic(20 * time.Second)  // addresses are exchanged
+	for _, p := range n.a.core.Peers() {
+		if p.Address != n.b.id.Address() {
+			continue
+		}
+		for _, pa := range p.Paths {
+			if pa.Preferred && pa.Endpoint != ap("192.168.1.3:9993") {
+				t.Errorf("goes through %v", pa.Endpoint)
+			}
+		}
+	}
+}
+
+// Dead direct paths are left within seconds, both when traffic flows and when it
+// begins after a pause.
+func TestFailover(t *testing.T) {
+	n := newInternet(t, 1, portRestricted)
+	n.connect(t, 10*time.Second)
+	cut := true
+	n.Drop = func(from, to netip.AddrPort, _ []byte) bool {
+		return cut && from.Addr() != rootEndpoint.Addr() && to.Addr() != rootEndpoint.Addr()
+	}
+	if gap := n.traffic(30 * time.Second); gap > 10*time.Second {
+		t.Errorf("no traffic for %v after the direct path died", gap)
+	}
+	if n.direct() || n.b.hops != 1 {
+		t.Error("not relayed")
+	}
+	cut = false
+	if !n.RunUntil(40*time.Second, func() bool { n.exchange(500 * time.Millisecond); return n.direct() }) {
+		t.Error("not direct again after healing")
+	}
+}
+
+// One node gets other addresses while frames flow.
+func TestAddressChange(t *testing.T) {
+	for name, move := range map[string]func(*internet){
+		"other address": func(n *internet) { n.Move(n.a.port, nil, ap("8.0.0.77:9993"), ap("8.0.0.77:34567")) },
+		"other network": func(n *internet) {
+			n.Move(n.a.port, n.NewNAT(netip.MustParseAddr("9.0.0.9"), simnet.EndpointIndependent), ap("10.1.1.1:9993"))
+		},
+		"other public address": func(n *internet) { n.natA.Renumber(netip.MustParseAddr("9.0.0.99")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newInternet(t, 1, portRestricted)
+			n.connect(t, 10*time.Second)
+			move(n)
+			if gap := n.traffic(40 * time.Second); gap > 10*time.Second {
+				t.Errorf("no traffic for %v after the change", gap)
+			}
+			if !n.direct() {
+				t.Error("not direct 40 s after the change")
+			}
+		})
+	}
+}
+
+func TestRootDeath(t *testing.T) {
+	n := newInternet(t, 2, nats{mapping(simnet.Symmetric), mapping(simnet.Symmetric)})
+	n.online(t)
+	n.Run(2 * time.Second)
+	n.traffic(10 * time.Second)
+	best := n.root
+	if n.a.core.BestUpstream() == n.root2.id.Address() {
+		best = n.root2
+	}
+	n.Detach(best.port)
+	if gap := n.traffic(time.Minute); gap > 12*time.Second {
+		t.Errorf("no traffic for %v after the root died", gap)
+	}
+	if !n.a.core.Online() || n.a.core.BestUpstream() == best.id.Address() {
+		t.Error("still relies on the dead root")
+	}
+}
+
+func TestPlanetUpdate(t *testing.T) {
+	n := newInternet(t, 1, portRestricted)
+	n.connect(t, 10*time.Second)
+	next := vl1.NewPlanet(77, 2000, n.roots(2), n.key.Public())
+	next.Sign(n.key)
+	forged := vl1.NewPlanet(77, 3000, n.roots(2), n.key.Public())
+	if n.root.core.OfferWorld(forged) {
+		t.Fatal("took a planet with a bad signature")
+	}
+	if !n.root.core.OfferWorld(next) {
+		t.Fatal("the root refused the new planet")
+	}
+	n.root2 = newHost(t, n.Net, n.ids[3], next, root2Endpoint)
+	if !n.RunUntil(3*time.Minute, func() bool {
+		return n.a.core.Planet().Timestamp == 2000 && n.b.core.Planet().Timestamp == 2000
+	}) {
+		t.Fatal("the leaves did not get the new planet")
+	}
+	n.Run(10 * time.Second)
+	n.Detach(n.root.port)
+	if gap := n.traffic(2 * time.Minute); gap > time.Second {
+		t.Errorf("no direct traffic for %v", gap)
+	}
+	if !n.a.core.Online() || n.a.core.BestUpstream() != n.root2.id.Address() {
+		t.Error("the new root isn't used")
+	}
+}
+
+func TestPartition(t *testing.T) {
+	for _, d := range []time.Duration{10 * time.Second, 5 * time.Minute, 15 * time.Minute} {
+		n := newInternet(t, 2, portRestricted)
+		n.connect(t, 10*time.Second)
+		cut := true
+		n.Drop = func(from, to netip.AddrPort, _ []byte) bool {
+			isA := func(ep netip.AddrPort) bool { return ep.Addr() == netip.MustParseAddr("9.0.0.1") }
+			return cut && (isA(from) || isA(to))
+		}
+		n.traffic(d)
+		if d > time.Minute && n.a.core.Online() {
+			t.Error("online though cut off")
+		}
+		cut = false
+		start := n.Now
+		if !n.RunUntil(30*time.Second, func() bool { return n.exchange(500 * time.Millisecond) }) {
+			t.Errorf("no traffic after %v of partition", d)
+		}
+		t.Logf("traffic %v after the end of %v of partition", n.Now.Sub(start), d)
+		if !n.RunUntil(40*time.Second, func() bool { n.exchange(500 * time.Millisecond); return n.direct() }) {
+			t.Errorf("not direct again after %v of partition", d)
+		}
+	}
+}
