@@ -21,7 +21,7 @@ import (
 // Probing of targets.
 const (
 	probeEvery   = 5 * time.Second
-	probeHurry   = time.Second // until a target has answered once
+	probeHurry   = 250 * time.Millisecond // until a target has answered once
 	probeTimeout = 3 * time.Second
 )
 

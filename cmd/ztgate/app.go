@@ -47,7 +47,11 @@ func (a *app) main(ctx context.Context, args []string) int {
 	if a.json || slices.Contains(args, "-j") || slices.Contains(args, "--json") {
 		_ = json.NewEncoder(a.errOut).Encode(router.NewErrorView(err)) // nobody left to tell
 	} else {
-		for line := range strings.Lines(err.Error()) {
+		text := err.Error()
+		if !a.running {
+			text = strings.Join(strings.Fields(text), " ") // suggestions come on lines of their own
+		}
+		for line := range strings.Lines(text) {
 			fmt.Fprintln(a.errOut, "ztgate: "+strings.TrimSuffix(line, "\n"))
 		}
 		if !a.running {

@@ -84,7 +84,7 @@ func TestBadInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	runWith := func(home string, more ...string) []string {
-		return append([]string{"run", "--home", home, "--listen", "", "--port", "0", "--tun", "ztbad0"}, more...)
+		return append([]string{"run", "--home", home, "--listen", "", "--tun", "ztbad0"}, more...)
 	}
 	for _, c := range []struct {
 		name string
@@ -111,7 +111,7 @@ func TestBadInput(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			args := c.args
 			if args == nil {
-				args = runWith(c.home)
+				args = runWith(c.home, "--port", "0")
 			}
 			before := snapshot(t, c.home)
 			cmd := command(t, args...)
@@ -122,11 +122,18 @@ func TestBadInput(t *testing.T) {
 			if !errors.As(err, &exit) || exit.ExitCode() != c.code {
 				t.Errorf("%v, want exit code %d\n%s", err, c.code, &errOut)
 			}
-			lines := strings.Split(strings.TrimSpace(errOut.String()), "\n")
-			last := lines[len(lines)-1]
+			var said string // the line of the error, after what the log says
+			for line := range strings.Lines(errOut.String()) {
+				if strings.HasPrefix(line, "ztgate: ") {
+					said += line
+				}
+			}
+			if strings.Count(said, "\n") != 1 {
+				t.Errorf("want one line of error, got %q", said)
+			}
 			for _, want := range c.says {
-				if !strings.Contains(last, want) {
-					t.Errorf("last line %q doesn't say %q", last, want)
+				if !strings.Contains(said, want) {
+					t.Errorf("%q doesn't say %q", said, want)
 				}
 			}
 			if strings.Contains(errOut.String(), "goroutine ") {
