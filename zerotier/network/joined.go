@@ -26,6 +26,7 @@ type joined struct {
 	generation    uint64
 	updates       vl2.Assembler
 	lastRequest   time.Time
+	outdated      bool // something says that the configuration no longer holds
 	requests      int // since the last configuration or refusal
 	refusedSince  time.Time
 	lastAnnounce  time.Time
@@ -146,6 +147,8 @@ func (n *joined) requestDue(now time.Time) bool {
 	switch {
 	case n.lastRequest.IsZero():
 		wait = 0
+	case n.outdated:
+		wait = requestFirstWait
 	case s.status == StatusOK && !s.updated.IsZero():
 		if now.Sub(s.updated) < configRefresh {
 			return false
@@ -158,7 +161,7 @@ func (n *joined) requestDue(now time.Time) bool {
 	if now.Sub(n.lastRequest) < wait {
 		return false
 	}
-	n.lastRequest = now
+	n.lastRequest, n.outdated = now, false
 	n.requests++
 	return true
 }

@@ -207,6 +207,11 @@ func (n *joined) offer(w *vl1.Worker, out vl1.Out, now time.Time, from *vl1.Peer
 		m.gateOpen.Store(0)
 		if c.IsRevocation() {
 			n.l.log.Info("credential revoked", "network", n.id, "member", c.Holder())
+			if c.Holder() == n.l.self { // learn at once why
+				n.mu.Lock()
+				n.outdated = true
+				n.mu.Unlock()
+			}
 			if c.FastPropagate() {
 				n.l.propagate(w, out, now, n, from, packet.VerbNetworkCredentials, vl2.AppendCredentials(nil, c))
 			}
