@@ -91,7 +91,7 @@ const (
 // Check runs traffic through the scenario and writes down what happened.
 func (s *Scenario) Check(r *Report) error {
 	r.Network, r.Gateway, r.Office = s.Network.String(), s.GatewayMember, s.OfficeAddr
-	r.Ready = s.ready.Sub(s.started)
+	r.Ready = s.ReadyAfter()
 	r.check("gateway ready", nil, "%s after its start", round(r.Ready))
 
 	client := s.Client()

@@ -398,6 +398,9 @@ func (s *Scenario) AwaitReady(ctx context.Context) error {
 	return err
 }
 
+// ReadyAfter returns how long the gateway took from its start to being ready.
+func (s *Scenario) ReadyAfter() time.Duration { return s.ready.Sub(s.started) }
+
 // pollEvery is how often a condition is looked at.
 const pollEvery = 50 * time.Millisecond
 
