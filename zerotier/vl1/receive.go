@@ -84,7 +84,9 @@ func (c *Core) receivePacket(w *Worker, out Out, now time.Time, src Source, p pa
 		c.hold(w, out, now, src, p)
 		return
 	}
-	if err := peer.keys.Open(p, &w.scratch); err != nil {
+	if suite == packet.SuiteTrusted && c.onTrustedPath(p, src) {
+		// Neither encrypted nor authenticated, by the operator's wish.
+	} else if err := peer.keys.Open(p, &w.scratch); err != nil {
 		if err == packet.ErrSuite {
 			w.stats.rejects[RejectSuite].Add(1)
 		} else {
@@ -99,6 +101,16 @@ func (c *Core) receivePacket(w *Worker, out Out, now time.Time, src Source, p pa
 		return
 	}
 	c.dispatch(w, out, now, peer, p, src)
+}
+
+// onTrustedPath reports whether a packet of suite 2 came directly from a network
+// with the trusted path ID that it carries (chapter 01 §5.7).
+func (c *Core) onTrustedPath(p packet.Packet, src Source) bool {
+	if len(c.cfg.Physical) == 0 || src.Hops != 0 {
+		return false
+	}
+	id := c.trustedPath(src.Endpoint.Addr())
+	return id != 0 && id == p.TrustedPath()
 }
 
 // receiveClear handles suite 0 packets other than HELLO: bonding measurements,
@@ -461,7 +473,10 @@ func (c *Core) okHello(w *Worker, out Out, now time.Time, from *Peer, b []byte, 
 		return false
 	}
 	from.version.Store(packVersion(o.version))
-	if c.IsUpstream(from.addr) {
+	c.mu.Lock()
+	believed := c.IsUpstream(from.addr) || c.isSeed(from.addr)
+	c.mu.Unlock()
+	if believed {
 		for worlds := o.worlds; len(worlds) > 0; {
 			world, n, err := ParseWorld(worlds)
 			if err != nil {
@@ -810,6 +825,9 @@ func (c *Core) receivePush(w *Worker, out Out, now time.Time, from *Peer, p pack
 // pushPaths tells a trusted peer where we may be reached.
 func (c *Core) pushPaths(w *Worker, out Out, now time.Time, p *Peer, src Source) {
 	every := pushDirect
+	if c.cfg.LowBandwidth {
+		every *= 16
+	}
 	if src.Hops > 0 {
 		every = pushRelayed
 	}
