@@ -99,8 +99,9 @@ type Config struct {
 
 // Limits.
 const (
-	maxUntrustedPeers = 8192
-	maxPaths          = 16 // per peer
+	maxPeers          = 65536
+	maxUntrustedPeers = 8192 // of them
+	maxPaths          = 16   // per peer
 	maxOutQueue       = 64
 	maxOutQueuePeer   = 16
 	maxHeld           = 32 // packets of unknown senders
@@ -164,6 +165,7 @@ type Core struct {
 	seed    [32]byte
 
 	peers  [peerShards]peerShard
+	count  atomic.Int64 // of peers
 	frags  packet.Reassembler
 	stats  coreStats
 	worlds atomic.Pointer[worldSet]
@@ -188,8 +190,13 @@ type Core struct {
 	gates     [packet.SourceBuckets]bucket // identity checks and OK(HELLO) per source network
 	okGates   [4096]bucket
 	strangers bucket // WHOIS caused by strangers
+	agreed    bucket // key agreements with strangers
+	validated bucket // identity checks
+	met       bucket // RENDEZVOUS followed
 	roots     map[identity.Address]*rootState
 	local     []netip.AddrPort // endpoints of the sockets at the last tick
+	untrusted int              // peers, as of the last count
+	lastEvict int64
 	lastPing  int64
 	lastHouse int64
 }

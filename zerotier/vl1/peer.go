@@ -34,6 +34,9 @@ type Peer struct {
 	lastEcho      int64
 	lastRedirect  int64
 	lastTry       int64
+	owed          *owedWorlds
+	lastWorlds    int64
+	whoisBytes    bucket // that may be asked for
 	pushes        bucket
 	confirms      bucket
 	confirmed     map[netip.AddrPort]int64 // endpoints probed lately
@@ -147,13 +150,17 @@ func (c *Core) addPeer(id *identity.Identity) (*Peer, error) {
 		return p, nil
 	}
 	s.m[fresh.addr] = fresh
+	c.count.Add(1)
 	return fresh, nil
 }
 
 func (c *Core) removePeer(p *Peer) {
 	s := &c.peers[p.addr%peerShards]
 	s.mu.Lock()
-	delete(s.m, p.addr)
+	if s.m[p.addr] == p {
+		delete(s.m, p.addr)
+		c.count.Add(-1)
+	}
 	s.mu.Unlock()
 	p.removed.Store(true)
 }

@@ -33,12 +33,13 @@ const (
 	RejectHops
 	RejectQueueFull
 	RejectTooLong
+	RejectPeerLimit
 	numRejects
 )
 
 var rejectNames = [numRejects]string{
 	"short", "own_address", "fragment", "mac", "suite", "compression", "malformed", "version", "identity",
-	"collision", "rate", "unexpected_reply", "not_upstream", "unknown_sender", "not_relayed", "hops", "queue_full", "too_long",
+	"collision", "rate", "unexpected_reply", "not_upstream", "unknown_sender", "not_relayed", "hops", "queue_full", "too_long", "peer_limit",
 }
 
 // String returns the label used in metrics.

@@ -1,6 +1,7 @@
 package vl1
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -284,28 +285,37 @@ func (c *Core) keepHouse(t int64) {
 		delete(c.expected, c.expectLog[0])
 		c.expectLog = c.expectLog[1:]
 	}
-	var untrusted []*Peer
 	c.eachPeer(func(p *Peer) {
-		if c.IsUpstream(p.addr) {
-			return
-		}
-		if since(t, p.lastReceive.Load()) >= peerAlive && !c.isSeed(p.addr) {
+		if !c.IsUpstream(p.addr) && !c.isSeed(p.addr) && since(t, p.lastReceive.Load()) >= peerAlive {
 			c.forget(p)
-		} else if !p.trusted(t) {
-			untrusted = append(untrusted, p)
 		}
 	})
-	if n := len(untrusted) - maxUntrustedPeers; n > 0 {
-		slices.SortFunc(untrusted, func(a, b *Peer) int { return int(a.lastReceive.Load() - b.lastReceive.Load()) })
-		for _, p := range untrusted[:n] {
-			c.removePeer(p)
-		}
-	}
+	c.evict(t, maxUntrustedPeers)
 	for a, at := range c.recalled {
 		if since(t, at) >= recallEvery {
 			delete(c.recalled, a)
 		}
 	}
+}
+
+// evict forgets the longest silent of the peers that share no network with us, so
+// that most are left. Core.mu is held.
+func (c *Core) evict(t int64, most int) {
+	var untrusted []*Peer
+	c.eachPeer(func(p *Peer) {
+		if !c.IsUpstream(p.addr) && !c.isSeed(p.addr) && !p.trusted(t) {
+			untrusted = append(untrusted, p)
+		}
+	})
+	c.untrusted = len(untrusted)
+	if c.untrusted <= most {
+		return
+	}
+	slices.SortFunc(untrusted, func(a, b *Peer) int { return cmp.Compare(a.lastReceive.Load(), b.lastReceive.Load()) })
+	for _, p := range untrusted[:c.untrusted-most] {
+		c.removePeer(p)
+	}
+	c.untrusted = most
 }
 
 // forget removes a peer and keeps what the cache wants of it. Core.mu is held.
