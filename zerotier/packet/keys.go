@@ -63,7 +63,7 @@ func NewKeys(session [identity.SessionLen]byte) *Keys {
 
 // Seal protects p in place with a suite: it sets the suite bits, hops to 0, MAC,
 // and encrypts. Suite 3 replaces the packet ID. The fragmented mark must be
-// final. Suite 2 is not supported.
+// final. For suite 2 see [Packet.SetTrusted].
 func (k *Keys) Seal(p Packet, suite Suite, s *Scratch) {
 	p[offFCH] = p[offFCH]&flagFragmented | byte(suite)<<3
 	switch suite {

@@ -104,7 +104,7 @@ type Suite uint8
 const (
 	SuitePoly1305 Suite = 0 // authenticated, not encrypted
 	SuiteSalsa    Suite = 1 // Salsa20/12 and Poly1305
-	SuiteTrusted  Suite = 2 // neither: never accepted here
+	SuiteTrusted  Suite = 2 // neither: refused but on trusted paths
 	SuiteAES      Suite = 3 // AES-GMAC-SIV
 )
 
@@ -178,6 +178,16 @@ func (p Packet) SetFragmented(on bool) {
 		p[offFCH] |= flagFragmented
 	}
 }
+
+// SetTrusted gives the packet suite 2, which protects nothing, with a trusted path
+// ID (chapter 01 §5.7). The fragmented mark must be final.
+func (p Packet) SetTrusted(id uint64) {
+	p[offFCH] = p[offFCH]&flagFragmented | byte(SuiteTrusted)<<3
+	binary.BigEndian.PutUint64(p[offMAC:], id)
+}
+
+// TrustedPath returns the trusted path ID of a packet of suite 2.
+func (p Packet) TrustedPath() uint64 { return binary.BigEndian.Uint64(p[offMAC:]) }
 
 // Verb returns the verb; valid after [Keys.Open].
 func (p Packet) Verb() Verb { return Verb(p[offVerb] & verbMask) }

@@ -2,6 +2,7 @@ package packet
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"net/netip"
 	"strings"
@@ -14,11 +15,12 @@ import (
 func TestArmor(t *testing.T) {
 	var v struct {
 		Cases []struct {
-			Suite     Suite
-			Session   testvec.Hex `json:"session_key"`
-			Plain     testvec.Hex
-			Armored   testvec.Hex
-			Dearmored testvec.Hex
+			Suite       Suite
+			Session     testvec.Hex `json:"session_key"`
+			Plain       testvec.Hex
+			Armored     testvec.Hex
+			Dearmored   testvec.Hex
+			TrustedPath testvec.Hex `json:"trusted_path_id"`
 		}
 		Checks []struct {
 			Note     string
@@ -36,7 +38,14 @@ func TestArmor(t *testing.T) {
 	s := new(Scratch)
 	for i, tt := range v.Cases {
 		if tt.Suite == SuiteTrusted {
-			continue // never sent nor accepted here
+			p := Packet(bytes.Clone(tt.Plain))
+			if p.SetTrusted(binary.BigEndian.Uint64(tt.TrustedPath)); !bytes.Equal(p, tt.Armored) || p.TrustedPath() != binary.BigEndian.Uint64(tt.TrustedPath) {
+				t.Errorf("case %d: suite 2 differs", i)
+			}
+			if NewKeys([48]byte(tt.Session)).Open(p, s) == nil {
+				t.Errorf("case %d: Open takes suite 2", i)
+			}
+			continue
 		}
 		k := NewKeys([48]byte(tt.Session))
 		p := Packet(bytes.Clone(tt.Plain))

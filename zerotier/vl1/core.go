@@ -7,6 +7,7 @@ package vl1
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -84,12 +85,23 @@ type Config struct {
 	SocketOpen      func(s SocketID) bool   // false: it was closed; asked when LocalEndpoints changed, nil = none ever is
 	PathAllowed     func(a netip.Addr) bool // false: the address lies inside an overlay network
 	OnWorld         func(w *World)          // a newer planet or moon was accepted
+
+	// The peer cache, optional: looks up a peer that isn't known, and takes one that
+	// is forgotten. Both are called without locks.
+	StoredPeer  func(a identity.Address) *PeerRecord
+	OnForgotten func(r PeerRecord)
+
+	// Local settings (chapter 02 §8.6).
+	Physical     []PhysicalNetwork // at most 32
+	Virtual      map[identity.Address]VirtualPeer
+	LowBandwidth bool // fewer probes and announcements (§4.12)
 }
 
 // Limits.
 const (
-	maxUntrustedPeers = 8192
-	maxPaths          = 16 // per peer
+	maxPeers          = 65536
+	maxUntrustedPeers = 8192 // of them
+	maxPaths          = 16   // per peer
 	maxOutQueue       = 64
 	maxOutQueuePeer   = 16
 	maxHeld           = 32 // packets of unknown senders
@@ -132,7 +144,8 @@ const (
 // Times of noticing dead paths. The reference black-holes for minutes; what is
 // here is invisible on the wire but for some more ECHO.
 const (
-	pathProbeAfter   = 12 * time.Second // before the path counts as silent, even if idle
+	pathSilentLow    = 60 * time.Second // in low bandwidth mode
+	pathProbeBefore  = 7 * time.Second  // before the path counts as silent, even if idle
 	pathSuspectAfter = 3 * time.Second  // we send and hear nothing
 	pathProbeEvery   = time.Second      // while suspect
 	pathDeadAfter    = 3 * time.Second  // of unanswered probes
@@ -152,6 +165,7 @@ type Core struct {
 	seed    [32]byte
 
 	peers  [peerShards]peerShard
+	count  atomic.Int64 // of peers
 	frags  packet.Reassembler
 	stats  coreStats
 	worlds atomic.Pointer[worldSet]
@@ -170,11 +184,19 @@ type Core struct {
 	hints     map[identity.Address]hint
 	intros    map[pair]int64
 	surface   map[surfaceKey]surfaceEntry
+	waiting   map[uint64]identity.Address  // moons we wait for, with their seeds
+	recalled  map[identity.Address]int64   // looked up in the peer cache
+	forgotten []PeerRecord                 // to be handed to OnForgotten
 	gates     [packet.SourceBuckets]bucket // identity checks and OK(HELLO) per source network
 	okGates   [4096]bucket
 	strangers bucket // WHOIS caused by strangers
+	agreed    bucket // key agreements with strangers
+	validated bucket // identity checks
+	met       bucket // RENDEZVOUS followed
 	roots     map[identity.Address]*rootState
 	local     []netip.AddrPort // endpoints of the sockets at the last tick
+	untrusted int              // peers, as of the last count
+	lastEvict int64
 	lastPing  int64
 	lastHouse int64
 }
@@ -253,6 +275,14 @@ func New(cfg Config) (*Core, error) {
 		intros:   make(map[pair]int64),
 		surface:  make(map[surfaceKey]surfaceEntry),
 		roots:    make(map[identity.Address]*rootState),
+		waiting:  make(map[uint64]identity.Address),
+		recalled: make(map[identity.Address]int64),
+	}
+	if len(cfg.Physical) > maxPhysical {
+		return nil, fmt.Errorf("vl1: %d physical networks configured, %d are possible", len(cfg.Physical), maxPhysical)
+	}
+	if len(cfg.Moons) > maxMoons {
+		return nil, ErrTooManyMoons
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
@@ -265,8 +295,8 @@ func New(cfg Config) (*Core, error) {
 	}
 	c.tick = c.NewWorker()
 	planet := cfg.Planet
-	if planet == nil {
-		planet = DefaultPlanet()
+	if d := DefaultPlanet(); planet == nil || planet.ID == d.ID && d.Replaces(planet) {
+		planet = d // a stored revision may be older (chapter 02 §3.4)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -437,16 +467,8 @@ func (c *Core) offer(w *World) bool {
 		if accepted = w.Replaces(set.planet); accepted {
 			c.setWorlds(w, set.moons)
 		}
-	} else {
-		for i, m := range set.moons {
-			if m.ID == w.ID && w.Replaces(m) {
-				moons := append([]*World(nil), set.moons...)
-				moons[i] = w
-				c.setWorlds(set.planet, moons)
-				accepted = true
-				break
-			}
-		}
+	} else if m := c.moon(w.ID); m != nil && w.Replaces(m) || m == nil && c.awaited(w) {
+		accepted = c.addMoon(w) == nil
 	}
 	c.mu.Unlock()
 	if accepted {

@@ -67,12 +67,18 @@ func newHost(t testing.TB, n *simnet.Net, id *identity.Identity, planet *vl1.Wor
 }
 
 func newHostBehind(t testing.TB, n *simnet.Net, nat *simnet.NAT, id *identity.Identity, planet *vl1.World, socks ...netip.AddrPort) *host {
+	return newHostWith(t, n, nat, id, func(c *vl1.Config) { c.Planet = planet }, socks...)
+}
+
+func newHostWith(t testing.TB, n *simnet.Net, nat *simnet.NAT, id *identity.Identity, set func(*vl1.Config), socks ...netip.AddrPort) *host {
 	h := &host{id: id}
 	h.port = n.AttachBehind(nat, h, socks...)
-	core, err := vl1.New(vl1.Config{
-		Identity: id, Planet: planet, Upper: h, Start: n.Now, SoftwareVersion: [3]int{1, 14, 1},
+	cfg := vl1.Config{
+		Identity: id, Upper: h, Start: n.Now, SoftwareVersion: [3]int{1, 14, 1},
 		LocalEndpoints: h.port.Endpoints, SocketOpen: h.port.Open,
-	})
+	}
+	set(&cfg)
+	core, err := vl1.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

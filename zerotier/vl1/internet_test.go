@@ -1,7 +1,10 @@
 package vl1_test
 
 import (
+	"flag"
+	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
@@ -302,5 +305,91 @@ func TestPartition(t *testing.T) {
 		if !n.RunUntil(40*time.Second, func() bool { n.exchange(500 * time.Millisecond); return n.direct() }) {
 			t.Errorf("not direct again after %v of partition", d)
 		}
+	}
+}
+
+var dayHours = flag.Int("hours", 24, "simulated hours in TestDay")
+
+// A day with two roots, two leaves that move, NATs that renumber, roots that die
+// and come back, partitions, idle and busy hours: the leaves find each other again
+// each time, and nothing is left behind.
+func TestDay(t *testing.T) {
+	hours := *dayHours
+	if testing.Short() {
+		hours = min(hours, 3)
+	}
+	n := newInternet(t, 2, portRestricted)
+	n.connect(t, 10*time.Second)
+	rnd := rand.New(rand.NewPCG(7, 8))
+	var cut netip.Addr
+	n.Drop = func(from, to netip.AddrPort, _ []byte) bool {
+		return cut.IsValid() && (from.Addr() == cut || to.Addr() == cut) || rnd.IntN(200) == 0
+	}
+	spare := 0
+	events := []func(){
+		func() { n.natA.Renumber(netip.AddrFrom4([4]byte{9, 0, 1, byte(rnd.Uint32())})) },
+		func() {
+			spare++
+			n.Move(n.b.port, nil, netip.AddrPortFrom(netip.AddrFrom4([4]byte{8, 8, byte(spare), 1}), 9993))
+		},
+		func() { n.Move(n.b.port, n.natB, leafAt(n.natB, "")...) },
+		func() { cut = rootEndpoint.Addr(); n.traffic(2 * time.Minute); cut = netip.Addr{} },
+		func() { cut = root2Endpoint.Addr(); n.traffic(2 * time.Minute); cut = netip.Addr{} },
+		func() { cut = netip.MustParseAddr("7.0.0.1"); n.Run(10 * time.Minute); cut = netip.Addr{} },
+		func() { // the root forgets everything
+			n.Detach(n.root.port)
+			n.traffic(time.Minute)
+			n.root = newHost(t, n.Net, n.ids[0], n.planet, rootEndpoint)
+		},
+		func() {},
+	}
+	sizes := func() (out []int) {
+		for _, h := range []*host{n.a, n.b, n.root, n.root2} {
+			for _, table := range h.core.Stats().Tables {
+				out = append(out, table.Len)
+			}
+			paths := 0
+			for _, p := range h.core.Peers() {
+				paths += len(p.Paths)
+			}
+			out = append(out, paths)
+		}
+		return out
+	}
+	var early, late []int
+	var earlyHeap, lateHeap uint64
+	goroutines := runtime.NumGoroutine()
+	for hour := range hours {
+		start := n.Now
+		events[rnd.IntN(len(events))]()
+		if gap := n.traffic(90 * time.Second); gap > 45*time.Second {
+			t.Errorf("hour %d: no traffic for %v", hour, gap)
+		}
+		if !n.exchange(500*time.Millisecond) && !n.exchange(500*time.Millisecond) { // one may get lost
+			t.Errorf("hour %d: no traffic at its end", hour)
+		}
+		if !n.direct() {
+			t.Errorf("hour %d: not direct", hour)
+		}
+		n.Run(time.Hour - n.Now.Sub(start))
+		if !n.a.core.Online() || !n.b.core.Online() {
+			t.Errorf("hour %d: offline", hour)
+		}
+		late, lateHeap = sizes(), heap()
+		if hour == min(2, hours-1) {
+			early, earlyHeap = late, lateHeap
+		}
+	}
+	for i := range late {
+		if late[i] > early[i]+8 {
+			t.Errorf("table %d grew from %d to %d entries", i, early[i], late[i])
+		}
+	}
+	t.Logf("heap %d KiB after 3 hours, %d KiB after %d", earlyHeap>>10, lateHeap>>10, hours)
+	if lateHeap > earlyHeap+2<<20 {
+		t.Errorf("the heap grew from %d to %d KiB", earlyHeap>>10, lateHeap>>10)
+	}
+	if g := runtime.NumGoroutine(); g > goroutines {
+		t.Errorf("%d goroutines, %d at first", g, goroutines)
 	}
 }

@@ -33,6 +33,10 @@ type Peer struct {
 	lastWhois     int64
 	lastEcho      int64
 	lastRedirect  int64
+	lastTry       int64
+	owed          *owedWorlds
+	lastWorlds    int64
+	whoisBytes    bucket // that may be asked for
 	pushes        bucket
 	confirms      bucket
 	confirmed     map[netip.AddrPort]int64 // endpoints probed lately
@@ -47,13 +51,14 @@ type Peer struct {
 //
 // Only an alive or suspect path is used while there is another way.
 type path struct {
-	sock    SocketID
-	ep      netip.AddrPort
-	scope   packet.Scope
-	lastIn  atomic.Int64
-	lastOut atomic.Int64
-	latency atomic.Int64 // ns, 0 = unknown
-	dead    atomic.Bool  // probes stay unanswered
+	sock     SocketID
+	ep       netip.AddrPort
+	scope    packet.Scope
+	patience time.Duration // silence that is too long
+	lastIn   atomic.Int64
+	lastOut  atomic.Int64
+	latency  atomic.Int64 // ns, 0 = unknown
+	dead     atomic.Bool  // probes stay unanswered
 
 	// Guarded by Core.mu.
 	probed  int64 // last probe
@@ -79,7 +84,7 @@ func (pa *path) check(t int64, active bool) (probe bool) {
 	}
 	switch {
 	case pa.suspect == 0:
-		return active && (since(t, in) >= pathProbeAfter || out > in && since(t, in) >= pathSuspectAfter)
+		return active && (since(t, in) >= pa.patience-pathProbeBefore || out > in && since(t, in) >= pathSuspectAfter)
 	case pa.dead.Load():
 		return active && since(t, pa.probed) >= pathDeadProbe
 	}
@@ -145,13 +150,17 @@ func (c *Core) addPeer(id *identity.Identity) (*Peer, error) {
 		return p, nil
 	}
 	s.m[fresh.addr] = fresh
+	c.count.Add(1)
 	return fresh, nil
 }
 
 func (c *Core) removePeer(p *Peer) {
 	s := &c.peers[p.addr%peerShards]
 	s.mu.Lock()
-	delete(s.m, p.addr)
+	if s.m[p.addr] == p {
+		delete(s.m, p.addr)
+		c.count.Add(-1)
+	}
 	s.mu.Unlock()
 	p.removed.Store(true)
 }
@@ -172,7 +181,7 @@ func (c *Core) allowed(p *Peer, ep netip.AddrPort) bool {
 			return false
 		}
 	}
-	return c.cfg.PathAllowed == nil || c.cfg.PathAllowed(a)
+	return !c.blacklisted(p, a) && (c.cfg.PathAllowed == nil || c.cfg.PathAllowed(a))
 }
 
 var tunnelBroker = netip.MustParsePrefix("2001:470::/32")
@@ -193,7 +202,7 @@ func (pa *path) quality(t int64) int64 {
 }
 
 func (pa *path) silent(t int64) bool {
-	return pa.dead.Load() || since(t, pa.lastIn.Load()) >= pathSilent
+	return pa.dead.Load() || since(t, pa.lastIn.Load()) >= pa.patience
 }
 func (pa *path) expired(t int64) bool { return since(t, pa.lastIn.Load()) >= pathExpiry }
 
@@ -295,7 +304,10 @@ func (c *Core) learnPath(p *Peer, sock SocketID, ep netip.AddrPort, t int64) *pa
 			return pa
 		}
 	}
-	pa := &path{sock: sock, ep: ep, scope: packet.ScopeOf(ep.Addr())}
+	pa := &path{sock: sock, ep: ep, scope: packet.ScopeOf(ep.Addr()), patience: pathSilent}
+	if c.cfg.LowBandwidth {
+		pa.patience = pathSilentLow
+	}
 	pa.alive(t)
 	if i := slices.IndexFunc(p.paths, func(o *path) bool {
 		return o.sock == sock && o.ep.Addr() == ep.Addr() && o.silent(t)

@@ -84,7 +84,9 @@ func (c *Core) receivePacket(w *Worker, out Out, now time.Time, src Source, p pa
 		c.hold(w, out, now, src, p)
 		return
 	}
-	if err := peer.keys.Open(p, &w.scratch); err != nil {
+	if suite == packet.SuiteTrusted && c.onTrustedPath(p, src) {
+		// Neither encrypted nor authenticated, by the operator's wish.
+	} else if err := peer.keys.Open(p, &w.scratch); err != nil {
 		if err == packet.ErrSuite {
 			w.stats.rejects[RejectSuite].Add(1)
 		} else {
@@ -99,6 +101,16 @@ func (c *Core) receivePacket(w *Worker, out Out, now time.Time, src Source, p pa
 		return
 	}
 	c.dispatch(w, out, now, peer, p, src)
+}
+
+// onTrustedPath reports whether a packet of suite 2 came directly from a network
+// with the trusted path ID that it carries (chapter 01 §5.7).
+func (c *Core) onTrustedPath(p packet.Packet, src Source) bool {
+	if len(c.cfg.Physical) == 0 || src.Hops != 0 {
+		return false
+	}
+	id := c.trustedPath(src.Endpoint.Addr())
+	return id != 0 && id == p.TrustedPath()
 }
 
 // receiveClear handles suite 0 packets other than HELLO: bonding measurements,
@@ -221,6 +233,7 @@ func (c *Core) heardElsewhere(w *Worker, out Out, now time.Time, p *Peer, src So
 		if confirmed {
 			pa := c.learnPath(p, src.Socket, src.Endpoint, t)
 			p.lastPath.Store(pa)
+			c.greet(w, out, now, p, pa)
 			for _, old := range p.paths { // the peer may have moved: are they still good?
 				if old != pa && old.suspect == 0 && old.lastIn.Load() != t {
 					old.noteProbe(t)
@@ -234,11 +247,30 @@ func (c *Core) heardElsewhere(w *Worker, out Out, now time.Time, p *Peer, src So
 	if last, ok := p.confirmed[src.Endpoint]; ok && since(t, last) < time.Second {
 		return
 	}
+	if verb == packet.VerbHello && p.ProtocolVersion() < 5 {
+		return // such old releases know no ECHO, and a HELLO gives more than was sent
+	}
 	if !p.confirms.take(t, 2*time.Second, 5) {
 		return
 	}
 	p.noteProbe(src.Endpoint, t)
-	c.sendHello(w, out, now, p, src.Socket, src.Endpoint)
+	c.probe(w, out, now, p, src.Socket, src.Endpoint)
+}
+
+// greet completes what was held back while a new path was unproven: worlds that
+// are owed, and a HELLO, which tells the peer its external address. Core.mu is held.
+func (c *Core) greet(w *Worker, out Out, now time.Time, p *Peer, pa *path) {
+	t := c.at(now)
+	if o := p.owed; o != nil && o.src.Endpoint == pa.ep {
+		p.owed = nil
+		if since(t, o.at) < owedLifetime {
+			c.answerHello(w, out, now, p, o.src, o.id, &o.hello, o.moons, true)
+		}
+	}
+	if since(t, p.lastFullHello) >= time.Second {
+		p.lastFullHello = t
+		c.sendHello(w, out, now, p, pa.sock, pa.ep)
+	}
 }
 
 // noteProbe remembers that an endpoint was probed. Core.mu is held.
@@ -308,11 +340,13 @@ func (c *Core) receiveHello(w *Worker, out Out, now time.Time, src Source, p pac
 	if src.Hops == 0 && h.sentTo.IsValid() {
 		c.noteSurface(w, out, now, peer, src, h.sentTo)
 	}
+	c.mu.Lock()
 	if c.mayAnswerHello(src, now) {
-		c.answerHello(w, out, now, peer, src, p.ID(), &h, moons)
+		c.answerHello(w, out, now, peer, src, p.ID(), &h, moons, c.proven(peer, src, c.at(now)))
 	} else {
 		w.stats.rejects[RejectRate].Add(1)
 	}
+	c.mu.Unlock()
 	peer.version.Store(packVersion(h.version))
 	c.heard(w, out, now, peer, src, packet.VerbHello, false, false)
 }
@@ -332,6 +366,17 @@ func (c *Core) acquaint(w *Worker, now time.Time, src Source, p packet.Packet, i
 		w.stats.rejects[RejectMAC].Add(1)
 		return nil
 	}
+	if !c.roomForPeer(now) {
+		w.stats.rejects[RejectPeerLimit].Add(1)
+		return nil
+	}
+	c.mu.Lock()
+	ok := c.validated.take(c.at(now), validateEvery, validateBurst)
+	c.mu.Unlock()
+	if !ok {
+		w.stats.rejects[RejectRate].Add(1)
+		return nil
+	}
 	if id.Validate() != nil { // slow: only after the MAC, and rate-limited
 		w.stats.rejects[RejectIdentity].Add(1)
 		return nil
@@ -344,18 +389,42 @@ func (c *Core) acquaint(w *Worker, now time.Time, src Source, p packet.Packet, i
 	return peer
 }
 
-// identityGate limits identity checks per source network.
+// Limits of what strangers cost in all: a key agreement takes about 0.1 ms, an
+// identity check about 15 ms of a processor.
+const (
+	agreeEvery    = time.Millisecond
+	agreeBurst    = 500
+	validateEvery = 50 * time.Millisecond
+	validateBurst = 100
+)
+
+// identityGate limits identity checks per source network and in all.
 func (c *Core) identityGate(src Source, now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.gates[packet.SourceBucket(src.Endpoint.Addr())].take(c.at(now), 2*time.Second, 8)
+	t := c.at(now)
+	return c.gates[packet.SourceBucket(src.Endpoint.Addr())].take(t, 2*time.Second, 8) && c.agreed.take(t, agreeEvery, agreeBurst)
 }
 
-// mayAnswerHello limits OK(HELLO) per address (chapter 02 §9).
-func (c *Core) mayAnswerHello(src Source, now time.Time) bool {
-	h := maphash.Comparable(endpointSeed, src.Endpoint.Addr())
+// roomForPeer reports whether another peer may be remembered, after forgetting
+// silent ones if need be.
+func (c *Core) roomForPeer(now time.Time) bool {
+	if c.count.Load() < maxUntrustedPeers {
+		return true
+	}
+	t := c.at(now)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.lastEvict == 0 || since(t, c.lastEvict) >= time.Second { // it looks at all peers
+		c.lastEvict = t
+		c.evict(t, maxUntrustedPeers-maxUntrustedPeers/16)
+	}
+	return c.untrusted < maxUntrustedPeers && c.count.Load() < maxPeers
+}
+
+// mayAnswerHello limits OK(HELLO) per address (chapter 02 §9). Core.mu is held.
+func (c *Core) mayAnswerHello(src Source, now time.Time) bool {
+	h := maphash.Comparable(endpointSeed, src.Endpoint.Addr())
 	return c.okGates[h%uint64(len(c.okGates))].take(c.at(now), 250*time.Millisecond, 20)
 }
 
@@ -377,22 +446,61 @@ func (c *Core) collision(w *Worker, out Out, now time.Time, src Source, p packet
 	c.reply(w, out, now, other, src, packet.VerbError, b, false, packet.SuiteSalsa)
 }
 
-const maxWorldsInOK = 1300 // bytes, so that the packet stays one datagram
+const (
+	maxWorldsInOK = 1300 // bytes, so that the packet stays one datagram
+	worldsEvery   = 10 * time.Second
+	owedLifetime  = 5 * time.Second
+)
 
-func (c *Core) answerHello(w *Worker, out Out, now time.Time, peer *Peer, src Source, id packet.ID, h *hello, moons []worldRef) {
+// owedWorlds is a HELLO that is to be answered again, with worlds, once its
+// endpoint is proven: a stranger must not get more than he sends.
+type owedWorlds struct {
+	at    int64
+	src   Source
+	id    packet.ID
+	hello hello
+	moons []worldRef
+}
+
+// proven reports whether the endpoint of a packet is that of a path. Core.mu is
+// held.
+func (c *Core) proven(p *Peer, src Source, t int64) bool {
+	return src.Hops > 0 || slices.ContainsFunc(p.paths, func(pa *path) bool { return pa.ep == src.Endpoint && !pa.expired(t) })
+}
+
+// newerWorlds returns the worlds of which the sender of a HELLO has older
+// revisions.
+func (c *Core) newerWorlds(h *hello, moons []worldRef) (b []byte) {
+	set := c.worlds.Load()
+	if h.planetID != 0 && h.planetID == set.planet.ID && h.planetTimestamp < set.planet.Timestamp {
+		if p := set.planet.Append(nil); len(p) <= maxWorldsInOK {
+			b = p
+		}
+	}
+	for _, m := range set.moons {
+		if slices.ContainsFunc(moons, func(r worldRef) bool { return r.id == m.ID && r.timestamp < m.Timestamp }) {
+			if more := m.Append(b); len(more) <= maxWorldsInOK {
+				b = more
+			}
+		}
+	}
+	return b
+}
+
+// answerHello sends OK(HELLO). Core.mu is held.
+func (c *Core) answerHello(w *Worker, out Out, now time.Time, peer *Peer, src Source, id packet.ID, h *hello, moons []worldRef, proven bool) {
 	o := okHello{timestamp: h.timestamp, version: c.version, sentTo: src.Endpoint}
 	if h.version.protocol < 5 {
 		o.sentTo = netip.AddrPortFrom(src.Endpoint.Addr(), 0)
 	}
-	set := c.worlds.Load()
-	if h.planetID != 0 && h.planetID == set.planet.ID && h.planetTimestamp < set.planet.Timestamp {
-		o.worlds = set.planet.Append(o.worlds)
-	}
-	for _, m := range set.moons {
-		if slices.ContainsFunc(moons, func(r worldRef) bool { return r.id == m.ID && r.timestamp < m.Timestamp }) {
-			if b := m.Append(o.worlds); len(b) <= maxWorldsInOK {
-				o.worlds = b
-			}
+	t := c.at(now)
+	if worlds := c.newerWorlds(h, moons); len(worlds) > 0 && (peer.lastWorlds == 0 || since(t, peer.lastWorlds) >= worldsEvery) {
+		if proven {
+			peer.lastWorlds = t
+			o.worlds = worlds
+		} else {
+			peer.owed = &owedWorlds{at: t, src: Source{Socket: src.Socket, Endpoint: src.Endpoint}, id: id, hello: *h, moons: moons}
+			peer.owed.hello.identity = nil
 		}
 	}
 	b := o.append(reply{packet.VerbHello, id}.append(nil))
@@ -461,7 +569,10 @@ func (c *Core) okHello(w *Worker, out Out, now time.Time, from *Peer, b []byte, 
 		return false
 	}
 	from.version.Store(packVersion(o.version))
-	if c.IsUpstream(from.addr) {
+	c.mu.Lock()
+	believed := c.IsUpstream(from.addr) || c.isSeed(from.addr)
+	c.mu.Unlock()
+	if believed {
 		for worlds := o.worlds; len(worlds) > 0; {
 			world, n, err := ParseWorld(worlds)
 			if err != nil {
@@ -493,7 +604,9 @@ func (c *Core) okWhois(w *Worker, out Out, now time.Time, from *Peer, b []byte, 
 		if id.Address() != e.asked {
 			continue
 		}
-		if p, err := c.addPeer(id); err == nil {
+		if c.count.Load() >= maxPeers {
+			w.stats.rejects[RejectPeerLimit].Add(1)
+		} else if p, err := c.addPeer(id); err == nil {
 			c.peerLearned(w, out, now, p)
 		}
 	}
@@ -672,12 +785,20 @@ func (c *Core) receiveError(w *Worker, out Out, now time.Time, from *Peer, p pac
 const (
 	maxWhoisAnswer  = 16
 	maxWhoisForward = 4
+
+	// Identities that one peer may ask for, also of a root.
+	whoisEvery = 50 * time.Millisecond
+	whoisBurst = 64
 )
 
 func (c *Core) receiveWhois(w *Worker, out Out, now time.Time, from *Peer, p packet.Packet, src Source) {
 	t := c.at(now)
 	c.mu.Lock()
 	gated := !c.IsRoot() && from.lastWhois != 0 && since(t, from.lastWhois) < whoisGate
+	most := len(p.Payload()) / identity.AddressLen
+	for range min(most, maxWhoisAnswer) {
+		gated = gated || !from.whoisBytes.take(t, whoisEvery, whoisBurst)
+	}
 	if !gated {
 		from.lastWhois = t
 	}
@@ -744,7 +865,7 @@ func (c *Core) receiveRendezvous(w *Worker, out Out, now time.Time, from *Peer, 
 		w.stats.rejects[RejectNotUpstream].Add(1)
 	} else if peer := c.Peer(v.peer); peer != nil {
 		c.mu.Lock()
-		if t := c.at(now); peer.lastRedirect == 0 || since(t, peer.lastRedirect) >= 5*time.Second {
+		if t := c.at(now); (peer.lastRedirect == 0 || since(t, peer.lastRedirect) >= 5*time.Second) && c.met.take(t, 100*time.Millisecond, 10) {
 			peer.lastRedirect = t
 			c.punch(w, out, now, peer, src.Socket, v.at)
 		}
@@ -810,6 +931,9 @@ func (c *Core) receivePush(w *Worker, out Out, now time.Time, from *Peer, p pack
 // pushPaths tells a trusted peer where we may be reached.
 func (c *Core) pushPaths(w *Worker, out Out, now time.Time, p *Peer, src Source) {
 	every := pushDirect
+	if c.cfg.LowBandwidth {
+		every *= 16
+	}
 	if src.Hops > 0 {
 		every = pushRelayed
 	}
@@ -873,7 +997,18 @@ func (c *Core) noteSurface(w *Worker, out Out, now time.Time, from *Peer, src So
 	defer c.mu.Unlock()
 	old, had := c.surface[key]
 	if !had && len(c.surface) >= maxSurface {
-		return
+		if !root {
+			return
+		}
+		for k, e := range c.surface { // roots count for more
+			if !e.trusted {
+				delete(c.surface, k)
+				break
+			}
+		}
+		if len(c.surface) >= maxSurface {
+			return
+		}
 	}
 	c.surface[key] = surfaceEntry{mine, t, root}
 	if !had || !root || since(t, old.at) >= surfaceLifetime || old.addr.Addr() == mine.Addr() {

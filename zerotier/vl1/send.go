@@ -44,7 +44,7 @@ func (c *Core) SendData(w *Worker, out Out, now time.Time, p *Peer, v packet.Ver
 	}
 	buf[packet.HeaderLen-1] = 0 // else what was there, e.g. of a MAC, could mark it as compressed
 	t := c.at(now)
-	c.emit(w, out, t, p, r.path.sock, r.path.ep, v, packet.Packet(buf), p.suite())
+	c.emit(w, out, t, p, r.path.sock, r.path.ep, v, packet.Packet(buf), c.suiteFor(p, r))
 	touch(&r.path.lastOut, t)
 	touch(&p.lastData, t)
 	return true
@@ -56,9 +56,17 @@ func (c *Core) emit(w *Worker, out Out, _ int64, p *Peer, sock SocketID, ep neti
 	compressed := b[packet.HeaderLen-1] & 0x80 // set by packet.Compress
 	packet.PutHeader(b, packet.ID(w.random.Uint64()), p.addr, c.self, v)
 	b[packet.HeaderLen-1] |= compressed
-	split := packet.NeedsSplit(len(b), packet.DefaultMTU)
+	mtu := packet.DefaultMTU
+	if len(c.cfg.Physical) > 0 {
+		mtu = c.mtu(ep.Addr())
+	}
+	split := packet.NeedsSplit(len(b), mtu)
 	b.SetFragmented(split)
-	p.keys.Seal(b, suite, &w.scratch)
+	if suite == packet.SuiteTrusted {
+		b.SetTrusted(c.trustedPath(ep.Addr()))
+	} else {
+		p.keys.Seal(b, suite, &w.scratch)
+	}
 	w.stats.sealed[suite].Add(uint64(len(b)))
 	w.stats.txPackets.Add(1)
 	w.stats.txBytes.Add(uint64(len(b)))
@@ -66,7 +74,7 @@ func (c *Core) emit(w *Worker, out Out, _ int64, p *Peer, sock SocketID, ep neti
 		out.Send(sock, ep, nil, b)
 		return b.ID()
 	}
-	packet.Split(b, packet.DefaultMTU, true, &w.hdr, func(head, data []byte) {
+	packet.Split(b, mtu, true, &w.hdr, func(head, data []byte) {
 		w.stats.fragmentsOut.Add(1)
 		out.Send(sock, ep, head, data)
 	})
@@ -94,6 +102,9 @@ func (c *Core) Send(w *Worker, out Out, now time.Time, dst identity.Address, v p
 		return
 	}
 	p := c.Peer(dst)
+	if p == nil {
+		p = c.recall(w, out, now, dst)
+	}
 	if p != nil && c.sendNow(w, out, now, p, v, payload, opts) {
 		return
 	}
@@ -127,7 +138,7 @@ func (c *Core) sendNow(w *Worker, out Out, now time.Time, p *Peer, v packet.Verb
 		return false
 	}
 	t := c.at(now)
-	id := c.emit(w, out, t, p, r.path.sock, r.path.ep, v, w.control(payload, opts.Compress), p.suite())
+	id := c.emit(w, out, t, p, r.path.sock, r.path.ep, v, w.control(payload, opts.Compress), c.suiteFor(p, r))
 	r.path.lastOut.Store(t)
 	if opts.ExpectReply {
 		c.mu.Lock()
@@ -197,9 +208,7 @@ func (c *Core) hello(w *Worker, out Out, now time.Time, p *Peer, sock SocketID, 
 		version: c.version, timestamp: now.UnixMilli(), identity: c.id, sentTo: sentTo,
 		planetID: set.planet.ID, planetTimestamp: set.planet.Timestamp,
 	}
-	for _, m := range set.moons {
-		h.moons = append(h.moons, worldRef{m.ID, m.Timestamp})
-	}
+	h.moons = c.moonRefs()
 	b := packet.Packet(h.append(make([]byte, packet.HeaderLen, 256)))
 	packet.PutHeader(b, packet.ID(w.random.Uint64()), p.addr, c.self, packet.VerbHello)
 	p.keys.MaskHello(b, h.masked, &w.scratch)
@@ -267,7 +276,7 @@ func (c *Core) askWhois(w *Worker, out Out, t int64, a identity.Address, strange
 
 // Lookup asks for the identity of a if it isn't known.
 func (c *Core) Lookup(w *Worker, out Out, now time.Time, a identity.Address) {
-	if c.Peer(a) != nil {
+	if c.Peer(a) != nil || c.recall(w, out, now, a) != nil {
 		return
 	}
 	c.mu.Lock()

@@ -33,12 +33,13 @@ const (
 	RejectHops
 	RejectQueueFull
 	RejectTooLong
+	RejectPeerLimit
 	numRejects
 )
 
 var rejectNames = [numRejects]string{
 	"short", "own_address", "fragment", "mac", "suite", "compression", "malformed", "version", "identity",
-	"collision", "rate", "unexpected_reply", "not_upstream", "unknown_sender", "not_relayed", "hops", "queue_full", "too_long",
+	"collision", "rate", "unexpected_reply", "not_upstream", "unknown_sender", "not_relayed", "hops", "queue_full", "too_long", "peer_limit",
 }
 
 // String returns the label used in metrics.
@@ -78,6 +79,31 @@ type Stats struct {
 	OutQueue, HeldQueue, RetryQueue                            int
 	OutQueueLimit, HeldQueueLimit, RetryQueueLimit             int
 	Peers                                                      int
+	Tables                                                     []TableStats
+}
+
+// TableStats says how full a bounded table is.
+type TableStats struct {
+	Name       string // label used in metrics
+	Len, Limit int
+}
+
+// tables lists the bounded tables. Core.mu is held.
+func (c *Core) tables() []TableStats {
+	return []TableStats{
+		{"out_queue", len(c.outQueue), maxOutQueue},
+		{"held_queue", len(c.held), maxHeld},
+		{"retry_queue", len(c.retries), maxRetry},
+		{"expected_replies", len(c.expected), maxExpected},
+		{"pending_whois", len(c.whois), maxWhois},
+		{"rendezvous_hints", len(c.hints), maxHints},
+		{"introductions", len(c.intros), maxIntroductions},
+		{"surface", len(c.surface), maxSurface},
+		{"recalled_peers", len(c.recalled), maxRecalled},
+		{"moons", len(c.worlds.Load().moons), maxMoons},
+		{"awaited_moons", len(c.waiting), maxMoons},
+		{"peers", int(c.count.Load()), maxPeers},
+	}
 }
 
 // RejectedBy returns how many packets were refused for a reason.
@@ -88,6 +114,7 @@ func (c *Core) Stats() (s Stats) {
 	c.mu.Lock()
 	workers := slices.Clone(c.workers)
 	s.OutQueue, s.HeldQueue, s.RetryQueue = len(c.outQueue), len(c.held), len(c.retries)
+	s.Tables = c.tables()
 	c.mu.Unlock()
 	s.OutQueueLimit, s.HeldQueueLimit, s.RetryQueueLimit = maxOutQueue, maxHeld, maxRetry
 	for _, w := range workers {
@@ -109,7 +136,7 @@ func (c *Core) Stats() (s Stats) {
 	s.Reassembled, s.FragmentsExpired = c.frags.Completed.Load(), c.frags.Expired.Load()
 	s.FragmentsDisplaced, s.TooLong = c.frags.Displaced.Load(), c.frags.TooLong.Load()
 	s.Relayed = c.stats.relayed.Load()
-	c.eachPeer(func(*Peer) { s.Peers++ })
+	s.Peers = int(c.count.Load())
 	return s
 }
 

@@ -1,6 +1,7 @@
 package vl1
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -34,9 +35,14 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	c.followLocal(w, out, now)
 	c.tickRoots(w, out, now)
 	c.updateBest(t)
-	ping := c.lastPing == 0 || since(t, c.lastPing) >= pingCheckEvery
+	every := pingCheckEvery
+	if c.cfg.LowBandwidth {
+		every *= 5
+	}
+	ping := c.lastPing == 0 || since(t, c.lastPing) >= every
 	if ping {
 		c.lastPing = t
+		c.contactSeeds(w, out, now)
 	}
 	var flush []*Peer
 	waiting := make(map[identity.Address]bool)
@@ -58,7 +64,12 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	if c.best.Load() == nil && len(c.roots) > 0 {
 		wait = tickEvery / 4
 	}
+	forgotten := c.forgotten
+	c.forgotten = nil
 	c.mu.Unlock()
+	for _, r := range forgotten {
+		c.cfg.OnForgotten(r)
+	}
 	for _, p := range flush {
 		c.flushQueue(w, out, now, p)
 	}
@@ -141,6 +152,23 @@ func (c *Core) followLocal(w *Worker, out Out, now time.Time) {
 	})
 }
 
+// contactSeeds asks for the moons we wait for. Core.mu is held.
+func (c *Core) contactSeeds(w *Worker, out Out, now time.Time) {
+	t := c.at(now)
+	for _, seed := range c.waiting {
+		p := c.Peer(seed)
+		if p == nil {
+			c.askWhois(w, out, t, seed, false)
+			continue
+		}
+		if pa := p.bestPath(t); pa != nil {
+			c.sendHello(w, out, now, p, pa.sock, pa.ep)
+		} else {
+			c.relayHello(w, out, now, p)
+		}
+	}
+}
+
 // checkPaths removes expired paths, and probes those in doubt. Core.mu is held.
 func (c *Core) checkPaths(w *Worker, out Out, now time.Time, p *Peer, active bool) {
 	t := c.at(now)
@@ -185,7 +213,9 @@ func (c *Core) tickPeer(w *Worker, out Out, now time.Time, p *Peer, ping bool) {
 	used := max(p.lastNontrivial.Load(), p.lastData.Load()) // also if we only send
 	active := used != 0 && since(t, used) < peerActive
 	c.checkPaths(w, out, now, p, active)
-	if !active {
+	if active {
+		c.tryConfigured(w, out, now, p)
+	} else {
 		c.updateRoute(p, t)
 		return
 	}
@@ -255,22 +285,44 @@ func (c *Core) keepHouse(t int64) {
 		delete(c.expected, c.expectLog[0])
 		c.expectLog = c.expectLog[1:]
 	}
+	c.eachPeer(func(p *Peer) {
+		if !c.IsUpstream(p.addr) && !c.isSeed(p.addr) && since(t, p.lastReceive.Load()) >= peerAlive {
+			c.forget(p)
+		}
+	})
+	c.evict(t, maxUntrustedPeers)
+	for a, at := range c.recalled {
+		if since(t, at) >= recallEvery {
+			delete(c.recalled, a)
+		}
+	}
+}
+
+// evict forgets the longest silent of the peers that share no network with us, so
+// that most are left. Core.mu is held.
+func (c *Core) evict(t int64, most int) {
 	var untrusted []*Peer
 	c.eachPeer(func(p *Peer) {
-		if c.IsUpstream(p.addr) {
-			return
-		}
-		if since(t, p.lastReceive.Load()) >= peerAlive {
-			c.removePeer(p)
-		} else if !p.trusted(t) {
+		if !c.IsUpstream(p.addr) && !c.isSeed(p.addr) && !p.trusted(t) {
 			untrusted = append(untrusted, p)
 		}
 	})
-	if n := len(untrusted) - maxUntrustedPeers; n > 0 {
-		slices.SortFunc(untrusted, func(a, b *Peer) int { return int(a.lastReceive.Load() - b.lastReceive.Load()) })
-		for _, p := range untrusted[:n] {
-			c.removePeer(p)
-		}
+	c.untrusted = len(untrusted)
+	if c.untrusted <= most {
+		return
+	}
+	slices.SortFunc(untrusted, func(a, b *Peer) int { return cmp.Compare(a.lastReceive.Load(), b.lastReceive.Load()) })
+	for _, p := range untrusted[:c.untrusted-most] {
+		c.removePeer(p)
+	}
+	c.untrusted = most
+}
+
+// forget removes a peer and keeps what the cache wants of it. Core.mu is held.
+func (c *Core) forget(p *Peer) {
+	c.removePeer(p)
+	if r, ok := p.record(); ok && c.cfg.OnForgotten != nil {
+		c.forgotten = append(c.forgotten, r)
 	}
 }
 

@@ -85,3 +85,47 @@ func TestWorldVectors(t *testing.T) {
 	}
 	t.Log(len(v.Cases), "cases")
 }
+
+func FuzzWorld(f *testing.F) {
+	f.Add(defaultPlanet)
+	var v struct {
+		Moon struct {
+			Hex testvec.Hex `json:"hex"`
+		} `json:"moon"`
+	}
+	testvec.Load(f, "world.json", &v)
+	f.Add([]byte(v.Moon.Hex))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		w, n, err := ParseWorld(b)
+		if err != nil {
+			return
+		}
+		if n > len(b) || len(w.Roots) > MaxRoots {
+			t.Fatalf("%d of %d bytes, %d roots", n, len(b), len(w.Roots))
+		}
+		again, m, err := ParseWorld(w.Append(nil))
+		if err != nil || m != len(w.Append(nil)) || again.ID != w.ID || !bytes.Equal(again.Append(nil), w.Append(nil)) {
+			t.Fatalf("what is written can't be read: %v", err)
+		}
+		if w.Replaces(DefaultPlanet()) && n != len(defaultPlanet) {
+			t.Fatal("a forged planet is accepted")
+		}
+	})
+}
+
+func FuzzPeerRecord(f *testing.F) {
+	f.Add((&PeerRecord{Identity: DefaultPlanet().Roots[0].Identity, ProtocolVersion: 12, Endpoints: DefaultPlanet().Roots[0].Endpoints}).Append(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := ParsePeerRecord(b)
+		if err != nil {
+			return
+		}
+		if len(r.Endpoints) > maxPathsInRecord {
+			t.Fatalf("%d endpoints", len(r.Endpoints))
+		}
+		again, err := ParsePeerRecord(r.Append(nil))
+		if err != nil || !again.Identity.Equal(r.Identity) || len(again.Endpoints) != len(r.Endpoints) {
+			t.Fatalf("what is written can't be read: %v", err)
+		}
+	})
+}

@@ -1,0 +1,162 @@
+package vl1
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/packet"
+)
+
+// PeerRecord is what the peer cache in the directory peers.d of a home keeps of a
+// peer (chapter 02 §4.11).
+type PeerRecord struct {
+	Identity        *identity.Identity
+	ProtocolVersion int
+	Version         [3]int // software
+	Endpoints       []netip.AddrPort
+}
+
+// PeerRecordLifetime is how old a file of the cache may be.
+const PeerRecordLifetime = 30 * 24 * time.Hour
+
+const (
+	peerRecordType = 2
+	peerSuffix     = ".peer"
+)
+
+// ErrPeerRecord is wrapped by the errors of [ParsePeerRecord].
+var ErrPeerRecord = errors.New("malformed peer record")
+
+// Append appends the binary form, as on disk.
+func (r *PeerRecord) Append(b []byte) []byte {
+	b = r.Identity.Public().AppendBinary(append(b, peerRecordType))
+	for _, v := range [...]int{r.ProtocolVersion, r.Version[0], r.Version[1], r.Version[2], len(r.Endpoints)} {
+		b = binary.BigEndian.AppendUint16(b, uint16(v))
+	}
+	for _, ep := range r.Endpoints {
+		b = packet.AppendEndpoint(b, ep)
+	}
+	return b
+}
+
+// ParsePeerRecord reads a file of the peer cache.
+func ParsePeerRecord(b []byte) (*PeerRecord, error) {
+	r := reader{b: b}
+	if r.u8() != peerRecordType {
+		return nil, fmt.Errorf("%w: unknown type", ErrPeerRecord)
+	}
+	rec := &PeerRecord{Identity: r.identity()}
+	rec.ProtocolVersion = int(r.u16())
+	for i := range rec.Version {
+		rec.Version[i] = int(r.u16())
+	}
+	for range min(int(r.u16()), maxPathsInRecord) {
+		if ep := r.endpoint(); ep.IsValid() && ep.Port() != 0 {
+			rec.Endpoints = append(rec.Endpoints, ep)
+		}
+	}
+	if r.failed {
+		return nil, fmt.Errorf("%w: too short", ErrPeerRecord)
+	}
+	return rec, nil
+}
+
+// maxPathsInRecord is what the reference writes at most.
+const maxPathsInRecord = 64
+
+// PeerFile returns the name of a peer's file in the cache.
+func PeerFile(a identity.Address) string { return a.String() + peerSuffix }
+
+// ParsePeerFile is the inverse of [PeerFile].
+func ParsePeerFile(name string) (a identity.Address, ok bool) {
+	v, ok := parseFileName(name, peerSuffix, 10)
+	return identity.Address(v), ok
+}
+
+func parseFileName(name, suffix string, digits int) (uint64, bool) {
+	hex, ok := strings.CutSuffix(name, suffix)
+	if !ok || len(hex) != digits || strings.ToLower(hex) != hex {
+		return 0, false
+	}
+	v, err := strconv.ParseUint(hex, 16, 64)
+	return v, err == nil
+}
+
+// PeerRecords returns what is worth keeping of the peers, e.g. when the node ends.
+func (c *Core) PeerRecords() (out []PeerRecord) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.eachPeer(func(p *Peer) {
+		if r, ok := p.record(); ok {
+			out = append(out, r)
+		}
+	})
+	return out
+}
+
+// record describes p for the cache; peers that never told their version, such as
+// those only relayed, are not worth it. Core.mu is held.
+func (p *Peer) record() (PeerRecord, bool) {
+	v := p.version.Load()
+	if v == 0 {
+		return PeerRecord{}, false
+	}
+	r := PeerRecord{
+		Identity: p.id, ProtocolVersion: p.ProtocolVersion(),
+		Version: [3]int{int(v >> 24 & 0xff), int(v >> 16 & 0xff), int(v & 0xffff)},
+	}
+	for _, pa := range p.paths {
+		r.Endpoints = append(r.Endpoints, pa.ep)
+	}
+	return r, true
+}
+
+// recall looks an unknown peer up in the cache and tries its old endpoints.
+// Nothing is assumed about its paths. It returns nil without a record.
+func (c *Core) recall(w *Worker, out Out, now time.Time, a identity.Address) *Peer {
+	if c.cfg.StoredPeer == nil || a.Reserved() {
+		return nil
+	}
+	t := c.at(now)
+	c.mu.Lock()
+	last, tried := c.recalled[a]
+	if tried && since(t, last) < recallEvery || !tried && len(c.recalled) >= maxRecalled {
+		c.mu.Unlock()
+		return nil
+	}
+	c.recalled[a] = t
+	c.mu.Unlock()
+	rec := c.cfg.StoredPeer(a)
+	if rec == nil || rec.Identity.Address() != a {
+		return nil
+	}
+	p, err := c.addPeer(rec.Identity)
+	if err != nil {
+		return nil
+	}
+	if rec.ProtocolVersion >= packet.MinProtocolVersion && rec.ProtocolVersion <= 0xff {
+		p.version.CompareAndSwap(0, packVersion(version{
+			protocol: uint8(rec.ProtocolVersion), major: uint8(rec.Version[0]), minor: uint8(rec.Version[1]), revision: uint16(rec.Version[2]),
+		}))
+	}
+	c.mu.Lock()
+	for _, ep := range rec.Endpoints[:min(len(rec.Endpoints), maxPaths)] {
+		if c.allowed(p, ep) {
+			c.sendHello(w, out, now, p, 0, ep)
+		}
+	}
+	c.mu.Unlock()
+	c.peerLearned(w, out, now, p)
+	return p
+}
+
+const (
+	recallEvery = time.Minute
+	maxRecalled = 1024
+)
