@@ -2,6 +2,8 @@ package network
 
 import (
 	"encoding/binary"
+	"math/rand/v2"
+	"slices"
 	"time"
 
 	"ztgate/zerotier/identity"
@@ -27,6 +29,9 @@ type Worker struct {
 	nwid   vl2.NetworkID
 	arena  []byte
 	frames [][]byte
+
+	sender   *member // of the latest packet
+	senderOf *joined
 }
 
 // NewWorker makes the collector of one more goroutine, to be put into
@@ -86,7 +91,7 @@ func (l *Layer) receiveFrame(out vl1.Out, now time.Time, from *vl1.Peer, p packe
 		l.stats.notOpen.Add(1)
 		return vl1.Result{}
 	}
-	if !n.gate(s, from.Address(), now) {
+	if !n.gate(src.Worker, s, from.Address(), now) {
 		l.needCertificate(n, out, now, from, p, src)
 		return vl1.Result{Retry: true}
 	}
@@ -95,7 +100,7 @@ func (l *Layer) receiveFrame(out vl1.Out, now time.Time, from *vl1.Peer, p packe
 		return vl1.Result{Trust: true}
 	}
 	mac := vl2.MACOf(n.id, from.Address())
-	if s.acceptAll || n.filterIn(s, src, out, now, from.Address(), n.mac, mac, etherType, data) != vl2.FilterDrop {
+	if n.filterIn(s, src, out, now, from.Address(), n.mac, mac, etherType, data) != vl2.FilterDrop {
 		l.deliver(src, n, s, n.mac, mac, etherType, data)
 	} else {
 		l.stats.filtered.Add(1)
@@ -122,7 +127,7 @@ func (l *Layer) receiveExtFrame(out vl1.Out, now time.Time, from *vl1.Peer, p pa
 		l.stats.notOpen.Add(1)
 		return vl1.Result{}
 	}
-	if !n.gate(s, from.Address(), now) {
+	if !n.gate(src.Worker, s, from.Address(), now) {
 		l.needCertificate(n, out, now, from, p, src)
 		return vl1.Result{Retry: true}
 	}
@@ -228,11 +233,11 @@ func (l *Layer) WriteFrames(w *vl1.Worker, out vl1.Out, now time.Time, id vl2.Ne
 		}
 		etherType := binary.BigEndian.Uint16(frame[12:])
 		if last != nil {
-			if last.revoked.Load() && !s.cfg.Public {
+			if !n.maySend(w, out, now, s, last) {
 				l.stats.gateClosed.Add(1)
 				continue
 			}
-			if !s.acceptAll && !n.filterOut(s, w, out, now, a, dst, from, etherType, frame[ethernetLen:], false) {
+			if !n.filterOut(s, w, out, now, a, dst, from, etherType, frame[ethernetLen:], false) {
 				l.stats.filtered.Add(1)
 				continue
 			}
@@ -265,25 +270,37 @@ func (n *joined) writeOdd(w *vl1.Worker, out vl1.Out, now time.Time, s *state, d
 	case dst == n.mac:
 		return false
 	}
-	var targets []identity.Address
-	if a := vl2.AddressOf(n.id, dst); dst[0] == n.mac[0] && !a.Reserved() && a != n.l.self {
-		targets = append(targets, a)
-	} else {
-		targets = n.bridgesFor(s, dst)
+	known := vl2.AddressOf(n.id, dst)
+	if dst[0] == n.mac[0] && !known.Reserved() && known != n.l.self {
+		return n.filterOut(s, w, out, now, known, dst, from, etherType, data, false) && n.writeExt(w, out, now, s, known, dst, from, etherType, data)
+	}
+	if !n.filterOut(s, w, out, now, 0, dst, from, etherType, data, false) {
+		n.l.stats.filtered.Add(1)
+		return false
 	}
 	sent := false
-	for _, a := range targets {
-		if !n.filterOut(s, w, out, now, a, dst, from, etherType, data, false) {
-			n.l.stats.filtered.Add(1)
-			continue
+	for _, a := range n.bridgesFor(s, dst) {
+		if n.filterOut(s, w, out, now, a, dst, from, etherType, data, true) && n.writeExt(w, out, now, s, a, dst, from, etherType, data) {
+			sent = true
 		}
-		if m := n.ensureMember(a, now); m != nil && m.pushDue(s, now) {
-			n.push(w, out, now, m, s)
-		}
-		n.l.peers.Send(w, out, now, a, packet.VerbExtFrame, vl2.AppendExtFrame(nil, n.id, 0, dst, from, etherType, data), vl1.SendOpts{})
-		sent = true
 	}
 	return sent
+}
+
+// writeExt sends a frame with its MACs to a member, if that may have it.
+func (n *joined) writeExt(w *vl1.Worker, out vl1.Out, now time.Time, s *state, to identity.Address, dst, from vl2.MAC, etherType uint16, data []byte) bool {
+	if m := n.ensureMember(to, now); m != nil {
+		if !n.maySend(w, out, now, s, m) {
+			n.l.stats.gateClosed.Add(1)
+			return false
+		}
+		if m.pushDue(s, now) {
+			n.push(w, out, now, m, s)
+		}
+		m.used.Store(now.UnixNano())
+	}
+	n.l.peers.Send(w, out, now, to, packet.VerbExtFrame, vl2.AppendExtFrame(nil, n.id, 0, dst, from, etherType, data), vl1.SendOpts{})
+	return true
 }
 
 // bridgesFor returns the members behind which an unknown MAC may be.
@@ -294,11 +311,10 @@ func (n *joined) bridgesFor(s *state, dst vl2.MAC) []identity.Address {
 	if ok && s.cfg.IsBridge(r.via) && r.via != n.l.self {
 		return []identity.Address{r.via}
 	}
-	var out []identity.Address
-	for _, a := range s.cfg.Bridges() {
-		if a != n.l.self && len(out) < maxBridgesTried {
-			out = append(out, a)
-		}
+	out := slices.DeleteFunc(s.cfg.Bridges(), func(a identity.Address) bool { return a == n.l.self })
+	if len(out) > maxBridgesTried {
+		rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+		out = out[:maxBridgesTried]
 	}
 	return out
 }

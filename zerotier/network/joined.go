@@ -26,7 +26,6 @@ type joined struct {
 	generation    uint64
 	updates       vl2.Assembler
 	lastRequest   time.Time
-	outdated      bool // something says that the configuration no longer holds
 	requests      int // since the last configuration or refusal
 	refusedSince  time.Time
 	lastAnnounce  time.Time
@@ -34,7 +33,12 @@ type joined struct {
 	groupsChanged bool
 	announced     map[vl2.MulticastGroup]bool
 	bridges       map[vl2.MAC]bridgeRoute
+	behind        map[vl2.MulticastGroup]time.Time // groups of hosts bridged behind us, last seen
 	replies       []ndpReply
+	pending       map[identity.Address]pendingPush
+	greets        []*member // to be told our groups
+	lastMembers   time.Time // all members looked at for announcements
+	void          int64     // our own certificates up to this time are void
 }
 
 // state is what packets are judged by. It is immutable.
@@ -45,8 +49,12 @@ type state struct {
 	generation uint64
 	updated    time.Time // when cfg came to be; zero for a cached one
 	open       bool      // frames pass
-	acceptAll  bool      // the rules refuse nothing
 	bridge     bool      // we are an active bridge
+
+	acceptAll, acceptIPv4, acceptIPv6, acceptARP bool // the rules refuse nothing of the kind
+
+	credentials [][]byte // packets that carry ours
+	replicators []identity.Address
 }
 
 // newState makes the state that follows from a configuration. n.mu is held, or n
@@ -56,7 +64,14 @@ func (n *joined) newState(cfg *vl2.NetworkConfig, status Status, updated time.Ti
 	s := &state{cfg: cfg, status: status, generation: n.generation, updated: updated, open: cfg != nil && status == StatusOK}
 	if cfg != nil {
 		s.acceptAll = cfg.AcceptsAll()
+		s.acceptIPv4 = cfg.AcceptsEtherType(vl2.EtherTypeIPv4)
+		s.acceptIPv6 = cfg.AcceptsEtherType(vl2.EtherTypeIPv6)
+		s.acceptARP = cfg.AcceptsEtherType(vl2.EtherTypeARP)
 		s.bridge = cfg.IsBridge(n.l.self)
+		if cfg.COM != nil {
+			s.credentials = cfg.CredentialPackets()
+		}
+		s.replicators = cfg.Replicators()
 	}
 	return s
 }
@@ -85,11 +100,12 @@ func (n *joined) ensureMember(a identity.Address, now time.Time) *member {
 	if m := n.member(a); m != nil {
 		return m
 	}
+	s := n.snap.Load()
 	n.memberMu.Lock()
 	defer n.memberMu.Unlock()
 	m := n.members[a]
 	if m == nil {
-		if len(n.members) >= maxMembers {
+		if len(n.members) >= maxMembers && !n.evict(s) {
 			n.l.stats.refusedRecords.Add(1)
 			return nil
 		}
@@ -100,26 +116,77 @@ func (n *joined) ensureMember(a identity.Address, now time.Time) *member {
 	return m
 }
 
+// evict forgets one of some members that may be forgotten, the least used one.
+// memberMu is held.
+func (n *joined) evict(s *state) bool {
+	const look = 64
+	var oldest *member
+	seen := 0
+	for _, m := range n.members {
+		if seen++; seen > look {
+			break
+		}
+		if n.vital(s, m) || m.gateOpen.Load() == s.generation && !s.publicly() {
+			continue
+		}
+		if oldest == nil || m.used.Load() < oldest.used.Load() {
+			oldest = m
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	n.forget(oldest)
+	n.l.stats.evicted.Add(1)
+	return true
+}
+
+// publicly reports whether everybody is a member.
+func (s *state) publicly() bool { return s.cfg != nil && s.cfg.Public }
+
+// vital reports whether a record must stay: without it a revoked certificate would
+// be taken again.
+func (n *joined) vital(s *state, m *member) bool {
+	rec := m.record.Load()
+	return rec != nil && s.cfg != nil && rec.Vital(s.cfg)
+}
+
+// forget removes a record. memberMu is held.
+func (n *joined) forget(m *member) {
+	m.removed.Store(true)
+	delete(n.members, m.addr)
+}
+
 // expire forgets members that were not heard of for long.
 func (n *joined) expire(now time.Time) {
 	s := n.snap.Load()
 	n.memberMu.Lock()
-	defer n.memberMu.Unlock()
-	for a, m := range n.members {
-		if now.UnixNano()-m.used.Load() >= int64(recordLifetime) {
-			delete(n.members, a)
-		} else if s.cfg != nil {
-			m.mu.Lock()
-			m.record.Expire(s.cfg)
-			m.mu.Unlock()
+	for _, m := range n.members {
+		if now.UnixNano()-m.used.Load() >= int64(recordLifetime) && !n.vital(s, m) {
+			n.forget(m)
+			continue
 		}
+		if rec := m.record.Load(); rec == nil || s.cfg == nil || !rec.Outdated(s.cfg) {
+			continue
+		}
+		m.mu.Lock()
+		rec := m.record.Load().Clone()
+		rec.Expire(s.cfg)
+		m.record.Store(rec)
+		m.mu.Unlock()
 	}
+	n.memberMu.Unlock()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.updates.Expire(now)
 	for mac, r := range n.bridges {
 		if now.Sub(r.at) >= bridgeRouteLifetime {
 			delete(n.bridges, mac)
+		}
+	}
+	for g, at := range n.behind {
+		if now.Sub(at) >= behindLifetime {
+			delete(n.behind, g)
 		}
 	}
 }
@@ -132,8 +199,9 @@ func (n *joined) tick(w *vl1.Worker, out vl1.Out, now time.Time) time.Time {
 		n.request(w, out, now)
 	}
 	n.announceDue(w, out, now)
+	n.continuePushes(w, out, now)
 	n.deliverReplies()
-	n.l.groups.sendWaiting(n, w, out, now)
+	n.sendWaiting(w, out, now, nil)
 	return now.Add(250 * time.Millisecond)
 }
 
@@ -147,8 +215,6 @@ func (n *joined) requestDue(now time.Time) bool {
 	switch {
 	case n.lastRequest.IsZero():
 		wait = 0
-	case n.outdated:
-		wait = requestFirstWait
 	case s.status == StatusOK && !s.updated.IsZero():
 		if now.Sub(s.updated) < configRefresh {
 			return false
@@ -161,7 +227,7 @@ func (n *joined) requestDue(now time.Time) bool {
 	if now.Sub(n.lastRequest) < wait {
 		return false
 	}
-	n.lastRequest, n.outdated = now, false
+	n.lastRequest = now
 	n.requests++
 	return true
 }
@@ -313,6 +379,10 @@ func (l *Layer) receiveConfig(out vl1.Out, now time.Time, from *vl1.Peer, p pack
 	if cfg.ID != n.id || cfg.Member != l.self {
 		return vl1.Result{}
 	}
+	if n.isVoid(cfg) {
+		l.stats.rejectedCredentials.Add(1)
+		return vl1.Result{}
+	}
 	if cur.cfg != nil && cfg.Timestamp < cur.cfg.Timestamp && !solicited {
 		return vl1.Result{} // an old one replayed
 	}
@@ -321,6 +391,13 @@ func (l *Layer) receiveConfig(out vl1.Out, now time.Time, from *vl1.Peer, p pack
 	}
 	n.install(cfg, now)
 	return vl1.Result{}
+}
+
+// isVoid reports whether a configuration is from before our membership was revoked.
+func (n *joined) isVoid(cfg *vl2.NetworkConfig) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.void != 0 && cfg.COM != nil && cfg.COM.Timestamp() <= n.void
 }
 
 // propagate sends a signed message on to all members we have records of.
@@ -387,7 +464,7 @@ func (l *Layer) refused(w *vl1.Worker, out vl1.Out, now time.Time, n *joined, fr
 			}
 		}
 	case packet.ErrorUnwantedMulticast:
-		if g, ok := vl2.ParseGroup(data); ok && n.gate(n.snap.Load(), from, now) {
+		if g, ok := vl2.ParseGroup(data); ok && n.gate(nil, n.snap.Load(), from, now) {
 			l.groups.remove(groupKey{n.id, g}, from)
 		}
 	case packet.ErrorObjectNotFound, packet.ErrorUnsupportedOperation:

@@ -89,6 +89,9 @@ func (s Status) String() string {
 const (
 	maxNetworks = 64
 	maxMembers  = 10000 // records per network
+	maxPending  = 1024  // members with credentials in several packets, per network
+	maxGreets   = 256   // members to be told our groups, per network
+	maxLimited  = 8192  // nodes per limiter
 )
 
 // Times (chapter 03 §10 unless said otherwise).
@@ -97,13 +100,17 @@ const (
 	configRefresh    = 60 * time.Second
 	pushRefresh      = 500 * time.Second
 	pushOnRequest    = time.Second
+	pushInterval     = 1100 * time.Millisecond // receivers look at one packet a second
 	credentialGate   = time.Second
+	credentialBurst  = 3 // a large push of a node that doesn't space it
 	announceEvery    = 60 * time.Second
 	needCertGate     = time.Second
 	recordLifetime   = 15 * time.Minute
 	requestBackOff   = 60 * time.Second
 	requestPatience  = time.Minute // refusals before backing off
 	requestFirstWait = 1100 * time.Millisecond
+	behindLifetime   = 1200 * time.Second
+	memberCheck      = 5 * time.Second
 )
 
 // Layer holds the joined networks. Its methods are safe for concurrent use.
@@ -117,6 +124,12 @@ type Layer struct {
 	nets   atomic.Pointer[map[vl2.NetworkID]*joined]
 	groups groupTable
 	stats  stats
+
+	creds   limiter // credentials looked at, per sender
+	needs   limiter // certificates asked for, per member
+	gathers limiter // gathers answered, per asker
+	spreads limiter // multicasts replicated, per origin
+	diverts limiter // copies and redirections, per source
 
 	mu       sync.Mutex // guards joining and leaving, and control
 	control  *vl1.Worker
@@ -132,6 +145,11 @@ func New(cfg Config) *Layer {
 	}
 	l.nets.Store(&map[vl2.NetworkID]*joined{})
 	l.groups.init()
+	l.creds = limiter{every: credentialGate, burst: credentialBurst, max: maxLimited}
+	l.needs = limiter{every: needCertGate, burst: 1, max: maxLimited}
+	l.gathers = limiter{every: 5 * time.Millisecond, burst: 400, max: maxLimited}
+	l.spreads = limiter{every: time.Millisecond, burst: 1000, max: maxLimited}
+	l.diverts = limiter{every: 50 * time.Microsecond, burst: 4096, max: maxLimited}
 	return l
 }
 
@@ -228,6 +246,9 @@ func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
 	if l.lastHous.IsZero() || now.Sub(l.lastHous) >= 30*time.Second {
 		l.lastHous = now
 		l.groups.expire(now)
+		for _, x := range []*limiter{&l.creds, &l.needs, &l.gathers, &l.spreads, &l.diverts} {
+			x.expire(now)
+		}
 		for _, n := range *l.nets.Load() {
 			n.expire(now)
 		}

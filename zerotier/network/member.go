@@ -14,17 +14,18 @@ import (
 
 // member is what we know about another member of one network (chapter 03 §3.7).
 type member struct {
-	addr     identity.Address
-	gateOpen atomic.Uint64 // state generation for which the gate is open, 0 = unknown
-	lastPush atomic.Int64  // wall clock, ns: credentials sent
-	used     atomic.Int64  // wall clock, ns
-	revoked  atomic.Bool   // its certificate is void: send it nothing
+	addr identity.Address
 
-	mu       sync.Mutex // guards what follows
-	record   vl2.Membership
-	lastLike time.Time // groups announced to it
-	lastCred time.Time // credentials accepted from it
-	lastNeed time.Time // told that we need its certificate
+	record   atomic.Pointer[vl2.Membership] // immutable; nil = nothing yet
+	gateOpen atomic.Uint64                  // state generation in which its packets pass, 0 = unknown
+	sendOpen atomic.Uint64                  // state generation in which it may be sent to, 0 = unknown
+	lastPush atomic.Int64                   // wall clock, ns: credentials sent
+	used     atomic.Int64                   // wall clock, ns
+	removed  atomic.Bool
+
+	mu       sync.Mutex // guards changes of record, gateOpen and sendOpen, and what follows
+	lastLike time.Time  // groups announced to it
+	stale    time.Time  // since when its certificate is out of the window
 }
 
 // splitReply reads the start of OK and ERROR payloads.
@@ -38,16 +39,33 @@ func splitReply(b []byte) (v packet.Verb, id packet.ID, rest []byte, ok bool) {
 func appendU64(b []byte, v uint64) []byte { return binary.BigEndian.AppendUint64(b, v) }
 
 // gate reports whether a packet of a peer may concern the network (chapter 03
-// §3.11). Its answer for the common case is one atomic load.
-func (n *joined) gate(s *state, a identity.Address, now time.Time) bool {
+// §3.11). In the common case it reads what the worker remembers.
+func (n *joined) gate(w *vl1.Worker, s *state, a identity.Address, now time.Time) bool {
 	if !s.open {
 		return false
 	}
-	m := n.member(a)
-	if m != nil && m.gateOpen.Load() == s.generation {
-		return true
+	var cache *Worker
+	if w != nil {
+		cache, _ = w.User.(*Worker)
 	}
-	return n.gateSlow(s, m, a, now)
+	if cache != nil {
+		if m := cache.sender; m != nil && m.addr == a && cache.senderOf == n && !m.removed.Load() && m.gateOpen.Load() == s.generation {
+			return true
+		}
+	}
+	m := n.member(a)
+	if m == nil || m.gateOpen.Load() != s.generation {
+		if !n.gateSlow(s, m, a, now) {
+			return false
+		}
+		if m == nil {
+			m = n.member(a)
+		}
+	}
+	if cache != nil {
+		cache.sender, cache.senderOf = m, n
+	}
+	return true
 }
 
 func (n *joined) gateSlow(s *state, m *member, a identity.Address, now time.Time) bool {
@@ -55,51 +73,135 @@ func (n *joined) gateSlow(s *state, m *member, a identity.Address, now time.Time
 		if m = n.ensureMember(a, now); m == nil {
 			return true // no room for a record: let it pass without one
 		}
-	} else {
-		p := n.l.peers.Peer(a)
-		if m == nil || p == nil {
-			return false
-		}
-		m.mu.Lock()
-		ok := m.record.Agrees(s.cfg, p.Identity())
-		m.mu.Unlock()
-		if !ok {
-			return false
-		}
+	}
+	p := n.l.peers.Peer(a)
+	if m == nil || p == nil {
+		return false
+	}
+	m.mu.Lock()
+	rec := m.record.Load()
+	ok := s.cfg.Public || rec != nil && rec.Agrees(s.cfg, p.Identity())
+	if ok {
+		m.gateOpen.Store(s.generation) // under the lock, so that a revocation can't be overwritten
+	}
+	m.mu.Unlock()
+	if !ok {
+		return false
 	}
 	m.used.Store(now.UnixNano())
-	m.gateOpen.Store(s.generation)
+	n.greet(m)
 	return true
 }
 
-// needCertificate tells a peer that its packet did not pass the gate, at most
-// once a second.
-func (l *Layer) needCertificate(n *joined, out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) {
-	l.stats.gateClosed.Add(1)
-	m := n.ensureMember(from.Address(), now)
-	if m == nil {
-		return
-	}
+// staleGrace is how long frames still go to a member whose certificate left the
+// window: it is asked for a newer one meanwhile.
+const staleGrace = 10 * time.Second
+
+// maySend reports whether frames may be sent to a member: not if it was revoked,
+// nor if its certificate expired and it doesn't show a newer one. One that has
+// shown none yet may be sent to, else nobody would begin.
+func (n *joined) maySend(w *vl1.Worker, out vl1.Out, now time.Time, s *state, m *member) bool {
+	return m.sendOpen.Load() == s.generation || n.maySendSlow(w, out, now, s, m)
+}
+
+func (n *joined) maySendTo(w *vl1.Worker, out vl1.Out, now time.Time, s *state, a identity.Address) bool {
+	m := n.member(a)
+	return m == nil || n.maySend(w, out, now, s, m)
+}
+
+func (n *joined) maySendSlow(w *vl1.Worker, out vl1.Out, now time.Time, s *state, m *member) bool {
+	p := n.l.peers.Peer(m.addr)
 	m.mu.Lock()
-	due := now.Sub(m.lastNeed) >= needCertGate
-	if due {
-		m.lastNeed = now
+	rec := m.record.Load()
+	if s.cfg.Public || rec == nil || !rec.HasCOM() && !rec.Revoked() || p == nil && !rec.Revoked() || p != nil && rec.Agrees(s.cfg, p.Identity()) {
+		if p != nil {
+			m.sendOpen.Store(s.generation)
+		}
+		m.stale = time.Time{}
+		m.mu.Unlock()
+		return true
+	}
+	ok := false
+	if !rec.Revoked() {
+		if m.stale.IsZero() {
+			m.stale = now
+		}
+		ok = now.Sub(m.stale) < staleGrace
 	}
 	m.mu.Unlock()
-	if due {
+	if n.l.needs.allow(m.addr, now) {
+		b := appendU64([]byte{byte(packet.VerbFrame)}, 0)
+		b = n.id.Append(append(b, byte(packet.ErrorNeedMembershipCertificate)))
+		n.l.peers.Send(w, out, now, m.addr, packet.VerbError, b, vl1.SendOpts{})
+	}
+	return ok
+}
+
+// needCertificate tells a peer that its packet did not pass the gate, at most
+// once a second. Nothing is remembered of a peer that isn't a member.
+func (l *Layer) needCertificate(n *joined, out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) {
+	l.stats.gateClosed.Add(1)
+	if l.needs.allow(from.Address(), now) {
 		l.peers.SendError(src.Worker, out, now, from, src, p.Verb(), p.ID(), packet.ErrorNeedMembershipCertificate, n.id.Append(nil))
 	}
 }
 
-// push sends all our credentials to a member (chapter 03 §3.10).
+// push sends all our credentials to a member (chapter 03 §3.10): the first packet
+// now, the others at intervals, since receivers look at one a second.
 func (n *joined) push(w *vl1.Worker, out vl1.Out, now time.Time, m *member, s *state) {
 	m.lastPush.Store(now.UnixNano())
-	if s.cfg.COM == nil {
+	if len(s.credentials) == 0 {
 		return
 	}
-	for _, payload := range s.cfg.CredentialPackets() {
-		n.l.stats.pushes.Add(1)
-		n.l.peers.Send(w, out, now, m.addr, packet.VerbNetworkCredentials, payload, vl1.SendOpts{Compress: true})
+	n.sendCredentials(w, out, now, m.addr, s.credentials[0])
+	if len(s.credentials) == 1 {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, ok := n.pending[m.addr]; !ok && len(n.pending) >= maxPending {
+		n.l.stats.refusedRecords.Add(1)
+		return
+	}
+	if n.pending == nil {
+		n.pending = make(map[identity.Address]pendingPush)
+	}
+	n.pending[m.addr] = pendingPush{list: s.credentials[1:], at: now.Add(pushInterval)}
+}
+
+func (n *joined) sendCredentials(w *vl1.Worker, out vl1.Out, now time.Time, to identity.Address, payload []byte) {
+	n.l.stats.pushes.Add(1)
+	n.l.peers.Send(w, out, now, to, packet.VerbNetworkCredentials, payload, vl1.SendOpts{Compress: true})
+}
+
+// pendingPush is the rest of our credentials on their way to a member.
+type pendingPush struct {
+	list [][]byte
+	at   time.Time
+}
+
+// continuePushes sends what is due of credentials in several packets.
+func (n *joined) continuePushes(w *vl1.Worker, out vl1.Out, now time.Time) {
+	type job struct {
+		to      identity.Address
+		payload []byte
+	}
+	var jobs []job
+	n.mu.Lock()
+	for a, p := range n.pending {
+		if now.Before(p.at) {
+			continue
+		}
+		jobs = append(jobs, job{a, p.list[0]})
+		if p.list, p.at = p.list[1:], now.Add(pushInterval); len(p.list) == 0 {
+			delete(n.pending, a)
+		} else {
+			n.pending[a] = p
+		}
+	}
+	n.mu.Unlock()
+	for _, j := range jobs {
+		n.sendCredentials(w, out, now, j.to, j.payload)
 	}
 }
 
@@ -109,113 +211,187 @@ func (m *member) pushDue(s *state, now time.Time) bool {
 	return last == 0 || !s.updated.IsZero() && last < s.updated.UnixNano() || now.UnixNano()-last >= int64(pushRefresh)
 }
 
+// receiveCredentials handles NETWORK_CREDENTIALS (chapter 03 §3.9).
 func (l *Layer) receiveCredentials(out vl1.Out, now time.Time, from *vl1.Peer, b []byte, src vl1.Source) vl1.Result {
-	return vl1.Result{Trust: l.acceptCredentials(src.Worker, out, now, from, b)}
+	if !l.allowCredentials(from.Address(), now) {
+		l.stats.credentialFlood.Add(1)
+		return vl1.Result{}
+	}
+	good, deferred := l.acceptCredentials(src.Worker, out, now, from, b)
+	if deferred {
+		l.creds.refund(from.Address()) // it comes again when the signer is known
+	}
+	return vl1.Result{Trust: good, Retry: deferred}
+}
+
+// allowCredentials limits how often one peer's credentials are looked at. What a
+// controller sends is not limited.
+func (l *Layer) allowCredentials(from identity.Address, now time.Time) bool {
+	for id := range *l.nets.Load() {
+		if id.Controller() == from {
+			return true
+		}
+	}
+	return l.creds.allow(from, now)
 }
 
 // acceptCredentials offers credentials to the records of their holders. It
-// reports whether at least one was good. from is nil for our own controller.
-func (l *Layer) acceptCredentials(w *vl1.Worker, out vl1.Out, now time.Time, from *vl1.Peer, b []byte) bool {
-	creds, err := vl2.ParseCredentials(b)
+// reports whether at least one was good, and whether one could not be judged for
+// lack of an identity. from is nil for our own controller.
+func (l *Layer) acceptCredentials(w *vl1.Worker, out vl1.Out, now time.Time, from *vl1.Peer, b []byte) (good, deferred bool) {
+	list, err := vl2.ParseCredentials(b)
 	if err != nil {
 		l.stats.malformed.Add(1)
 	}
-	good := false
-	gated := make(map[vl2.NetworkID]bool)
-	for i := range creds {
-		c := creds[i]
+	for _, c := range list {
 		n := l.net(c.Network())
 		if n == nil || n.id.AdHoc() {
 			continue
 		}
-		if from != nil && c.Network().Controller() != from.Address() && !n.mayOffer(from, now, gated) {
-			continue
-		}
-		if n.offer(w, out, now, from, c) {
+		switch n.offer(w, out, now, from, c) {
+		case offerGood:
 			good = true
+		case offerDeferred:
+			deferred = true
+		case offerBad:
+			l.stats.rejectedCredentials.Add(1)
 		}
 	}
-	return good
+	return good, deferred
 }
 
-// mayOffer limits how often one peer's credentials are looked at.
-func (n *joined) mayOffer(from *vl1.Peer, now time.Time, seen map[vl2.NetworkID]bool) bool {
-	if ok, done := seen[n.id]; done {
-		return ok
-	}
-	m := n.member(from.Address())
-	ok := true
-	if m != nil {
-		m.mu.Lock()
-		if ok = now.Sub(m.lastCred) >= credentialGate; ok {
-			m.lastCred = now
-		}
-		m.mu.Unlock()
-	}
-	seen[n.id] = ok
-	return ok
-}
+type offerResult uint8
 
-// offer considers one credential (chapter 03 §3.7). The signature is checked
-// before anything is remembered.
-func (n *joined) offer(w *vl1.Worker, out vl1.Out, now time.Time, from *vl1.Peer, c vl2.Credential) bool {
+const (
+	offerBad offerResult = iota
+	offerGood
+	offerDeferred // an identity is missing and was asked for
+)
+
+// verify checks a credential's signatures.
+func (n *joined) verify(w *vl1.Worker, out vl1.Out, now time.Time, c vl2.Credential) offerResult {
 	signer := n.l.id
 	if a := n.id.Controller(); a != n.l.self {
 		p := n.l.peers.Peer(a)
 		if p == nil {
 			n.l.peers.Lookup(w, out, now, a)
-			return false
+			return offerDeferred
 		}
 		signer = p.Identity()
 	}
-	if m := n.member(c.Holder()); m != nil {
-		m.mu.Lock()
-		known := m.record.Knows(c)
-		m.mu.Unlock()
-		if known {
-			return true
+	x, ok := c.(*vl2.Capability)
+	if !ok || len(x.Chain) <= 1 {
+		if c.Verify(signer) {
+			return offerGood
+		}
+		return offerBad
+	}
+	if !x.VerifyIssue(signer) {
+		return offerBad
+	}
+	missing := identity.Address(0)
+	if x.VerifyChain(signer, func(a identity.Address) *identity.Identity {
+		if a == n.l.self {
+			return n.l.id
+		}
+		if p := n.l.peers.Peer(a); p != nil {
+			return p.Identity()
+		}
+		missing = a
+		return nil
+	}) {
+		return offerGood
+	}
+	if missing != 0 && !missing.Reserved() {
+		n.l.peers.Lookup(w, out, now, missing)
+		return offerDeferred
+	}
+	return offerBad
+}
+
+// offer considers one credential (chapter 03 §3.7). The signature is checked
+// before anything is remembered.
+func (n *joined) offer(w *vl1.Worker, out vl1.Out, now time.Time, from *vl1.Peer, c vl2.Credential) offerResult {
+	holder := c.Holder()
+	if holder == n.l.self && !c.IsRevocation() || holder.Reserved() {
+		return offerBad
+	}
+	if _, ok := c.(*vl2.Capability); ok && from != nil && from.Address() != holder && from.Address() != n.id.Controller() {
+		return offerBad // the holder's address isn't signed (chapter 03 §3.4)
+	}
+	if m := n.member(holder); m != nil {
+		if rec := m.record.Load(); rec != nil && rec.Knows(c) {
+			if from != nil && from.Address() == holder {
+				m.used.Store(now.UnixNano())
+			}
+			return offerGood
 		}
 	}
-	if !c.Verify(signer) {
-		n.l.stats.badSignatures.Add(1)
-		return false
+	if res := n.verify(w, out, now, c); res != offerGood {
+		if res == offerBad {
+			n.l.stats.badSignatures.Add(1)
+		}
+		return res
 	}
-	if c.Holder() == n.l.self && !c.IsRevocation() {
-		return false
+	if holder == n.l.self {
+		if n.revokedOurselves(c, now) {
+			n.passOn(w, out, now, from, c)
+		}
+		return offerGood
 	}
-	m := n.ensureMember(c.Holder(), now)
+	m := n.ensureMember(holder, now)
 	if m == nil {
-		return false
+		return offerBad
 	}
-	if from != nil && from.Address() == c.Holder() {
+	if from != nil && from.Address() == holder {
 		m.used.Store(now.UnixNano())
-		m.mu.Lock()
-		if m.lastCred.IsZero() {
-			m.lastCred = now
-		}
-		m.mu.Unlock()
 	}
 	m.mu.Lock()
-	res := m.record.Offer(c)
-	m.revoked.Store(m.record.Revoked())
+	rec := m.record.Load().Clone()
+	res := rec.Offer(c)
+	if res == vl2.OfferNew {
+		m.record.Store(rec)
+		m.gateOpen.Store(0)
+		m.sendOpen.Store(0)
+		m.stale = time.Time{}
+	}
 	m.mu.Unlock()
 	if res == vl2.OfferRejected {
-		n.l.stats.rejectedCredentials.Add(1)
+		return offerBad
+	}
+	if res == vl2.OfferNew && c.IsRevocation() {
+		n.l.log.Info("credential revoked", "network", n.id, "member", holder)
+		n.passOn(w, out, now, from, c)
+	}
+	return offerGood
+}
+
+// passOn forwards a revocation that was new to us, if it asks for that.
+func (n *joined) passOn(w *vl1.Worker, out vl1.Out, now time.Time, from *vl1.Peer, c vl2.Credential) {
+	if c.FastPropagate() {
+		n.l.propagate(w, out, now, n, from, packet.VerbNetworkCredentials, vl2.AppendCredentials(nil, c))
+	}
+}
+
+// revokedOurselves notes that our own membership was revoked, so that frames stop in
+// both directions at once and not only when the controller refuses the next
+// request. It reports whether that is news.
+func (n *joined) revokedOurselves(c vl2.Credential, now time.Time) bool {
+	r, ok := c.(*vl2.Revocation)
+	if !ok || r.Type != vl2.TypeCOM {
 		return false
 	}
-	if res == vl2.OfferNew {
-		m.gateOpen.Store(0)
-		if c.IsRevocation() {
-			n.l.log.Info("credential revoked", "network", n.id, "member", c.Holder())
-			if c.Holder() == n.l.self { // learn at once why
-				n.mu.Lock()
-				n.outdated = true
-				n.mu.Unlock()
-			}
-			if c.FastPropagate() {
-				n.l.propagate(w, out, now, n, from, packet.VerbNetworkCredentials, vl2.AppendCredentials(nil, c))
-			}
-		}
+	n.mu.Lock()
+	if r.Threshold <= n.void {
+		n.mu.Unlock()
+		return false
+	}
+	n.void = r.Threshold
+	n.lastRequest = time.Time{} // ask at once whether there is a newer configuration
+	s := n.snap.Load()
+	n.mu.Unlock()
+	if s.open && s.cfg.COM != nil && s.cfg.COM.Timestamp() <= r.Threshold {
+		n.refuse(StatusAccessDenied, "", now)
 	}
 	return true
 }

@@ -16,10 +16,13 @@ import (
 
 // Bounds and times of multicast (chapter 03 §5).
 const (
-	maxGroups         = 16384
-	maxGroupMembers   = 4096
-	maxWaiting        = 32 // frames per group
-	maxGroupsPerPeer  = 4096
+	maxGroups         = 65536
+	maxGroupMembers   = 10000
+	maxMemberships    = 262144 // in all groups
+	maxPeerGroups     = 4096   // of one node, all networks
+	maxWaiting        = 32     // frames per group
+	maxWaitingGroups  = 1024   // groups with waiting frames
+	maxBehind         = 1024   // groups of hosts bridged behind us, per network
 	maxGatherTargets  = 16
 	groupExpiry       = 600 * time.Second
 	gatherEvery       = 60 * time.Second
@@ -51,19 +54,36 @@ type group struct {
 
 // waitingFrame is a multicast that has not reached as many members as it may.
 type waitingFrame struct {
-	payload []byte // of MULTICAST_FRAME
-	sent    map[identity.Address]bool
-	born    time.Time
+	frame *multicast
+	sent  map[identity.Address]bool
+	born  time.Time
+}
+
+// multicast is a frame for a group. It is immutable.
+type multicast struct {
+	group     vl2.MulticastGroup
+	source    vl2.MAC
+	foreign   bool // source isn't ours
+	etherType uint16
+	data      []byte
+	payload   []byte // of MULTICAST_FRAME
 }
 
 // groupTable holds the groups of all networks, also of networks that we serve as
 // a root without having joined them.
 type groupTable struct {
-	mu sync.Mutex
-	m  map[groupKey]*group
+	mu      sync.Mutex
+	m       map[groupKey]*group
+	waiting map[groupKey]*group      // those with waiting frames
+	perPeer map[identity.Address]int // groups a node is in
+	total   int                      // memberships
 }
 
-func (t *groupTable) init() { t.m = make(map[groupKey]*group) }
+func (t *groupTable) init() {
+	t.m = make(map[groupKey]*group)
+	t.waiting = make(map[groupKey]*group)
+	t.perPeer = make(map[identity.Address]int)
+}
 
 // get returns a group, making it if there is room; nil without. t.mu is held.
 func (t *groupTable) get(k groupKey) *group {
@@ -75,17 +95,29 @@ func (t *groupTable) get(k groupKey) *group {
 	return g
 }
 
+// add registers a node or refreshes its registration; false if there is no room.
 func (t *groupTable) add(k groupKey, a identity.Address, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if g := t.m[k]; g != nil {
+		if _, ok := g.members[a]; ok {
+			g.members[a] = now
+			return true
+		}
+		if len(g.members) >= maxGroupMembers {
+			return false
+		}
+	}
+	if t.perPeer[a] >= maxPeerGroups || t.total >= maxMemberships {
+		return false
+	}
 	g := t.get(k)
 	if g == nil {
 		return false
 	}
-	if _, ok := g.members[a]; !ok && len(g.members) >= maxGroupMembers {
-		return false
-	}
 	g.members[a] = now
+	t.perPeer[a]++
+	t.total++
 	return true
 }
 
@@ -93,7 +125,19 @@ func (t *groupTable) remove(k groupKey, a identity.Address) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if g := t.m[k]; g != nil {
-		delete(g.members, a)
+		t.drop(g, a)
+	}
+}
+
+// drop takes a node out of a group. t.mu is held.
+func (t *groupTable) drop(g *group, a identity.Address) {
+	if _, ok := g.members[a]; !ok {
+		return
+	}
+	delete(g.members, a)
+	t.total--
+	if t.perPeer[a]--; t.perPeer[a] <= 0 {
+		delete(t.perPeer, a)
 	}
 }
 
@@ -106,34 +150,109 @@ func (t *groupTable) list(k groupKey, limit int, skip identity.Address) (out []i
 	if g == nil {
 		return nil, 0
 	}
+	out = make([]identity.Address, 0, len(g.members))
 	for a := range g.members {
 		if a != skip {
 			out = append(out, a)
 		}
 	}
-	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
-	return out[:min(limit, len(out))], len(g.members)
+	n := min(limit, len(out))
+	for i := range n { // only what is asked for needs to be shuffled
+		j := i + rand.IntN(len(out)-i)
+		out[i], out[j] = out[j], out[i]
+	}
+	return out[:n], len(g.members)
 }
 
 func (t *groupTable) expire(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for k, g := range t.waiting {
+		if g.dropOld(now); len(g.waiting) == 0 {
+			delete(t.waiting, k)
+		}
+	}
 	for k, g := range t.m {
 		for a, at := range g.members {
 			if now.Sub(at) >= groupExpiry {
-				delete(g.members, a)
+				t.drop(g, a)
 			}
 		}
-		if len(g.members) == 0 && len(g.waiting) == 0 {
+		if len(g.members) == 0 && len(g.waiting) == 0 && now.Sub(g.lastGather) >= gatherEvery {
 			delete(t.m, k)
 		}
 	}
 }
 
+// dropOld drops frames that waited long enough.
+func (g *group) dropOld(now time.Time) {
+	g.waiting = slices.DeleteFunc(g.waiting, func(f waitingFrame) bool { return now.Sub(f.born) >= waitingLifetime })
+}
+
+// wait keeps a frame for members of a group that turn up. It reports whether it is
+// time to ask who they are.
+func (t *groupTable) wait(k groupKey, f waitingFrame, now time.Time) (ask bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	g := t.get(k)
+	if g == nil {
+		return false
+	}
+	every := gatherEvery
+	if len(g.members) == 0 {
+		every = gatherEmptyEvery
+	}
+	if ask = g.lastGather.IsZero() || now.Sub(g.lastGather) >= every; ask {
+		g.lastGather = now
+	}
+	if len(g.waiting) == 0 && len(t.waiting) >= maxWaitingGroups {
+		return ask
+	}
+	if len(g.waiting) >= maxWaiting {
+		g.waiting = slices.Delete(g.waiting, 0, 1)
+	}
+	g.waiting = append(g.waiting, f)
+	t.waiting[k] = g
+	return ask
+}
+
+// delivery is one copy of a waiting frame.
+type delivery struct {
+	to    identity.Address
+	frame *multicast
+}
+
+// due returns what can be sent of the frames of a network that wait, in one group or
+// in all if only is nil.
+func (t *groupTable) due(nwid vl2.NetworkID, only *groupKey, limit int, now time.Time) (out []delivery) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for k, g := range t.waiting {
+		if k.nwid != nwid || only != nil && k != *only {
+			continue
+		}
+		g.dropOld(now)
+		g.waiting = slices.DeleteFunc(g.waiting, func(f waitingFrame) bool { return len(f.sent) >= limit })
+		for i := range g.waiting {
+			f := &g.waiting[i]
+			for a := range g.members {
+				if !f.sent[a] && len(f.sent) < limit {
+					f.sent[a] = true
+					out = append(out, delivery{a, f.frame})
+				}
+			}
+		}
+		if len(g.waiting) == 0 {
+			delete(t.waiting, k)
+		}
+	}
+	return out
+}
+
 // mayUseGroups reports whether a peer may register with us and ask us (chapter 03
 // §5.2).
 func (l *Layer) mayUseGroups(nwid vl2.NetworkID, from *vl1.Peer, now time.Time) (member, ok bool) {
-	if n := l.net(nwid); n != nil && n.gate(n.snap.Load(), from.Address(), now) {
+	if n := l.net(nwid); n != nil && n.gate(nil, n.snap.Load(), from.Address(), now) {
 		return true, true
 	}
 	if l.peers.IsRoot() {
@@ -147,7 +266,7 @@ func (l *Layer) receiveLike(now time.Time, from *vl1.Peer, b []byte) vl1.Result 
 	var res vl1.Result
 	var nwid vl2.NetworkID
 	var allowed bool
-	for n := 0; len(b) >= 18 && n < maxGroupsPerPeer; n++ {
+	for n := 0; len(b) >= 18; n++ {
 		id := vl2.NetworkIDFromBytes(b)
 		g, ok := vl2.ParseGroup(b[8:])
 		b = b[18:]
@@ -178,13 +297,22 @@ func (l *Layer) receiveGather(out vl1.Out, now time.Time, from *vl1.Peer, p pack
 		n.offer(src.Worker, out, now, from, q.COM)
 	}
 	member, ok := l.mayUseGroups(q.Network, from, now)
-	if ok && q.Limit > 0 {
+	if ok && q.Limit > 0 && l.mayGather(from, now) {
 		if b := l.gatherResult(groupKey{q.Network, q.Group}, int(min(q.Limit, maxGatherAnswer)), from.Address()); b != nil {
 			answer := q.Group.Append(q.Network.Append(nil))
 			l.peers.SendOK(src.Worker, out, now, from, src, packet.VerbMulticastGather, p.ID(), append(answer, b...))
 		}
 	}
 	return vl1.Result{Trust: member}
+}
+
+// mayGather limits how many answers one node gets.
+func (l *Layer) mayGather(from *vl1.Peer, now time.Time) bool {
+	if l.gathers.allow(from.Address(), now) {
+		return true
+	}
+	l.stats.gatherFlood.Add(1)
+	return false
 }
 
 // gatherResult encodes who is in a group, nil if nobody is (chapter 03 §5.4).
@@ -232,14 +360,17 @@ func (l *Layer) receiveGatherOK(out vl1.Out, now time.Time, from *vl1.Peer, verb
 			l.groups.add(groupKey{n.id, g}, a, now)
 		}
 	}
-	l.groups.sendWaiting(n, src.Worker, out, now)
+	n.sendWaiting(src.Worker, out, now, &groupKey{n.id, g})
 	return vl1.Result{}
 }
 
-// subscribed reports whether the host wants a group.
+// subscribed reports whether the host, or one bridged behind it, wants a group.
 func (n *joined) subscribed(g vl2.MulticastGroup) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if _, ok := n.behind[g]; ok {
+		return true
+	}
 	return slices.Contains(n.hostGroups, g) || slices.Contains(n.resolutionGroups(), g)
 }
 
@@ -258,6 +389,9 @@ func (n *joined) ownGroups(s *state) map[vl2.MulticastGroup]bool {
 		all[g] = true
 	}
 	for _, g := range n.resolutionGroups() {
+		all[g] = true
+	}
+	for g := range n.behind {
 		all[g] = true
 	}
 	if s.cfg.Broadcast() {
@@ -289,27 +423,54 @@ func (n *joined) announceDue(w *vl1.Worker, out vl1.Out, now time.Time) {
 		n.groupsChanged, n.announced = false, own
 	}
 	every := slices.Collect(maps.Keys(n.announced))
+	greets := n.greets
+	n.greets = nil
+	look := now.Sub(n.lastMembers) >= memberCheck
+	if look {
+		n.lastMembers = now
+	}
 	n.mu.Unlock()
 	upstream := n.upstreamRecipients(s)
 	for _, a := range upstream {
 		n.announce(w, out, now, a, send)
 	}
-	for _, a := range n.memberAddresses() {
-		m := n.member(a)
-		if m == nil || slices.Contains(upstream, a) || !n.gate(s, a, now) {
-			continue
+	if look || len(send) > 0 {
+		for _, a := range n.memberAddresses() {
+			if m := n.member(a); m != nil && n.gate(nil, s, a, now) {
+				n.announceTo(w, out, now, m, upstream, send, every)
+			}
 		}
-		m.mu.Lock()
-		due := now.Sub(m.lastLike) >= announceEvery
-		if due {
-			m.lastLike = now
-		}
-		m.mu.Unlock()
-		if due {
-			n.announce(w, out, now, a, every)
-		} else {
-			n.announce(w, out, now, a, send)
-		}
+	}
+	for _, m := range greets {
+		n.announceTo(w, out, now, m, upstream, nil, every)
+	}
+}
+
+// announceTo tells a member that passed the gate all groups if that is due, else the
+// new ones.
+func (n *joined) announceTo(w *vl1.Worker, out vl1.Out, now time.Time, m *member, upstream []identity.Address, fresh, every []vl2.MulticastGroup) {
+	if slices.Contains(upstream, m.addr) {
+		return
+	}
+	m.mu.Lock()
+	due := now.Sub(m.lastLike) >= announceEvery
+	if due {
+		m.lastLike = now
+	}
+	m.mu.Unlock()
+	if due {
+		fresh = every
+	}
+	n.announce(w, out, now, m.addr, fresh)
+}
+
+// greet notes that a member passed the gate: it is told our groups (chapter 03
+// §3.11).
+func (n *joined) greet(m *member) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.greets) < maxGreets { // else the periodic check finds it
+		n.greets = append(n.greets, m)
 	}
 }
 
@@ -356,7 +517,7 @@ func (l *Layer) receiveMulticast(out vl1.Out, now time.Time, from *vl1.Peer, p p
 	if !s.open {
 		return vl1.Result{}
 	}
-	if !n.gate(s, from.Address(), now) {
+	if !n.gate(src.Worker, s, from.Address(), now) {
 		l.needCertificate(n, out, now, from, p, src)
 		return vl1.Result{Retry: true}
 	}
@@ -372,19 +533,22 @@ func (l *Layer) receiveMulticast(out vl1.Out, now time.Time, from *vl1.Peer, p p
 		if !f.Group.MAC.IsMulticast() || source.IsZero() || source.IsMulticast() || source == n.mac {
 			return vl1.Result{Trust: true}
 		}
+		if f.Replicate && slices.Contains(s.replicators, l.self) {
+			n.replicate(src.Worker, out, now, s, from.Address(), source, &f)
+		}
 		if source != own {
 			if !s.cfg.IsBridge(from.Address()) {
 				return vl1.Result{Trust: true}
 			}
 			n.learnBridge(source, from.Address(), now)
 		}
-		if s.acceptAll || n.filterIn(s, src, out, now, from.Address(), f.Group.MAC, source, f.EtherType, f.Data) != vl2.FilterDrop {
+		if n.filterIn(s, src, out, now, from.Address(), f.Group.MAC, source, f.EtherType, f.Data) != vl2.FilterDrop {
 			l.deliver(src, n, s, f.Group.MAC, source, f.EtherType, f.Data)
 		} else {
 			l.stats.filtered.Add(1)
 		}
 	}
-	if f.GatherLimit > 0 {
+	if f.GatherLimit > 0 && l.mayGather(from, now) {
 		if b := l.gatherResult(groupKey{n.id, f.Group}, int(min(f.GatherLimit, maxGatherAnswer)), from.Address()); b != nil {
 			answer := append(f.Group.Append(n.id.Append(nil)), 0x02)
 			l.peers.SendOK(src.Worker, out, now, from, src, packet.VerbMulticastFrame, p.ID(), append(answer, b...))
@@ -412,63 +576,101 @@ func (n *joined) writeMulticast(w *vl1.Worker, out vl1.Out, now time.Time, s *st
 		n.l.stats.filtered.Add(1)
 		return false
 	}
-	if !s.acceptAll && !n.filterOut(s, w, out, now, 0, dst, from, etherType, data, false) {
+	if from != n.mac {
+		n.learnBehind(g, now)
+	}
+	if !n.filterOut(s, w, out, now, 0, dst, from, etherType, data, false) {
 		n.l.stats.filtered.Add(1)
 		return false
 	}
-	limit := s.cfg.MulticastLimit
-	k := groupKey{n.id, g}
-	source := (*vl2.MAC)(nil)
-	if from != n.mac {
-		source = &from
+	f := &multicast{group: g, source: from, foreign: from != n.mac, etherType: etherType, data: slices.Clone(data)}
+	if !s.bridge && len(s.replicators) > 0 && !slices.Contains(s.replicators, n.l.self) {
+		if a := n.nearestReplicator(s); a != 0 {
+			n.l.peers.Send(w, out, now, a, packet.VerbMulticastFrame, vl2.AppendReplicate(nil, n.id, from, g, etherType, data),
+				vl1.SendOpts{Compress: s.cfg.CompressMulticast()})
+			return true
+		}
 	}
+	n.sendGroup(w, out, now, s, f, 0)
+	return true
+}
+
+// nearestReplicator returns the replicator with the lowest latency, 0 if none can be
+// reached directly.
+func (n *joined) nearestReplicator(s *state) (best identity.Address) {
+	var least time.Duration
+	for _, a := range s.replicators {
+		if p := n.l.peers.Peer(a); p != nil {
+			if d, ok := p.DirectLatency(); ok && (best == 0 || d < least) {
+				best, least = a, d
+			}
+		}
+	}
+	return best
+}
+
+// replicate sends a member's multicast to the others, as a replicator does.
+func (n *joined) replicate(w *vl1.Worker, out vl1.Out, now time.Time, s *state, origin identity.Address, source vl2.MAC, f *vl2.MulticastFrame) {
+	if !n.l.spreads.allow(origin, now) {
+		n.l.stats.gatherFlood.Add(1)
+		return
+	}
+	n.sendGroup(w, out, now, s, &multicast{group: f.Group, source: source, foreign: true, etherType: f.EtherType, data: slices.Clone(f.Data)}, origin)
+}
+
+// learnBehind notes that a host bridged behind us uses a group.
+func (n *joined) learnBehind(g vl2.MulticastGroup, now time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, ok := n.behind[g]; !ok {
+		if len(n.behind) >= maxBehind {
+			n.l.stats.refusedRecords.Add(1)
+			return
+		}
+		if n.behind == nil {
+			n.behind = make(map[vl2.MulticastGroup]time.Time)
+		}
+		n.groupsChanged = true
+	}
+	n.behind[g] = now
+}
+
+// sendGroup sends a frame to the members of its group (chapter 03 §5.5): to those
+// known now, and to others as they turn up, until the network's limit is reached.
+// origin, if not 0, has it already.
+func (n *joined) sendGroup(w *vl1.Worker, out vl1.Out, now time.Time, s *state, f *multicast, origin identity.Address) {
+	limit := s.cfg.MulticastLimit
+	k := groupKey{n.id, f.group}
 	members, total := n.l.groups.list(k, limit, n.l.self)
 	missing := uint32(1)
 	if total < limit {
 		missing = uint32(limit - total + 1)
 	}
-	payload := vl2.AppendMulticastFrame(nil, n.id, missing, source, g, etherType, data)
-	frame := waitingFrame{payload: payload, sent: make(map[identity.Address]bool), born: now}
+	var source *vl2.MAC
+	if f.foreign {
+		source = &f.source
+	}
+	f.payload = vl2.AppendMulticastFrame(nil, n.id, missing, source, f.group, f.etherType, f.data)
+	sent := make(map[identity.Address]bool)
+	if origin != 0 {
+		sent[origin] = true
+		limit++
+	}
 	for _, a := range append(s.cfg.Bridges(), members...) {
-		if a != n.l.self && !frame.sent[a] && len(frame.sent) < limit {
-			frame.sent[a] = true
-			n.sendMulticast(w, out, now, s, a, payload, dst, from, etherType, data)
+		if a != n.l.self && !sent[a] && len(sent) < limit {
+			sent[a] = true
+			n.sendMulticast(w, out, now, s, a, f)
 		}
 	}
-	if total < limit {
-		n.gatherAndWait(w, out, now, s, k, missing, frame)
+	if total < s.cfg.MulticastLimit && n.l.groups.wait(k, waitingFrame{f, sent, now}, now) {
+		n.gather(w, out, now, s, k, missing)
 	}
-	return true
 }
 
-// gatherAndWait asks for more members and keeps the frame for those that turn up.
-func (n *joined) gatherAndWait(w *vl1.Worker, out vl1.Out, now time.Time, s *state, k groupKey, missing uint32, frame waitingFrame) {
-	t := &n.l.groups
-	t.mu.Lock()
-	g := t.get(k)
-	if g == nil {
-		t.mu.Unlock()
-		return
-	}
-	every := gatherEvery
-	if len(g.members) == 0 {
-		every = gatherEmptyEvery
-	}
-	ask := g.lastGather.IsZero() || now.Sub(g.lastGather) >= every
-	if ask {
-		g.lastGather = now
-	}
-	if len(g.waiting) >= maxWaiting {
-		g.waiting = slices.Delete(g.waiting, 0, 1)
-	}
-	g.waiting = append(g.waiting, frame)
-	t.mu.Unlock()
-	if !ask {
-		return
-	}
+// gather asks who is in a group.
+func (n *joined) gather(w *vl1.Worker, out vl1.Out, now time.Time, s *state, k groupKey, missing uint32) {
 	q := vl2.AppendGather(nil, k.nwid, k.group, missing, s.cfg.COM)
-	targets := []identity.Address{n.l.peers.BestUpstream(), n.id.Controller()}
-	targets = append(targets, s.cfg.Anchors()...)
+	targets := append([]identity.Address{n.l.peers.BestUpstream(), n.id.Controller()}, s.cfg.Anchors()...)
 	asked := make(map[identity.Address]bool)
 	for _, a := range targets {
 		if a.Reserved() || a == n.l.self || asked[a] || len(asked) >= maxGatherTargets {
@@ -479,62 +681,34 @@ func (n *joined) gatherAndWait(w *vl1.Worker, out vl1.Out, now time.Time, s *sta
 	}
 }
 
-// sendWaiting sends waiting frames of a network to members they have not reached.
-func (t *groupTable) sendWaiting(n *joined, w *vl1.Worker, out vl1.Out, now time.Time) {
-	type job struct {
-		to      identity.Address
-		payload []byte
-	}
+// sendWaiting sends waiting frames to members they have not reached, of one group or
+// of all if only is nil.
+func (n *joined) sendWaiting(w *vl1.Worker, out vl1.Out, now time.Time, only *groupKey) {
 	s := n.snap.Load()
 	if !s.open {
 		return
 	}
-	var jobs []job
-	t.mu.Lock()
-	for k, g := range t.m {
-		if k.nwid != n.id || len(g.waiting) == 0 {
-			continue
-		}
-		g.waiting = slices.DeleteFunc(g.waiting, func(f waitingFrame) bool {
-			return now.Sub(f.born) >= waitingLifetime || len(f.sent) >= s.cfg.MulticastLimit
-		})
-		for i := range g.waiting {
-			f := &g.waiting[i]
-			for a := range g.members {
-				if !f.sent[a] && len(f.sent) < s.cfg.MulticastLimit {
-					f.sent[a] = true
-					jobs = append(jobs, job{a, f.payload})
-				}
-			}
-		}
-	}
-	t.mu.Unlock()
-	for _, j := range jobs {
-		if f, err := vl2.ParseMulticastFrame(j.payload); err == nil {
-			source := n.mac
-			if f.HasSource {
-				source = f.Source
-			}
-			n.sendMulticast(w, out, now, s, j.to, j.payload, f.Group.MAC, source, f.EtherType, f.Data)
-		}
+	for _, d := range n.l.groups.due(n.id, only, s.cfg.MulticastLimit, now) {
+		n.sendMulticast(w, out, now, s, d.to, d.frame)
 	}
 }
 
 // sendMulticast sends one copy to one member.
-func (n *joined) sendMulticast(w *vl1.Worker, out vl1.Out, now time.Time, s *state, to identity.Address, payload []byte, dst, from vl2.MAC, etherType uint16, data []byte) {
-	if !s.acceptAll && !n.filterOut(s, w, out, now, to, dst, from, etherType, data, true) {
+func (n *joined) sendMulticast(w *vl1.Worker, out vl1.Out, now time.Time, s *state, to identity.Address, f *multicast) {
+	if !n.filterOut(s, w, out, now, to, f.group.MAC, f.source, f.etherType, f.data, true) {
 		n.l.stats.filtered.Add(1)
 		return
 	}
 	if m := n.ensureMember(to, now); m != nil {
-		if m.revoked.Load() && !s.cfg.Public {
+		if !n.maySend(w, out, now, s, m) {
 			n.l.stats.gateClosed.Add(1)
 			return
 		}
 		if m.pushDue(s, now) {
 			n.push(w, out, now, m, s)
 		}
+		m.used.Store(now.UnixNano())
 	}
-	n.l.peers.Send(w, out, now, to, packet.VerbMulticastFrame, payload,
+	n.l.peers.Send(w, out, now, to, packet.VerbMulticastFrame, f.payload,
 		vl1.SendOpts{Compress: s.cfg.CompressMulticast(), ExpectReply: true})
 }

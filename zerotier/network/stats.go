@@ -5,6 +5,7 @@ import "sync/atomic"
 type stats struct {
 	framesIn, framesOut, filtered, notOpen, gateClosed, malformed, tooLong atomic.Uint64
 	badSignatures, rejectedCredentials, refusedRecords, requests, pushes   atomic.Uint64
+	evicted, credentialFlood, gatherFlood, diverted, divertsRefused        atomic.Uint64
 }
 
 // Stats is a snapshot of counters.
@@ -20,6 +21,11 @@ type Stats struct {
 	RefusedRecords      uint64 // a table was full
 	ConfigRequests      uint64
 	CredentialPushes    uint64
+	EvictedRecords      uint64 // members forgotten to make room
+	CredentialFlood     uint64 // credentials not looked at: too many of one sender
+	GatherFlood         uint64 // gathers and replications refused: too many of one sender
+	Diverted            uint64 // copies and redirections that rules ordered
+	DivertsRefused      uint64 // those not sent: too many, or to nobody
 }
 
 // Stats returns the counters.
@@ -30,5 +36,7 @@ func (l *Layer) Stats() Stats {
 		GateClosed: s.gateClosed.Load(), Malformed: s.malformed.Load(), TooLong: s.tooLong.Load(),
 		BadSignatures: s.badSignatures.Load(), RejectedCredentials: s.rejectedCredentials.Load(),
 		RefusedRecords: s.refusedRecords.Load(), ConfigRequests: s.requests.Load(), CredentialPushes: s.pushes.Load(),
+		EvictedRecords: s.evicted.Load(), CredentialFlood: s.credentialFlood.Load(), GatherFlood: s.gatherFlood.Load(),
+		Diverted: s.diverted.Load(), DivertsRefused: s.divertsRefused.Load(),
 	}
 }

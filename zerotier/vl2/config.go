@@ -365,6 +365,9 @@ func (c *NetworkConfig) Bridges() []identity.Address { return c.withRole(RoleBri
 // Anchors lists the anchors and multicast replicators.
 func (c *NetworkConfig) Anchors() []identity.Address { return c.withRole(RoleAnchor | RoleReplicator) }
 
+// Replicators lists the members that send multicasts on for others.
+func (c *NetworkConfig) Replicators() []identity.Address { return c.withRole(RoleReplicator) }
+
 // IsBridge reports whether a member is an active bridge.
 func (c *NetworkConfig) IsBridge(a identity.Address) bool {
 	for _, s := range c.Specialists {

@@ -6,7 +6,7 @@
 //
 // Everything parsed is checked and bounded, and errors wrap [ErrMalformed]. What
 // was decoded is not changed afterwards and may be read by many goroutines;
-// [Membership] and [Assembler] need a lock.
+// [Membership] and [Assembler] need a lock while they are changed.
 //
 // Numbers and addresses: [NetworkID], [MACOf], [AddressOf], [SixPlane], [RFC4193],
 // [ResolutionGroup], [GroupOf], [EmulateNDP].

@@ -22,6 +22,7 @@ const (
 	extAcknowledge   = 0x10
 	multicastGather  = 0x02
 	multicastSource  = 0x04
+	multicastSpread  = 0x08
 	okHasCOM         = 0x01
 	okHasGather      = 0x02
 	maxGatherResults = 4096
@@ -72,6 +73,7 @@ type MulticastFrame struct {
 	GatherLimit uint32
 	HasSource   bool
 	Source      MAC
+	Replicate   bool // the receiver shall send it to the others
 	Group       MulticastGroup
 	EtherType   uint16
 	Data        []byte
@@ -91,6 +93,7 @@ func ParseMulticastFrame(b []byte) (f MulticastFrame, err error) {
 	if flags&multicastSource != 0 {
 		f.HasSource, f.Source = true, r.mac()
 	}
+	f.Replicate = flags&multicastSpread != 0
 	f.Group = MulticastGroup{MAC: r.mac(), ADI: r.u32()}
 	f.EtherType = r.u16()
 	if r.failed {
@@ -111,6 +114,13 @@ func AppendMulticastFrame(b []byte, n NetworkID, gather uint32, source *MAC, g M
 		b = append(b, source[:]...)
 	}
 	return append(be.AppendUint16(g.Append(b), etherType), data...)
+}
+
+// AppendReplicate appends MULTICAST_FRAME for a replicator (chapter 03 §5.5).
+func AppendReplicate(b []byte, n NetworkID, source MAC, g MulticastGroup, etherType uint16, data []byte) []byte {
+	b = append(n.Append(b), multicastSource|multicastSpread)
+	b = g.Append(append(b, source[:]...))
+	return append(be.AppendUint16(b, etherType), data...)
 }
 
 // Gather is the payload of MULTICAST_GATHER (chapter 03 §5.3).

@@ -9,7 +9,8 @@ import (
 )
 
 // Membership is what we hold of another member's credentials (chapter 03 §3.7).
-// The zero value holds nothing. It is not safe for concurrent use.
+// The zero value holds nothing. One that is shared must not be changed any more:
+// change a [Membership.Clone] and share that.
 type Membership struct {
 	com     *COM
 	comVoid int64 // certificates of membership up to this time are void
@@ -131,6 +132,19 @@ func (m *Membership) revoke(r *Revocation) OfferResult {
 	return OfferRejected
 }
 
+// Clone returns a copy that can be changed; m may be nil.
+func (m *Membership) Clone() *Membership {
+	if m == nil {
+		return &Membership{}
+	}
+	c := *m
+	c.tags, c.caps, c.coos, c.void = slices.Clone(m.tags), slices.Clone(m.caps), slices.Clone(m.coos), maps.Clone(m.void)
+	return &c
+}
+
+// HasCOM reports whether a certificate of membership is held, good or void.
+func (m *Membership) HasCOM() bool { return m.com != nil }
+
 // Revoked reports whether the certificate held is void.
 func (m *Membership) Revoked() bool {
 	return m.comVoid > 0 && (m.com == nil || m.com.Timestamp() <= m.comVoid)
@@ -219,12 +233,54 @@ func ipThing(a netip.Addr) (t Thing) {
 	return t
 }
 
+// outdated reports whether nothing of that time can be usable any more.
+func (own *NetworkConfig) outdated(ts int64) bool {
+	return ts < own.Timestamp && uint64(own.Timestamp)-uint64(ts) > uint64(own.TimeDelta)
+}
+
+// Vital reports whether something revoked could be used again if the record were
+// forgotten.
+func (m *Membership) Vital(own *NetworkConfig) bool {
+	if m.comVoid > 0 && !own.outdated(m.comVoid) {
+		return true
+	}
+	for _, ts := range m.void {
+		if !own.outdated(ts) {
+			return true
+		}
+	}
+	return false
+}
+
+// Outdated reports whether [Membership.Expire] would forget something.
+func (m *Membership) Outdated(own *NetworkConfig) bool {
+	for _, t := range m.tags {
+		if own.outdated(t.Timestamp) {
+			return true
+		}
+	}
+	for _, t := range m.caps {
+		if own.outdated(t.Timestamp) {
+			return true
+		}
+	}
+	for _, t := range m.coos {
+		if own.outdated(t.Timestamp) {
+			return true
+		}
+	}
+	for _, ts := range m.void {
+		if own.outdated(ts) {
+			return true
+		}
+	}
+	return false
+}
+
 // Expire forgets credentials that can't become usable again, and thresholds below
 // which nothing can be usable.
 func (m *Membership) Expire(own *NetworkConfig) {
-	old := func(ts int64) bool {
-		return ts < own.Timestamp && uint64(own.Timestamp)-uint64(ts) > uint64(own.TimeDelta)
-	}
+	old := own.outdated
 	m.tags = slices.DeleteFunc(m.tags, func(t *Tag) bool { return old(t.Timestamp) })
 	m.caps = slices.DeleteFunc(m.caps, func(c *Capability) bool { return old(c.Timestamp) })
 	m.coos = slices.DeleteFunc(m.coos, func(c *COO) bool { return old(c.Timestamp) })

@@ -317,7 +317,7 @@ func parseCredential(kind string, b []byte) (vl2.Credential, int, error) {
 
 // stricter lists what we refuse although the reference takes it, with the reason.
 var stricter = map[string]string{
-	"chain":            "capabilities with a longer chain than the controller issues",
+	"chain":            "needs the identities of those in between: see TestCredentialEncoding",
 	"custody":          "the same",
 	"things":           "more things than fit",
 	"other controller": "signed by the controller of another network, which this test does not ask",
