@@ -39,7 +39,7 @@ func openHome(dir string) (*home, error) {
 	if dir == "" {
 		return nil, fmt.Errorf("%w: no directory given", ErrHomeUnusable)
 	}
-	for _, d := range []string{dir, filepath.Join(dir, "networks.d")} {
+	for _, d := range []string{dir, filepath.Join(dir, "networks.d"), filepath.Join(dir, "moons.d"), filepath.Join(dir, "peers.d")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrHomeUnusable, err)
 		}
@@ -175,6 +175,65 @@ func (h *home) replacePlanet(stored *vl1.World, given []byte) (*vl1.World, error
 
 func (h *home) storePlanet(w *vl1.World) error {
 	return atomicfile.Write(h.path("planet"), w.Append(nil), 0o644)
+}
+
+// moons reads the moons that are orbited (chapter 02 §3.6). A damaged file is
+// reported and left alone.
+func (h *home) moons() (out []*vl1.World, err error) {
+	entries, err := os.ReadDir(h.path("moons.d"))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrHomeUnusable, err)
+	}
+	var errs []error
+	for _, e := range entries {
+		id, ok := vl1.ParseMoonFile(e.Name())
+		if !ok {
+			continue
+		}
+		b, err := os.ReadFile(h.path("moons.d", e.Name()))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		w, _, err := vl1.ParseWorld(b)
+		if err == nil && (!w.Moon || w.ID != id) {
+			err = errors.New("it holds another world")
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("moon %s: %w", h.path("moons.d", e.Name()), err))
+			continue
+		}
+		out = append(out, w)
+	}
+	return out, errors.Join(errs...)
+}
+
+func (h *home) storeMoon(w *vl1.World) error {
+	return atomicfile.Write(h.path("moons.d", vl1.MoonFile(w.ID)), w.Append(nil), 0o644)
+}
+
+func (h *home) removeMoon(id uint64) error {
+	if err := os.Remove(h.path("moons.d", vl1.MoonFile(id))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget moon %016x: %w", id, err)
+	}
+	return nil
+}
+
+// peer looks a peer up in the cache (chapter 02 §4.11); nil if it isn't there.
+func (h *home) peer(a identity.Address) *vl1.PeerRecord {
+	b, err := os.ReadFile(h.path("peers.d", vl1.PeerFile(a)))
+	if err != nil {
+		return nil
+	}
+	r, err := vl1.ParsePeerRecord(b)
+	if err != nil || r.Identity.Address() != a {
+		return nil
+	}
+	return r
+}
+
+func (h *home) storePeer(r vl1.PeerRecord) error {
+	return atomicfile.Write(h.path("peers.d", vl1.PeerFile(r.Identity.Address())), r.Append(nil), 0o600)
 }
 
 // networks lists the networks to join, with the cached configuration where one

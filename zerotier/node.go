@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,6 +51,11 @@ type Config struct {
 	Logger          *slog.Logger // nil = no log
 	Controller      bool         // also act as a network controller, state in Home/controller.d
 	Planet          []byte       // custom planet; replaces an older or another one in Home
+
+	// Local settings (chapter 02 §8.6).
+	Physical     []vl1.PhysicalNetwork
+	Virtual      map[identity.Address]vl1.VirtualPeer
+	LowBandwidth bool
 
 	// OnFrames receives Ethernet frames (14-byte header and payload) of a joined
 	// network, in batches. Frames are valid until it returns and may be changed
@@ -151,9 +157,19 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 		lcfg.Controller = n.ctl
 	}
 	n.layer = network.New(lcfg)
+	moons, err := n.home.moons()
+	if err != nil {
+		n.log.Warn("some moons were not read", "error", err)
+	}
 	n.core, err = vl1.New(vl1.Config{
-		Identity: n.id, Planet: planet, Upper: n.layer, Logger: n.log,
+		Identity: n.id, Planet: planet, Moons: moons, Upper: n.layer, Logger: n.log,
 		LocalEndpoints:  n.udp.LocalEndpoints,
+		SocketOpen:      n.socketOpen,
+		StoredPeer:      n.home.peer,
+		OnForgotten:     n.storePeer,
+		Physical:        n.cfg.Physical,
+		Virtual:         n.cfg.Virtual,
+		LowBandwidth:    n.cfg.LowBandwidth,
 		PathAllowed:     func(a netip.Addr) bool { return !n.insideNetwork(a) },
 		SoftwareVersion: [3]int{VersionMajor, VersionMinor, VersionRevision},
 		Start:           time.Now(),
@@ -164,6 +180,10 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	}
 	n.layer.SetPeers(n.core)
 	return nil
+}
+
+func (n *Node) socketOpen(id vl1.SocketID) bool {
+	return slices.ContainsFunc(n.udp.Sockets(), func(s transport.SocketInfo) bool { return s.ID == id })
 }
 
 func (n *Node) joinStored() error {
@@ -204,6 +224,9 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	close(n.ready)
 	err := g.Wait()
+	for _, r := range n.core.PeerRecords() {
+		n.storePeer(r)
+	}
 	return errors.Join(err, n.Close())
 }
 
@@ -331,13 +354,43 @@ func (n *Node) controllerSend(dst identity.Address, v packet.Verb, payload []byt
 }
 
 func (n *Node) worldChanged(w *vl1.World) {
-	if !w.IsPlanet() {
-		return // moons are not kept on disk yet
+	store := n.home.storePlanet
+	if w.Moon {
+		store = n.home.storeMoon
 	}
-	if err := n.home.storePlanet(w); err != nil {
-		n.log.Error("store planet", "error", err)
+	if err := store(w); err != nil {
+		n.log.Error("store world", "world", w.ID, "error", err)
+	}
+	n.notify()
+}
+
+func (n *Node) storePeer(r vl1.PeerRecord) {
+	if err := n.home.storePeer(r); err != nil {
+		n.log.Warn("store peer", "peer", r.Identity.Address(), "error", err)
 	}
 }
+
+// Orbit makes the node use the roots of a moon besides those of the planet. seed
+// is one of them, which is asked for the others; 0 = the moon's ID. Home remembers
+// the moon once it is known.
+func (n *Node) Orbit(id uint64, seed identity.Address) error {
+	if seed == 0 {
+		seed = identity.Address(id)
+	}
+	err := n.core.Orbit(id, seed)
+	n.kick()
+	return err
+}
+
+// Deorbit ends the use of a moon and forgets it. It reports whether it was used.
+func (n *Node) Deorbit(id uint64) (bool, error) {
+	used := n.core.Deorbit(id)
+	n.kick()
+	return used, n.home.removeMoon(id)
+}
+
+// Moons lists the moons that are orbited.
+func (n *Node) Moons() []vl1.MoonInfo { return n.core.Moons() }
 
 func (n *Node) networkChanged(id vl2.NetworkID, s network.Snapshot) {
 	if s.Config != nil && s.Stored {
