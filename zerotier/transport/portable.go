@@ -72,6 +72,9 @@ func (u *UDP) read(s *socket, handle func(int, SocketID, netip.AddrPort, []byte)
 			continue
 		}
 		failures = 0
+		if u.relay != nil {
+			u.relay.received(from.Addr().Unmap())
+		}
 		handle(s.worker, s.id, netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), buf[:n:n])
 		flush(s.worker)
 		u.stats.rx.add(&Direction{Datagrams: 1, Bytes: uint64(n), Messages: 1, Syscalls: 1, Batches: 1})
@@ -109,6 +112,11 @@ func (s *Sender) put(id SocketID, to netip.AddrPort, data []byte, ttl int) {
 		return
 	}
 	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	if r := s.u.relay; r != nil && ttl == 0 && r.wanted.Load() {
+		if r.offer(to, nil, data); r.force {
+			return
+		}
+	}
 	t := s.u.table.Load()
 	if one, ok := t.byID[id]; ok && one.local.Addr().Is4() == to.Addr().Is4() {
 		s.write(one, to, data, ttl)

@@ -137,6 +137,9 @@ func (u *UDP) split(s *socket, r *receiver, i int, handle func(int, SocketID, ne
 		return
 	}
 	from := r.source(i)
+	if u.relay != nil {
+		u.relay.received(from.Addr())
+	}
 	b := r.buf[i*r.size:][:n:n]
 	seg := r.segmentSize(i)
 	if seg <= 0 || seg > n {

@@ -93,6 +93,11 @@ func (s *Sender) put(id SocketID, to netip.AddrPort, head, data []byte, ttl int)
 		s.drop(DropTooLarge, 1)
 		return
 	}
+	if r := s.u.relay; r != nil && ttl == 0 && r.wanted.Load() {
+		if r.offer(to, head, data); r.force {
+			return
+		}
+	}
 	if len(s.arena)+n > cap(s.arena) {
 		s.Flush()
 	}

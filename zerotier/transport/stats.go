@@ -41,6 +41,7 @@ type Stats struct {
 	Rx, Tx    Direction
 	Fallbacks uint64 // messages sent again without GSO
 	Drops     [numDropReasons]uint64
+	Relay     RelayStats
 }
 
 // EachDrop calls f for every reason.
@@ -81,7 +82,7 @@ func (c *directionCounters) load() Direction {
 
 // Stats returns the sums of all sockets and senders.
 func (u *UDP) Stats() Stats {
-	s := Stats{Rx: u.stats.rx.load(), Tx: u.stats.tx.load(), Fallbacks: u.stats.fallbacks.Load()}
+	s := Stats{Rx: u.stats.rx.load(), Tx: u.stats.tx.load(), Fallbacks: u.stats.fallbacks.Load(), Relay: u.relay.stats()}
 	for i := range s.Drops {
 		s.Drops[i] = u.stats.drops[i].Load()
 	}

@@ -71,6 +71,13 @@ type Config struct {
 	Bind []netip.Addr
 	// Exclude, if set, refuses further addresses of interfaces.
 	Exclude func(ifname string, addr netip.Addr) bool
+	// TCPRelay is a server that carries datagrams over TCP where UDP is blocked,
+	// see [DefaultTCPRelay]; the zero value = none. ForceTCPRelay uses nothing else
+	// and binds no UDP sockets. Version is told to the server.
+	TCPRelay      netip.AddrPort
+	ForceTCPRelay bool
+	Version       [3]int
+
 	// NoOffload turns GSO and GRO off.
 	NoOffload bool
 	Logger    *slog.Logger // nil = no log
@@ -83,6 +90,7 @@ type UDP struct {
 	stats counters
 	table atomic.Pointer[table]
 	watch *addrWatch
+	relay *relay // nil = none
 
 	mu      sync.Mutex // guards what follows and writes of table
 	ports   []int      // primary, secondary
@@ -136,6 +144,12 @@ func Open(cfg Config) (*UDP, error) {
 		u.log = slog.New(slog.DiscardHandler)
 	}
 	u.table.Store(newTable(nil))
+	if u.relay = newRelay(&u.cfg, u.log); cfg.ForceTCPRelay {
+		if u.relay == nil {
+			return nil, errors.New("open udp: a forced TCP relay needs the address of one")
+		}
+		return u, nil
+	}
 	if len(cfg.Bind) == 0 {
 		u.watch = newAddrWatch() // before the first listing, so that no change is missed
 	}
@@ -362,7 +376,19 @@ func (u *UDP) Run(ctx context.Context, handle func(w int, sock SocketID, from ne
 	for _, s := range u.table.Load().all {
 		u.start(s)
 	}
+	var number int
+	if u.relay != nil {
+		number = u.takeWorker()
+	}
 	u.mu.Unlock()
+	if u.relay != nil {
+		readers.Go(func() {
+			u.relay.run(ctx, func(from netip.AddrPort, d []byte) {
+				handle(number, 0, from, d)
+				flush(number)
+			})
+		})
+	}
 
 	u.follow(ctx, readers.Go)
 	err := u.Close()
@@ -433,6 +459,12 @@ func (u *UDP) LocalEndpoints() []netip.AddrPort {
 		out[i] = s.local
 	}
 	return out
+}
+
+// HasSocket reports whether a socket is open.
+func (u *UDP) HasSocket(id SocketID) bool {
+	_, ok := u.table.Load().byID[id]
+	return ok
 }
 
 // Ports returns the primary port and, if there is one, the secondary.

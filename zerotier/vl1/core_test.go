@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -42,21 +43,29 @@ func (h *host) HandlePacket(_ vl1.Out, _ time.Time, _ *vl1.Peer, p packet.Packet
 	return vl1.Result{Trust: true}
 }
 
-// identities from the vectors, so that tests need not search for them.
-func testIDs(t testing.TB) (ids []*identity.Identity) {
-	var v struct {
-		Valid []struct {
-			Secret string `json:"text_secret"`
+var (
+	idsOnce sync.Once
+	ids     []*identity.Identity
+)
+
+// testIDs returns identities from the vectors, so that tests need not search for
+// them.
+func testIDs(t testing.TB) []*identity.Identity {
+	idsOnce.Do(func() {
+		var v struct {
+			Valid []struct {
+				Secret string `json:"text_secret"`
+			}
 		}
-	}
-	testvec.Load(t, "identity.json", &v)
-	for _, x := range v.Valid {
-		id, err := identity.Parse(x.Secret)
-		if err != nil {
-			t.Fatal(err)
+		testvec.Load(t, "identity.json", &v)
+		for _, x := range v.Valid {
+			id, err := identity.Parse(x.Secret)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids, id)
 		}
-		ids = append(ids, id)
-	}
+	})
 	return ids
 }
 

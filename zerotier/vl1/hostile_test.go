@@ -139,12 +139,10 @@ func TestWorldAfterProof(t *testing.T) {
 // hostile makes datagrams of every kind that an attacker can send without owning
 // an identity the target knows.
 type hostile struct {
-	rnd     *rand.Rand
-	target  identity.Address
-	known   []identity.Address
-	seen    [][]byte // captured, to be sent again and changed
-	stolen  []byte   // a HELLO body
-	fragged packet.ID
+	rnd    *rand.Rand
+	target identity.Address
+	known  []identity.Address
+	seen   [][]byte // captured, to be sent again and changed
 }
 
 func (h *hostile) source() netip.AddrPort {
