@@ -28,6 +28,8 @@ type host struct {
 	ctl   *authority
 	got   [][]byte
 	peers *recorder
+
+	discard bool // don't keep frames in got
 }
 
 // recorder keeps what a node replies to others.
@@ -154,6 +156,9 @@ func newHost(t testing.TB, n *simnet.Net, id *identity.Identity, planet *vl1.Wor
 	h := &host{id: id, ctl: ctl}
 	h.port = n.Attach(h, sock)
 	cfg := network.Config{Identity: id, Deliver: func(_ vl2.NetworkID, frames [][]byte) {
+		if h.discard {
+			return
+		}
 		for _, f := range frames {
 			h.got = append(h.got, bytes.Clone(f))
 		}
