@@ -3,6 +3,7 @@ package network_test
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -26,6 +27,25 @@ type host struct {
 	port  *simnet.Port
 	ctl   *authority
 	got   [][]byte
+	peers *recorder
+
+	discard bool // don't keep frames in got
+}
+
+// recorder keeps what a node replies to others.
+type recorder struct {
+	*vl1.Core
+	replies []string // verb and payload without the packet ID
+}
+
+func (r *recorder) SendOK(w *vl1.Worker, out vl1.Out, now time.Time, to *vl1.Peer, src vl1.Source, inRe packet.Verb, id packet.ID, payload []byte) {
+	r.replies = append(r.replies, fmt.Sprintf("OK %02x %x", uint8(inRe), payload))
+	r.Core.SendOK(w, out, now, to, src, inRe, id, payload)
+}
+
+func (r *recorder) SendError(w *vl1.Worker, out vl1.Out, now time.Time, to *vl1.Peer, src vl1.Source, inRe packet.Verb, id packet.ID, code packet.ErrorCode, payload []byte) {
+	r.replies = append(r.replies, fmt.Sprintf("ERROR %02x %02x %x", uint8(inRe), uint8(code), payload))
+	r.Core.SendError(w, out, now, to, src, inRe, id, code, payload)
 }
 
 func (h *host) Receive(out vl1.Out, now time.Time, sock vl1.SocketID, from netip.AddrPort, d []byte) {
@@ -57,11 +77,12 @@ type authority struct {
 type request struct {
 	from *identity.Identity
 	id   packet.ID
+	n    vl2.NetworkID
 }
 
 func (c *authority) HandleRequest(from *identity.Identity, id packet.ID, n vl2.NetworkID, _ []byte) {
-	if n == c.n {
-		c.requests = append(c.requests, request{from, id})
+	if n.Controller() == c.n.Controller() {
+		c.requests = append(c.requests, request{from, id, n})
 	}
 }
 func (c *authority) Authorized(vl2.NetworkID, identity.Address, time.Time) bool { return true }
@@ -71,16 +92,16 @@ func (c *authority) run(h *host, out vl1.Out, now time.Time) {
 		reply := binary.BigEndian.AppendUint64([]byte{byte(packet.VerbNetworkConfigRequest)}, uint64(q.id))
 		a := q.from.Address()
 		if !c.authorized[a] {
-			h.core.Send(h.tx, out, now, a, packet.VerbError, c.n.Append(append(reply, byte(packet.ErrorNetworkAccessDenied))), vl1.SendOpts{})
+			h.core.Send(h.tx, out, now, a, packet.VerbError, q.n.Append(append(reply, byte(packet.ErrorNetworkAccessDenied))), vl1.SendOpts{})
 			continue
 		}
 		c.members[a] = true
 		cfg := &vl2.NetworkConfig{
-			ID: c.n, Member: a, Timestamp: now.UnixMilli(), TimeDelta: 1800000, Revision: 1, MTU: 2800, MulticastLimit: 32, Name: "test",
+			ID: q.n, Member: a, Timestamp: now.UnixMilli(), TimeDelta: 1800000, Revision: 1, MTU: 2800, MulticastLimit: 32, Name: "test",
 			Rules: []vl2.Rule{{Type: vl2.ActionAccept}}, Addresses: []netip.Prefix{netip.PrefixFrom(ipOf(a), 24)},
 			Flags: vl2.FlagBroadcast,
 		}
-		com, err := vl2.NewCOM(h.id, c.n, q.from, cfg.Timestamp, cfg.TimeDelta)
+		com, err := vl2.NewCOM(h.id, q.n, q.from, cfg.Timestamp, cfg.TimeDelta)
 		if err != nil {
 			panic(err)
 		}
@@ -88,7 +109,7 @@ func (c *authority) run(h *host, out vl1.Out, now time.Time) {
 		if c.config != nil {
 			c.config(cfg)
 		}
-		chunks, err := vl2.AppendChunks(h.id, c.n, cfg.Encode(), uint64(now.UnixNano()))
+		chunks, err := vl2.AppendChunks(h.id, q.n, cfg.Encode(), uint64(now.UnixNano()))
 		if err != nil {
 			panic(err)
 		}
@@ -135,6 +156,9 @@ func newHost(t testing.TB, n *simnet.Net, id *identity.Identity, planet *vl1.Wor
 	h := &host{id: id, ctl: ctl}
 	h.port = n.Attach(h, sock)
 	cfg := network.Config{Identity: id, Deliver: func(_ vl2.NetworkID, frames [][]byte) {
+		if h.discard {
+			return
+		}
 		for _, f := range frames {
 			h.got = append(h.got, bytes.Clone(f))
 		}
@@ -148,7 +172,8 @@ func newHost(t testing.TB, n *simnet.Net, id *identity.Identity, planet *vl1.Wor
 		t.Fatal(err)
 	}
 	h.core = core
-	h.layer.SetPeers(core)
+	h.peers = &recorder{Core: core}
+	h.layer.SetPeers(h.peers)
 	h.w, h.tx, h.nw = core.NewWorker(), core.NewWorker(), h.layer.NewWorker()
 	h.w.User = h.nw
 	return h
@@ -180,7 +205,11 @@ func (h *host) status(id vl2.NetworkID) network.Status {
 
 // write sends an Ethernet frame of the host.
 func (h *host) write(n *simnet.Net, id vl2.NetworkID, dst vl2.MAC, etherType uint16, payload []byte) int {
-	src := vl2.MACOf(id, h.id.Address())
+	return h.writeFrom(n, id, vl2.MACOf(id, h.id.Address()), dst, etherType, payload)
+}
+
+// writeFrom sends a frame of a host bridged behind this one.
+func (h *host) writeFrom(n *simnet.Net, id vl2.NetworkID, src, dst vl2.MAC, etherType uint16, payload []byte) int {
 	buf := make([]byte, 64, 64+14+len(payload))
 	buf = append(append(buf, dst[:]...), src[:]...)
 	buf = append(binary.BigEndian.AppendUint16(buf, etherType), payload...)

@@ -374,11 +374,25 @@ func (c *Capability) message() []byte {
 }
 
 // Issue makes the chain of one link from the controller to the holder.
-func (c *Capability) Issue(signer *identity.Identity, to identity.Address) (err error) {
-	c.MaxChain = 1
+func (c *Capability) Issue(signer *identity.Identity, to identity.Address) error {
+	return c.IssueChain(1, signer, to)
+}
+
+// IssueChain is Issue with leave to pass the capability on: the chain may get most
+// links.
+func (c *Capability) IssueChain(most uint8, signer *identity.Identity, to identity.Address) error {
+	c.MaxChain, c.Chain = most, nil
+	return c.PassOn(signer, to)
+}
+
+// PassOn adds a link from the holder to the next one.
+func (c *Capability) PassOn(signer *identity.Identity, to identity.Address) (err error) {
+	if len(c.Chain) >= int(c.MaxChain) || c.MaxChain > maxCustody {
+		return fmt.Errorf("capability %d: %w: custody chain too long", c.ID, ErrMalformed)
+	}
 	link := Custody{To: to, From: signer.Address()}
 	link.Signature, err = signer.Sign(c.message())
-	c.Chain = []Custody{link}
+	c.Chain = append(c.Chain, link)
 	return err
 }
 

@@ -178,6 +178,10 @@ type evaluator struct {
 	ok6     bool
 	proto6  byte
 	pos6    int
+
+	portsRead bool // the rest describes TCP, UDP and the like
+	noPort    matchResult
+	ports     [2]uint16
 }
 
 type matchResult uint8
@@ -434,32 +438,43 @@ func (e *evaluator) matchICMP(v []byte) matchResult {
 
 func hasPorts(proto byte) bool { return proto == 6 || proto == 17 || proto == 132 || proto == 136 }
 
+// matchPort looks for the ports once per evaluation.
 func (e *evaluator) matchPort(destination bool, low, high uint16) matchResult {
-	f, d := e.f, e.f.Data
-	off := 0
-	if destination {
-		off = 2
+	if !e.portsRead {
+		e.portsRead, e.noPort = true, e.readPorts()
 	}
+	if e.noPort != isTrue {
+		return e.noPort
+	}
+	p := e.ports[0]
+	if destination {
+		p = e.ports[1]
+	}
+	return result(low <= p && p <= high && (p != 0 || e.f.EtherType == EtherTypeIPv4))
+}
+
+// readPorts finds the ports; otherwise it says what a match of ports yields.
+func (e *evaluator) readPorts() matchResult {
+	f, d := e.f, e.f.Data
+	pos := 0
 	switch {
 	case isV4(f):
-		h := int(d[0]&15) * 4
-		if !hasPorts(d[9]) || len(d) <= h+4 {
+		if pos = int(d[0]&15) * 4; !hasPorts(d[9]) || len(d) <= pos+4 {
 			return isFalse
 		}
-		p := be.Uint16(d[h+off:])
-		return result(low <= p && p <= high)
 	case f.EtherType == EtherTypeIPv6:
-		proto, pos, ok := e.payload6()
+		proto, at, ok := e.payload6()
 		if !ok {
 			return fixedFalse
 		}
-		if !hasPorts(proto) || len(d) <= pos+4 {
+		if pos = at; !hasPorts(proto) || len(d) <= pos+4 {
 			return isFalse
 		}
-		p := be.Uint16(d[pos+off:])
-		return result(p != 0 && low <= p && p <= high)
+	default:
+		return fixedFalse
 	}
-	return fixedFalse
+	e.ports = [2]uint16{be.Uint16(d[pos:]), be.Uint16(d[pos+2:])}
+	return isTrue
 }
 
 // Bits of the characteristics (chapter 03 §6.3).
