@@ -306,12 +306,7 @@ func (e *Engine) readDevice(ctx context.Context) error {
 	var v ipkt.View
 	for {
 		got, err := e.dev.Read(bufs, sizes, vpcOffset)
-		now := e.clock()
-		e.stats.batches[legVPC].observe(got)
-		for i := range got {
-			e.fromVPC(now, out, &v, bufs[i], sizes[i])
-		}
-		out.flush()
+		e.vpcBatch(out, &v, bufs[:got], sizes[:got])
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -319,6 +314,16 @@ func (e *Engine) readDevice(ctx context.Context) error {
 			return fmt.Errorf("read VPC device: %w", err)
 		}
 	}
+}
+
+// vpcBatch handles packets from the VPC side, which lie at vpcOffset.
+func (e *Engine) vpcBatch(out *outBatch, v *ipkt.View, bufs [][]byte, sizes []int) {
+	now := e.clock()
+	e.stats.batches[legVPC].observe(len(bufs))
+	for i := range bufs {
+		e.fromVPC(now, out, v, bufs[i], sizes[i])
+	}
+	out.flush()
 }
 
 // retryable reports errors of the device after which reading goes on.

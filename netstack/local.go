@@ -28,10 +28,11 @@ import (
 	"ztgate/netstack/internal/nat"
 )
 
+const localNIC tcpip.NICID = 1
+
 const (
-	localNIC   tcpip.NICID = 1
-	localMTU               = 1354 // fits every path without fragments
-	localQueue             = 512
+	localMTU   = 1354 // fits every path without fragments
+	localQueue = 512
 )
 
 // localStack is the gateway's own host: it owns the gateway's addresses, answers
