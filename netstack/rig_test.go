@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"ztgate/netstack/internal/ipkt"
 	"ztgate/netstack/internal/pkttest"
 )
 
@@ -152,7 +151,7 @@ func (r *rig) fromVPC(packets ...[]byte) (overlay, vpc []string) {
 		bufs[i] = make([]byte, vpcOffset+readSize)
 		sizes[i] = copy(bufs[i][vpcOffset:], p)
 	}
-	r.e.vpcBatch(&outBatch{e: r.e}, new(ipkt.View), bufs, sizes)
+	r.e.vpcBatch(bufs, sizes)
 	return r.take()
 }
 
