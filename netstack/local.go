@@ -24,14 +24,14 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
-	"ztgate/netstack/internal/ipkt"
 	"ztgate/netstack/internal/nat"
 )
 
+const localNIC tcpip.NICID = 1
+
 const (
-	localNIC   tcpip.NICID = 1
-	localMTU               = 1354 // fits every path without fragments
-	localQueue             = 512
+	localMTU   = 1354 // fits every path without fragments
+	localQueue = 512
 )
 
 // localStack is the gateway's own host: it owns the gateway's addresses, answers
@@ -100,11 +100,12 @@ func (l *localStack) setAddresses(list []netip.Prefix) error {
 	return nil
 }
 
-// inject hands a checked packet to the stack.
-func (l *localStack) inject(b []byte) {
+// inject hands a checked packet to the stack; false if that panicked.
+func (l *localStack) inject(b []byte) (ok bool) {
 	defer func() {
 		if recover() != nil {
 			l.Panics.Add(1)
+			ok = false
 		}
 	}()
 	proto := ipv4.ProtocolNumber
@@ -114,6 +115,7 @@ func (l *localStack) inject(b []byte) {
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
 	l.link.InjectInbound(proto, pkt)
 	pkt.DecRef()
+	return true
 }
 
 // run passes on what the stack sends until ctx ends.
@@ -227,29 +229,3 @@ type discard struct{}
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
 func networkLabel(id uint64) string { return fmt.Sprintf("%016x", id) }
-
-// Flows lists live flows.
-func (e *Engine) Flows(f FlowFilter) (out []FlowInfo) {
-	names := map[uint8]string{ipkt.TCP: "tcp", ipkt.UDP: "udp", ipkt.ICMP: "icmp", ipkt.ICMPv6: "icmp"}
-	at := func(t int64) time.Time { return e.start.Add(time.Duration(t)) }
-	e.table.Walk(func(i nat.Info) bool {
-		if f.To.IsValid() && !f.To.Contains(ipkt.Addr(i.Server)) {
-			return true
-		}
-		proto := names[i.Proto]
-		if proto == "" {
-			proto = fmt.Sprint(i.Proto)
-		}
-		out = append(out, FlowInfo{
-			Protocol: proto, State: i.State, Network: i.Network, FromVPC: i.FromVPC,
-			Client:   netip.AddrPortFrom(ipkt.Addr(i.Client), i.ClientPort),
-			Server:   netip.AddrPortFrom(ipkt.Addr(i.Server), i.ServerPort),
-			External: netip.AddrPortFrom(ipkt.Addr(i.External), i.ExtPort),
-			Created:  at(i.Created), LastSeen: at(i.Last),
-			PacketsOut: i.Forward.Packets.Load(), BytesOut: i.Forward.Bytes.Load(),
-			PacketsIn: i.Reverse.Packets.Load(), BytesIn: i.Reverse.Bytes.Load(),
-		})
-		return true
-	})
-	return out
-}

@@ -1,9 +1,8 @@
 package netstack
 
 import (
-	"sync"
+	"strconv"
 	"sync/atomic"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -31,31 +30,94 @@ const (
 
 var directionNames = [numDirections]string{"rx", "tx"}
 
-// ways of forwarded packets.
+// ways of packets.
 const (
-	vpcToOverlay = iota
-	overlayToVPC
+	wayVPCToOverlay = iota
+	wayOverlayToVPC
+	wayLocal    // for the gateway itself
+	wayVPCToVPC // hairpin
 	numWays
 )
 
-var wayNames = [numWays]string{"vpc_to_overlay", "overlay_to_vpc"}
+var wayNames = [numWays]string{"vpc_to_overlay", "overlay_to_vpc", "local", "vpc_to_vpc"}
 
-// traffic counts packets and bytes.
-type traffic struct{ packets, bytes atomic.Uint64 }
+// A class says how a packet is counted: way, family and protocol in one number.
+const (
+	classShift = 3 // of the way
+	numClasses = numWays << classShift
+	noClass    = 0xff // not at all
+)
 
-// forwarded counts what a network carried, by way, family and class.
-type forwarded struct {
-	t [numWays][2][nat.NumClasses]traffic
+func makeClass(way int, v6 bool, proto int) uint8 {
+	c := uint8(way)<<classShift | uint8(proto)
+	if v6 {
+		c |= 1 << (classShift - 1)
+	}
+	return c
 }
 
-func (f *forwarded) count(way int, v *ipkt.View) {
-	family := 0
-	if v.V6 {
-		family = 1
+// classOf returns the class of a packet that is forwarded.
+func classOf(from, to Side, v *ipkt.View) uint8 {
+	way := wayVPCToVPC
+	switch {
+	case from == nat.Overlay:
+		way = wayOverlayToVPC
+	case to == nat.Overlay:
+		way = wayVPCToOverlay
 	}
-	t := &f.t[way][family][nat.ClassOf(v.Proto)]
-	t.packets.Add(1)
-	t.bytes.Add(uint64(len(v.B)))
+	return makeClass(way, v.V6, nat.ClassOf(v.Proto))
+}
+
+// traffic counts packets and bytes. Each has a cache line of its own, since
+// workers of both directions count at the same time.
+type traffic struct {
+	packets, bytes atomic.Uint64
+	_              [48]byte
+}
+
+func (t *traffic) add(packets, bytes uint64) {
+	t.packets.Add(packets)
+	t.bytes.Add(bytes)
+}
+
+// forwarded counts what a network carried.
+type forwarded struct{ t [numClasses]traffic }
+
+func (f *forwarded) countClass(class uint8, packets, bytes uint64) {
+	if class != noClass {
+		f.t[class].add(packets, bytes)
+	}
+}
+
+// local returns how many packets were for the gateway itself.
+func (f *forwarded) local() (n uint64) {
+	for i := wayLocal << classShift; i < (wayLocal+1)<<classShift; i++ {
+		n += f.t[i].packets.Load()
+	}
+	return n
+}
+
+// tally adds up a batch before it is counted: most of one is of one class.
+type tally struct {
+	to             *forwarded
+	class          uint8
+	packets, bytes uint64
+}
+
+func (t *tally) add(class uint8, bytes uint64) {
+	if class != t.class {
+		t.flush()
+		t.class = class
+	}
+	t.packets++
+	t.bytes += bytes
+}
+
+func (t *tally) flush() {
+	if t.packets > 0 && t.to != nil {
+		t.to.countClass(t.class, t.packets, t.bytes)
+	}
+	t.packets, t.bytes = 0, 0
 }
 
 var batchBounds = [...]int{1, 2, 4, 8, 16, 32, 64, 128}
@@ -83,49 +145,22 @@ func (h *histogram) observe(n int) {
 
 type counters struct {
 	traffic      [numLegs][numDirections]traffic
+	vpc          forwarded // what belongs to no network: packets from the VPC to ourselves or back into it
 	drops        [numLegs][numDrops]atomic.Uint64
 	hits, misses atomic.Uint64
-	local        atomic.Uint64 // packets for the gateway itself
 	clamped      [numLegs]atomic.Uint64
 	errors       [numLegs][ipkt.NumErrorKinds]atomic.Uint64
+	deviceErrors atomic.Uint64
 	batches      [numLegs]histogram
-}
-
-func (c *counters) count(l leg, dir, n int) {
-	t := &c.traffic[l][dir]
-	t.packets.Add(1)
-	t.bytes.Add(uint64(n))
 }
 
 // drop is the only place where packets end: nothing vanishes uncounted.
 func (e *Engine) drop(l leg, d drop) { e.stats.drops[l][d].Add(1) }
 
-// limiter limits ICMP errors as Linux does: 1000 a second, bursts of 50.
-type limiter struct {
-	mu     sync.Mutex
-	tokens float64
-	last   int64
-}
-
-const (
-	errorRate  = 1000
-	errorBurst = 50
-)
-
-func (l *limiter) allow(now int64) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.last == 0 {
-		l.tokens = errorBurst
-	} else {
-		l.tokens = min(errorBurst, l.tokens+float64(now-l.last)/float64(time.Second)*errorRate)
+func (e *Engine) dropN(l leg, d drop, n int) {
+	if n > 0 {
+		e.stats.drops[l][d].Add(uint64(n))
 	}
-	l.last = now
-	if l.tokens < 1 {
-		return false
-	}
-	l.tokens--
-	return true
 }
 
 var (
@@ -138,14 +173,21 @@ var (
 	descLimit     = prometheus.NewDesc("ztgate_flows_limit", "Most flows that the table holds.", nil, nil)
 	descCreated   = prometheus.NewDesc("ztgate_flows_created_total", "Flows opened.", []string{"protocol"}, nil)
 	descRemoved   = prometheus.NewDesc("ztgate_flows_removed_total", "Flows that ended, by reason.", []string{"protocol", "reason"}, nil)
-	descPorts     = prometheus.NewDesc("ztgate_nat_ports_in_use", "External ports and identifiers in use.", []string{"protocol"}, nil)
-	descNoPort    = prometheus.NewDesc("ztgate_nat_allocation_failures_total", "Flows refused for want of a port.", []string{"protocol"}, nil)
+	descPorts     = prometheus.NewDesc("ztgate_nat_ports_in_use", "External ports and identifiers in use.", []string{"network", "protocol"}, nil)
+	descResting   = prometheus.NewDesc("ztgate_nat_ports_resting", "External ports and identifiers that wait for their last user.", []string{"network", "protocol"}, nil)
+	descNoPort    = prometheus.NewDesc("ztgate_nat_allocation_failures_total", "Flows refused for want of a port.", []string{"network", "protocol"}, nil)
+	descRefused   = prometheus.NewDesc("ztgate_flows_refused_total", "Flows refused by the table, by reason.", []string{"protocol", "reason"}, nil)
+	descLocal     = prometheus.NewDesc("ztgate_local_packets_total", "Packets for the gateway itself.", nil, nil)
+	descConflicts = prometheus.NewDesc("ztgate_route_conflicts", "Overlay routes that are not used because they overlap the VPC.", nil, nil)
+	descRules     = prometheus.NewDesc("ztgate_policy_rule_hits_total", "Flows that a rule of the policy decided.", []string{"rule"}, nil)
+	descFragBytes = prometheus.NewDesc("ztgate_fragment_bytes", "Bytes of fragments that wait for the rest of their packets.", nil, nil)
+	descPanics    = prometheus.NewDesc("ztgate_local_stack_panics_total", "Packets on which the stack for the gateway itself panicked.", nil, nil)
+	descDevice    = prometheus.NewDesc("ztgate_device_write_errors_total", "Batches that the VPC device did not take as a whole.", nil, nil)
 	descHits      = prometheus.NewDesc("ztgate_flow_cache_hits_total", "Packets of established flows.", nil, nil)
 	descMisses    = prometheus.NewDesc("ztgate_flow_cache_misses_total", "Packets that belong to no flow.", nil, nil)
 	descErrors    = prometheus.NewDesc("ztgate_icmp_errors_sent_total", "ICMP errors sent, by leg and kind.", []string{"leg", "kind"}, nil)
 	descClamped   = prometheus.NewDesc("ztgate_tcp_mss_clamped_total", "SYN segments whose MSS was lowered.", []string{"leg"}, nil)
 	descBatch     = prometheus.NewDesc("ztgate_batch_size", "Packets per batch received.", []string{"leg", "direction"}, nil)
-	descLocal     = prometheus.NewDesc("ztgate_local_packets_total", "Packets for the gateway itself.", nil, nil)
 )
 
 // collector reads the engine's counters at scrape time. It describes nothing in
@@ -176,33 +218,84 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		counter(descClamped, s.clamped[l].Load(), legNames[l])
 		ch <- s.batches[l].metric(legNames[l])
 	}
-	for _, p := range e.set.Load().ports {
-		for way := range numWays {
-			for fam, family := range [2]string{"ipv4", "ipv6"} {
-				for class, proto := range nat.ClassNames {
-					t := &p.fwd.t[way][fam][class]
-					labels := []string{wayNames[way], networkLabel(p.ID), family, proto}
-					counter(descForwarded, t.packets.Load(), labels...)
-					counter(descFwdBytes, t.bytes.Load(), labels...)
-				}
+	set := e.set.Load()
+	labels := make([]string, len(set.slots))
+	for _, p := range set.ports {
+		labels[p.slot] = networkLabel(p.ID)
+		c.forwarded(counter, p.fwd, networkLabel(p.ID))
+	}
+	c.forwarded(counter, &s.vpc, "")
+	local := s.vpc.local()
+	for _, p := range set.ports {
+		local += p.fwd.local()
+	}
+	counter(descLocal, local)
+	c.table(counter, gauge, labels)
+	counter(descHits, s.hits.Load())
+	counter(descMisses, s.misses.Load())
+	counter(descPanics, e.local.Panics.Load())
+	counter(descDevice, s.deviceErrors.Load())
+	gauge(descConflicts, float64(set.conflicts))
+	gauge(descFragBytes, float64(e.frags.Bytes()))
+	pol := e.pol.Load()
+	for i := range pol.Len() {
+		counter(descRules, pol.Hits(i), strconv.Itoa(i))
+	}
+	counter(descRules, pol.Hits(-1), "default")
+}
+
+type (
+	countFunc func(d *prometheus.Desc, v uint64, labels ...string)
+	gaugeFunc func(d *prometheus.Desc, v float64, labels ...string)
+)
+
+// forwarded collects what a network carried, or what stayed in the VPC.
+func (c *collector) forwarded(counter countFunc, f *forwarded, network string) {
+	for way := range numWays {
+		if way != wayLocal && (way == wayVPCToVPC) != (network == "") {
+			continue
+		}
+		for fam, family := range [2]string{"ipv4", "ipv6"} {
+			for class, proto := range nat.ClassNames {
+				t := &f.t[makeClass(way, fam == 1, class)]
+				counter(descForwarded, t.packets.Load(), wayNames[way], network, family, proto)
+				counter(descFwdBytes, t.bytes.Load(), wayNames[way], network, family, proto)
 			}
 		}
 	}
-	ts := e.table.Stats()
-	gauge(descLimit, float64(e.table.Limit()))
+}
+
+// table collects what the flow table holds. labels are the networks by slot.
+func (c *collector) table(counter countFunc, gauge gaugeFunc, labels []string) {
+	ts := c.e.table.Stats()
+	gauge(descLimit, float64(c.e.table.Limit()))
 	for class, proto := range nat.ClassNames {
 		gauge(descFlows, float64(ts.Live[class].Load()), proto)
-		gauge(descPorts, float64(ts.PortsInUse[class].Load()), proto)
 		counter(descCreated, uint64(ts.Created[class].Load()), proto)
-		counter(descRemoved, uint64(ts.Idle[class].Load()), proto, "idle")
-		counter(descRemoved, uint64(ts.Closed[class].Load()), proto, "closed")
-		counter(descRemoved, uint64(ts.Evicted[class].Load()), proto, "evicted")
-		counter(descRemoved, uint64(ts.Flushed[class].Load()), proto, "flushed")
-		counter(descNoPort, uint64(ts.NoPort[class].Load()), proto)
+		for r, name := range nat.ReasonNames {
+			counter(descRemoved, uint64(ts.Removed[class][r].Load()), proto, name)
+		}
+		for r, name := range nat.RefusalNames {
+			if name != "" {
+				counter(descRefused, uint64(ts.Refused[class][r].Load()), proto, name)
+			}
+		}
 	}
-	counter(descHits, s.hits.Load())
-	counter(descMisses, s.misses.Load())
-	counter(descLocal, s.local.Load())
+	type row struct{ network, proto string }
+	inUse, resting, failed := map[row]int{}, map[row]int{}, map[row]uint64{}
+	for _, p := range c.e.table.Pools() {
+		if int(p.Slot) < len(labels) && labels[p.Slot] != "" {
+			r := row{labels[p.Slot], nat.ClassNames[nat.ClassOf(p.Proto)]}
+			inUse[r] += p.InUse
+			resting[r] += p.Resting
+			failed[r] += p.Failures
+		}
+	}
+	for r, n := range inUse {
+		gauge(descPorts, float64(n), r.network, r.proto)
+		gauge(descResting, float64(resting[r]), r.network, r.proto)
+		counter(descNoPort, failed[r], r.network, r.proto)
+	}
 }
 
 func (h *histogram) metric(leg string) prometheus.Metric {

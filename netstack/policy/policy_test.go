@@ -31,11 +31,29 @@ func TestDecide(t *testing.T) {
 		{"ping6", 58, netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2"), 0, Accept, 2},
 		{"dropped source", 6, netip.MustParseAddr("172.31.9.1"), d, 443, Drop, 0},
 	} {
-		if got, rule := p.Decide(tt.proto, tt.src, tt.dst, tt.port); got != tt.want || rule != tt.rule {
+		got, rule := p.Match(&Flow{Proto: tt.proto, Src: tt.src, Dst: tt.dst, Port: tt.port})
+		p.Count(rule)
+		if got != tt.want || rule != tt.rule {
 			t.Errorf("%s: %v by rule %d, want %v by %d", tt.name, got, rule, tt.want, tt.rule)
 		}
 	}
 	if p.Hits(1) != 2 || p.Hits(-1) != 3 {
 		t.Errorf("hits %d and %d, want 2 and 3", p.Hits(1), p.Hits(-1))
+	}
+}
+
+func TestDirectionAndNetwork(t *testing.T) {
+	p := New(Drop, []Rule{{Action: Accept, Direction: In, Network: 1}, {Action: Reject, Direction: Out}})
+	for _, tt := range []struct {
+		f    Flow
+		want Action
+	}{
+		{Flow{Direction: In, Network: 1}, Accept},
+		{Flow{Direction: In, Network: 2}, Drop},
+		{Flow{Direction: Out, Network: 1}, Reject},
+	} {
+		if got, _ := p.Match(&tt.f); got != tt.want {
+			t.Errorf("%+v: %v, want %v", tt.f, got, tt.want)
+		}
 	}
 }

@@ -418,65 +418,75 @@ func FixHeader(b []byte) {
 	binary.BigEndian.PutUint16(b[10:], Checksum(b[:ihl], 0))
 }
 
-// ClampMSS lowers the MSS option of a SYN to at most mss; it reports whether it
-// did (RFC 879: the option announces what the sender can take).
-func (v *View) ClampMSS(mss uint16) bool {
-	if v.Proto != TCP || v.Flags&SYN == 0 || !v.First {
-		return false
-	}
+// option returns the value of a TCP option with a given length, and its offset in
+// the options; nil if it isn't there.
+func (v *View) option(kind, length byte) (value []byte, at int) {
 	b := v.B[v.L4:]
 	opts := b[20 : int(b[12]>>4)*4]
 	for i := 0; i < len(opts); {
 		switch opts[i] {
 		case 0:
-			return false
+			return nil, 0
 		case 1:
 			i++
 			continue
 		}
 		if i+1 >= len(opts) || opts[i+1] < 2 || i+int(opts[i+1]) > len(opts) {
-			return false
+			return nil, 0
 		}
-		if opts[i] == 2 && opts[i+1] == 4 {
-			old := binary.BigEndian.Uint16(opts[i+2:])
-			if old <= mss {
-				return false
-			}
-			binary.BigEndian.PutUint16(opts[i+2:], mss)
-			if i%2 == 0 {
-				Adjust16(b[16:], old, mss)
-			} else { // the option lies across two words
-				Adjust16(b[16:], old<<8|old>>8, mss<<8|mss>>8)
-			}
-			return true
+		if opts[i] == kind && opts[i+1] == length {
+			return opts[i+2 : i+int(length)], i + 2
 		}
 		i += int(opts[i+1])
 	}
-	return false
+	return nil, 0
+}
+
+func (v *View) isSYN() bool { return v.Proto == TCP && v.Flags&SYN != 0 && v.First }
+
+// ClampMSS lowers the MSS option of a SYN to at most mss; it reports whether it
+// did (RFC 879: the option announces what the sender can take).
+func (v *View) ClampMSS(mss uint16) bool {
+	if !v.isSYN() {
+		return false
+	}
+	o, at := v.option(2, 4)
+	if o == nil {
+		return false
+	}
+	old := binary.BigEndian.Uint16(o)
+	if old <= mss {
+		return false
+	}
+	binary.BigEndian.PutUint16(o, mss)
+	if sum := v.B[v.L4+16:]; at%2 == 0 {
+		Adjust16(sum, old, mss)
+	} else { // the option lies across two words
+		Adjust16(sum, old<<8|old>>8, mss<<8|mss>>8)
+	}
+	return true
 }
 
 // MSS returns the MSS option of a SYN, 0 if there is none.
 func (v *View) MSS() uint16 {
-	if v.Proto != TCP || v.Flags&SYN == 0 || !v.First {
+	if !v.isSYN() {
 		return 0
 	}
-	b := v.B[v.L4:]
-	opts := b[20 : int(b[12]>>4)*4]
-	for i := 0; i < len(opts); {
-		switch opts[i] {
-		case 0:
-			return 0
-		case 1:
-			i++
-			continue
-		}
-		if i+1 >= len(opts) || opts[i+1] < 2 || i+int(opts[i+1]) > len(opts) {
-			return 0
-		}
-		if opts[i] == 2 && opts[i+1] == 4 {
-			return binary.BigEndian.Uint16(opts[i+2:])
-		}
-		i += int(opts[i+1])
+	o, _ := v.option(2, 4)
+	if o == nil {
+		return 0
 	}
-	return 0
+	return binary.BigEndian.Uint16(o)
+}
+
+// WindowScale returns the window scale option of a SYN (RFC 7323 §2.2).
+func (v *View) WindowScale() (shift uint8, ok bool) {
+	if !v.isSYN() {
+		return 0, false
+	}
+	o, _ := v.option(3, 3)
+	if o == nil {
+		return 0, false
+	}
+	return o[0], true
 }

@@ -23,7 +23,9 @@ func parseQuoted(b []byte, v6 bool) (q quoted, ok bool) {
 		if len(b) < 48 || b[0]>>4 != 6 {
 			return q, false
 		}
-		q.proto, q.l4 = b[6], 40
+		if q.proto, q.l4, ok = skipExtensions(b); !ok {
+			return q, false
+		}
 		q.src, q.dst = [16]byte(b[8:24]), [16]byte(b[24:40])
 	} else {
 		if len(b) < 28 || b[0]>>4 != 4 {
@@ -42,53 +44,67 @@ func parseQuoted(b []byte, v6 bool) (q quoted, ok bool) {
 	case ipkt.TCP, ipkt.UDP:
 		q.sport, q.dport = binary.BigEndian.Uint16(t), binary.BigEndian.Uint16(t[2:])
 	case ipkt.ICMP, ipkt.ICMPv6:
-		id := binary.BigEndian.Uint16(t[4:])
-		switch t[0] {
-		case 8, 128:
-			q.sport = id
-		case 0, 129:
-			q.dport = id
-		default:
-			return q, false
-		}
-	default:
-		return q, q.proto != 0
+		q.sport, q.dport, ok = queryPorts(t[0], binary.BigEndian.Uint16(t[4:]))
+		return q, ok
 	}
 	return q, true
 }
 
+// skipExtensions finds the transport header in a quoted IPv6 packet.
+func skipExtensions(b []byte) (proto uint8, l4 int, ok bool) {
+	proto, l4 = b[6], 40
+	for len(b) >= l4+8 {
+		switch proto {
+		case 0, 43, 60, 135:
+			proto, l4 = b[l4], l4+8+8*int(b[l4+1])
+		case 44:
+			if binary.BigEndian.Uint16(b[l4+2:])&0xfff8 != 0 {
+				return 0, 0, false
+			}
+			proto, l4 = b[l4], l4+8
+		default:
+			return proto, l4, true
+		}
+	}
+	return 0, 0, false
+}
+
 // TranslateError rewrites an ICMP error from a side, with the packet it quotes,
-// for the other side, and returns the flow it is about, nil if there is none
-// (RFC 5508 §4).
-func (t *Table) TranslateError(side Side, v *ipkt.View) (f *Flow, forward bool) {
-	if !v.First || v.Fragment || len(v.B) < v.L4+8 {
-		return nil, false
+// for the other side, and returns the flow it is about and the direction the
+// error goes in, nil if there is none (RFC 5508 §4). Errors with a wrong checksum
+// and those that don't fit the packet they quote belong to no flow.
+func (t *Table) TranslateError(now int64, side Side, v *ipkt.View) (f *Flow, dir int) {
+	if !v.First || v.Fragment || !v.ChecksumOK() {
+		return nil, 0
 	}
 	q, ok := parseQuoted(v.B[v.L4+8:], v.V6)
-	if !ok {
-		return nil, false
+	if !ok || q.src != v.Dst {
+		return nil, 0
 	}
-	// The quoted packet went the other way: turned round, it is as if it came from this side.
-	k := key{src: q.dst, dst: q.src, sport: q.dport, dport: q.sport, proto: q.proto, side: side}
-	if f = t.find(&k); f == nil {
-		return nil, false
+	// The quoted packet went the other way: turned round, it is as if it came from
+	// this side.
+	k := Key{src: q.dst, dst: q.src, sport: q.dport, dport: q.sport, proto: q.proto, side: side}
+	t.sum(&k)
+	if f, dir = t.Find(now, &k); f == nil || f.flags&(flagSource|flagDestination) == 0 {
+		return f, dir
 	}
-	forward = f.keys[0] == k
-	if !f.Masquerade {
-		return f, forward
-	}
-	if forward {
-		// From the client about a reply: towards the server both sources become ours.
-		q.setDst(f.External, f.ExtPort)
-		if v.Src == f.Client {
+	if dir == FromClient {
+		q.set(true, f.Server, f.ServerPort)
+		q.set(false, f.External, f.ExtPort)
+		if f.Translated() { // also when a router behind the client sent it (RFC 5508 REQ-5)
 			setAddr(v, true, f.External)
 		}
+		setAddr(v, false, f.Server)
 	} else {
-		q.setSrc(f.Client, f.ClientPort)
+		q.set(true, f.Client, f.ClientPort)
+		q.set(false, f.Target, f.TargetPort)
+		if f.Redirected() { // what lies behind a forward stays hidden
+			setAddr(v, true, f.Target)
+		}
 		setAddr(v, false, f.Client)
 	}
 	finish(v)
-	return f, forward
+	return f, dir
 }
 
 // setAddr replaces the source or destination of the outer packet.
@@ -124,9 +140,6 @@ func finish(v *ipkt.View) {
 	binary.BigEndian.PutUint16(b[2:], ipkt.Checksum(b, sum))
 }
 
-func (q *quoted) setSrc(a [16]byte, port uint16) { q.set(true, a, port) }
-func (q *quoted) setDst(a [16]byte, port uint16) { q.set(false, a, port) }
-
 // set replaces an end of the quoted packet and adapts its checksums where they
 // were quoted.
 func (q *quoted) set(source bool, a [16]byte, port uint16) {
@@ -146,7 +159,7 @@ func (q *quoted) set(source bool, a [16]byte, port uint16) {
 	copy(q.b[off:], a[n:])
 	addr := ipkt.Delta(old[:], a[:])
 	if !q.v6 {
-		ipkt.AdjustDelta(q.b[10:], addr)
+		adjust(q.b[10:], addr)
 	}
 	t := q.b[q.l4:]
 	pd := ipkt.Delta([]byte{byte(oldPort >> 8), byte(oldPort)}, []byte{byte(port >> 8), byte(port)})
@@ -162,23 +175,15 @@ func (q *quoted) set(source bool, a [16]byte, port uint16) {
 			sumAt = 6
 		}
 		if len(t) >= sumAt+2 && (q.proto == ipkt.TCP || t[6] != 0 || t[7] != 0) {
-			ipkt.AdjustDelta(t[sumAt:], ipkt.AddDelta(addr, pd))
+			adjust(t[sumAt:], ipkt.AddDelta(addr, pd))
 		}
 	case ipkt.ICMP, ipkt.ICMPv6:
-		binary.BigEndian.PutUint16(t[4:], port)
+		if isReply(q.proto, t[0]) != source { // the end that has the identifier
+			binary.BigEndian.PutUint16(t[4:], port)
+		}
 		if q.proto == ipkt.ICMP {
 			addr = 0
 		}
-		ipkt.AdjustDelta(t[2:], ipkt.AddDelta(addr, pd))
+		adjust(t[2:], ipkt.AddDelta(addr, pd))
 	}
-}
-
-// Restore turns the translation of a packet towards the server back, so that it
-// can be quoted to the client that sent it.
-func (f *Flow) Restore(v *ipkt.View) {
-	back := Flow{V6: f.V6, Proto: f.Proto, Masquerade: true, External: f.Client, ExtPort: f.ClientPort, Client: f.External, ClientPort: f.ExtPort}
-	back.deltas()
-	back.rewrite(&back.Forward, true, v)
-	v.Src = f.Client
-	v.SPort = f.ClientPort
 }

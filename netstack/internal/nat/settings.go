@@ -52,7 +52,8 @@ func ClassOf(proto uint8) int {
 
 // Timeouts of idle flows by state; zero values become the defaults.
 type Timeouts struct {
-	TCPEstablished time.Duration // 2 h 4 min (RFC 5382 REQ-5); also half-closed
+	TCPEstablished time.Duration // 5 days, as users of Linux expect; at least 2 h 4 min in RFC 5382 REQ-5
+	TCPHalfClosed  time.Duration // 2 h 4 min, at most TCPEstablished
 	TCPTransitory  time.Duration // 4 min; what the three below are unless set
 	TCPOpening     time.Duration // handshake not finished
 	TCPClosing     time.Duration // after both FINs
@@ -69,7 +70,8 @@ func (t *Timeouts) defaults() {
 			*d = v
 		}
 	}
-	def(&t.TCPEstablished, 124*time.Minute)
+	def(&t.TCPEstablished, 5*24*time.Hour)
+	def(&t.TCPHalfClosed, min(124*time.Minute, t.TCPEstablished))
 	def(&t.TCPTransitory, 4*time.Minute)
 	def(&t.TCPOpening, t.TCPTransitory)
 	def(&t.TCPClosing, t.TCPTransitory)
@@ -93,6 +95,16 @@ const (
 	ByDestination
 )
 
+// Filtering says which packets from outside reach a client's mapping (decision
+// D2).
+type Filtering uint8
+
+// Classes of RFC 4787 §5.
+const (
+	AddressAndPortDependent Filtering = iota // only answers
+	EndpointIndependent                      // everything
+)
+
 // Settings say how a translator works. Zero limits mean none unless noted.
 type Settings struct {
 	MaxFlows          int // 0 = [DefaultMaxFlows]
@@ -103,6 +115,9 @@ type Settings struct {
 	PortSharing       PortSharing
 	PortRest          time.Duration // how long a freed port waits for its owner (RFC 6888 REQ-8); 0 = 2 min, <0 = not at all
 	Timeouts          Timeouts
+	FilterUDP         Filtering
+	FilterTCP         Filtering
+	NoWindow          bool     // let TCP segments outside the window pass
 	NoPickup          bool     // refuse TCP segments without SYN that belong to no flow
 	Seed              [32]byte // keys the choice of replaced ports, which is the same after a restart with the same seed; zero = random
 }

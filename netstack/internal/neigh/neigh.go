@@ -47,10 +47,9 @@ type Table struct {
 
 	mu      sync.RWMutex
 	own     []netip.Addr
+	proxy   []netip.Prefix // answered for, too
 	entries map[netip.Addr]*entry
 	waiting map[netip.Addr]*pending
-
-	Refused, Failed atomic.Uint64 // packets: queue full, address unresolved
 }
 
 // New makes the table of a port.
@@ -63,6 +62,20 @@ func (t *Table) SetOwn(own []netip.Addr) {
 	t.mu.Lock()
 	t.own = own
 	t.mu.Unlock()
+}
+
+// SetProxy replaces the prefixes whose addresses are answered for like own ones.
+func (t *Table) SetProxy(list []netip.Prefix) {
+	t.mu.Lock()
+	t.proxy = list
+	t.mu.Unlock()
+}
+
+// mine reports addresses that are answered for.
+func (t *Table) mine(a netip.Addr) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return slices.Contains(t.own, a) || slices.ContainsFunc(t.proxy, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // Lookup returns the MAC of an address if it is known.
@@ -82,29 +95,28 @@ func (t *Table) Lookup(now int64, a netip.Addr) (MAC, bool) {
 }
 
 // Resolve keeps a copy of an IP packet until the address is resolved, and asks.
-func (t *Table) Resolve(now int64, a netip.Addr, packet []byte) {
+// It reports false if there is no room for it.
+func (t *Table) Resolve(now int64, a netip.Addr, packet []byte) (kept bool) {
 	t.mu.Lock()
 	p := t.waiting[a]
 	ask := false
 	if p == nil {
 		if len(t.waiting) >= maxPending {
 			t.mu.Unlock()
-			t.Refused.Add(1)
-			return
+			return false
 		}
 		p = &pending{asked: now, tries: 1}
 		t.waiting[a] = p
 		ask = true
 	}
-	if len(p.packets) >= maxQueued {
-		t.Refused.Add(1)
-	} else {
+	if kept = len(p.packets) < maxQueued; kept {
 		p.packets = append(p.packets, slices.Clone(packet))
 	}
 	t.mu.Unlock()
 	if ask {
 		t.ask(a, nil)
 	}
+	return kept
 }
 
 // learn stores a mapping and returns the packets that waited for it. Only
@@ -149,7 +161,6 @@ func (t *Table) Tick(now int64) (failed [][]byte) {
 		}
 		if p.tries >= maxTries {
 			failed = append(failed, p.packets...)
-			t.Failed.Add(uint64(len(p.packets)))
 			delete(t.waiting, a)
 			continue
 		}
@@ -224,9 +235,7 @@ func (t *Table) HandleARP(now int64, b []byte) (ready [][]byte, from netip.Addr)
 	op := binary.BigEndian.Uint16(b[6:])
 	mac, from := MAC(b[8:14]), netip.AddrFrom4([4]byte(b[14:18]))
 	target := netip.AddrFrom4([4]byte(b[24:28]))
-	t.mu.RLock()
-	mine := slices.Contains(t.own, target)
-	t.mu.RUnlock()
+	mine := t.mine(target)
 	ready = t.learn(now, from, mac, mine)
 	if op == 1 && mine && mac != t.mac {
 		t.send(t.arp(mac, 2, target, mac, from))
@@ -292,9 +301,7 @@ func (t *Table) HandleNDP(now int64, v *ipkt.View) (ready [][]byte, from netip.A
 		}
 		return t.learn(now, target, mac, false), target
 	}
-	t.mu.RLock()
-	mine := slices.Contains(t.own, target)
-	t.mu.RUnlock()
+	mine := t.mine(target)
 	if !mine {
 		return nil, netip.Addr{}
 	}

@@ -1,0 +1,102 @@
+package netstack
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"ztgate/netstack/internal/ipkt"
+	"ztgate/netstack/internal/pkttest"
+)
+
+func TestMasquerade(t *testing.T) {
+	r := newRig(t)
+	o, v := r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.10:53", "question"))
+	r.want("out", o, "udp 10.0.0.1:4000 > 10.0.0.10:53")
+	r.want("back to the sender", v)
+	_, v = r.fromOverlay(pkttest.UDP("10.0.0.10:53", "10.0.0.1:4000", "answer"))
+	r.want("reply", v, "udp 10.0.0.10:53 > 172.31.0.10:4000")
+	// The other client with the same port gets another one.
+	o, _ = r.fromVPC(pkttest.UDP("172.31.0.11:4000", "10.0.0.10:53", "question"))
+	if len(o) != 1 || o[0] == "udp 10.0.0.1:4000 > 10.0.0.10:53" {
+		t.Errorf("second client left as %q", o)
+	}
+}
+
+func TestEcho(t *testing.T) {
+	r := newRig(t)
+	o, _ := r.fromVPC(pkttest.Echo("172.31.0.10", "10.0.0.10", false, 77, "x"))
+	r.want("request", o, "icmp 8/0 10.0.0.1 > 10.0.0.10 id 77")
+	_, v := r.fromOverlay(pkttest.Echo("10.0.0.10", "10.0.0.1", true, 77, "x"))
+	r.want("reply", v, "icmp 0/0 10.0.0.10 > 172.31.0.10 id 77")
+	_, v = r.fromOverlay(pkttest.Echo("10.0.0.11", "10.0.0.1", true, 77, "x"))
+	r.want("L-PING-UNSOL: reply of another host", v)
+}
+
+func TestIPv6Routed(t *testing.T) {
+	r := newRig(t)
+	o, _ := r.fromVPC(pkttest.UDP("[fd77:1::50]:4000", "[fd77:100::50]:53", "question"))
+	r.want("V6-NONAT", o, "udp [fd77:1::50]:4000 > [fd77:100::50]:53")
+	_, v := r.fromOverlay(pkttest.UDP("[fd77:100::50]:53", "[fd77:1::50]:4000", "answer"))
+	r.want("reply", v, "udp [fd77:100::50]:53 > [fd77:1::50]:4000")
+	_, v = r.fromOverlay(pkttest.UDP("[fd77:100::50]:54", "[fd77:1::50]:4000", "unasked"))
+	r.want("6092-a: unsolicited", v)
+}
+
+func TestTimeExceeded(t *testing.T) {
+	r := newRig(t)
+	o, v := r.fromVPC(pkttest.Packet{Src: pkttest.Addr("172.31.0.10:4000"), Dst: pkttest.Addr("10.0.0.10:53"), TTL: 1}.Bytes())
+	r.want("1812-5.3.1: forwarded", o)
+	if n := r.drops(legVPC, dropTTL); n != 1 {
+		t.Errorf("%d drops counted, want 1", n)
+	}
+	r.want("1812-5.3.1: error", v, "icmp 11/0 172.31.0.1 > 172.31.0.10 [17 172.31.0.10:4000 > 10.0.0.10:53]")
+	r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.10:53", "question"))
+	o, _ = r.fromOverlay(pkttest.Packet{Src: pkttest.Addr("10.0.0.10:53"), Dst: pkttest.Addr("10.0.0.1:4000"), TTL: 1}.Bytes())
+	r.want("inbound: no inside address", o, "icmp 11/0 10.0.0.1 > 10.0.0.10 [17 10.0.0.10:53 > 10.0.0.1:4000]")
+}
+
+func TestUnresolvedNeighbour(t *testing.T) {
+	r := newRig(t)
+	r.overlay.silent[pkttest.Addr("10.0.0.66").Addr()] = true
+	o, v := r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.66:53", "x"))
+	r.want("out", o)
+	for range 10 {
+		r.sleep(time.Second)
+		_, more := r.take()
+		v = append(v, more...)
+	}
+	r.want("1812-5.2.7.1: host unreachable", v, "icmp 3/1 172.31.0.1 > 172.31.0.10 [17 172.31.0.10:4000 > 10.0.0.66:53]")
+}
+
+func TestErrorFromOverlay(t *testing.T) {
+	r := newRig(t)
+	for _, proto := range []uint8{ipkt.UDP, ipkt.TCP} {
+		out := pkttest.Packet{Proto: proto, Flags: ipkt.SYN, Src: pkttest.Addr("172.31.0.10:4000"), Dst: pkttest.Addr("10.9.0.10:53")}.Bytes()
+		r.fromVPC(out)
+		seen := pkttest.Packet{Proto: proto, Flags: ipkt.SYN, Src: pkttest.Addr("10.0.0.1:4000"), Dst: pkttest.Addr("10.9.0.10:53"), TTL: 1}.Bytes()
+		_, v := r.fromOverlay(pkttest.ICMPError("10.0.0.2", "10.0.0.1", 11, 0, 0, seen, 28))
+		name := map[uint8]string{ipkt.UDP: "17", ipkt.TCP: "6"}[proto]
+		r.want("4787-REQ-12a, 5382-REQ-9", v, "icmp 11/0 10.0.0.2 > 172.31.0.10 ["+name+" 172.31.0.10:4000 > 10.9.0.10:53]")
+	}
+	r.fromVPC(pkttest.Echo("172.31.0.10", "10.9.0.10", false, 77, "x"))
+	_, v := r.fromOverlay(pkttest.ICMPError("10.0.0.2", "10.0.0.1", 11, 0, 0, pkttest.Echo("10.0.0.1", "10.9.0.10", false, 77, "x"), 100))
+	r.want("L-TRACE-ICMP", v, "icmp 11/0 10.0.0.2 > 172.31.0.10 [1 172.31.0.10 > 10.9.0.10 id 77]")
+}
+
+// TestRun moves a packet through the running engine.
+func TestRun(t *testing.T) {
+	r := newRig(t)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.e.Run(ctx) }()
+	r.dev.feed <- [][]byte{pkttest.UDP("172.31.0.10:4000", "10.0.0.10:53", "question")}
+	r.dev.feed <- [][]byte{pkttest.UDP("172.31.0.10:4000", "10.0.0.10:53", "question")} // the first batch is done when this one is read
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if o, _ := r.take(); len(o) == 0 {
+		t.Error("nothing came out")
+	}
+}

@@ -1,0 +1,61 @@
+package netstack
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"ztgate/netstack/internal/ipkt"
+	"ztgate/netstack/internal/nat"
+)
+
+func protocolName(proto uint8) string {
+	switch proto {
+	case ipkt.TCP:
+		return "tcp"
+	case ipkt.UDP:
+		return "udp"
+	case ipkt.ICMP, ipkt.ICMPv6:
+		return "icmp"
+	}
+	return fmt.Sprint(proto)
+}
+
+// matches reports whether a flow is wanted.
+func (q *FlowFilter) matches(i *FlowInfo) bool {
+	return !(q.To.IsValid() && !q.To.Contains(i.Server.Addr()) || q.From.IsValid() && !q.From.Contains(i.Client.Addr()) ||
+		q.Protocol != "" && q.Protocol != i.Protocol || q.State != "" && q.State != i.State || q.Network != 0 && q.Network != i.Network)
+}
+
+// Flows lists live flows.
+func (e *Engine) Flows(q FlowFilter) (out []FlowInfo) {
+	e.mu.Lock()
+	networks := make([]uint64, len(e.slots))
+	for id, slot := range e.slots {
+		networks[slot] = id
+	}
+	e.mu.Unlock()
+	w := e.worker()
+	defer e.release(w)
+	at := func(t int64) time.Time { return e.start.Add(time.Duration(t)) }
+	e.table.Walk(func(i nat.Info) bool {
+		f := FlowInfo{
+			Protocol: protocolName(i.Proto), State: i.State, FromVPC: i.From() == nat.VPC,
+			Client:   netip.AddrPortFrom(ipkt.Addr(i.Client), i.ClientPort),
+			Server:   netip.AddrPortFrom(ipkt.Addr(i.Server), i.ServerPort),
+			External: netip.AddrPortFrom(ipkt.Addr(i.External), i.ExtPort),
+			Target:   netip.AddrPortFrom(ipkt.Addr(i.Target), i.TargetPort),
+			Created:  at(i.Created), LastSeen: at(i.Last),
+		}
+		if int(i.Slot) < len(networks) {
+			f.Network = networks[i.Slot]
+		}
+		f.PacketsOut, f.BytesOut = i.Counters(nat.FromClient)
+		f.PacketsIn, f.BytesIn = i.Counters(nat.FromServer)
+		if q.matches(&f) {
+			out = append(out, f)
+		}
+		return true
+	})
+	return out
+}

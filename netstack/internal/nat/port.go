@@ -1,0 +1,367 @@
+package nat
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"net/netip"
+
+	"ztgate/netstack/internal/ipkt"
+)
+
+// pool is the ports of one external address and protocol, or its identifiers of
+// ICMP queries. Port 0 is never used.
+type pool struct {
+	key      poolKey
+	slot     uint16 // of the network
+	used     portSet
+	reserved portSet // of forwards: never chosen
+	resting  portSet // in used, but without flows
+	pages    [256]*[256]mapping
+	heads    [mappingHeads]uint16 // chains of mappings by client endpoint
+	restList struct{ first, last uint16 }
+	closed   list // closed flows whose ports can be used again, oldest first
+	inUse    int
+	rests    int
+	failures uint64
+}
+
+type poolKey struct {
+	ext   [16]byte
+	proto uint8
+}
+
+const mappingHeads = 1 << 14
+
+// mapping says whose an external port is: endpoint independent, and shared with
+// nobody (RFC 4787 REQ-1, REQ-3).
+type mapping struct {
+	client     [16]byte
+	port       uint16
+	next       uint16 // in the chain
+	prev, link uint16 // in the list of resting ones
+	n          uint32 // flows; of a resting one: when the rest ends, coarse
+}
+
+type portSet [1 << 16 / 64]uint64
+
+func (s *portSet) has(p uint16) bool { return s[p/64]&(1<<(p%64)) != 0 }
+func (s *portSet) add(p uint16)      { s[p/64] |= 1 << (p % 64) }
+func (s *portSet) del(p uint16)      { s[p/64] &^= 1 << (p % 64) }
+
+func (p *pool) at(port uint16) *mapping { return &p.pages[port>>8][port&255] }
+
+// poolOf returns the number of a pool, which it makes if need be; 0 = too many.
+func (t *Table) poolOf(ext [16]byte, proto uint8) uint16 {
+	k := poolKey{ext, proto}
+	if i, ok := t.byAddr[k]; ok {
+		return i
+	}
+	p := &pool{key: k}
+	for i, old := range t.pools {
+		if i > 0 && old.inUse == 0 && old.rests == 0 && old.closed.first == 0 && old.reserved == (portSet{}) && len(t.pools) > 64 {
+			delete(t.byAddr, old.key)
+			t.pools[i], t.byAddr[k] = p, uint16(i)
+			return uint16(i)
+		}
+	}
+	const maxPools = 4096
+	if len(t.pools) == maxPools {
+		return 0
+	}
+	t.pools = append(t.pools, p)
+	t.byAddr[k] = uint16(len(t.pools) - 1)
+	return t.byAddr[k]
+}
+
+// Reserve makes list the ports that flows never get, because they are forwarded.
+func (t *Table) Reserve(proto uint8, list []netip.AddrPort) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range t.pools[1:] {
+		if p.key.proto == proto {
+			p.reserved = portSet{}
+		}
+	}
+	for _, a := range list {
+		if i := t.poolOf(ipkt.Bytes(a.Addr()), proto); i != 0 {
+			t.pools[i].reserved.add(a.Port())
+		}
+	}
+}
+
+func (t *Table) endpointHash(client *[16]byte, port uint16, round uint64) uint64 {
+	le := binary.LittleEndian.Uint64
+	return mix(le(client[:])^t.seed[2]^round<<32, le(client[8:])^t.seed[3]^uint64(port)<<17)
+}
+
+func (p *pool) head(t *Table, client *[16]byte, port uint16) *uint16 {
+	return &p.heads[t.endpointHash(client, port, 0)%mappingHeads]
+}
+
+// find returns the port of a client's endpoint, 0 if it has none.
+func (p *pool) find(t *Table, client *[16]byte, port uint16) uint16 {
+	for at := *p.head(t, client, port); at != 0; {
+		m := p.at(at)
+		if m.port == port && m.client == *client {
+			return at
+		}
+		at = m.next
+	}
+	return 0
+}
+
+// portRange is the class of a port: a replaced one stays in it (RFC 4787
+// REQ-3 a). The gateway's own ports are no part of it.
+func portRange(proto uint8, port uint16) (ranges [2][2]uint16) {
+	switch {
+	case proto == ipkt.ICMP || proto == ipkt.ICMPv6:
+		return [2][2]uint16{{1, LocalPortFirst - 1}, {LocalPortLast + 1, 65535}}
+	case port < 1024:
+		return [2][2]uint16{{1, 1023}, {1, 0}}
+	}
+	return [2][2]uint16{{1024, LocalPortFirst - 1}, {LocalPortLast + 1, 65535}}
+}
+
+func sameClass(proto uint8, a, b uint16) bool {
+	return proto == ipkt.ICMP || proto == ipkt.ICMPv6 || a < 1024 == (b < 1024)
+}
+
+func isLocal(port uint16) bool { return port >= LocalPortFirst && port <= LocalPortLast }
+
+func (p *pool) free(port uint16) bool {
+	return port != 0 && !isLocal(port) && !p.used.has(port) && !p.reserved.has(port)
+}
+
+// choose returns a free port for an endpoint, 0 if there is none: the same
+// number, else one that is hard to guess (RFC 6056), but the same one after a
+// restart with the same seed.
+func (p *pool) choose(t *Table, client *[16]byte, port uint16) uint16 {
+	if p.free(port) {
+		return port
+	}
+	ranges := portRange(p.key.proto, port)
+	n0 := uint64(ranges[0][1]) + 1 - uint64(ranges[0][0])
+	n := n0 + uint64(ranges[1][1]) + 1 - uint64(ranges[1][0])
+	pick := func(round uint64) uint16 {
+		i := t.endpointHash(client, port, round) >> 16 % n
+		if i < n0 {
+			return ranges[0][0] + uint16(i)
+		}
+		return ranges[1][0] + uint16(i-n0)
+	}
+	const tries = 16
+	for round := range uint64(tries) {
+		if c := pick(round + 1); p.free(c) {
+			return c
+		}
+	}
+	// Few are left: look through all, from a random place.
+	return p.scan(pick(tries+1), func(c uint16) bool { return p.free(c) && sameClass(p.key.proto, c, port) })
+}
+
+// scan returns the first port from a place on that isn't used and is good.
+func (p *pool) scan(from uint16, good func(uint16) bool) uint16 {
+	for i := range len(p.used) + 1 {
+		w := (int(from/64) + i) % len(p.used)
+		left := ^(p.used[w] | p.reserved[w])
+		if i == 0 {
+			left &= ^uint64(0) << (from % 64)
+		}
+		for ; left != 0; left &= left - 1 {
+			if c := uint16(w*64 + bits.TrailingZeros64(left)); good(c) {
+				return c
+			}
+		}
+	}
+	return 0
+}
+
+// acquire gives a flow its external port. t.mu is held.
+func (t *Table) acquire(now uint32, f *Flow, ext [16]byte) Refusal {
+	i := t.poolOf(ext, f.Proto)
+	if i == 0 {
+		return NoPort
+	}
+	p, c, class := t.pools[i], t.clientOf(f.Client), ClassOf(f.Proto)
+	f.External, f.pool, p.slot = ext, i, f.Slot
+	if port := p.find(t, &f.Client, f.ClientPort); port != 0 {
+		if p.resting.has(port) {
+			p.wake(port)
+			c.ports[class]++
+		}
+		p.at(port).n++
+		f.ExtPort = port
+		f.flags |= flagMapped
+		return Accepted
+	}
+	if limit := t.set.MaxPortsPerClient; limit > 0 && c.ports[class] >= limit {
+		return ClientPorts
+	}
+	p.expire(t, now)
+	port := p.choose(t, &f.Client, f.ClientPort)
+	if port == 0 {
+		port = t.reuse(p, f)
+	}
+	if port == 0 {
+		p.failures++
+		return NoPort
+	}
+	if p.pages[port>>8] == nil {
+		p.pages[port>>8] = new([256]mapping)
+	}
+	head := p.head(t, &f.Client, f.ClientPort)
+	*p.at(port) = mapping{client: f.Client, port: f.ClientPort, next: *head, n: 1}
+	*head = port
+	p.used.add(port)
+	p.inUse++
+	c.ports[class]++
+	f.ExtPort = port
+	f.flags |= flagMapped
+	return Accepted
+}
+
+// reuse finds a port when all are taken: one whose connections are all closed, as
+// RFC 6888 REQ-8 allows where TCP is followed, else one that rests, as it allows
+// where only answers pass.
+func (t *Table) reuse(p *pool, f *Flow) uint16 {
+	const tries = 64
+	for range tries {
+		id := p.closed.first
+		if id == 0 {
+			break
+		}
+		old := t.flow(id)
+		port := old.ExtPort
+		t.remove(id, old, Evicted)
+		if p.free(port) && sameClass(f.Proto, port, f.ClientPort) {
+			return port
+		}
+		if c := p.choose(t, &f.Client, f.ClientPort); c != 0 {
+			return c
+		}
+	}
+	if t.Filter(f.Proto) == EndpointIndependent {
+		return 0
+	}
+	port := p.restList.first
+	for range tries {
+		if port == 0 || sameClass(f.Proto, port, f.ClientPort) && !p.reserved.has(port) {
+			break
+		}
+		port = p.at(port).link
+	}
+	if port != 0 {
+		p.wake(port)
+		p.drop(t, port)
+	}
+	return port
+}
+
+// release takes a flow off its mapping. t.mu is held.
+func (t *Table) release(f *Flow, why Reason) {
+	p := t.pools[f.pool]
+	m := p.at(f.ExtPort)
+	if m.n--; m.n > 0 {
+		return
+	}
+	if c := t.clients[f.Client]; c != nil {
+		c.ports[ClassOf(f.Proto)]--
+	}
+	if t.rest == 0 || why == Closed || isClosed(f.state.Load()) {
+		p.drop(t, f.ExtPort)
+		return
+	}
+	end := f.last.Load() + t.idle[ClassOf(f.Proto)][f.state.Load()&stateMask]
+	m.n = min(t.now, end) + t.rest
+	p.resting.add(f.ExtPort)
+	p.rests++
+	p.inUse--
+	m.prev, m.link = p.restList.last, 0
+	if m.prev == 0 {
+		p.restList.first = f.ExtPort
+	} else {
+		p.at(m.prev).link = f.ExtPort
+	}
+	p.restList.last = f.ExtPort
+}
+
+// wake takes a mapping out of the list of resting ones.
+func (p *pool) wake(port uint16) {
+	m := p.at(port)
+	if m.prev == 0 {
+		p.restList.first = m.link
+	} else {
+		p.at(m.prev).link = m.link
+	}
+	if m.link == 0 {
+		p.restList.last = m.prev
+	} else {
+		p.at(m.link).prev = m.prev
+	}
+	m.prev, m.link, m.n = 0, 0, 0
+	p.resting.del(port)
+	p.rests--
+	p.inUse++
+}
+
+// drop forgets a mapping without flows that doesn't rest.
+func (p *pool) drop(t *Table, port uint16) {
+	m := p.at(port)
+	for at := p.head(t, &m.client, m.port); *at != 0; at = &p.at(*at).next {
+		if *at == port {
+			*at = m.next
+			break
+		}
+	}
+	*m = mapping{}
+	p.used.del(port)
+	p.inUse--
+}
+
+// expire frees some ports whose rest is over.
+func (p *pool) expire(t *Table, now uint32) {
+	const most = 256
+	for range most {
+		port := p.restList.first
+		if port == 0 || int32(p.at(port).n-now) > 0 {
+			return
+		}
+		p.wake(port)
+		p.drop(t, port)
+	}
+}
+
+// Owner returns whose an external port is.
+func (t *Table) Owner(ext [16]byte, proto uint8, port uint16) (client [16]byte, clientPort uint16, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i, ok := t.byAddr[poolKey{ext, proto}]
+	if !ok {
+		return client, 0, false
+	}
+	p := t.pools[i]
+	if !p.used.has(port) || p.resting.has(port) {
+		return client, 0, false
+	}
+	m := p.at(port)
+	return m.client, m.port, true
+}
+
+// PoolInfo is how far the ports of one external address and protocol are used.
+type PoolInfo struct {
+	Slot           uint16
+	Proto          uint8
+	InUse, Resting int
+	Failures       uint64
+}
+
+// Pools lists the port pools.
+func (t *Table) Pools() []PoolInfo {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make([]PoolInfo, 0, len(t.pools))
+	for _, p := range t.pools[1:] {
+		out = append(out, PoolInfo{p.slot, p.key.proto, p.inUse, p.rests, p.failures})
+	}
+	return out
+}

@@ -1,0 +1,420 @@
+package nat
+
+import (
+	"encoding/binary"
+	"time"
+
+	"ztgate/netstack/internal/ipkt"
+)
+
+// States of a flow. All protocols use the first three; TCP goes on (after
+// RFC 7857 §2):
+//
+//	new --answer--> opening --ACK--> established --FIN--> closing --FIN--> closed
+//	 any --RST in sequence--> reset --data--> established
+//	 closed, reset --SYN from the client--> new
+const (
+	stateFree        uint32 = iota // never used
+	stateNew                       // never answered
+	stateOpening                   // TCP: answered, handshake not finished
+	stateEstablished               //
+	stateClosing                   // one FIN
+	stateClosed                    // both FINs
+	stateReset                     // RST, which may be forged
+	stateRefused                   // RST in answer to the SYN
+	stateDead                      // removed
+	numStates
+	stateMask = 0xff
+)
+
+const refusedFor = time.Second
+
+var stateNames = [numStates]string{"", "new", "opening", "established", "closing", "closed", "reset", "closed", "dead"}
+
+// finBit of a direction is beside the state.
+func finBit(dir int) uint32 { return 0x100 << dir }
+
+const bothFins = 0x300
+
+func isHalfOpen(s uint32) bool { s &= stateMask; return s == stateNew || s == stateOpening }
+func isClosed(s uint32) bool {
+	s &= stateMask
+	return s == stateClosed || s == stateReset || s == stateRefused
+}
+
+// Verdict says whether a packet of a flow may pass.
+type Verdict uint8
+
+// Verdicts.
+const (
+	Pass     Verdict = iota
+	BadFlags         // a set of TCP flags that never occurs
+	OutOfWindow
+	Filtered // the other side hasn't sent anything yet
+)
+
+// Follow keeps the state of a flow and says whether the packet may pass.
+func (t *Table) Follow(now int64, f *Flow, dir int, v *ipkt.View) Verdict {
+	if f.Proto == ipkt.TCP && v.First {
+		return t.followTCP(now, f, dir, v)
+	}
+	state := f.state.Load()
+	if state == stateNew && v.First {
+		if dir == FromServer {
+			t.change(now, f, stateEstablished)
+		} else if f.flags&flagFiltered != 0 {
+			t.refresh(now, f)
+			return Filtered
+		}
+	}
+	t.refresh(now, f)
+	return Pass
+}
+
+func (t *Table) refresh(now int64, f *Flow) {
+	if c := coarse(now); int32(c-f.last.Load()) > 0 {
+		f.last.Store(c)
+	}
+}
+
+// change moves a flow to a state, keeping the bits beside it.
+func (t *Table) change(now int64, f *Flow, to uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := f.state.Load()
+	if s := old & stateMask; s == stateDead || s == to || s == stateFree {
+		return
+	}
+	t.setState(now, f, old, old&^stateMask|to)
+}
+
+// setState puts a flow into the lists of its new state. t.mu is held.
+func (t *Table) setState(now int64, f *Flow, old, to uint32) {
+	k := f.key(FromClient)
+	t.sum(&k)
+	found, ref := t.lookup(&k)
+	if found != f {
+		return // only a removed flow cannot be found
+	}
+	id := ref >> 1
+	t.leaveLists(f, old)
+	if isClosed(old) && !isClosed(to) {
+		t.clientOf(f.Client).live++
+	} else if !isClosed(old) && isClosed(to) {
+		t.clientOf(f.Client).live--
+	}
+	f.state.Store(to)
+	f.last.Store(coarse(now))
+	t.joinLists(id, f)
+	t.wheel.remove(t, f)
+	t.wheel.add(t, id, f)
+}
+
+// Bits of direction.window: 16 bits of window, 8 of scale, and these.
+const (
+	winSeen    = 1 << 24 // sequence numbers of this side are known
+	winScaled  = 1 << 25 // it announced a scale
+	winGranted = 1 << 26 // it acknowledged something: limit is valid
+	winLiberal = 1 << 27 // picked up in the middle: the scale is unknown
+	winSYN     = 1 << 28 // it sent a SYN of its own, not as an answer
+)
+
+const (
+	tcpFIN, tcpSYN, tcpRST, tcpPSH, tcpACK, tcpURG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+)
+
+// validFlags are the sets of FIN, SYN, RST, ACK and URG that occur.
+var validFlags = func() (ok [64]bool) {
+	for _, f := range []uint8{tcpSYN, tcpSYN | tcpURG, tcpSYN | tcpACK, tcpRST, tcpRST | tcpACK, tcpFIN | tcpACK,
+		tcpFIN | tcpACK | tcpURG, tcpACK, tcpACK | tcpURG} {
+		ok[f], ok[f|tcpPSH] = true, true
+	}
+	return ok
+}()
+
+// segment is what the state machine needs of a TCP segment.
+type segment struct {
+	seq, end, ack uint32
+	win           uint16
+	flags         uint8
+	data          bool
+	part          bool // the first fragment: its end is not known
+}
+
+func segmentOf(v *ipkt.View) segment {
+	h := v.B[v.L4:]
+	s := segment{seq: binary.BigEndian.Uint32(h[4:]), ack: binary.BigEndian.Uint32(h[8:]), win: binary.BigEndian.Uint16(h[14:]), flags: v.Flags, part: v.Fragment}
+	n := uint32(len(h) - int(h[12]>>4)*4)
+	s.data = n > 0
+	if s.flags&tcpSYN != 0 {
+		n++
+	}
+	if s.flags&tcpFIN != 0 {
+		n++
+	}
+	s.end = s.seq + n
+	return s
+}
+
+// after reports whether a lies behind b.
+func after(a, b uint32) bool { return int32(a-b) > 0 }
+
+func (t *Table) followTCP(now int64, f *Flow, dir int, v *ipkt.View) Verdict {
+	if !validFlags[v.Flags&0x3f] {
+		return BadFlags
+	}
+	s := segmentOf(v)
+	state := f.state.Load()
+	if v.Flags&(tcpSYN|tcpRST|tcpFIN) == 0 && state&stateMask == stateEstablished {
+		if !t.inWindow(f, dir, &s) {
+			return OutOfWindow
+		}
+		f.note(dir, &s)
+		t.refresh(now, f)
+		return Pass
+	}
+	switch {
+	case v.Flags&tcpSYN != 0:
+		return t.followSYN(now, f, dir, v, &s, state)
+	case v.Flags&tcpRST != 0:
+		return t.followRST(now, f, dir, &s, state)
+	}
+	if state&stateMask == stateNew && dir == FromClient && f.flags&flagFiltered != 0 {
+		return Filtered
+	}
+	if !t.inWindow(f, dir, &s) {
+		return OutOfWindow
+	}
+	f.note(dir, &s)
+	t.refresh(now, f)
+	if next := nextState(state, dir, &s, f); next != state {
+		t.advance(now, f, dir, &s)
+	}
+	return Pass
+}
+
+// nextState is the state after a segment without SYN and RST.
+func nextState(state uint32, dir int, s *segment, f *Flow) uint32 {
+	if s.flags&tcpFIN != 0 {
+		state |= finBit(dir)
+		if state&bothFins == bothFins {
+			return state&^stateMask | stateClosed
+		}
+		if now := state & stateMask; now != stateReset && now != stateClosed {
+			return state&^stateMask | stateClosing
+		}
+		return state
+	}
+	switch state & stateMask {
+	case stateNew: // picked up in the middle
+		if dir == FromServer {
+			return state&^stateMask | stateEstablished
+		}
+	case stateOpening:
+		if dir == FromClient || f.dir[FromServer].window.Load()&winSYN != 0 {
+			return state&^stateMask | stateEstablished
+		}
+	case stateReset: // the RST was forged, or not for this connection
+		if s.data {
+			return state&^stateMask | stateEstablished
+		}
+	}
+	return state
+}
+
+// advance moves the flow on under the lock, judging by the state as it is then.
+func (t *Table) advance(now int64, f *Flow, dir int, s *segment) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := f.state.Load()
+	if old&stateMask == stateDead {
+		return
+	}
+	if to := nextState(old, dir, s, f); to != old {
+		t.setState(now, f, old, to)
+	}
+}
+
+func (t *Table) followSYN(now int64, f *Flow, dir int, v *ipkt.View, s *segment, state uint32) Verdict {
+	d := &f.dir[dir]
+	other := &f.dir[1-dir]
+	switch st := state & stateMask; {
+	case s.flags&tcpACK == 0 && dir == FromClient:
+		switch {
+		case isClosed(state):
+			t.reopen(now, f)
+			fallthrough
+		case isHalfOpen(state):
+			d.announce(v, s)
+			t.refresh(now, f)
+			if f.flags&flagFiltered != 0 && st == stateNew {
+				return Filtered
+			}
+		}
+		// Otherwise the client has forgotten the connection; the server's challenge
+		// will tell it how to reset it (RFC 5961 §4).
+		return Pass
+	case s.flags&tcpACK == 0: // both open at the same time
+		if !isHalfOpen(state) {
+			return OutOfWindow
+		}
+		d.announce(v, s)
+		d.window.Or(winSYN)
+		t.change(now, f, stateOpening)
+		return Pass
+	}
+	if isHalfOpen(state) {
+		w := other.window.Load()
+		if !t.set.NoWindow && w&winSeen != 0 && w&winLiberal == 0 && s.ack != other.end.Load() {
+			return OutOfWindow
+		}
+		syn := d.window.Load() & winSYN
+		d.announce(v, s)
+		d.window.Or(syn)
+		d.grant(s, 0)
+		if dir == FromServer && state&stateMask == stateNew {
+			t.change(now, f, stateOpening)
+		}
+		t.refresh(now, f)
+		return Pass
+	}
+	if !t.inWindow(f, dir, s) {
+		return OutOfWindow
+	}
+	return Pass
+}
+
+// reopen begins a flow anew whose tuple is used again.
+func (t *Table) reopen(now int64, f *Flow) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := f.state.Load()
+	if !isClosed(old) {
+		return
+	}
+	for i := range f.dir {
+		f.dir[i].window.Store(0)
+	}
+	t.setState(now, f, old, stateNew)
+	class := ClassOf(f.Proto)
+	t.stats.Removed[class][Closed].Add(1)
+	t.stats.Created[class].Add(1)
+}
+
+func (t *Table) followRST(now int64, f *Flow, dir int, s *segment, state uint32) Verdict {
+	d, other := &f.dir[dir], &f.dir[1-dir]
+	if state&stateMask == stateNew && dir == FromServer {
+		// The answer to a SYN must acknowledge it (RFC 9293 §3.10.7.3).
+		if !t.set.NoWindow && other.window.Load()&winLiberal == 0 && (s.flags&tcpACK == 0 || s.ack != other.end.Load()) {
+			return OutOfWindow
+		}
+		t.change(now, f, stateRefused)
+		return Pass
+	}
+	w := d.window.Load()
+	if w&winSeen == 0 || (w|other.window.Load())&winLiberal != 0 || t.set.NoWindow {
+		t.change(now, f, stateReset)
+		return Pass
+	}
+	// Only a RST that is exactly in sequence ends the flow: others may be forged, and
+	// the receiver asks back (RFC 5961 §3).
+	if s.seq == d.end.Load() || other.window.Load()&winGranted != 0 && s.seq == other.limit.Load()-other.maxWindow(d) {
+		t.change(now, f, stateReset)
+		return Pass
+	}
+	r := *s
+	r.flags &^= tcpACK
+	if !t.inWindow(f, dir, &r) {
+		return OutOfWindow
+	}
+	return Pass
+}
+
+// maxWindow is the largest window that a side announced, in bytes.
+func (d *direction) maxWindow(other *direction) uint32 {
+	w := d.window.Load()
+	if w&winScaled != 0 && other.window.Load()&winScaled != 0 {
+		return w & 0xffff << (w >> 16 & 15)
+	}
+	return w & 0xffff
+}
+
+// announce takes sequence number, window and scale from a SYN.
+func (d *direction) announce(v *ipkt.View, s *segment) {
+	w := uint32(s.win) | winSeen
+	if s.part {
+		w |= winLiberal
+	}
+	if scale, ok := v.WindowScale(); ok {
+		w |= uint32(min(scale, 14))<<16 | winScaled
+	}
+	d.end.Store(s.end)
+	d.window.Store(w)
+}
+
+// grant records up to where the other side may send.
+func (d *direction) grant(s *segment, shift uint32) {
+	limit := s.ack + max(uint32(s.win)<<shift, 1)
+	for {
+		w := d.window.Load()
+		old := d.limit.Load()
+		if w&winGranted != 0 && !after(limit, old) {
+			return
+		}
+		if d.limit.CompareAndSwap(old, limit) {
+			if w&winGranted == 0 {
+				d.window.Or(winGranted)
+			}
+			return
+		}
+	}
+}
+
+// note takes over what an accepted segment says.
+func (f *Flow) note(dir int, s *segment) {
+	d, other := &f.dir[dir], &f.dir[1-dir]
+	w := d.window.Load()
+	if w&winSeen == 0 || s.part && w&winLiberal == 0 {
+		// The first segment of this side that we see is no SYN.
+		d.end.Store(s.end)
+		d.window.Store(w&(winScaled|0xff<<16) | uint32(s.win) | winSeen | winLiberal)
+		return
+	}
+	for old := d.end.Load(); after(s.end, old); old = d.end.Load() {
+		if d.end.CompareAndSwap(old, s.end) {
+			break
+		}
+	}
+	if uint32(s.win) > w&0xffff && w&winLiberal == 0 {
+		d.window.CompareAndSwap(w, w&^0xffff|uint32(s.win)) // a lost race only costs precision
+	}
+	if s.flags&tcpACK == 0 {
+		return
+	}
+	shift := uint32(0)
+	if w&winScaled != 0 && other.window.Load()&winScaled != 0 {
+		shift = w >> 16 & 15
+	}
+	d.grant(s, shift)
+}
+
+// inWindow reports whether a segment can belong to the connection: within what
+// the other side may receive, and acknowledging only what it sent.
+func (t *Table) inWindow(f *Flow, dir int, s *segment) bool {
+	d, other := &f.dir[dir], &f.dir[1-dir]
+	w, ow := d.window.Load(), other.window.Load()
+	if t.set.NoWindow || (w|ow)&winLiberal != 0 {
+		return true
+	}
+	if ow&winGranted != 0 && after(s.seq, other.limit.Load()) {
+		return false
+	}
+	if w&winSeen != 0 && ow&winSeen != 0 && after(d.end.Load()-other.maxWindow(d)-1, s.end) {
+		return false
+	}
+	if s.flags&tcpACK == 0 || ow&winSeen == 0 {
+		return true
+	}
+	end := other.end.Load()
+	return !after(s.ack, end) && !after(end-max(d.maxWindow(other), 66000)-1, s.ack)
+}

@@ -1,0 +1,445 @@
+package netstack
+
+import (
+	"time"
+
+	"ztgate/netstack/internal/ipkt"
+	"ztgate/netstack/internal/nat"
+)
+
+// worker is what one goroutine needs to handle a batch. It goes back to the
+// engine afterwards.
+type worker struct {
+	e      *Engine
+	reader *nat.Reader
+	now    int64
+	set    *netSet
+	views  [maxBatch]ipkt.View
+	keys   [maxBatch]nat.Key
+	state  [maxBatch]uint8
+	sink   uint32 // keeps the compiler from dropping loads that only warm the cache
+	out    outBatch
+	vpc    vpcBatch
+	rx     [numLegs]struct{ packets, bytes uint64 }
+	hits   uint64
+}
+
+// What the first look at a packet found.
+const (
+	pktRefused uint8 = iota
+	pktKeyed         // has a tuple
+	pktOdd           // a fragment, or an ICMP message without a tuple
+)
+
+func (e *Engine) worker() *worker {
+	e.idleMu.Lock()
+	var w *worker
+	if n := len(e.idle); n > 0 {
+		w, e.idle = e.idle[n-1], e.idle[:n-1]
+	}
+	e.idleMu.Unlock()
+	if w == nil {
+		w = &worker{e: e, reader: e.table.NewReader()}
+		w.out.e, w.vpc.e = e, e
+	}
+	w.reader.Enter()
+	w.now, w.set = e.clock(), e.set.Load()
+	return w
+}
+
+// release ends a batch: everything is sent and counted.
+func (e *Engine) release(w *worker) {
+	w.reader.Leave() // before system calls: removed flows wait for readers
+	w.out.flush()
+	w.vpc.flush()
+	for l := range w.rx {
+		if t := &w.rx[l]; t.packets > 0 {
+			e.stats.traffic[l][rx].add(t.packets, t.bytes)
+			t.packets, t.bytes = 0, 0
+		}
+	}
+	if w.hits > 0 {
+		e.stats.hits.Add(w.hits)
+		w.hits = 0
+	}
+	w.set = nil
+	e.idleMu.Lock()
+	e.idle = append(e.idle, w)
+	e.idleMu.Unlock()
+}
+
+func legOf(s Side) leg { return leg(s) }
+
+// receive checks a packet and prepares its lookup.
+func (w *worker) receive(side Side, i int, b []byte) {
+	l := legOf(side)
+	w.rx[l].packets++
+	w.rx[l].bytes += uint64(len(b))
+	v := &w.views[i]
+	switch r := ipkt.Parse(b, v); {
+	case r != ipkt.OK:
+		w.e.drop(l, drop(r))
+		w.state[i] = pktRefused
+	case v.Fragment || !w.e.table.KeyOf(side, v, &w.keys[i]):
+		w.state[i] = pktOdd
+	default:
+		w.state[i] = pktKeyed
+	}
+}
+
+// touch warms the cache for the lookups of a batch.
+func (w *worker) touch(n int) {
+	sink := uint32(0)
+	for i := range n {
+		if w.state[i] == pktKeyed {
+			sink += w.e.table.Touch(&w.keys[i])
+		}
+	}
+	w.sink = sink
+}
+
+// vpcBatch handles packets from the VPC side, which lie at vpcOffset.
+func (e *Engine) vpcBatch(bufs [][]byte, sizes []int) {
+	for len(bufs) > maxBatch {
+		e.vpcBatch(bufs[:maxBatch], sizes[:maxBatch])
+		bufs, sizes = bufs[maxBatch:], sizes[maxBatch:]
+	}
+	e.stats.batches[legVPC].observe(len(bufs))
+	w := e.worker()
+	for i := range bufs {
+		w.receive(nat.VPC, i, bufs[i][vpcOffset:vpcOffset+sizes[i]])
+	}
+	w.touch(len(bufs))
+	for i := range bufs {
+		switch w.state[i] {
+		case pktKeyed:
+			w.known(nat.VPC, nil, &w.views[i], &w.keys[i], bufs[i])
+		case pktOdd:
+			w.odd(nat.VPC, nil, &w.views[i])
+		}
+	}
+	e.release(w)
+}
+
+// Deliver handles frames from a network. Several goroutines may call it at the
+// same time; frames are changed in place and not kept.
+func (e *Engine) Deliver(nwid uint64, frames [][]byte) {
+	for len(frames) > maxBatch {
+		e.deliver(nwid, frames[:maxBatch])
+		frames = frames[maxBatch:]
+	}
+	e.deliver(nwid, frames)
+}
+
+func (e *Engine) deliver(nwid uint64, frames [][]byte) {
+	e.stats.batches[legOverlay].observe(len(frames))
+	w := e.worker()
+	p := w.set.ports[nwid]
+	for i, f := range frames {
+		w.frame(p, i, f)
+	}
+	w.touch(len(frames))
+	for i := range frames {
+		switch v := &w.views[i]; w.state[i] {
+		case pktKeyed:
+			w.known(nat.Overlay, p, v, &w.keys[i], nil)
+		case pktOdd:
+			w.odd(nat.Overlay, p, v)
+		}
+	}
+	e.release(w)
+}
+
+// frame judges an Ethernet frame and prepares the packet in it.
+func (w *worker) frame(p *port, i int, f []byte) {
+	e := w.e
+	refused := func(d drop) {
+		w.rx[legOverlay].packets++
+		w.rx[legOverlay].bytes += uint64(max(len(f)-ethernetLen, 0))
+		w.state[i] = pktRefused
+		if d != 0 {
+			e.drop(legOverlay, d)
+		}
+	}
+	switch {
+	case p == nil:
+		refused(dropNetwork)
+		return
+	case len(f) < ethernetLen:
+		refused(dropMalformed)
+		return
+	case [6]byte(f[:6]) != p.MAC && f[0]&1 == 0:
+		refused(dropNotForUs)
+		return
+	}
+	switch uint16(f[12])<<8 | uint16(f[13]) {
+	case 0x0800, 0x86dd:
+		w.receive(nat.Overlay, i, f[ethernetLen:])
+		v := &w.views[i]
+		if w.state[i] != pktRefused && (f[0]&1 != 0 || isNDP(v)) {
+			w.state[i] = pktRefused
+			w.group(p, v)
+		}
+	case 0x0806:
+		refused(0)
+		w.countLocal(legOverlay, p, 0x0806, len(f)-ethernetLen, false)
+		ready, from := p.neigh.HandleARP(w.now, f[ethernetLen:])
+		e.sendReady(w.now, p, ready, from)
+	default:
+		refused(dropEtherType)
+	}
+}
+
+// known handles a packet that has a tuple.
+func (w *worker) known(side Side, p *port, v *ipkt.View, k *nat.Key, buf []byte) {
+	e := w.e
+	f, dir := e.table.Find(w.now, k)
+	if f != nil && f.Generation.Load() != w.set.generation && !e.stillAllowed(w.set, f) {
+		e.table.Remove(f)
+		f = nil
+	}
+	if f == nil {
+		e.stats.misses.Add(1)
+		if f, dir = w.unknown(side, p, v, k); f == nil {
+			return
+		}
+	} else {
+		w.hits++
+	}
+	if p != nil && f.Slot != p.slot {
+		e.drop(legOverlay, dropSpoofed)
+		return
+	}
+	w.forward(side, f, dir, v, buf)
+}
+
+var verdictDrops = [...]drop{nat.BadFlags: dropFlags, nat.OutOfWindow: dropWindow, nat.Filtered: dropNoFlow}
+
+// forward sends a packet of a flow on.
+func (w *worker) forward(side Side, f *nat.Flow, dir int, v *ipkt.View, buf []byte) {
+	e, l := w.e, legOf(side)
+	exit := f.Exit(dir)
+	var p *port
+	if int(f.Slot) < len(w.set.slots) {
+		p = w.set.slots[f.Slot]
+	}
+	mtu := e.vpcMTU
+	if exit == nat.Overlay {
+		if p == nil {
+			e.drop(l, dropNetwork)
+			return
+		}
+		mtu = p.MTU
+	}
+	if v.TTL <= 1 {
+		e.refuse(w.now, l, dropTTL, ipkt.TimeExceeded, v)
+		return
+	}
+	if len(v.B) > mtu && v.DontFrag {
+		e.drop(l, dropTooBig)
+		e.sendError(w.now, l, ipkt.TooBig, v, mtu)
+		return
+	}
+	if verdict := e.table.Follow(w.now, f, dir, v); verdict != nat.Pass {
+		e.drop(l, verdictDrops[verdict])
+		return
+	}
+	if v.Proto == ipkt.TCP && v.Flags&ipkt.SYN != 0 && p != nil {
+		e.clamp(l, p, v)
+	}
+	f.Rewrite(dir, v)
+	v.DecrementTTL()
+	f.Count(dir, len(v.B))
+	class := classOf(side, exit, v)
+	if len(v.B) > mtu || v.Fragment {
+		e.uniqueID(w.now, f, dir, v)
+	}
+	if exit == nat.VPC {
+		w.toVPC(p, class, v, mtu)
+		return
+	}
+	w.toOverlay(p, f, dir, class, v, buf)
+}
+
+// toVPC appends a packet, in fragments if need be.
+func (w *worker) toVPC(p *port, class uint8, v *ipkt.View, mtu int) {
+	fwd := &w.e.stats.vpc
+	if p != nil && class>>classShift != wayVPCToVPC {
+		fwd = p.fwd
+	}
+	if len(v.B) <= mtu {
+		w.vpc.add(fwd, class, v.B)
+		return
+	}
+	ipkt.Fragment4(v, mtu, func(b []byte) {
+		w.vpc.add(fwd, class, b)
+		class = noClass // counted once
+	})
+}
+
+// toOverlay appends a packet as a frame to the next hop. buf is the buffer it
+// lies in, with room in front, nil if it has none.
+func (w *worker) toOverlay(p *port, f *nat.Flow, dir int, class uint8, v *ipkt.View, buf []byte) {
+	mac, ok := freshHop(w.now, f.Hop.Load())
+	if !ok {
+		_, hop := w.set.route(serverOf(f, dir))
+		if !hop.IsValid() {
+			w.e.drop(legOf(f.Exit(1-dir)), dropNoRoute)
+			return
+		}
+		if mac, ok = p.neigh.Lookup(w.now, hop); !ok {
+			w.out.flush() // so that what comes later stays behind
+			if !p.neigh.Resolve(w.now, hop, v.B) {
+				w.e.drop(legOf(f.Exit(1-dir)), dropUnresolved)
+			}
+			return
+		}
+		f.Hop.Store(packHop(w.now, mac))
+	}
+	header := ethernetHeader(mac, p.MAC, v.V6)
+	if buf != nil && len(v.B) <= p.MTU {
+		w.out.add(p, class, buf, len(v.B), &header)
+		return
+	}
+	w.out.flush()
+	each := func(b []byte) {
+		if w.e.writeFrame(p.ID, append(header[:], b...)) {
+			p.fwd.countClass(class, 1, uint64(len(b)))
+		} else {
+			w.e.drop(legOf(f.Exit(1-dir)), dropOverlay)
+		}
+		class = noClass
+	}
+	if len(v.B) <= p.MTU {
+		each(v.B)
+		return
+	}
+	ipkt.Fragment4(v, p.MTU, each)
+}
+
+// A flow's next hop is kept as its MAC with the second it was looked up in, so
+// that the lookup is repeated from time to time.
+const hopLifetime = 5 // s
+
+func packHop(now int64, mac [6]byte) uint64 {
+	m := uint64(mac[0])<<40 | uint64(mac[1])<<32 | uint64(mac[2])<<24 | uint64(mac[3])<<16 | uint64(mac[4])<<8 | uint64(mac[5])
+	return m<<16 | uint64(uint16(now/int64(time.Second)+1))
+}
+
+func freshHop(now int64, h uint64) (mac [6]byte, ok bool) {
+	if h == 0 || uint16(now/int64(time.Second)+1)-uint16(h) >= hopLifetime {
+		return mac, false
+	}
+	m := h >> 16
+	return [6]byte{byte(m >> 40), byte(m >> 32), byte(m >> 24), byte(m >> 16), byte(m >> 8), byte(m)}, true
+}
+
+func ethernetHeader(dst, src [6]byte, v6 bool) (h [ethernetLen]byte) {
+	copy(h[:], dst[:])
+	copy(h[6:], src[:])
+	h[12], h[13] = 0x08, 0x00
+	if v6 {
+		h[12], h[13] = 0x86, 0xdd
+	}
+	return h
+}
+
+// outBatch collects frames for one network.
+type outBatch struct {
+	e       *Engine
+	p       *port
+	bufs    [maxBatch][]byte
+	sizes   [maxBatch]int
+	classes [maxBatch]uint8
+	n       int
+}
+
+// add appends the packet at vpcOffset in buf with its Ethernet header.
+func (b *outBatch) add(p *port, class uint8, buf []byte, size int, header *[ethernetLen]byte) {
+	if b.n == maxBatch || b.n > 0 && p != b.p {
+		b.flush()
+	}
+	b.p = p
+	copy(buf[vpcOffset-ethernetLen:], header[:])
+	b.bufs[b.n], b.sizes[b.n], b.classes[b.n] = buf, ethernetLen+size, class
+	b.n++
+}
+
+func (b *outBatch) flush() {
+	n := b.n
+	if n == 0 {
+		return
+	}
+	b.n = 0
+	ok, err := b.e.cfg.Overlay.WriteFrames(b.p.ID, b.bufs[:n], b.sizes[:n], vpcOffset-ethernetLen)
+	if err != nil {
+		ok = 0
+	}
+	ok = min(max(ok, 0), n)
+	t := tally{to: b.p.fwd}
+	bytes := uint64(0)
+	for i := range ok {
+		size := uint64(b.sizes[i] - ethernetLen)
+		bytes += size
+		t.add(b.classes[i], size)
+	}
+	t.flush()
+	b.e.stats.traffic[legOverlay][tx].add(uint64(ok), bytes)
+	b.e.dropN(legVPC, dropOverlay, n-ok)
+	clear(b.bufs[:n])
+}
+
+// vpcBatch collects packets for the device. Its buffers are large so that the
+// device can merge segments into the first one.
+type vpcBatch struct {
+	e       *Engine
+	fwd     *forwarded
+	bufs    [][]byte // full capacity
+	out     [][]byte
+	classes [maxBatch]uint8
+}
+
+// add appends a copy of a packet; class is [noClass] for our own ones.
+func (b *vpcBatch) add(fwd *forwarded, class uint8, p []byte) {
+	n := len(b.out)
+	if n == maxBatch || n > 0 && fwd != b.fwd {
+		b.flush()
+		n = 0
+	}
+	if len(p) > writeSize-writeStart {
+		if class != noClass {
+			b.e.drop(legOverlay, dropTooBig)
+		}
+		return
+	}
+	b.fwd = fwd
+	if n == len(b.bufs) {
+		b.bufs = append(b.bufs, make([]byte, writeSize))
+	}
+	buf := b.bufs[n][:writeStart+len(p)]
+	copy(buf[writeStart:], p)
+	b.classes[n] = class
+	b.out = append(b.out, buf)
+}
+
+func (b *vpcBatch) flush() {
+	n := len(b.out)
+	if n == 0 {
+		return
+	}
+	t := tally{to: b.fwd}
+	bytes := uint64(0)
+	for i, p := range b.out { // before Write, which may merge them
+		size := uint64(len(p) - writeStart)
+		bytes += size
+		t.add(b.classes[i], size)
+	}
+	_, err := b.e.dev.Write(b.out, writeStart)
+	clear(b.out)
+	b.out = b.out[:0]
+	if err != nil { // the device doesn't say how many: it tries all
+		b.e.stats.deviceErrors.Add(1)
+	}
+	t.flush()
+	b.e.stats.traffic[legVPC][tx].add(uint64(n), bytes)
+}
