@@ -159,6 +159,22 @@ func (c *Client) Leave(ctx context.Context, id string) (Networks, error) {
 	return call[Networks](ctx, c, "DELETE", "/v1/networks/"+url.PathEscape(id), nil)
 }
 
+// Moons lists the moons in use.
+func (c *Client) Moons(ctx context.Context) (Moons, error) {
+	return call[Moons](ctx, c, "GET", "/v1/moons", nil)
+}
+
+// Orbit begins to use a moon; seed is the address of one of its roots, empty if it
+// is the one that the moon is named after.
+func (c *Client) Orbit(ctx context.Context, id, seed string) (Moons, error) {
+	return call[Moons](ctx, c, "POST", "/v1/moons/"+url.PathEscape(id)+"?seed="+url.QueryEscape(seed), nil)
+}
+
+// Deorbit ends the use of a moon.
+func (c *Client) Deorbit(ctx context.Context, id string) (Moons, error) {
+	return call[Moons](ctx, c, "DELETE", "/v1/moons/"+url.PathEscape(id), nil)
+}
+
 // Ping pings through the overlay.
 func (c *Client) Ping(ctx context.Context, req PingRequest) (Ping, error) {
 	return call[Ping](ctx, c, "POST", "/v1/ping", req)

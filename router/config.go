@@ -31,6 +31,7 @@ type Config struct {
 	IdentitySecret       string // text form, "" = the one in Home
 	IdentityPublic       string
 	Networks             []NetworkConfig
+	Underlay             Underlay
 	VPC                  VPCConfig
 	NAT                  NATConfig
 	Policy               PolicyConfig
@@ -153,6 +154,12 @@ func (c *Config) Values() []Value {
 			Value{key + ".masquerade", c.Masquerade(n.ID), c.Origin(key + ".masquerade")},
 			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")},
 			Value{key + ".allow_default", n.AllowDefault, c.Origin(key + ".allow_default")})
+	}
+	for i, p := range c.Underlay.Physical {
+		out = append(out, Value{fmt.Sprintf("physical[%d]", i), p.String(), c.Origin("physical")})
+	}
+	for i, p := range c.Underlay.Virtual {
+		out = append(out, Value{fmt.Sprintf("virtual[%d]", i), p.String(), c.Origin("virtual")})
 	}
 	for i, r := range c.Policy.Rules {
 		out = append(out, Value{fmt.Sprintf("policy.rules[%d]", i), r.String(), c.Origin("policy.rules")})

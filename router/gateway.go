@@ -45,7 +45,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 
 	g := &gateway{cfg: cfg, log: log}
 	node, err := parts.NewNode(NodeConfig{
-		Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Logger: log, Registerer: reg,
+		Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Underlay: cfg.Underlay, Logger: log, Registerer: reg,
 		OnFrames: func(nwid uint64, frames [][]byte) { g.plane.Deliver(nwid, frames) }, // the node runs only once plane is set
 	})
 	if err != nil {

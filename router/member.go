@@ -38,7 +38,7 @@ func RunMemberWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Par
 	m := &member{taps: map[NetworkID]*tap{}, failed: map[NetworkID]string{}}
 	m.ports.Store(&map[uint64]*tap{})
 	node, err := parts.NewNode(NodeConfig{Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller,
-		Logger: log, Registerer: reg, OnFrames: m.onFrames})
+		Underlay: cfg.Underlay, Logger: log, Registerer: reg, OnFrames: m.onFrames})
 	if err != nil {
 		return fmt.Errorf("start node: %w", err)
 	}

@@ -170,9 +170,27 @@ type NodeConfig struct {
 	Port       int
 	Planet     []byte // nil = the one in Home, else the built-in one
 	Controller bool
+	Underlay   Underlay
 	Logger     *slog.Logger
 	OnFrames   func(nwid uint64, frames [][]byte)
 	Registerer prometheus.Registerer
+}
+
+// Moon is a moon that is used or waited for.
+type Moon struct {
+	ID        string       `json:"id"`
+	Waiting   bool         `json:"waiting"`
+	Seed      string       `json:"seed,omitempty"` // who is asked while waiting
+	Timestamp int64        `json:"timestamp,omitempty"`
+	Roots     []PlanetRoot `json:"roots"`
+}
+
+// orbiter is a node that can use moons.
+type orbiter interface {
+	// Orbit begins to use a moon; seed is one of its roots.
+	Orbit(id uint64, seed string) error
+	Deorbit(id uint64) (bool, error)
+	Moons() []Moon
 }
 
 // Controller is a network controller. Records are the JSON objects of chapter

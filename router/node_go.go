@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ztgate/zerotier"
+	"ztgate/zerotier/identity"
 	"ztgate/zerotier/vl1"
 )
 
@@ -16,8 +17,22 @@ type goNode struct{ *zerotier.Node }
 
 // newGoNode opens home and the UDP sockets.
 func newGoNode(cfg NodeConfig) (Node, error) {
-	n, err := zerotier.New(zerotier.Config{Home: cfg.Home, Port: cfg.Port, Planet: cfg.Planet, Controller: cfg.Controller,
-		Logger: cfg.Logger, OnFrames: cfg.OnFrames})
+	zc := zerotier.Config{Home: cfg.Home, Port: cfg.Port, Planet: cfg.Planet, Controller: cfg.Controller,
+		LowBandwidth: cfg.Underlay.LowBandwidth, Logger: cfg.Logger, OnFrames: cfg.OnFrames}
+	for _, p := range cfg.Underlay.Physical {
+		zc.Physical = append(zc.Physical, vl1.PhysicalNetwork{Prefix: p.Network, MTU: p.MTU, Blacklist: p.Blacklist, TrustedPath: p.TrustedPath})
+	}
+	for _, p := range cfg.Underlay.Virtual {
+		a, err := memberAddress(p.Address)
+		if err != nil {
+			return nil, err
+		}
+		if zc.Virtual == nil {
+			zc.Virtual = map[identity.Address]vl1.VirtualPeer{}
+		}
+		zc.Virtual[a] = vl1.VirtualPeer{Try: p.Try, Blacklist: p.Blacklist}
+	}
+	n, err := zerotier.New(zc)
 	if err != nil {
 		return nil, nodeError(err)
 	}
@@ -102,6 +117,29 @@ func (g *goNode) Controller() Controller {
 		return nil
 	}
 	return goController{c}
+}
+
+func (g *goNode) Orbit(id uint64, seed string) error {
+	a, err := memberAddress(seed)
+	if err != nil {
+		return err
+	}
+	return g.Node.Orbit(id, a)
+}
+
+func (g *goNode) Moons() []Moon {
+	out := []Moon{}
+	for _, m := range g.Node.Moons() {
+		v := Moon{ID: moonID(m.ID), Waiting: m.World == nil, Roots: []PlanetRoot{}}
+		if m.World != nil {
+			v.Timestamp = m.World.Timestamp
+			v.Roots = describe(m.World).Roots
+		} else {
+			v.Seed = m.Seed.String()
+		}
+		out = append(out, v)
+	}
+	return out
 }
 
 // wireCollector reads the node's counters at scrape time. It describes nothing

@@ -205,6 +205,9 @@ func (s *service) controlHandler() http.Handler {
 	})
 	get("POST /v1/networks/{id}", func(r *http.Request) (any, error) { return s.join(r.PathValue("id")) })
 	get("DELETE /v1/networks/{id}", func(r *http.Request) (any, error) { return s.leave(r.PathValue("id")) })
+	get("GET /v1/moons", func(*http.Request) (any, error) { return s.moons() })
+	get("POST /v1/moons/{id}", func(r *http.Request) (any, error) { return s.orbit(r.PathValue("id"), r.FormValue("seed")) })
+	get("DELETE /v1/moons/{id}", func(r *http.Request) (any, error) { return s.deorbit(r.PathValue("id")) })
 	get("POST /v1/ping", func(r *http.Request) (any, error) {
 		var req PingRequest
 		if err := readJSON(r, &req); err != nil {

@@ -136,6 +136,7 @@ var settings = []*setting{
 	secret(text("identity.secret", "", "secret identity, or file:PATH", "", func(c *Config) *string { return &c.IdentitySecret })).alias("ZEROTIER_IDENTITY_SECRET"),
 	text("identity.public", "", "public identity, or file:PATH", "", func(c *Config) *string { return &c.IdentityPublic }).alias("ZEROTIER_IDENTITY_PUBLIC"),
 	networksSetting(),
+	boolean("low_bandwidth", "", "", false, func(c *Config) *bool { return &c.Underlay.LowBandwidth }),
 	text("vpc.ingress", "ingress", "where VPC packets come from: tun", "tun", func(c *Config) *string { return &c.VPC.Ingress }),
 	text("vpc.tun", "tun", "name of the TUN interface", DefaultTUN, func(c *Config) *string { return &c.VPC.TUN }),
 	list("vpc.sources", "source", "prefix that may send into the overlay, repeatable; none = everybody", nil, parsePrefix, func(c *Config) *[]netip.Prefix { return &c.VPC.Sources }),

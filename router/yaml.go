@@ -92,6 +92,12 @@ func (f *yamlFile) value(key, full string, n *yaml.Node) {
 	case "policy.rules":
 		f.rules(n)
 		return
+	case "physical":
+		f.physical(n)
+		return
+	case "virtual":
+		f.virtual(n)
+		return
 	}
 	section := false
 	for _, s := range settings {
@@ -129,7 +135,7 @@ func (f *yamlFile) unknown(n *yaml.Node, full string, known []string) {
 
 // knownKeys lists all keys and sections of the file.
 func knownKeys() []string {
-	out := map[string]bool{"networks": true, "policy.rules": true}
+	out := map[string]bool{"networks": true, "policy.rules": true, "physical": true, "virtual": true}
 	for _, s := range settings {
 		for i, r := range s.key {
 			if r == '.' {
@@ -289,7 +295,7 @@ func (f *yamlFile) oneOf(full string, n *yaml.Node, words []string) string {
 	return words[0]
 }
 
-func items[T netip.Prefix | PortRange](f *yamlFile, full string, n *yaml.Node, parse func(string) (T, error)) []T {
+func items[T netip.Prefix | netip.AddrPort | PortRange](f *yamlFile, full string, n *yaml.Node, parse func(string) (T, error)) []T {
 	values, ok := f.scalars(full, n)
 	if ok && len(values) == 0 { // would match everything, which nobody means
 		f.errorf("%s: %s: is empty: give a value or remove the key", f.at(n), full)

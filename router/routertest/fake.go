@@ -25,6 +25,7 @@ type Node struct {
 	peers    []router.Peer
 	groups   map[router.NetworkID][]router.Group
 	watchers map[chan struct{}]struct{}
+	moons    map[uint64]string // seeds by ID
 	ready    chan struct{}
 	closed   bool
 	ctl      router.Controller
@@ -41,7 +42,7 @@ func NewNode() *Node {
 	return &Node{
 		info:     router.NodeInfo{Address: "fcd8055969", Identity: "fcd8055969:0:00", Version: "1.14.1", PrimaryPort: 9993},
 		networks: map[router.NetworkID]router.Network{}, groups: map[router.NetworkID][]router.Group{},
-		watchers: map[chan struct{}]struct{}{}, ready: make(chan struct{}),
+		watchers: map[chan struct{}]struct{}{}, moons: map[uint64]string{}, ready: make(chan struct{}),
 	}
 }
 
@@ -182,6 +183,29 @@ func (n *Node) Join(id router.NetworkID) error {
 func (n *Node) Leave(id router.NetworkID) error {
 	n.change(func() { delete(n.networks, id) })
 	return nil
+}
+
+// Orbit waits for a moon for ever.
+func (n *Node) Orbit(id uint64, seed string) error {
+	n.change(func() { n.moons[id] = seed })
+	return nil
+}
+
+// Deorbit forgets a moon.
+func (n *Node) Deorbit(id uint64) (used bool, err error) {
+	n.change(func() { _, used = n.moons[id]; delete(n.moons, id) })
+	return used, nil
+}
+
+// Moons lists the moons.
+func (n *Node) Moons() []router.Moon {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out := []router.Moon{}
+	for id, seed := range n.moons {
+		out = append(out, router.Moon{ID: fmt.Sprintf("%016x", id), Waiting: true, Seed: seed, Roots: []router.PlanetRoot{}})
+	}
+	return out
 }
 
 // Watch implements router.Node.
