@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,7 +70,7 @@ type Worker struct {
 	inflated []byte // decompressed packet
 	build    []byte // control packet in the making
 	packed   []byte // the same, compressed
-	stats    workerStats
+	stats    *workerStats
 }
 
 // Config says how a Core works.
@@ -173,7 +175,8 @@ type Core struct {
 	online atomic.Bool
 
 	mu        sync.Mutex // guards what follows and the mutable part of peers
-	workers   []*Worker
+	workers   []*workerStats
+	retired   workerStats // sums of workers that are no more
 	tick      *Worker
 	outQueue  []queued
 	held      []heldPacket
@@ -304,7 +307,8 @@ func New(cfg Config) (*Core, error) {
 	return c, nil
 }
 
-// NewWorker makes the work space for one more goroutine. Workers are not freed.
+// NewWorker makes the work space for one more goroutine. When it is garbage its
+// counters are kept.
 func (c *Core) NewWorker() *Worker {
 	var seed [32]byte
 	if _, err := crand.Read(seed[:]); err != nil {
@@ -316,11 +320,21 @@ func (c *Core) NewWorker() *Worker {
 		inflated: make([]byte, 0, packet.MaxPacket),
 		build:    make([]byte, 0, packet.MaxPacket),
 		packed:   make([]byte, 0, packet.MaxPacket),
+		stats:    new(workerStats),
 	}
 	c.mu.Lock()
-	c.workers = append(c.workers, w)
+	c.workers = append(c.workers, w.stats)
 	c.mu.Unlock()
+	runtime.AddCleanup(w, c.retire, w.stats)
 	return w
+}
+
+// retire keeps the counters of a worker that is garbage.
+func (c *Core) retire(st *workerStats) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.workers = slices.DeleteFunc(c.workers, func(x *workerStats) bool { return x == st })
+	c.retired.add(st)
 }
 
 // at turns a time into nanoseconds that are never 0, so that 0 can mean never.

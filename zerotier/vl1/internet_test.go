@@ -10,6 +10,7 @@ import (
 
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/internal/simnet"
+	"ztgate/zerotier/packet"
 	"ztgate/zerotier/vl1"
 )
 
@@ -391,5 +392,82 @@ func TestDay(t *testing.T) {
 	}
 	if g := runtime.NumGoroutine(); g > goroutines {
 		t.Errorf("%d goroutines, %d at first", g, goroutines)
+	}
+}
+
+// between reports whether a datagram travels between two hosts, either way.
+func between(from, to, a, b netip.AddrPort) bool {
+	return from.Addr() == a.Addr() && to.Addr() == b.Addr() || from.Addr() == b.Addr() && to.Addr() == a.Addr()
+}
+
+// Each leaf reaches one root only, and not the other leaf: identities and packets
+// cross both roots.
+func TestTwoHopRelay(t *testing.T) {
+	n := newInternet(t, 2, nats{})
+	a, b := ap("8.0.0.1:1"), ap("8.0.0.2:1")
+	n.Drop = func(from, to netip.AddrPort, _ []byte) bool {
+		return between(from, to, a, b) || between(from, to, a, root2Endpoint) || between(from, to, b, rootEndpoint)
+	}
+	n.online(t)
+	if !n.RunUntil(10*time.Second, func() bool { return n.exchange(200 * time.Millisecond) }) {
+		t.Fatal("no traffic through two roots")
+	}
+	if gap := n.traffic(3 * time.Minute); gap > 2*time.Second {
+		t.Errorf("no traffic for %v", gap)
+	}
+	if n.a.hops != 2 || n.b.hops != 2 {
+		t.Errorf("%d and %d hops, want 2", n.a.hops, n.b.hops)
+	}
+	// A packet for nobody does not run in circles.
+	sent := n.root.core.Stats().Relayed + n.root2.core.Stats().Relayed
+	p := packet.Packet(make([]byte, 100))
+	packet.PutHeader(p, 1, 0x1122334455, n.a.id.Address(), packet.VerbFrame)
+	for range 100 {
+		n.a.port.Send(0, rootEndpoint, nil, p)
+		n.Run(10 * time.Millisecond)
+	}
+	if got := n.root.core.Stats().Relayed + n.root2.core.Stats().Relayed - sent; got > 450 {
+		t.Errorf("%d relayed packets of 100 sent from two sockets", got)
+	}
+}
+
+// Two families: when one fails the other takes over, and comes back.
+func TestBothFamilies(t *testing.T) {
+	n := newInternet(t, 1, nats{})
+	v6 := ap("[2600::1]:9993")
+	n.planet = vl1.NewPlanet(78, 1000, []vl1.Root{{Identity: n.ids[0].Public(), Endpoints: []netip.AddrPort{rootEndpoint, v6}}}, n.key.Public())
+	for _, h := range []*host{n.root, n.a, n.b} {
+		n.Detach(h.port)
+	}
+	n.root = newHost(t, n.Net, n.ids[0], n.planet, rootEndpoint, v6)
+	n.a = newHost(t, n.Net, n.ids[1], n.planet, ap("8.0.0.1:9993"), ap("[2600::a]:9993"))
+	n.b = newHost(t, n.Net, n.ids[2], n.planet, ap("8.0.0.2:9993"), ap("[2600::b]:9993"))
+	n.connect(t, 10*time.Second)
+	n.traffic(40 * time.Second) // paths of both families are found
+	families := func() (v4, v6 bool) {
+		for _, p := range n.a.core.Peers() {
+			for _, pa := range p.Paths {
+				if p.Address == n.b.id.Address() {
+					v4, v6 = v4 || pa.Endpoint.Addr().Is4(), v6 || pa.Endpoint.Addr().Is6()
+				}
+			}
+		}
+		return v4, v6
+	}
+	if v4, v6 := families(); !v4 || !v6 {
+		t.Errorf("paths: IPv4 %v, IPv6 %v", v4, v6)
+	}
+	var block func(netip.Addr) bool
+	n.Drop = func(from, _ netip.AddrPort, _ []byte) bool { return block(from.Addr()) }
+	for name, f := range map[string]func(netip.Addr) bool{"IPv4": netip.Addr.Is4, "IPv6": netip.Addr.Is6} {
+		block = f
+		if gap := n.traffic(time.Minute); gap > 10*time.Second {
+			t.Errorf("%s blocked: no traffic for %v", name, gap)
+		}
+		if !n.direct() || !n.a.core.Online() {
+			t.Errorf("%s blocked: not direct or not online", name)
+		}
+		block = func(netip.Addr) bool { return false }
+		n.traffic(time.Minute)
 	}
 }

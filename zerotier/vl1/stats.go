@@ -62,6 +62,25 @@ type workerStats struct {
 	sealed, opened                         [numSuites]atomic.Uint64 // bytes
 	fragmentsIn, fragmentsOut              atomic.Uint64
 	rejects                                [numRejects]atomic.Uint64
+
+	_ [64]byte // keeps another worker's counters off the cache line
+}
+
+// add adds the counters of st.
+func (sum *workerStats) add(st *workerStats) {
+	sum.rxPackets.Add(st.rxPackets.Load())
+	sum.rxBytes.Add(st.rxBytes.Load())
+	sum.txPackets.Add(st.txPackets.Load())
+	sum.txBytes.Add(st.txBytes.Load())
+	sum.fragmentsIn.Add(st.fragmentsIn.Load())
+	sum.fragmentsOut.Add(st.fragmentsOut.Load())
+	for i := range sum.sealed {
+		sum.sealed[i].Add(st.sealed[i].Load())
+		sum.opened[i].Add(st.opened[i].Load())
+	}
+	for i := range sum.rejects {
+		sum.rejects[i].Add(st.rejects[i].Load())
+	}
 }
 
 type coreStats struct {
@@ -112,26 +131,23 @@ func (s Stats) RejectedBy(r Reject) uint64 { return s.Rejected[r] }
 // Stats sums the counters of all workers.
 func (c *Core) Stats() (s Stats) {
 	c.mu.Lock()
-	workers := slices.Clone(c.workers)
+	var sum workerStats
+	sum.add(&c.retired)
+	for _, st := range c.workers {
+		sum.add(st)
+	}
 	s.OutQueue, s.HeldQueue, s.RetryQueue = len(c.outQueue), len(c.held), len(c.retries)
 	s.Tables = c.tables()
 	c.mu.Unlock()
 	s.OutQueueLimit, s.HeldQueueLimit, s.RetryQueueLimit = maxOutQueue, maxHeld, maxRetry
-	for _, w := range workers {
-		st := &w.stats
-		s.RxDatagrams += st.rxPackets.Load()
-		s.RxBytes += st.rxBytes.Load()
-		s.TxPackets += st.txPackets.Load()
-		s.TxBytes += st.txBytes.Load()
-		s.FragmentsIn += st.fragmentsIn.Load()
-		s.FragmentsOut += st.fragmentsOut.Load()
-		for i := range s.SealedBytes {
-			s.SealedBytes[i] += st.sealed[i].Load()
-			s.OpenedBytes[i] += st.opened[i].Load()
-		}
-		for i := range s.Rejected {
-			s.Rejected[i] += st.rejects[i].Load()
-		}
+	s.RxDatagrams, s.RxBytes = sum.rxPackets.Load(), sum.rxBytes.Load()
+	s.TxPackets, s.TxBytes = sum.txPackets.Load(), sum.txBytes.Load()
+	s.FragmentsIn, s.FragmentsOut = sum.fragmentsIn.Load(), sum.fragmentsOut.Load()
+	for i := range s.SealedBytes {
+		s.SealedBytes[i], s.OpenedBytes[i] = sum.sealed[i].Load(), sum.opened[i].Load()
+	}
+	for i := range s.Rejected {
+		s.Rejected[i] = sum.rejects[i].Load()
 	}
 	s.Reassembled, s.FragmentsExpired = c.frags.Completed.Load(), c.frags.Expired.Load()
 	s.FragmentsDisplaced, s.TooLong = c.frags.Displaced.Load(), c.frags.TooLong.Load()

@@ -1,0 +1,57 @@
+package vl1
+
+import (
+	"net/netip"
+	"runtime"
+	"testing"
+	"time"
+
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/testvec"
+	"ztgate/zerotier/packet"
+)
+
+type noUpper struct{}
+
+func (noUpper) HandlePacket(Out, time.Time, *Peer, packet.Packet, Source) (r Result) { return r }
+func (noUpper) PeerLearned(Out, time.Time, *Peer)                                    {}
+
+// Workers that nobody holds any more, e.g. because a pool dropped them, go, and
+// what they counted stays.
+func TestWorkersAreFreed(t *testing.T) {
+	var v struct {
+		Valid []struct {
+			Secret string `json:"text_secret"`
+		}
+	}
+	testvec.Load(t, "identity.json", &v)
+	id, err := identity.Parse(v.Valid[0].Secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := New(Config{Identity: id, Upper: noUpper{}, Start: time.Unix(1, 0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const count = 100
+	for range count {
+		c.Receive(c.NewWorker(), nil, time.Unix(2, 0), 1, netip.AddrPort{}, []byte("x"))
+	}
+	left := func() int {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.workers)
+	}
+	for range 1000 {
+		if runtime.GC(); left() == 1 { // the timer's
+			break
+		}
+		runtime.Gosched()
+	}
+	if n := left(); n != 1 {
+		t.Errorf("%d workers left", n)
+	}
+	if s := c.Stats(); s.RxDatagrams != count || s.RejectedBy(RejectShort) != count {
+		t.Errorf("%d datagrams counted, want %d", s.RxDatagrams, count)
+	}
+}
