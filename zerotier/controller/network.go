@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"ztgate/zerotier/controller/rulelang"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/vl2"
 )
@@ -303,6 +304,10 @@ func (n *Network) UnmarshalJSON(b []byte) error {
 
 // Patch changes the keys of a JSON object, each wholly; the rest stays. Keys that
 // are not the administrator's are ignored (chapter 04 §12).
+//
+// rulesSource without rules is compiled (see package rulelang): it replaces rules,
+// capabilities and tags, and the keys capabilitiesByName and tagsByName say what its
+// names stand for.
 func (n *Network) Patch(b []byte) error {
 	body, err := patchKeys(b, "name", "private", "enableBroadcast", "multicastLimit", "mtu", "v4AssignMode", "v6AssignMode",
 		"routes", "ipAssignmentPools", "rules", "capabilities", "tags", "authTokens", "dns", "remoteTraceTarget",
@@ -326,7 +331,46 @@ func (n *Network) Patch(b []byte) error {
 			n.RemoteTraceTarget = ""
 		}
 	}
-	return decodeKeys(body, (*plainNetwork)(n))
+	if err := decodeKeys(body, (*plainNetwork)(n)); err != nil {
+		return err
+	}
+	if body["rulesSource"] != nil && body["rules"] == nil && strings.TrimSpace(n.RulesSource) != "" {
+		return n.compile()
+	}
+	return nil
+}
+
+// compile makes rules, capabilities and tags of the source.
+func (n *Network) compile() error {
+	p, err := rulelang.Compile(n.RulesSource)
+	if err != nil {
+		return fmt.Errorf("rulesSource: %w", err)
+	}
+	type named struct {
+		ID      uint32            `json:"id"`
+		Default any               `json:"default"`
+		Enums   map[string]uint32 `json:"enums,omitempty"`
+		Flags   map[string]uint32 `json:"flags,omitempty"`
+	}
+	n.Rules, n.Capabilities, n.Tags = append([]vl2.Rule{}, p.Rules...), nil, nil
+	caps, tags := map[string]named{}, map[string]named{}
+	for _, c := range p.Capabilities {
+		n.Capabilities = append(n.Capabilities, Capability{ID: c.ID, Default: c.Default, Rules: c.Rules})
+		caps[c.Name] = named{ID: c.ID, Default: c.Default}
+	}
+	for _, t := range p.Tags {
+		n.Tags = append(n.Tags, Tag{ID: t.ID, Default: t.Default})
+		tags[t.Name] = named{ID: t.ID, Default: t.Default, Enums: t.Enums, Flags: t.Flags}
+	}
+	if n.extra == nil {
+		n.extra = map[string]json.RawMessage{}
+	}
+	for key, v := range map[string]any{"capabilitiesByName": caps, "tagsByName": tags} {
+		if n.extra[key], err = json.Marshal(v); err != nil {
+			return fmt.Errorf("rulesSource: %w", err)
+		}
+	}
+	return nil
 }
 
 // UnmarshalJSON also takes the text "zt".

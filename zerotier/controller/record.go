@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"strconv"
 	"strings"
 )
 
@@ -70,11 +72,82 @@ func patchKeys(b []byte, allowed ...string) (map[string]json.RawMessage, error) 
 	}
 	out := make(map[string]json.RawMessage, len(body))
 	for _, k := range allowed {
-		if v, ok := body[k]; ok {
-			out[k] = v
+		v, ok := body[k]
+		if !ok {
+			continue
 		}
+		if convert := scalars[k]; convert != nil {
+			if v, ok = convert(v); !ok {
+				continue
+			}
+		}
+		out[k] = v
 	}
 	return out, nil
+}
+
+// scalars are the keys that front ends send in other types too (chapter 04 §7): how to
+// convert them; false leaves a key out.
+var scalars = map[string]func(json.RawMessage) (json.RawMessage, bool){
+	"private": lenientBool, "enableBroadcast": lenientBool, "ssoEnabled": lenientBool, "authorized": lenientBool,
+	"activeBridge": lenientBool, "noAutoAssignIps": lenientBool, "ssoExempt": lenientBool,
+	"multicastLimit": lenientInt, "mtu": lenientInt, "remoteTraceLevel": lenientInt, "certificateTimeoutWindowSize": lenientInt,
+	"authenticationExpiryTime": lenientInt,
+	"name":                     lenientText, "rulesSource": lenientText,
+}
+
+func lenientBool(v json.RawMessage) (json.RawMessage, bool) {
+	var f float64
+	var s string
+	switch {
+	case string(v) == "null":
+		return nil, false
+	case json.Unmarshal(v, &f) == nil:
+		return strconv.AppendBool(nil, f > 0), true
+	case json.Unmarshal(v, &s) == nil:
+		// The reference takes any other text as false, which would make "private":
+		// "yes" a public network.
+		if b, err := strconv.ParseBool(s); err == nil {
+			return strconv.AppendBool(nil, b), true
+		}
+	}
+	return v, true
+}
+
+func lenientInt(v json.RawMessage) (json.RawMessage, bool) {
+	var s string
+	var f float64
+	switch string(v) {
+	case "null":
+		return nil, false
+	case "true":
+		return []byte("1"), true
+	case "false":
+		return []byte("0"), true
+	}
+	if json.Unmarshal(v, &s) == nil {
+		if _, err := strconv.ParseInt(s, 10, 64); err == nil {
+			return []byte(s), true
+		}
+	} else if json.Unmarshal(v, &f) == nil && f == math.Trunc(f) && math.Abs(f) < 1<<53 {
+		return strconv.AppendInt(nil, int64(f), 10), true
+	}
+	return v, true
+}
+
+func lenientText(v json.RawMessage) (json.RawMessage, bool) {
+	switch string(v) {
+	case "null":
+		return []byte(`""`), true
+	case "true":
+		return []byte(`"1"`), true
+	case "false":
+		return []byte(`"0"`), true
+	}
+	if len(v) > 0 && (v[0] == '-' || v[0] >= '0' && v[0] <= '9') {
+		return []byte(`"` + string(v) + `"`), true
+	}
+	return v, true
 }
 
 func decodeKeys(body map[string]json.RawMessage, into any) error {
