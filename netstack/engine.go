@@ -132,6 +132,9 @@ func New(cfg Config) (*Engine, error) {
 		}
 		e.vpcMTU = mtu
 	}
+	if err := checkMTU("the VPC device", e.vpcMTU, cfg.VPC.Addresses); err != nil {
+		return nil, err
+	}
 	pol := cfg.Policy
 	if pol == nil {
 		pol = policy.New(policy.Accept, nil)
@@ -284,7 +287,26 @@ func (e *Engine) setNetworks(nets []Network) error {
 		return fmt.Errorf("netstack: %w", err)
 	}
 	e.set.Store(s)
+	for _, p := range s.ports {
+		for _, a := range p.Addresses {
+			if _, had := old.ownOn(p.ID)[a.Addr()]; !had {
+				p.neigh.Announce(a.Addr())
+			}
+		}
+	}
 	return nil
+}
+
+// ownOn returns our addresses on a network.
+func (s *netSet) ownOn(network uint64) map[netip.Addr]struct{} {
+	if s == nil || s.ports[network] == nil {
+		return nil
+	}
+	out := make(map[netip.Addr]struct{})
+	for _, a := range s.ports[network].Addresses {
+		out[a.Addr()] = struct{}{}
+	}
+	return out
 }
 
 // addRoute adds a route of a network, unless it is one to a part of the VPC: its
@@ -295,6 +317,10 @@ func (e *Engine) addRoute(s *netSet, r overlayRoute) {
 			s.conflicts++
 			e.log.Warn("overlay route overlaps the VPC and is not used", "network", networkLabel(r.port.ID), "route", r.target, "vpc", p)
 			return
+		}
+		if r.target.Bits() > 0 && p.Bits() > 0 && p.Overlaps(r.target) {
+			s.conflicts++
+			e.log.Warn("overlay route surrounds the VPC, whose own traffic doesn't use it", "network", networkLabel(r.port.ID), "route", r.target, "vpc", p)
 		}
 	}
 	s.routes = append(s.routes, r)
@@ -347,7 +373,26 @@ func (s *netSet) forward(proto uint8, a netip.Addr, port uint16) *Forward {
 	return s.forwards[forwardKey{any, port, proto}]
 }
 
+// minMTU6 is what every link must carry where IPv6 is used (RFC 8200 §5).
+const minMTU6 = 1280
+
+func checkMTU(what string, mtu int, addresses []netip.Prefix) error {
+	least := 68 // RFC 791 §3.2
+	for _, a := range addresses {
+		if a.Addr().Is6() {
+			least = minMTU6
+		}
+	}
+	if mtu < least {
+		return fmt.Errorf("netstack: MTU %d of %s: want at least %d", mtu, what, least)
+	}
+	return nil
+}
+
 func (e *Engine) newPort(old *netSet, n Network) (*port, error) {
+	if err := checkMTU("network "+networkLabel(n.ID), n.MTU, n.Addresses); err != nil {
+		return nil, err
+	}
 	slot, ok := e.slots[n.ID]
 	if !ok {
 		const maxSlots = 1 << 12

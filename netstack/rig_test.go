@@ -128,6 +128,7 @@ func newRig(t testing.TB, edit ...func(*Config)) *rig {
 	if err := e.SetNetworks([]Network{testNetwork()}); err != nil {
 		t.Fatal(err)
 	}
+	r.take() // announcements
 	return r
 }
 

@@ -113,7 +113,7 @@ func (e *Engine) vpcBatch(bufs [][]byte, sizes []int) {
 	for i := range bufs {
 		switch w.state[i] {
 		case pktKeyed:
-			w.known(nat.VPC, nil, &w.views[i], &w.keys[i], bufs[i])
+			w.known(nat.VPC, nil, &w.views[i], &w.keys[i], bufs[i], nil)
 		case pktOdd:
 			w.odd(nat.VPC, nil, &w.views[i])
 		}
@@ -142,7 +142,7 @@ func (e *Engine) deliver(nwid uint64, frames [][]byte) {
 	for i := range frames {
 		switch v := &w.views[i]; w.state[i] {
 		case pktKeyed:
-			w.known(nat.Overlay, p, v, &w.keys[i], nil)
+			w.known(nat.Overlay, p, v, &w.keys[i], nil, frames[i])
 		case pktOdd:
 			w.odd(nat.Overlay, p, v)
 		}
@@ -190,10 +190,15 @@ func (w *worker) frame(p *port, i int, f []byte) {
 	}
 }
 
-// known handles a packet that has a tuple.
-func (w *worker) known(side Side, p *port, v *ipkt.View, k *nat.Key, buf []byte) {
+// known handles a packet that has a tuple. It lies in buf with room in front if it
+// is from the VPC, in frame if it is from a network.
+func (w *worker) known(side Side, p *port, v *ipkt.View, k *nat.Key, buf, frame []byte) {
 	e := w.e
 	f, dir := e.table.Find(w.now, k)
+	if p != nil && (f == nil || hopMAC(f.Hop.Load()) != [6]byte(frame[6:12])) && w.otherMember(p, v, [6]byte(frame[6:12])) {
+		e.drop(legOverlay, dropSpoofed)
+		return
+	}
 	if f != nil && f.Generation.Load() != w.set.generation && !e.stillAllowed(w.set, f) {
 		e.table.Remove(f)
 		f = nil
@@ -211,6 +216,17 @@ func (w *worker) known(side Side, p *port, v *ipkt.View, k *nat.Key, buf []byte)
 		return
 	}
 	w.forward(side, f, dir, v, buf)
+}
+
+// otherMember reports a source on the link that belongs to another MAC, as far as
+// we know: what a member may send was judged by its MAC.
+func (w *worker) otherMember(p *port, v *ipkt.View, mac [6]byte) bool {
+	src := v.Source()
+	if r, hop := w.set.route(src); r != p || hop != src {
+		return false
+	}
+	owner, known := p.neigh.Lookup(w.now, src)
+	return known && owner != mac
 }
 
 var verdictDrops = [...]drop{nat.BadFlags: dropFlags, nat.OutOfWindow: dropWindow, nat.Filtered: dropNoFlow}
@@ -330,8 +346,12 @@ func freshHop(now int64, h uint64) (mac [6]byte, ok bool) {
 	if h == 0 || uint16(now/int64(time.Second)+1)-uint16(h) >= hopLifetime {
 		return mac, false
 	}
+	return hopMAC(h), true
+}
+
+func hopMAC(h uint64) [6]byte {
 	m := h >> 16
-	return [6]byte{byte(m >> 40), byte(m >> 32), byte(m >> 24), byte(m >> 16), byte(m >> 8), byte(m)}, true
+	return [6]byte{byte(m >> 40), byte(m >> 32), byte(m >> 24), byte(m >> 16), byte(m >> 8), byte(m)}
 }
 
 func ethernetHeader(dst, src [6]byte, v6 bool) (h [ethernetLen]byte) {

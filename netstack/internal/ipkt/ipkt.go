@@ -223,8 +223,6 @@ func (v *View) parse6(b []byte) Reason {
 				return Extension
 			}
 			return OK
-		case 253, 254:
-			return Extension
 		default:
 			if v.L4 > total {
 				return Extension

@@ -21,7 +21,7 @@ const (
 // previous one.
 func (w *wheel) add(t *Table, id uint32, f *Flow) {
 	due := (f.last.Load() + t.idle[ClassOf(f.Proto)][f.state.Load()&stateMask] + 1) >> tickShift
-	slot := (min(max(due, w.at), w.at+wheelSlots-2) + 1) % wheelSlots
+	slot := min(max(due, w.at), w.at+wheelSlots-1) % wheelSlots
 	next := w.slots[slot]
 	f.dir[0].timer, f.dir[1].timer = next, headMark|slot
 	if next != 0 {

@@ -78,6 +78,18 @@ func (t *Table) mine(a netip.Addr) bool {
 	return slices.Contains(t.own, a) || slices.ContainsFunc(t.proxy, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
+// Announce tells everybody that an own address is here now (RFC 5227 §2.3,
+// RFC 4861 §7.2.6).
+func (t *Table) Announce(a netip.Addr) {
+	if a.Is4() {
+		t.send(t.arp(MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, 1, a, MAC{}, a))
+		return
+	}
+	const override = 0x20
+	all := netip.IPv6LinkLocalAllNodes()
+	t.send(t.ndp(MAC{0x33, 0x33, 0, 0, 0, 1}, a, all, advertisement, override, a, optTarget))
+}
+
 // Lookup returns the MAC of an address if it is known.
 func (t *Table) Lookup(now int64, a netip.Addr) (MAC, bool) {
 	t.mu.RLock()
