@@ -137,14 +137,24 @@ func (c *Client) Config(ctx context.Context) (Configuration, error) {
 	return call[Configuration](ctx, c, "GET", "/v1/config", nil)
 }
 
-// Flows lists flows: to is an address, a prefix or empty; top 0 means all.
-func (c *Client) Flows(ctx context.Context, to string, top int) (Flows, error) {
+// FlowQuery selects flows; empty fields match all.
+type FlowQuery struct {
+	To, From        string // ADDRESS or ADDRESS/BITS
+	Protocol, State string
+	Network         string
+	Top             int // the busiest only; 0 = all
+}
+
+// Flows lists flows.
+func (c *Client) Flows(ctx context.Context, f FlowQuery) (Flows, error) {
 	q := url.Values{}
-	if to != "" {
-		q.Set("to", to)
+	for k, v := range map[string]string{"to": f.To, "from": f.From, "protocol": f.Protocol, "state": f.State, "network": f.Network} {
+		if v != "" {
+			q.Set(k, v)
+		}
 	}
-	if top != 0 {
-		q.Set("top", strconv.Itoa(top))
+	if f.Top != 0 {
+		q.Set("top", strconv.Itoa(f.Top))
 	}
 	return call[Flows](ctx, c, "GET", "/v1/flows?"+q.Encode(), nil)
 }
@@ -157,6 +167,16 @@ func (c *Client) Join(ctx context.Context, id string) (Networks, error) {
 // Leave leaves a network.
 func (c *Client) Leave(ctx context.Context, id string) (Networks, error) {
 	return call[Networks](ctx, c, "DELETE", "/v1/networks/"+url.PathEscape(id), nil)
+}
+
+// Reload makes the gateway read its configuration again.
+func (c *Client) Reload(ctx context.Context) (Reloaded, error) {
+	return call[Reloaded](ctx, c, "POST", "/v1/reload", nil)
+}
+
+// Explain asks what would happen to a packet.
+func (c *Client) Explain(ctx context.Context, q Question) (Explanation, error) {
+	return call[Explanation](ctx, c, "POST", "/v1/explain", q)
 }
 
 // Moons lists the moons in use.

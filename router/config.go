@@ -34,11 +34,14 @@ type Config struct {
 	Underlay             Underlay
 	VPC                  VPCConfig
 	NAT                  NATConfig
+	Forwards             []Forward
+	Maps                 []AddressMap
 	Policy               PolicyConfig
 	Targets              []Target
 	Warnings             []string // things that have no effect, for the log
 
-	origin map[string]string
+	origin  map[string]string
+	sources Sources
 }
 
 // NetworkConfig is a network to join.
@@ -61,14 +64,64 @@ type VPCConfig struct {
 
 // NATConfig configures translation.
 type NATConfig struct {
-	Masquerade bool
-	MaxFlows   int
-	Timeouts   Timeouts
+	Masquerade        bool           // IPv4
+	Masquerade6       bool           // IPv6 too (NAT66)
+	Exempt            []netip.Prefix // destinations that see clients' own addresses
+	MaxFlows          int
+	MaxFlowsPerClient int // this and the following: 0 = the plane's default
+	MaxPortsPerClient int
+	MaxHalfOpen       int
+	FlowRatePerClient int
+	PortSharing       string // none | by_destination
+	Filtering         string // address_and_port | endpoint_independent
+	Pickup            bool   // TCP segments without SYN may open flows, after a restart
+	Timeouts          Timeouts
 }
 
 // Timeouts are how long idle flows are kept.
 type Timeouts struct {
-	TCPEstablished, TCPTransitory, UDP, ICMP time.Duration
+	TCPEstablished, TCPTransitory, TCPOpening, TCPClosing, TCPReset, UDP, UDPUnanswered, ICMP time.Duration
+}
+
+// Side is a side of the gateway.
+type Side string
+
+// Sides.
+const (
+	SideVPC     Side = "vpc"
+	SideOverlay Side = "overlay"
+)
+
+// Forward leads what comes to an address on to a host of either side.
+type Forward struct {
+	Proto      string         // tcp | udp
+	Listen     netip.AddrPort // an unspecified address stands for the gateway's overlay addresses
+	To         netip.AddrPort
+	Side       Side // where clients come from
+	Masquerade bool // the host sees the gateway's address
+}
+
+func (f Forward) String() string {
+	s := fmt.Sprintf("%s/%s to %s", f.Proto, f.Listen, f.To)
+	if !f.Masquerade {
+		s += " with clients' addresses"
+	}
+	return s
+}
+
+// AddressMap gives hosts of one side other addresses on the other side.
+type AddressMap struct {
+	Network     NetworkID // 0 = all
+	Hosts       Side      // where the hosts are
+	Real, Alias netip.Prefix
+}
+
+func (m AddressMap) String() string {
+	s := fmt.Sprintf("%s hosts %s are %s", m.Hosts, m.Real, m.Alias)
+	if m.Network != 0 {
+		s += " in " + m.Network.String()
+	}
+	return s
 }
 
 // PolicyConfig is the list of rules, of which the first match wins.
@@ -79,10 +132,12 @@ type PolicyConfig struct {
 
 // PolicyRule accepts or refuses new flows. Empty fields match everything.
 type PolicyRule struct {
-	Action   string
-	Proto    string // "" | tcp | udp | icmp
-	From, To []netip.Prefix
-	Ports    []PortRange // destination
+	Action    string
+	Proto     string // "" | tcp | udp | icmp
+	From, To  []netip.Prefix
+	Ports     []PortRange // destination
+	Direction string      // "" | out (from the VPC) | in
+	Network   NetworkID   // 0 = all
 }
 
 // PortRange is inclusive.
@@ -155,6 +210,12 @@ func (c *Config) Values() []Value {
 			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")},
 			Value{key + ".allow_default", n.AllowDefault, c.Origin(key + ".allow_default")})
 	}
+	for i, f := range c.Forwards {
+		out = append(out, Value{fmt.Sprintf("forwards[%d]", i), f.String(), c.Origin("forwards")})
+	}
+	for i, m := range c.Maps {
+		out = append(out, Value{fmt.Sprintf("maps[%d]", i), m.String(), c.Origin("maps")})
+	}
 	for i, p := range c.Underlay.Physical {
 		out = append(out, Value{fmt.Sprintf("physical[%d]", i), p.String(), c.Origin("physical")})
 	}
@@ -188,6 +249,12 @@ func (r PolicyRule) String() string {
 	add("from", texts(r.From))
 	add("to", texts(r.To))
 	add("ports", texts(r.Ports))
+	if r.Direction != "" {
+		add("direction", []string{r.Direction})
+	}
+	if r.Network != 0 {
+		add("network", []string{r.Network.String()})
+	}
 	return strings.Join(parts, " ")
 }
 

@@ -34,12 +34,21 @@ vpc:
   address: none
 nat:
   max_flows: 2000
+  port_sharing: by_destination
+  max_ports_per_client: 1000
+  exempt: [10.9.0.0/16]
   timeouts: {udp: 90s}
+forwards:
+  - {listen: "tcp/8443", to: "10.0.0.10:443"}
+  - {listen: "udp/10.147.17.5:53", to: "172.31.0.53:53", from: overlay, masquerade: false}
+maps:
+  - {network: "8056c2e21c000001", hosts: vpc, real: 172.31.0.0/24, alias: 10.77.0.0/24}
 policy:
   default: drop
   rules:
     - {action: accept, proto: tcp, to: "10.0.0.10/32", ports: ["443", 8000-8099]}
     - {action: reject, from: 172.31.9.0/24}
+    - {action: drop, direction: out, network: "8056c2e21c000001"}
 targets: ["tcp://10.0.0.10:443", "icmp://10.0.0.11"]
 `
 
@@ -55,12 +64,26 @@ func TestLoadFile(t *testing.T) {
 	if c.Masquerade(0x8056c2e21c000001) || !c.Masquerade(0x1234567890123456) || !c.Masquerade(0x9778dd29dd246907) || len(c.Networks) != 3 {
 		t.Errorf("networks: %+v", c.Networks)
 	}
+	if f := c.Forwards; len(f) != 2 || f[0].Listen.String() != "0.0.0.0:8443" || !f[0].Masquerade || f[0].Side != SideVPC ||
+		f[1].Proto != "udp" || f[1].Masquerade || f[1].Side != SideOverlay {
+		t.Errorf("forwards: %+v", f)
+	}
+	if m := c.Maps; len(m) != 1 || m[0].Hosts != SideVPC || m[0].Network != 0x8056c2e21c000001 || m[0].Alias.String() != "10.77.0.0/24" {
+		t.Errorf("maps: %+v", m)
+	}
+	if c.NAT.PortSharing != "by_destination" || c.NAT.MaxPortsPerClient != 1000 || len(c.NAT.Exempt) != 1 {
+		t.Errorf("nat: %+v", c.NAT)
+	}
+	if r := c.Policy.Rules[2]; r.Direction != "out" || r.Network != 0x8056c2e21c000001 {
+		t.Errorf("rule: %+v", r)
+	}
 	if len(c.VPC.Address) != 0 || len(c.VPC.Sources) != 2 {
 		t.Errorf("vpc: %+v", c.VPC)
 	}
 	want := []PolicyRule{
 		{Action: "accept", Proto: "tcp", To: []netip.Prefix{netip.MustParsePrefix("10.0.0.10/32")}, Ports: []PortRange{{443, 443}, {8000, 8099}}},
 		{Action: "reject", From: []netip.Prefix{netip.MustParsePrefix("172.31.9.0/24")}},
+		{Action: "drop", Direction: "out", Network: 0x8056c2e21c000001},
 	}
 	if d := cmp.Diff(want, c.Policy.Rules, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
 		t.Error(d)
@@ -142,7 +165,14 @@ func TestLoadErrors(t *testing.T) {
 		{"typo in network", "networks: [{id: 8056c2e21c000001, masqerade: true}]", nil, nil, "did you mean networks.masquerade?"},
 		{"typo in rule", "policy: {rules: [{acton: drop}]}", nil, nil, "did you mean policy.rules.action?"},
 		{"far off", "xyzzy: 1", nil, nil, "unknown key xyzzy: known here are"},
-		{"reserved", "forwards: [{listen: tcp/1, to: 10.0.0.1:1}]", nil, nil, "forwards is not supported yet"},
+		{"reserved", "vpc: {packet: x}", nil, nil, "vpc.packet is not supported yet"},
+		{"forward without target", "forwards: [{listen: tcp/8443}]", nil, nil, "has no to"},
+		{"forward protocol", "forwards: [{listen: sctp/8443, to: 10.0.0.10:443}]", nil, nil, "give tcp/PORT"},
+		{"forward families", "forwards: [{listen: \"tcp/[fd00::1]:1\", to: 10.0.0.10:443}]", nil, nil, "different families"},
+		{"map lengths", "maps: [{real: 10.0.0.0/24, alias: 10.77.0.0/16}]", nil, nil, "same length"},
+		{"map without alias", "maps: [{real: 10.0.0.0/24}]", nil, nil, "give real and alias"},
+		{"rule direction", "policy: {rules: [{action: drop, direction: up}]}", nil, nil, "use one of out, in"},
+		{"port sharing", "nat: {port_sharing: some}", nil, nil, "none, by_destination"},
 		{"reserved ingress", "vpc: {ingress: geneve}", nil, nil, `"geneve" is not supported yet: use tun`},
 		{"unknown ingress", "vpc: {ingress: tnu}", nil, nil, "use tun"},
 		{"network", "networks: [8056c2e2]", nil, nil, "want 16 hex digits"},

@@ -2,9 +2,11 @@ package router
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -43,7 +45,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 	}
 	reg := newRegistry(cfg)
 
-	g := &gateway{cfg: cfg, log: log}
+	g := &gateway{log: log}
 	node, err := parts.NewNode(NodeConfig{
 		Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Underlay: cfg.Underlay, Logger: log, Registerer: reg,
 		OnFrames: func(nwid uint64, frames [][]byte) { g.plane.Deliver(nwid, frames) }, // the node runs only once plane is set
@@ -66,15 +68,17 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 		return err
 	}
 	defer g.link.undo()
-	if err := g.setUpLink(); err != nil {
+	if err := g.setUpLink(cfg.VPC); err != nil {
 		return err
 	}
 	if g.plane, err = parts.NewPlane(PlaneConfig{
-		Device: dev, Overlay: node, VPC: cfg.VPC, NAT: cfg.NAT, Policy: cfg.Policy, Logger: log, Registerer: reg,
+		Device: dev, Overlay: node, VPC: cfg.VPC, NAT: cfg.NAT, Forwards: cfg.Forwards, Maps: cfg.Maps, Policy: cfg.Policy,
+		Seed: natSeed(cfg.Home), Logger: log, Registerer: reg,
 	}); err != nil {
 		return fmt.Errorf("start forwarding plane: %w", err)
 	}
 	g.service = newService(cfg, ModeGateway, log, node, g.plane, start)
+	g.reload = g.apply
 	g.advise(checkHost(cfg.VPC))
 	srv, err := listen(g.service, reg)
 	if err != nil {
@@ -90,6 +94,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 		g.plane.Run,
 		srv.run,
 		g.targets.Run,
+		g.reloadOnHangup,
 		g.watch)
 }
 
@@ -181,18 +186,17 @@ func storeIdentity(cfg *Config) error {
 
 type gateway struct {
 	*service
-	cfg   *Config
 	log   *slog.Logger
 	plane Plane
 	link  *link
 }
 
-func (g *gateway) setUpLink() error {
+func (g *gateway) setUpLink(vpc VPCConfig) error {
 	g.link.quiet()
-	if err := g.link.up(g.cfg.VPC.MTU); err != nil {
+	if err := g.link.up(vpc.MTU); err != nil {
 		return err
 	}
-	return g.link.setAddresses(g.cfg.VPC.Address)
+	return g.link.setAddresses(vpc.Address)
 }
 
 // watch carries changes of the networks to the kernel and the plane.
@@ -210,10 +214,20 @@ func (g *gateway) watch(ctx context.Context) error {
 	return g.follow(ctx, changes, g.sync)
 }
 
+// natSeed keys the choice of external ports, so that it is the same after a
+// restart and nobody else can guess it.
+func natSeed(home string) [32]byte {
+	secret, err := os.ReadFile(filepath.Join(home, "identity.secret"))
+	if err != nil {
+		return [32]byte{} // the plane then takes a random one
+	}
+	return sha256.Sum256(append([]byte("ztgate nat ports\n"), secret...))
+}
+
 // joinConfigured joins the networks of the configuration that home does not
 // remember.
 func (s *service) joinConfigured() error {
-	for _, n := range s.cfg.Networks {
+	for _, n := range s.config().Networks {
 		if err := s.node.Join(n.ID); err != nil {
 			return fmt.Errorf("join network %s: %w", n.ID, err)
 		}
@@ -233,6 +247,7 @@ func (s *service) follow(ctx context.Context, changes <-chan struct{}, sync func
 		s.observe(time.Now())
 	}
 	step()
+	again := s.resync
 	resync := time.NewTicker(resyncEvery)
 	defer resync.Stop()
 	look := time.NewTicker(observeEvery)
@@ -242,6 +257,8 @@ func (s *service) follow(ctx context.Context, changes <-chan struct{}, sync func
 		case <-ctx.Done():
 			return nil
 		case <-changes:
+			step()
+		case <-again:
 			step()
 		case <-resync.C:
 			step()
@@ -280,15 +297,26 @@ func (g *gateway) sync(nets []Network) {
 	if err != nil {
 		g.log.Error("read kernel routes", "error", err)
 	}
+	cfg := g.config()
 	var planes []PlaneNetwork
 	var install []Route
+	for _, f := range cfg.Forwards { // an address of its own has to lead to the TUN
+		if a := f.Listen.Addr(); f.Side == SideVPC && !a.IsUnspecified() && !ownsAddress(nets, a) {
+			install = append(install, Route{Target: netip.PrefixFrom(a, a.BitLen())})
+		}
+	}
+	for _, m := range cfg.Maps {
+		if m.Hosts == SideOverlay {
+			install = append(install, Route{Target: m.Alias})
+		}
+	}
 	for _, n := range nets {
-		nc := g.cfg.Network(n.ID)
+		nc := cfg.Network(n.ID)
 		problems := refusedRoutes(n, nc)
 		var routes []Route
 		for _, r := range wantedRoutes(n, nc) {
 			fatal := false
-			for _, c := range conflicts(r.Target, g.cfg.VPC.Sources, kernel, g.cfg.VPC.TUN) {
+			for _, c := range conflicts(r.Target, cfg.VPC.Sources, kernel, cfg.VPC.TUN) {
 				fatal = fatal || c.fatal
 				problems = append(problems, c.text)
 			}
@@ -302,10 +330,10 @@ func (g *gateway) sync(nets []Network) {
 			}
 		}
 		g.report(n.ID, problems)
-		g.setNetwork(n.ID, g.cfg.VPC.TUN, problems)
+		g.setNetwork(n.ID, cfg.VPC.TUN, problems)
 		if n.Status == StatusOK {
 			planes = append(planes, PlaneNetwork{ID: n.ID, MAC: n.MAC, MTU: n.MTU, Addresses: allowedAddresses(n, nc),
-				Routes: routes, Masquerade: g.cfg.Masquerade(n.ID), Direct: directLimit})
+				Routes: routes, Masquerade: cfg.Masquerade(n.ID), Masquerade6: cfg.NAT.Masquerade6, Exempt: cfg.NAT.Exempt, Direct: directLimit})
 		}
 	}
 	if err := g.plane.SetNetworks(planes); err != nil {
@@ -317,6 +345,12 @@ func (g *gateway) sync(nets []Network) {
 	for _, n := range planes {
 		g.node.SetMulticastGroups(n.ID, g.plane.MulticastGroups(n.ID))
 	}
+}
+
+func ownsAddress(nets []Network, a netip.Addr) bool {
+	return slices.ContainsFunc(nets, func(n Network) bool {
+		return slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return p.Contains(a) })
+	})
 }
 
 // report logs problems of a network that are new.

@@ -197,7 +197,7 @@ func TestGatewayEngine(t *testing.T) {
 			eventually(t, "start", func() bool { _, err := client.Info(ctx); return err == nil })
 			eventually(t, "routes", func() bool { return len(routes(nl)) == 2 })
 			eventually(t, "ARP request", func() bool { return len(node.Written()) > 0 }) // for the target
-			if f, err := client.Flows(ctx, "", 0); err != nil || f.Limit != 262144 {
+			if f, err := client.Flows(ctx, router.FlowQuery{To: "", Top: 0}); err != nil || f.Limit != 262144 {
 				t.Errorf("flows: %+v, %v", f, err)
 			}
 		}()

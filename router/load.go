@@ -83,7 +83,7 @@ func Load(src Sources) (*Config, error) {
 }
 
 func newLoader(src Sources) *loader {
-	l := &loader{cfg: &Config{origin: map[string]string{}}, env: map[string]string{}}
+	l := &loader{cfg: &Config{origin: map[string]string{}, sources: src}, env: map[string]string{}}
 	for _, kv := range src.Environ {
 		k, v, _ := strings.Cut(kv, "=")
 		l.env[k] = v

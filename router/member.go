@@ -176,7 +176,7 @@ func (m *member) syncOne(n Network) error {
 			return nil
 		})
 	}
-	nc := m.cfg.Network(n.ID)
+	nc := m.config().Network(n.ID)
 	problems := refusedRoutes(n, nc)
 	var addrs []netip.Prefix
 	var routes []Route
@@ -224,10 +224,10 @@ func (m *member) Neighbour(id NetworkID, a netip.Addr) (MAC, bool) {
 // freeName returns the name of the next interface: the configured one, with its
 // number counted up.
 func (m *member) freeName() string {
-	name := m.cfg.VPC.TUN
+	name := m.config().VPC.TUN
 	for i := 0; ; i++ {
 		if i > 0 {
-			name = numbered(m.cfg.VPC.TUN, i)
+			name = numbered(m.config().VPC.TUN, i)
 		}
 		used := false
 		for _, t := range m.taps {

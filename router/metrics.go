@@ -30,7 +30,7 @@ func (s *service) registerMetrics(reg prometheus.Registerer) {
 	f := promauto.With(reg)
 	connect := f.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "ztgate_target_connect_seconds", Help: "Time that successful probes of a target took.", Buckets: rttBuckets}, []string{"target"})
-	for _, t := range s.cfg.Targets {
+	for _, t := range s.config().Targets {
 		connect.WithLabelValues(t.String()) // exported from the start
 	}
 	s.targets.onDone = func(t Target, up bool, d time.Duration) {

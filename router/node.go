@@ -221,6 +221,10 @@ type Plane interface {
 	// Run moves packets until ctx ends, which is not an error. It closes the device.
 	Run(ctx context.Context) error
 	SetNetworks(nets []PlaneNetwork) error
+	SetPolicy(p PolicyConfig)
+	// SetTranslation replaces forwards and maps; with an error nothing changes.
+	SetTranslation(forwards []Forward, maps []AddressMap) error
+	Explain(q Question) Explanation
 	Deliver(nwid uint64, frames [][]byte)
 	MulticastGroups(id NetworkID) []Group
 	Flows(FlowFilter) []Flow
@@ -236,26 +240,34 @@ type PlaneConfig struct {
 	}
 	VPC        VPCConfig
 	NAT        NATConfig
+	Forwards   []Forward
+	Maps       []AddressMap
 	Policy     PolicyConfig
+	Seed       [32]byte // for the choice of external ports; zero = random
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
 
 // PlaneNetwork is a network that carries traffic.
 type PlaneNetwork struct {
-	ID         NetworkID
-	MAC        MAC
-	MTU        int
-	Addresses  []netip.Prefix
-	Routes     []Route
-	Masquerade bool
-	Direct     int // largest IP packet that fits one datagram on the wire
+	ID          NetworkID
+	MAC         MAC
+	MTU         int
+	Addresses   []netip.Prefix
+	Routes      []Route
+	Masquerade  bool
+	Masquerade6 bool
+	Exempt      []netip.Prefix
+	Direct      int // largest IP packet that fits one datagram on the wire
 }
 
 // FlowFilter selects flows.
 type FlowFilter struct {
-	To  netip.Prefix // invalid = all
-	Top int          // the busiest only; 0 = all
+	To, From netip.Prefix // invalid = all
+	Protocol string       // "" = all
+	State    string       // "" = all
+	Network  NetworkID    // 0 = all
+	Top      int          // the busiest only; 0 = all
 }
 
 // Flow is a live entry of the flow table.

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ztgate/netstack"
 )
 
@@ -16,14 +18,13 @@ func newEngine(cfg PlaneConfig) (Plane, error) {
 	if len(sources) > 0 {
 		sources = append(sources, cfg.VPC.Address...) // what this host itself sends
 	}
-	t := cfg.NAT.Timeouts
+	forwards, maps := translation(cfg.Forwards, cfg.Maps)
 	e, err := netstack.New(netstack.Config{
 		Device: cfg.Device, Overlay: cfg.Overlay,
 		// The address on the TUN is the kernel's, not one of the engine's own stack.
-		VPC:      netstack.VPC{Sources: sources, MTU: cfg.VPC.MTU},
-		MaxFlows: cfg.NAT.MaxFlows,
-		Timeouts: netstack.Timeouts{TCPEstablished: t.TCPEstablished, TCPTransitory: t.TCPTransitory, UDP: t.UDP, ICMP: t.ICMP},
-		Policy:   compilePolicy(cfg.Policy), Logger: cfg.Logger, Registerer: cfg.Registerer,
+		VPC: netstack.VPC{Sources: sources, MTU: cfg.VPC.MTU},
+		NAT: natSettings(cfg.NAT, cfg.Seed), Forwards: forwards, Maps: maps,
+		Policy: compilePolicy(cfg.Policy), Logger: cfg.Logger, Registerer: cfg.Registerer,
 	})
 	if err != nil {
 		return nil, err
@@ -31,10 +32,62 @@ func newEngine(cfg PlaneConfig) (Plane, error) {
 	return enginePlane{e}, nil
 }
 
+func natSettings(c NATConfig, seed [32]byte) netstack.NAT {
+	t := c.Timeouts
+	s := netstack.NAT{MaxFlows: c.MaxFlows, MaxFlowsPerClient: c.MaxFlowsPerClient, MaxPortsPerClient: c.MaxPortsPerClient,
+		MaxHalfOpen: c.MaxHalfOpen, FlowRatePerClient: c.FlowRatePerClient, NoPickup: !c.Pickup, Seed: seed,
+		Timeouts: netstack.Timeouts{TCPEstablished: t.TCPEstablished, TCPTransitory: t.TCPTransitory, TCPOpening: t.TCPOpening,
+			TCPClosing: t.TCPClosing, TCPReset: t.TCPReset, UDP: t.UDP, UDPUnanswered: t.UDPUnanswered, ICMP: t.ICMP}}
+	if c.PortSharing == "by_destination" {
+		s.PortSharing = netstack.ByDestination
+	}
+	if c.Filtering == "endpoint_independent" {
+		s.FilterTCP, s.FilterUDP = netstack.EndpointIndependent, netstack.EndpointIndependent
+	}
+	return s
+}
+
+func translation(forwards []Forward, maps []AddressMap) (fs []netstack.Forward, ms []netstack.AddressMap) {
+	for _, f := range forwards {
+		proto := uint8(unix.IPPROTO_TCP)
+		if f.Proto == "udp" {
+			proto = unix.IPPROTO_UDP
+		}
+		fs = append(fs, netstack.Forward{Proto: proto, Listen: f.Listen, To: f.To, Masquerade: f.Masquerade})
+	}
+	for _, m := range maps {
+		hosts := netstack.VPCSide
+		if m.Hosts == SideOverlay {
+			hosts = netstack.OverlaySide
+		}
+		ms = append(ms, netstack.AddressMap{Network: uint64(m.Network), Hosts: hosts, Real: m.Real, Alias: m.Alias})
+	}
+	return fs, ms
+}
+
+func (p enginePlane) SetPolicy(c PolicyConfig) { p.Engine.SetPolicy(compilePolicy(c)) }
+
+func (p enginePlane) SetTranslation(forwards []Forward, maps []AddressMap) error {
+	fs, ms := translation(forwards, maps)
+	return p.Engine.SetTranslation(fs, ms)
+}
+
+func (p enginePlane) Explain(q Question) Explanation {
+	x := p.Engine.Explain(netstack.Question{FromOverlay: q.FromOverlay, Network: uint64(q.Network), Protocol: q.proto(), Src: q.Source, Dst: q.Destination})
+	out := Explanation{Verdict: x.Verdict, Reason: x.Reason, Established: x.Established, Rule: x.Rule, Network: NetworkID(x.Network),
+		Route: x.Route, NextHop: x.NextHop, Source: x.Source, Destination: x.Destination, Translation: x.SourceHow,
+		Redirected: x.Redirected, MTU: x.MTU}
+	if x.NextHopMAC != [6]byte{} {
+		out.Member = addressOfMAC(x.NextHopMAC, out.Network)
+	}
+	return out
+}
+
 func (p enginePlane) SetNetworks(nets []PlaneNetwork) error {
 	list := make([]netstack.Network, len(nets))
 	for i, n := range nets {
-		list[i] = netstack.Network{ID: uint64(n.ID), MAC: n.MAC, MTU: n.MTU, Addresses: n.Addresses, Masquerade: n.Masquerade, Direct: n.Direct}
+		list[i] = netstack.Network{ID: uint64(n.ID), MAC: n.MAC, MTU: n.MTU, Addresses: n.Addresses, Masquerade: n.Masquerade,
+			Masquerade6: n.Masquerade6, Exempt: n.Exempt, Direct: n.Direct}
 		for _, r := range n.Routes {
 			list[i].Routes = append(list[i].Routes, netstack.Route(r))
 		}
@@ -51,7 +104,7 @@ func (p enginePlane) MulticastGroups(id NetworkID) []Group {
 }
 
 func (p enginePlane) Flows(f FlowFilter) []Flow {
-	list := p.Engine.Flows(netstack.FlowFilter{To: f.To})
+	list := p.Engine.Flows(netstack.FlowFilter{To: f.To, From: f.From, Protocol: f.Protocol, State: f.State, Network: uint64(f.Network)})
 	now := time.Now()
 	out := make([]Flow, len(list))
 	for i, x := range list {
@@ -63,6 +116,9 @@ func (p enginePlane) Flows(f FlowFilter) []Flow {
 			Source: x.Client, Destination: x.Server,
 			AgeSeconds: now.Sub(x.Created).Seconds(), IdleSeconds: now.Sub(x.LastSeen).Seconds(),
 			BytesOut: x.BytesOut, BytesIn: x.BytesIn, PacketsOut: x.PacketsOut, PacketsIn: x.PacketsIn}
+		if x.Target.IsValid() && x.Target != x.Server { // forwarded
+			out[i].Destination, out[i].TranslatedDst = x.Target, x.Server
+		}
 		if a := x.External.Addr(); a.IsValid() && !a.IsUnspecified() {
 			out[i].Translated = x.External
 		}

@@ -33,25 +33,63 @@ type prober struct {
 	onDone  func(t Target, up bool, d time.Duration) // called after each probe; may be nil
 	changed func()                                   // a target went up or down; may be nil
 
-	mu    sync.Mutex
-	state []TargetState
+	mu     sync.Mutex // guards targets too, outside of Run
+	state  []TargetState
+	change chan []Target
 }
 
 func newProber(targets []Target, d dialer, log *slog.Logger) *prober {
-	p := &prober{targets: targets, dialer: d, log: log, state: make([]TargetState, len(targets))}
-	for i, t := range targets {
-		p.state[i] = TargetState{Target: t.String(), Error: "not probed yet"}
-	}
+	p := &prober{dialer: d, log: log, change: make(chan []Target, 1)}
+	p.replace(targets)
 	return p
+}
+
+// replace takes other targets; those that stay keep their state.
+func (p *prober) replace(targets []Target) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	state := make([]TargetState, len(targets))
+	for i, t := range targets {
+		state[i] = TargetState{Target: t.String(), Error: "not probed yet"}
+		for _, old := range p.state {
+			if old.Target == state[i].Target {
+				state[i] = old
+			}
+		}
+	}
+	p.targets, p.state = targets, state
+}
+
+// set makes Run probe other targets from now on.
+func (p *prober) set(targets []Target) {
+	select {
+	case <-p.change: // not taken yet, and out of date
+	default:
+	}
+	p.change <- targets
 }
 
 // Run probes every target until ctx ends.
 func (p *prober) Run(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
-	for i := range p.targets {
-		g.Go(func() error { p.loop(ctx, i); return nil })
+	for ctx.Err() == nil {
+		g, gctx := errgroup.WithContext(ctx)
+		gctx, cancel := context.WithCancel(gctx)
+		for i := range p.targets {
+			g.Go(func() error { p.loop(gctx, i); return nil })
+		}
+		select {
+		case <-ctx.Done():
+			cancel()
+			return g.Wait()
+		case targets := <-p.change:
+			cancel()
+			if err := g.Wait(); err != nil {
+				return err
+			}
+			p.replace(targets)
+		}
 	}
-	return g.Wait()
+	return nil
 }
 
 func (p *prober) loop(ctx context.Context, i int) {

@@ -37,18 +37,18 @@ func listen(s *service, reg *prometheus.Registry) (_ *server, err error) {
 			srv.close()
 		}
 	}()
-	if srv.sockets, err = listenSockets(s.cfg); err != nil {
+	if srv.sockets, err = listenSockets(s.config()); err != nil {
 		return nil, err
 	}
 	srv.control = newHTTPServer(s.controlHandler())
-	if s.cfg.Listen == "" {
+	if s.config().Listen == "" {
 		return srv, nil
 	}
-	if srv.http, err = net.Listen("tcp", s.cfg.Listen); err != nil {
+	if srv.http, err = net.Listen("tcp", s.config().Listen); err != nil {
 		if errors.Is(err, unix.EADDRINUSE) {
 			err = fmt.Errorf("%w: choose another with --listen, or --listen= to switch it off", err)
 		}
-		return nil, fmt.Errorf("open HTTP server (listen from %s): %w", s.cfg.Origin("listen"), err)
+		return nil, fmt.Errorf("open HTTP server (listen from %s): %w", s.config().Origin("listen"), err)
 	}
 	s.registerMetrics(reg)
 	srv.public = newHTTPServer(s.httpHandler(reg))
@@ -194,10 +194,10 @@ func (s *service) controlHandler() http.Handler {
 	get("GET /v1/networks", func(*http.Request) (any, error) { return Networks{Schema, s.networks()}, nil })
 	get("GET /v1/peers", func(*http.Request) (any, error) { return Peers{Schema, s.peers()}, nil })
 	get("GET /v1/config", func(*http.Request) (any, error) {
-		return Configuration{Schema, s.cfg.Values(), s.cfg.Warnings}, nil
+		return Configuration{Schema, s.config().Values(), s.config().Warnings}, nil
 	})
 	get("GET /v1/flows", func(r *http.Request) (any, error) {
-		f, err := flowFilter(r.FormValue("to"), r.FormValue("top"))
+		f, err := flowFilter(r.FormValue)
 		if err != nil {
 			return nil, err
 		}
@@ -205,6 +205,14 @@ func (s *service) controlHandler() http.Handler {
 	})
 	get("POST /v1/networks/{id}", func(r *http.Request) (any, error) { return s.join(r.PathValue("id")) })
 	get("DELETE /v1/networks/{id}", func(r *http.Request) (any, error) { return s.leave(r.PathValue("id")) })
+	get("POST /v1/reload", func(*http.Request) (any, error) { return s.reloadConfig() })
+	get("POST /v1/explain", func(r *http.Request) (any, error) {
+		var q Question
+		if err := readJSON(r, &q); err != nil {
+			return nil, err
+		}
+		return s.explain(q)
+	})
 	get("GET /v1/moons", func(*http.Request) (any, error) { return s.moons() })
 	get("POST /v1/moons/{id}", func(r *http.Request) (any, error) { return s.orbit(r.PathValue("id"), r.FormValue("seed")) })
 	get("DELETE /v1/moons/{id}", func(r *http.Request) (any, error) { return s.deorbit(r.PathValue("id")) })
@@ -265,15 +273,27 @@ func readJSON(r *http.Request, v any) error {
 	return nil
 }
 
-func flowFilter(to, top string) (f FlowFilter, err error) {
-	if to != "" {
-		p, err := parseAddress(to)
-		if err != nil {
-			return f, usagef("--to %q: give ADDRESS or ADDRESS/BITS", to)
+// flowFilter reads the parameters of a question for flows.
+func flowFilter(value func(string) string) (f FlowFilter, err error) {
+	for _, a := range []struct {
+		name string
+		to   *netip.Prefix
+	}{{"to", &f.To}, {"from", &f.From}} {
+		if v := value(a.name); v != "" {
+			p, err := parseAddress(v)
+			if err != nil {
+				return f, usagef("--%s %q: give ADDRESS or ADDRESS/BITS", a.name, v)
+			}
+			*a.to = p.Masked()
 		}
-		f.To = p.Masked()
 	}
-	if top != "" {
+	f.Protocol, f.State = value("protocol"), value("state")
+	if v := value("network"); v != "" {
+		if f.Network, err = ParseNetworkID(v); err != nil {
+			return f, Usage(err)
+		}
+	}
+	if top := value("top"); top != "" {
 		if f.Top, err = strconv.Atoi(top); err != nil || f.Top < 0 {
 			return f, usagef("--top %q: give a number", top)
 		}

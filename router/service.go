@@ -10,20 +10,24 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // service is what the control API and the HTTP server show of a running
 // process, whatever its mode.
 type service struct {
-	cfg        *Config
+	conf       atomic.Pointer[Config] // replaced by a reload
 	mode       string
 	log        *slog.Logger
 	start      time.Time
 	node       Node
 	plane      Plane // nil unless a gateway
 	targets    *prober
-	neighbours neighbours // nil = the plane's, if it knows them
+	neighbours neighbours          // nil = the plane's, if it knows them
+	resync     chan struct{}       // a value makes the networks be looked at again
+	reload     func(*Config) error // applies a configuration; nil = this process can't
+	reloading  sync.Mutex
 
 	mu       sync.Mutex
 	devices  map[NetworkID]string
@@ -35,8 +39,9 @@ type service struct {
 }
 
 func newService(cfg *Config, mode string, log *slog.Logger, node Node, plane Plane, start time.Time) *service {
-	s := &service{cfg: cfg, mode: mode, log: log, start: start, node: node, plane: plane,
+	s := &service{resync: make(chan struct{}, 1), mode: mode, log: log, start: start, node: node, plane: plane,
 		devices: map[NetworkID]string{}, problems: map[NetworkID][]string{}}
+	s.conf.Store(cfg)
 	var d dialer = hostDialer{}
 	if plane != nil {
 		d = plane
@@ -44,6 +49,8 @@ func newService(cfg *Config, mode string, log *slog.Logger, node Node, plane Pla
 	s.targets = newProber(cfg.Targets, d, log)
 	return s
 }
+
+func (s *service) config() *Config { return s.conf.Load() }
 
 // advise logs and remembers what is wrong with the host's settings.
 func (s *service) advise(checks []Check) {
@@ -90,7 +97,7 @@ func (s *service) networks() []Network {
 }
 
 func (s *service) info() Info {
-	return Info{Schema: Schema, NodeInfo: s.node.Info(), Mode: s.mode, Home: s.cfg.Home, Started: s.start, Build: BuildInfo()}
+	return Info{Schema: Schema, NodeInfo: s.node.Info(), Mode: s.mode, Home: s.config().Home, Started: s.start, Build: BuildInfo()}
 }
 
 func (s *service) peers() []Peer {
@@ -152,7 +159,7 @@ func (s *service) health() Health {
 		ok, reason := s.networkHealth(info.Address)
 		add("networks", ok, reason)
 	}
-	if len(s.cfg.Targets) > 0 {
+	if len(s.config().Targets) > 0 {
 		ok, reason := s.targets.health()
 		add("targets", ok, reason)
 	}
@@ -220,7 +227,7 @@ func (s *service) observe(now time.Time) {
 
 func (s *service) status() Status {
 	st := Status{Schema: Schema, Info: s.info(), Health: s.health(), Networks: s.networks(),
-		Targets: s.targets.states(), Limit: s.cfg.NAT.MaxFlows}
+		Targets: s.targets.states(), Limit: s.config().NAT.MaxFlows}
 	for _, p := range s.node.Peers() {
 		st.Peers.Total++
 		switch pathLabel(p) {
@@ -247,14 +254,16 @@ func (s *service) flows(f FlowFilter) (Flows, error) {
 	if s.plane == nil {
 		return Flows{}, usagef("this process is a %s and has no flows: ask a gateway", s.mode)
 	}
-	list := s.plane.Flows(FlowFilter{To: f.To})
-	out := Flows{Schema: Schema, Total: len(list), Limit: s.cfg.NAT.MaxFlows}
+	top := f.Top
+	f.Top = 0
+	list := s.plane.Flows(f)
+	out := Flows{Schema: Schema, Total: len(list), Limit: s.config().NAT.MaxFlows}
 	slices.SortStableFunc(list, func(a, b Flow) int {
 		return cmp.Compare(b.BytesIn+b.BytesOut, a.BytesIn+a.BytesOut)
 	})
 	limit := maxFlowsShown
-	if f.Top > 0 {
-		limit = min(limit, f.Top)
+	if top > 0 {
+		limit = min(limit, top)
 	}
 	out.Flows = list[:min(limit, len(list))]
 	return out, nil
@@ -333,7 +342,7 @@ func lookup(ctx context.Context, host string) (netip.Addr, error) {
 func (s *service) networkOf(a netip.Addr) (id NetworkID, hop netip.Addr, ok bool) {
 	bits := -1
 	for _, n := range s.networks() {
-		for _, r := range wantedRoutes(n, s.cfg.Network(n.ID)) {
+		for _, r := range wantedRoutes(n, s.config().Network(n.ID)) {
 			if !r.Target.Contains(a) || r.Target.Bits() <= bits {
 				continue
 			}

@@ -163,19 +163,19 @@ func TestFlows(t *testing.T) {
 		router.Flow{Protocol: "tcp", Source: ap("172.31.0.9:40000"), Destination: ap("10.0.0.10:443"), BytesOut: 10},
 		router.Flow{Protocol: "tcp", Source: ap("172.31.0.9:40001"), Destination: ap("10.0.0.10:443"), BytesOut: 1000},
 		router.Flow{Protocol: "udp", Source: ap("172.31.0.9:40002"), Destination: ap("10.0.0.53:53"), BytesOut: 100})
-	f, err := r.client.Flows(t.Context(), "", 2)
+	f, err := r.client.Flows(t.Context(), router.FlowQuery{To: "", Top: 2})
 	if err != nil || f.Total != 3 || len(f.Flows) != 2 || f.Flows[0].BytesOut != 1000 {
 		t.Errorf("top: %+v, %v", f, err)
 	}
-	f, err = r.client.Flows(t.Context(), "10.0.0.53", 0)
+	f, err = r.client.Flows(t.Context(), router.FlowQuery{To: "10.0.0.53", Top: 0})
 	if err != nil || len(f.Flows) != 1 || f.Flows[0].Protocol != "udp" {
 		t.Errorf("to: %+v, %v", f, err)
 	}
-	if _, err = r.client.Flows(t.Context(), "nowhere", 0); router.ExitCode(err) != 2 {
+	if _, err = r.client.Flows(t.Context(), router.FlowQuery{To: "nowhere", Top: 0}); router.ExitCode(err) != 2 {
 		t.Errorf("bad --to: %v", err)
 	}
 	m := serve(t, router.ModeMember, nil)
-	if _, err = m.client.Flows(t.Context(), "", 0); router.ExitCode(err) != 2 {
+	if _, err = m.client.Flows(t.Context(), router.FlowQuery{To: "", Top: 0}); router.ExitCode(err) != 2 {
 		t.Errorf("flows of a member: %v", err)
 	}
 }

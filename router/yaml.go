@@ -13,7 +13,7 @@ import (
 
 // reserved keys have a meaning but no implementation yet. To ignore them would
 // be worse than to refuse them.
-var reservedKeys = []string{"forwards", "vpc.geneve", "vpc.packet", "nat.port_sharing"}
+var reservedKeys = []string{"vpc.geneve", "vpc.packet"}
 
 // yaml applies a configuration file.
 func (l *loader) yaml(path string, text []byte) {
@@ -92,6 +92,12 @@ func (f *yamlFile) value(key, full string, n *yaml.Node) {
 	case "policy.rules":
 		f.rules(n)
 		return
+	case "forwards":
+		f.forwards(n)
+		return
+	case "maps":
+		f.maps(n)
+		return
 	case "physical":
 		f.physical(n)
 		return
@@ -135,7 +141,7 @@ func (f *yamlFile) unknown(n *yaml.Node, full string, known []string) {
 
 // knownKeys lists all keys and sections of the file.
 func knownKeys() []string {
-	out := map[string]bool{"networks": true, "policy.rules": true, "physical": true, "virtual": true}
+	out := map[string]bool{"networks": true, "policy.rules": true, "physical": true, "virtual": true, "forwards": true, "maps": true}
 	for _, s := range settings {
 		for i, r := range s.key {
 			if r == '.' {
@@ -246,7 +252,7 @@ func prefixed(prefix string, words []string) []string {
 	return out
 }
 
-var ruleKeys = []string{"action", "proto", "from", "to", "ports"}
+var ruleKeys = []string{"action", "proto", "from", "to", "ports", "direction", "network"}
 
 func (f *yamlFile) rules(n *yaml.Node) {
 	if isNull(n) {
@@ -280,9 +286,21 @@ func (f *yamlFile) rule(r *PolicyRule, key, full string, v *yaml.Node) {
 		r.To = items(f, full, v, parsePrefix)
 	case "ports":
 		r.Ports = items(f, full, v, parsePorts)
+	case "direction":
+		r.Direction = f.oneOf(full, v, []string{"out", "in"})
+	case "network":
+		r.Network = f.network(full, v)
 	default:
 		f.unknown(v, full, prefixed("policy.rules.", ruleKeys))
 	}
+}
+
+func (f *yamlFile) network(full string, n *yaml.Node) NetworkID {
+	id, err := ParseNetworkID(n.Value)
+	if err != nil {
+		f.errorf("%s: %s: %q: want 16 hex digits, as in 8056c2e21c000001", f.at(n), full, n.Value)
+	}
+	return id
 }
 
 func (f *yamlFile) oneOf(full string, n *yaml.Node, words []string) string {

@@ -133,10 +133,9 @@ func ago(t time.Time) string {
 }
 
 func (a *app) flowsCommand() *cobra.Command {
-	var to string
-	var top int
+	var q router.FlowQuery
 	cmd := show(a, "flows", "List live flows, the busiest first",
-		func(ctx context.Context, c *router.Client) (router.Flows, error) { return c.Flows(ctx, to, top) },
+		func(ctx context.Context, c *router.Client) (router.Flows, error) { return c.Flows(ctx, q) },
 		func(w io.Writer, f router.Flows) {
 			row(w, "PROTO", "STATE", "SOURCE", "DESTINATION", "TRANSLATED", "AGE", "BYTES OUT", "BYTES IN")
 			for _, flow := range f.Flows {
@@ -154,8 +153,13 @@ func (a *app) flowsCommand() *cobra.Command {
 				fmt.Fprintf(w, "%d of %d flows shown\n", len(f.Flows), f.Total)
 			}
 		})
-	cmd.Flags().StringVar(&to, "to", "", "only flows to an address or prefix")
-	cmd.Flags().IntVar(&top, "top", 0, "only so many, the busiest")
+	f := cmd.Flags()
+	f.StringVar(&q.To, "to", "", "only flows to an address or prefix")
+	f.StringVar(&q.From, "from", "", "only flows that an address or prefix opened")
+	f.StringVar(&q.Protocol, "proto", "", "only flows of a protocol: tcp, udp, icmp")
+	f.StringVar(&q.State, "state", "", "only flows in a state, as the table names it")
+	f.StringVar(&q.Network, "network", "", "only flows of a network")
+	f.IntVar(&q.Top, "top", 0, "only so many, the busiest")
 	return cmd
 }
 

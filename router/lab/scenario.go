@@ -51,6 +51,7 @@ type Options struct {
 	Keep     bool          // leave all up at the end
 	LogLevel string        // of the processes, default info
 	Progress io.Writer     // says what is being done; nil = silence
+	Config   string        // of our gateway, the text of its configuration file
 
 	// Who plays root and controller, office and gateway.
 	Root, Office, Gateway Make
@@ -332,6 +333,11 @@ func (s *Scenario) startMembers(ctx context.Context) (err error) {
 
 // StartGateway starts the gateway, the first time or after it was stopped.
 func (s *Scenario) StartGateway(ctx context.Context) (err error) {
+	if s.opts.Config != "" {
+		if err := s.WriteConfig(s.opts.Config); err != nil {
+			return err
+		}
+	}
 	s.started = time.Now()
 	if s.opts.Gateway == Reference {
 		s.GatewayProcess, s.gatewayRef, err = s.startReference(s.Gateway, "gw", map[router.NetworkID]string{s.Network: gatewayTUN})
@@ -345,8 +351,25 @@ func (s *Scenario) StartGateway(ctx context.Context) (err error) {
 	}
 	s.GatewayProcess, s.GatewayAPI, err = s.spawn(s.Gateway, "gw", "run", "--network", s.Network.String(),
 		"--tun", gatewayTUN, "--listen", metricsListen, "--source", vpcSources.String(), "--interface", "eth-vpc",
-		"--target", fmt.Sprintf("tcp://%s:443", officeOverlay), "--config", "")
+		"--target", fmt.Sprintf("tcp://%s:443", officeOverlay), "--config", s.configPath())
 	return err
+}
+
+// configPath returns the path of the gateway's configuration file, "" without one.
+func (s *Scenario) configPath() string {
+	if s.opts.Config == "" {
+		return ""
+	}
+	return filepath.Join(s.Dir, "gw", "ztgate.yaml")
+}
+
+// WriteConfig replaces the gateway's configuration file.
+func (s *Scenario) WriteConfig(text string) error {
+	s.opts.Config = text
+	if _, err := s.Home("gw"); err != nil {
+		return err
+	}
+	return os.WriteFile(s.configPath(), []byte(text), 0o600)
 }
 
 func (s *Scenario) awaitOffice(ctx context.Context) error {

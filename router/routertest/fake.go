@@ -251,6 +251,7 @@ type Plane struct {
 	device   router.Device
 	networks []router.PlaneNetwork
 	flows    []router.Flow
+	policy   router.PolicyConfig
 	dialErr  error
 	frames   int
 }
@@ -299,6 +300,30 @@ func (p *Plane) SetNetworks(nets []router.PlaneNetwork) error {
 	defer p.mu.Unlock()
 	p.networks = nets
 	return nil
+}
+
+// SetPolicy implements router.Plane.
+func (p *Plane) SetPolicy(c router.PolicyConfig) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.policy = c
+}
+
+// Policy returns what was set last.
+func (p *Plane) Policy() router.PolicyConfig {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.policy
+}
+
+// SetTranslation implements router.Plane.
+func (p *Plane) SetTranslation([]router.Forward, []router.AddressMap) error { return nil }
+
+// Explain says that everything is masqueraded.
+func (p *Plane) Explain(q router.Question) router.Explanation {
+	return router.Explanation{Verdict: "forward", Rule: -1, Network: 0x8056c2e21c000001, Translation: "masquerade",
+		Route: netip.MustParsePrefix("10.147.17.0/24"), NextHop: q.Destination.Addr(), MTU: 2800,
+		Source: netip.MustParseAddrPort("10.147.17.5:0"), Destination: q.Destination}
 }
 
 // Deliver implements router.Plane.

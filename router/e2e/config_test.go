@@ -1,0 +1,183 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"ztgate/router"
+	"ztgate/router/lab"
+)
+
+const forwardConfig = `
+forwards:
+  - {listen: "tcp/8443", to: "10.0.0.10:443"}
+  - {listen: "tcp/10.0.0.1:2222", to: "172.31.0.10:2222", from: overlay, masquerade: false}
+`
+
+// echo serves in a namespace: it sends back what it gets, after the client's
+// address.
+func echo(t *testing.T, n *lab.Namespace, address string) {
+	t.Helper()
+	l, err := n.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+				_, _ = fmt.Fprintln(c, host)
+				_, _ = io.Copy(c, c)
+			}()
+		}
+	}()
+}
+
+// talk sends a line and returns what the other side says it comes from.
+func talk(n *lab.Namespace, address string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	c, err := n.Dial(ctx, "tcp", address)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	end, _ := ctx.Deadline()
+	_ = c.SetDeadline(end)
+	r := bufio.NewReader(c)
+	who, err := r.ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	if _, err := fmt.Fprintln(c, "hello"); err != nil {
+		return "", err
+	}
+	if line, err := r.ReadString('\n'); err != nil || line != "hello\n" {
+		return "", fmt.Errorf("echo %q, %w", line, err)
+	}
+	return strings.TrimSpace(who), nil
+}
+
+func TestForwards(t *testing.T) {
+	o := options(t)
+	o.Config = forwardConfig
+	s := start(t, o)
+	t.Run("from the VPC", func(t *testing.T) {
+		out := run(t, s.VPC, "curl", "-sSk", "--max-time", "5", "https://10.0.0.1:8443/")
+		if !strings.Contains(out, "Office server") {
+			t.Error(out)
+		}
+	})
+	t.Run("from the overlay", func(t *testing.T) {
+		echo(t, s.VPC, "172.31.0.10:2222")
+		who, err := talk(s.Office, "10.0.0.1:2222")
+		if err != nil || who != office {
+			t.Errorf("the VPC host sees %q, %v, want %s", who, err, office)
+		}
+	})
+	t.Run("nothing else from the overlay", func(t *testing.T) {
+		echo(t, s.VPC, "172.31.0.10:2223")
+		run(t, s.Office, "ip", "route", "replace", "172.31.0.0/16", "via", "10.0.0.1")
+		if who, err := talk(s.Office, "172.31.0.10:2223"); err == nil {
+			t.Errorf("an overlay host reached a VPC host, which sees %s", who)
+		}
+	})
+}
+
+// A reload changes what is allowed, keeps flows that still are, and a faulty file
+// changes nothing.
+func TestReload(t *testing.T) {
+	o := options(t)
+	o.Config = "policy: {default: accept}\n"
+	s := start(t, o)
+	ctx := context.Background()
+	echo(t, s.Office, office+":7")
+	kept, err := s.VPC.Dial(ctx, "tcp", office+":7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
+	reader := bufio.NewReader(kept)
+	if _, err := reader.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	alive := func() error {
+		_ = kept.SetDeadline(time.Now().Add(3 * time.Second))
+		if _, err := fmt.Fprintln(kept, "x"); err != nil {
+			return err
+		}
+		_, err := reader.ReadString('\n')
+		return err
+	}
+
+	reload := func(text string) (router.Reloaded, error) {
+		if err := s.WriteConfig(text); err != nil {
+			t.Fatal(err)
+		}
+		return s.GatewayAPI.Reload(ctx)
+	}
+	r, err := reload(`
+policy:
+  default: reject
+  rules: [{action: accept, proto: tcp, to: 10.0.0.10/32, ports: [7]}]
+nat: {max_flows: 4096}
+`)
+	if err != nil || strings.Join(r.Changed, " ") != "policy.default policy.rules" || strings.Join(r.Restart, " ") != "nat.max_flows" {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if fetch(s) == nil {
+		t.Error("the new policy isn't in force")
+	}
+	if err := alive(); err != nil {
+		t.Errorf("a flow that is still allowed broke: %v", err)
+	}
+	x, err := s.GatewayAPI.Explain(ctx, router.Question{Source: netip.MustParseAddrPort("172.31.0.10:1000"), Destination: netip.MustParseAddrPort(office + ":443")})
+	if err != nil || x.Verdict != "reject" || x.RuleText != "default reject" {
+		t.Errorf("explain: %+v, %v", x, err)
+	}
+
+	if _, err := reload("policy: {default: perhaps}\n"); router.ExitCode(err) != 2 || !strings.Contains(err.Error(), "perhaps") {
+		t.Errorf("faulty file: %v", err)
+	}
+	if err := alive(); err != nil {
+		t.Errorf("after a faulty file: %v", err)
+	}
+
+	if _, err := reload("policy: {default: accept}\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := fetch(s); err != nil {
+		t.Error(err)
+	}
+	x, err = s.GatewayAPI.Explain(ctx, router.Question{Source: netip.MustParseAddrPort("172.31.0.10:1000"), Destination: netip.MustParseAddrPort(office + ":443")})
+	if err != nil || x.Verdict != "forward" || x.Translation != "masquerade" || x.Member != s.OfficeAddr || x.Path != "DIRECT" {
+		t.Errorf("explain: %+v, %v", x, err)
+	}
+
+	// A policy that refuses a flow ends it.
+	if _, err := reload("policy: {default: drop}\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := alive(); err == nil {
+		t.Error("a flow that is no longer allowed goes on")
+	}
+	if _, err := reload("# all defaults\n"); err != nil && !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
