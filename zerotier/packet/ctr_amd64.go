@@ -112,9 +112,11 @@ func (c *ctr) xorAESNI(b []byte, s *Scratch) {
 
 // hasVAES reports whether the processor has AES on 256-bit registers; package cpu
 // tells that only for those with AVX-512.
-var hasVAES = cpu.X86.HasAVX2 && cpu.X86.HasAES && cpu.X86.HasSSE41 && cpuHasVAES()
+var hasVAES = cpu.X86.HasAVX2 && cpu.X86.HasAES && cpu.X86.HasSSE41 && cpuid7ECX()&(1<<9) != 0
 
-func cpuHasVAES() bool
+// cpuid7ECX returns the feature bits in ECX of CPUID leaf 7, which a processor with
+// AVX2 has.
+func cpuid7ECX() uint32
 
 // aesSubWord applies the AES S-box to every byte of x.
 //

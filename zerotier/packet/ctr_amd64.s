@@ -26,14 +26,12 @@ DATA ctrTwo<>+0(SB)/8, $2
 DATA ctrTwo<>+8(SB)/8, $0
 GLOBL ctrTwo<>(SB), RODATA|NOPTR, $16
 
-// func cpuHasVAES() bool
-TEXT ·cpuHasVAES(SB), NOSPLIT, $0-1
-	MOVL  $7, AX
-	XORL  CX, CX
+// func cpuid7ECX() uint32
+TEXT ·cpuid7ECX(SB), NOSPLIT, $0-4
+	MOVL $7, AX
+	XORL CX, CX
 	CPUID
-	SHRL  $9, CX
-	ANDL  $1, CX
-	MOVB  CX, ret+0(FP)
+	MOVL CX, ret+0(FP)
 	RET
 
 // func aesSubWord(x uint32) uint32

@@ -22,7 +22,7 @@ var (
 // concurrent use.
 type Keys struct {
 	session [32]byte     // suites 0 and 1, HELLO mask
-	gmac    cipher.AEAD  // K0
+	gmac    gmac         // K0
 	block   cipher.Block // K1
 	ctr     ctr          // K1
 }
@@ -39,6 +39,7 @@ type Scratch struct {
 	ks     [64]byte
 	salsa  salsa12
 	stream ctrScratch
+	mac    gmacScratch
 }
 
 // NewKeys derives all keys from the session key of a pair of nodes (chapter 01
@@ -51,7 +52,7 @@ func NewKeys(session [identity.SessionLen]byte) *Keys {
 	if err != nil {
 		panic(err) // the key length is a constant
 	}
-	if k.gmac, err = cipher.NewGCM(b0); err != nil {
+	if err := k.gmac.init(b0); err != nil {
 		panic(err)
 	}
 	if k.block, err = aes.NewCipher(k1[:32]); err != nil {
@@ -129,7 +130,7 @@ func (k *Keys) gmac3(p Packet, iv []byte, s *Scratch) {
 	copy(aad, p[offDst:offFCH])
 	aad[10] = s.saved[offFCH-11] &^ hopsMask
 	clear(aad[11:])
-	k.gmac.Seal(s.tag[:0], s.nonce[:], nil, p[11:])
+	k.gmac.sum(p[11:], s)
 	copy(p[11:offVerb], s.saved[:])
 	be := binary.BigEndian
 	be.PutUint64(s.tag[:], be.Uint64(s.tag[:])^be.Uint64(s.tag[8:]))

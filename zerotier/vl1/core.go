@@ -93,6 +93,11 @@ type Config struct {
 	StoredPeer  func(a identity.Address) *PeerRecord
 	OnForgotten func(r PeerRecord)
 
+	// Validate checks that the address of a stranger's identity follows from its
+	// keys; nil = [identity.Identity.Validate], which takes some 15 ms. Callers that
+	// know identities already may be quicker.
+	Validate func(id *identity.Identity) error
+
 	// Local settings (chapter 02 §8.6).
 	Physical     []PhysicalNetwork // at most 32
 	Virtual      map[identity.Address]VirtualPeer
@@ -286,6 +291,9 @@ func New(cfg Config) (*Core, error) {
 	}
 	if len(cfg.Moons) > maxMoons {
 		return nil, ErrTooManyMoons
+	}
+	if c.cfg.Validate == nil {
+		c.cfg.Validate = (*identity.Identity).Validate
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)

@@ -69,6 +69,21 @@ func testIDs(t testing.TB) []*identity.Identity {
 	return ids
 }
 
+// validated checks each identity once for all tests.
+func validated(id *identity.Identity) error {
+	key := id.String()
+	if err, ok := checked.Load(key); ok {
+		return err.(result).error
+	}
+	err := id.Validate()
+	checked.Store(key, result{err})
+	return err
+}
+
+var checked sync.Map // of result
+
+type result struct{ error }
+
 func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
 func newHost(t testing.TB, n *simnet.Net, id *identity.Identity, planet *vl1.World, socks ...netip.AddrPort) *host {
@@ -84,7 +99,7 @@ func newHostWith(t testing.TB, n *simnet.Net, nat *simnet.NAT, id *identity.Iden
 	h.port = n.AttachBehind(nat, h, socks...)
 	cfg := vl1.Config{
 		Identity: id, Upper: h, Start: n.Now, SoftwareVersion: [3]int{1, 14, 1},
-		LocalEndpoints: h.port.Endpoints, SocketOpen: h.port.Open,
+		LocalEndpoints: h.port.Endpoints, SocketOpen: h.port.Open, Validate: validated,
 	}
 	set(&cfg)
 	core, err := vl1.New(cfg)
@@ -131,6 +146,7 @@ func direct(a, b *host) bool {
 }
 
 func TestColdStart(t *testing.T) {
+	t.Parallel()
 	n, r, a, b := lab(t)
 	if !n.RunUntil(time.Second, func() bool { return a.core.Online() && b.core.Online() }) {
 		t.Fatal("not online after a second")
@@ -160,6 +176,7 @@ func TestColdStart(t *testing.T) {
 }
 
 func TestPathDiesAndHeals(t *testing.T) {
+	t.Parallel()
 	n, _, a, b := lab(t)
 	n.Run(time.Second)
 	a.send(n, b, 100)
@@ -190,6 +207,7 @@ func TestPathDiesAndHeals(t *testing.T) {
 }
 
 func TestIdlePathStays(t *testing.T) {
+	t.Parallel()
 	n, _, a, b := lab(t)
 	n.Run(time.Second)
 	a.send(n, b, 100)
@@ -206,6 +224,7 @@ func TestIdlePathStays(t *testing.T) {
 }
 
 func TestRootRestart(t *testing.T) {
+	t.Parallel()
 	n, r, a, b := lab(t)
 	n.Run(time.Second)
 	n.Detach(r.port)
@@ -227,6 +246,7 @@ func TestRootRestart(t *testing.T) {
 
 // Garbage, replays and answers from elsewhere change nothing.
 func TestHostile(t *testing.T) {
+	t.Parallel()
 	n, r, a, b := lab(t)
 	n.Run(time.Second)
 	a.send(n, b, 100)
@@ -287,6 +307,7 @@ func TestHostile(t *testing.T) {
 }
 
 func TestUnsolicitedReplies(t *testing.T) {
+	t.Parallel()
 	n, _, a, b := lab(t)
 	n.Run(time.Second)
 	a.send(n, b, 10)

@@ -126,6 +126,7 @@ func (n *internet) connect(t testing.TB, within time.Duration) {
 }
 
 func TestPortRestrictedNATs(t *testing.T) {
+	t.Parallel()
 	n := newInternet(t, 1, portRestricted)
 	// The first introduction must do: the next one is 30 s later.
 	n.connect(t, 10*time.Second)
@@ -145,6 +146,7 @@ func TestPortRestrictedNATs(t *testing.T) {
 }
 
 func TestSymmetricNAT(t *testing.T) {
+	t.Parallel()
 	for name, behind := range map[string]nats{
 		"one side":   {mapping(simnet.Symmetric), mapping(simnet.EndpointIndependent)},
 		"both sides": {mapping(simnet.Symmetric), mapping(simnet.Symmetric)},
@@ -171,11 +173,13 @@ func TestSymmetricNAT(t *testing.T) {
 
 // A symmetric NAT on one side only is no obstacle for a peer that can be reached.
 func TestSymmetricNATToOpenPeer(t *testing.T) {
+	t.Parallel()
 	n := newInternet(t, 1, nats{mapping(simnet.Symmetric), nil})
 	n.connect(t, 35*time.Second)
 }
 
 func TestSameLAN(t *testing.T) {
+	t.Parallel()
 	n := newInternet(t, 1, nats{})
 	nat := n.NewNAT(netip.MustParseAddr("9.0.0.1"), simnet.EndpointIndependent)
 	n.Move(n.a.port, nat, ap("192.168.1.2:9993"))
@@ -197,6 +201,7 @@ func TestSameLAN(t *testing.T) {
 // Dead direct paths are left within seconds, both when traffic flows and when it
 // begins after a pause.
 func TestFailover(t *testing.T) {
+	t.Parallel()
 	n := newInternet(t, 1, portRestricted)
 	n.connect(t, 10*time.Second)
 	cut := true
@@ -217,6 +222,7 @@ func TestFailover(t *testing.T) {
 
 // One node gets other addresses while frames flow.
 func TestAddressChange(t *testing.T) {
+	t.Parallel()
 	for name, move := range map[string]func(*internet){
 		"other address": func(n *internet) { n.Move(n.a.port, nil, ap("8.0.0.77:9993"), ap("8.0.0.77:34567")) },
 		"other network": func(n *internet) {
@@ -239,6 +245,7 @@ func TestAddressChange(t *testing.T) {
 }
 
 func TestRootDeath(t *testing.T) {
+	t.Parallel()
 	n := newInternet(t, 2, nats{mapping(simnet.Symmetric), mapping(simnet.Symmetric)})
 	n.online(t)
 	n.Run(2 * time.Second)
@@ -257,6 +264,7 @@ func TestRootDeath(t *testing.T) {
 }
 
 func TestPlanetUpdate(t *testing.T) {
+	t.Parallel()
 	n := newInternet(t, 1, portRestricted)
 	n.connect(t, 10*time.Second)
 	next := vl1.NewPlanet(77, 2000, n.roots(2), n.key.Public())
@@ -285,6 +293,7 @@ func TestPlanetUpdate(t *testing.T) {
 }
 
 func TestPartition(t *testing.T) {
+	t.Parallel()
 	for _, d := range []time.Duration{10 * time.Second, 5 * time.Minute, 15 * time.Minute} {
 		n := newInternet(t, 2, portRestricted)
 		n.connect(t, 10*time.Second)
@@ -403,6 +412,7 @@ func between(from, to, a, b netip.AddrPort) bool {
 // Each leaf reaches one root only, and not the other leaf: identities and packets
 // cross both roots.
 func TestTwoHopRelay(t *testing.T) {
+	t.Parallel()
 	n := newInternet(t, 2, nats{})
 	a, b := ap("8.0.0.1:1"), ap("8.0.0.2:1")
 	n.Drop = func(from, to netip.AddrPort, _ []byte) bool {
@@ -433,6 +443,7 @@ func TestTwoHopRelay(t *testing.T) {
 
 // Two families: when one fails the other takes over, and comes back.
 func TestBothFamilies(t *testing.T) {
+	t.Parallel()
 	n := newInternet(t, 1, nats{})
 	v6 := ap("[2600::1]:9993")
 	n.planet = vl1.NewPlanet(78, 1000, []vl1.Root{{Identity: n.ids[0].Public(), Endpoints: []netip.AddrPort{rootEndpoint, v6}}}, n.key.Public())

@@ -377,7 +377,7 @@ func (c *Core) acquaint(w *Worker, now time.Time, src Source, p packet.Packet, i
 		w.stats.rejects[RejectRate].Add(1)
 		return nil
 	}
-	if id.Validate() != nil { // slow: only after the MAC, and rate-limited
+	if c.cfg.Validate(id) != nil { // slow: only after the MAC, and rate-limited
 		w.stats.rejects[RejectIdentity].Add(1)
 		return nil
 	}

@@ -17,6 +17,7 @@ import (
 // A moon is found through its seed, which need not be a planet root, kept up to
 // date in band, and forgotten on request.
 func TestMoon(t *testing.T) {
+	t.Parallel()
 	n := newInternet(t, 1, nats{})
 	n.online(t)
 	ids := n.ids
@@ -67,6 +68,7 @@ func TestMoon(t *testing.T) {
 }
 
 func TestOrbitBounds(t *testing.T) {
+	t.Parallel()
 	n := newInternet(t, 1, nats{})
 	for id := uint64(1); ; id++ {
 		if err := n.a.core.Orbit(id, 0x1234567890); err != nil {
@@ -87,6 +89,7 @@ func TestOrbitBounds(t *testing.T) {
 }
 
 func TestFileNames(t *testing.T) {
+	t.Parallel()
 	if got := vl1.MoonFile(0xcafe04eba9); got != "000000cafe04eba9.moon" {
 		t.Error(got)
 	}
@@ -104,6 +107,7 @@ func TestFileNames(t *testing.T) {
 }
 
 func TestPeerRecord(t *testing.T) {
+	t.Parallel()
 	r := &vl1.PeerRecord{
 		Identity: testIDs(t)[0].Public(), ProtocolVersion: 12, Version: [3]int{1, 14, 1},
 		Endpoints: []netip.AddrPort{ap("8.0.0.1:9993"), ap("[2600::1]:9993")},
@@ -128,6 +132,7 @@ func TestPeerRecord(t *testing.T) {
 
 // A peer from the cache is reached without any root.
 func TestPeerCache(t *testing.T) {
+	t.Parallel()
 	n := newInternet(t, 1, nats{})
 	n.connect(t, 10*time.Second)
 	n.Run(10 * time.Second)
@@ -168,6 +173,7 @@ func TestPeerCache(t *testing.T) {
 
 // Suite 2 is used and accepted exactly where both sides name the same number.
 func TestTrustedPath(t *testing.T) {
+	t.Parallel()
 	lan := netip.MustParsePrefix("8.0.0.0/24")
 	for name, tt := range map[string]struct {
 		a, b    uint64
@@ -212,6 +218,7 @@ func TestTrustedPath(t *testing.T) {
 // A network configured without a number never takes unprotected packets, not even
 // with number 0.
 func TestNoTrustInZero(t *testing.T) {
+	t.Parallel()
 	n := newInternet(t, 1, nats{})
 	n.online(t)
 	n.Detach(n.b.port)
@@ -232,6 +239,7 @@ func TestNoTrustInZero(t *testing.T) {
 }
 
 func TestBlacklistAndTry(t *testing.T) {
+	t.Parallel()
 	n := newInternet(t, 1, nats{})
 	n.online(t)
 	n.Detach(n.a.port)
@@ -262,6 +270,7 @@ func TestBlacklistAndTry(t *testing.T) {
 
 // A node in low bandwidth mode sends less, and stays reachable.
 func TestLowBandwidth(t *testing.T) {
+	t.Parallel()
 	sent := func(low bool) (count int) {
 		n := newInternet(t, 1, nats{})
 		n.Detach(n.a.port)
