@@ -184,7 +184,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		now := c.now()
-		timer.Reset(max(c.work(now).Sub(now), time.Millisecond))
+		timer.Reset(max(c.Work(now).Sub(now), time.Millisecond))
 	}
 }
 
@@ -242,8 +242,9 @@ func (c *Controller) publish() {
 	c.known.Store(&known)
 }
 
-// work does everything that is due and returns when to be called again.
-func (c *Controller) work(now time.Time) (next time.Time) {
+// Work does everything that is due and returns when to be called again. Run does it
+// at those times; without Run somebody else must.
+func (c *Controller) Work(now time.Time) (next time.Time) {
 	c.working.Lock()
 	defer c.working.Unlock()
 	c.gate.Lock()
