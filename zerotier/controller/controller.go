@@ -47,10 +47,10 @@ const (
 	maxGates         = 65536
 	unknownGates     = 15 // mask: requests per second and node for networks there aren't
 	maxUnauthorized  = 1000
-	maxRevocations   = 1000 // kept per network
-	maxOutbox        = 512  // revocations waiting for one node
-	maxPerPacket     = 62   // revocations of 152 bytes
-	timestampReserve = 2000 // ms
+	maxRevocations   = 1000  // kept per network
+	maxOutbox        = 512   // revocations waiting for one node
+	maxPerPacket     = 62    // revocations of 152 bytes
+	timestampReserve = 60000 // ms; a restart goes on so far ahead of the clock at most
 )
 
 // Config says how a Controller works.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -73,6 +74,10 @@ func fakeIdentity(t testing.TB, r *rand.ChaCha8, a identity.Address) *identity.I
 // newBoard seats a root, which is also the controller, and members 1 to n.
 func newBoard(t testing.TB, members int) *board {
 	b := &board{t: t, now: time.Unix(1_760_000_000, 0), nodes: make(map[identity.Address]*seat), dir: t.TempDir()}
+	if dir, err := os.MkdirTemp("/dev/shm", "board"); err == nil { // the controller syncs every record
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+		b.dir = dir
+	}
 	r := rand.NewChaCha8([32]byte{1})
 	for i := range members + 1 {
 		s := &seat{b: b, id: fakeIdentity(t, r, 0x0a00000000+identity.Address(i)), worker: &vl1.Worker{}, got: make(map[vl2.NetworkID][][]byte)}
