@@ -80,26 +80,33 @@ func newBoard(t testing.TB, members int) *board {
 	}
 	r := rand.NewChaCha8([32]byte{1})
 	for i := range members + 1 {
-		s := &seat{b: b, id: fakeIdentity(t, r, 0x0a00000000+identity.Address(i)), worker: &vl1.Worker{}, got: make(map[vl2.NetworkID][][]byte)}
-		s.peer = vl1.NewPeer(s.id)
-		cfg := network.Config{Identity: s.id, Deliver: func(n vl2.NetworkID, frames [][]byte) {
-			for _, f := range frames {
-				s.got[n] = append(s.got[n], bytes.Clone(f))
-			}
-		}}
-		if i == 0 {
-			b.root = s
-			b.startController(s)
-			cfg.Controller = boardController{b}
-		}
-		s.layer = network.New(cfg)
-		s.layer.SetPeers(s)
-		s.nw = s.layer.NewWorker()
-		s.worker.User = s.nw
-		b.nodes[s.id.Address()] = s
-		b.order = append(b.order, s)
+		b.sit(fakeIdentity(t, r, 0x0a00000000+identity.Address(i)), i == 0)
 	}
 	return b
+}
+
+// sit adds a node; the first one is the root.
+func (b *board) sit(id *identity.Identity, control bool) *seat {
+	s := &seat{b: b, id: id, peer: vl1.NewPeer(id), worker: &vl1.Worker{}, got: make(map[vl2.NetworkID][][]byte)}
+	if b.root == nil {
+		b.root = s
+	}
+	cfg := network.Config{Identity: s.id, Deliver: func(n vl2.NetworkID, frames [][]byte) {
+		for _, f := range frames {
+			s.got[n] = append(s.got[n], bytes.Clone(f))
+		}
+	}}
+	if control {
+		b.startController(s)
+		cfg.Controller = boardController{b}
+	}
+	s.layer = network.New(cfg)
+	s.layer.SetPeers(s)
+	s.nw = s.layer.NewWorker()
+	s.worker.User = s.nw
+	b.nodes[s.id.Address()] = s
+	b.order = append(b.order, s)
+	return s
 }
 
 // boardController is the controller of the moment, which a restart replaces.
@@ -202,7 +209,9 @@ func (b *board) settle() {
 func (b *board) run(d, step time.Duration) {
 	for end := b.now.Add(d); b.now.Before(end); {
 		b.now = b.now.Add(step)
-		b.ctl.Work(b.now)
+		if b.ctl != nil {
+			b.ctl.Work(b.now)
+		}
 		b.settle()
 		for _, s := range b.order {
 			s.layer.Tick(nil, b.now)
