@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
@@ -12,6 +13,9 @@ import (
 
 // goController is the controller of the node in pure Go.
 type goController struct{ c *controller.Controller }
+
+// Handler serves the reference's HTTP API.
+func (g goController) Handler() http.Handler { return g.c.Handler() }
 
 // controllerError marks what the caller can set right.
 func controllerError(err error) error {

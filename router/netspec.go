@@ -1,9 +1,11 @@
 package router
 
 import (
+	"bytes"
 	"encoding/json"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 )
@@ -19,6 +21,7 @@ type NetworkSpec struct {
 	MTU     int
 	RFC4193 bool
 	SixPlan bool   // 6PLANE
+	Rules   string // file in ZeroTier's rule language
 	JSON    string // further keys of the record
 }
 
@@ -35,6 +38,16 @@ func (s NetworkSpec) Patch() (map[string]any, error) {
 	}
 	if s.Public {
 		out["private"] = false
+	}
+	if s.Rules != "" {
+		b, err := os.ReadFile(s.Rules)
+		if err != nil {
+			return nil, usagef("--rules: %w", err)
+		}
+		if len(bytes.TrimSpace(b)) == 0 {
+			return nil, usagef("--rules %s: the file is empty; write accept; to allow everything", s.Rules)
+		}
+		out["rulesSource"] = string(b)
 	}
 	if s.MTU != 0 {
 		if s.MTU < 1280 || s.MTU > 10000 {

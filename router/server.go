@@ -224,6 +224,7 @@ func (s *service) controlHandler() http.Handler {
 		return s.ping(r.Context(), req)
 	})
 	s.controllerRoutes(get)
+	s.compatRoutes(mux)
 	get("/", func(r *http.Request) (any, error) {
 		return nil, usagef("%s %s is not part of the control API of this version", r.Method, r.URL.Path)
 	})

@@ -124,6 +124,7 @@ func specFlags(cmd *cobra.Command) *router.NetworkSpec {
 	f.IntVar(&s.MTU, "mtu", 0, "MTU of the network, in bytes (default 2800)")
 	f.BoolVar(&s.RFC4193, "rfc4193", false, "give members an RFC 4193 IPv6 address")
 	f.BoolVar(&s.SixPlan, "6plane", false, "give members a 6PLANE IPv6 prefix")
+	f.StringVar(&s.Rules, "rules", "", "file with rules in ZeroTier's rule language")
 	f.StringVar(&s.JSON, "json-keys", "", "JSON object with further keys of the network record")
 	return s
 }

@@ -47,10 +47,10 @@ const (
 	maxGates         = 65536
 	unknownGates     = 15 // mask: requests per second and node for networks there aren't
 	maxUnauthorized  = 1000
-	maxRevocations   = 1000 // kept per network
-	maxOutbox        = 512  // revocations waiting for one node
-	maxPerPacket     = 62   // revocations of 152 bytes
-	timestampReserve = 2000 // ms
+	maxRevocations   = 1000  // kept per network
+	maxOutbox        = 512   // revocations waiting for one node
+	maxPerPacket     = 62    // revocations of 152 bytes
+	timestampReserve = 60000 // ms; a restart goes on so far ahead of the clock at most
 )
 
 // Config says how a Controller works.
@@ -184,7 +184,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		now := c.now()
-		timer.Reset(max(c.work(now).Sub(now), time.Millisecond))
+		timer.Reset(max(c.Work(now).Sub(now), time.Millisecond))
 	}
 }
 
@@ -242,8 +242,9 @@ func (c *Controller) publish() {
 	c.known.Store(&known)
 }
 
-// work does everything that is due and returns when to be called again.
-func (c *Controller) work(now time.Time) (next time.Time) {
+// Work does everything that is due and returns when to be called again. Run does it
+// at those times; without Run somebody else must.
+func (c *Controller) Work(now time.Time) (next time.Time) {
 	c.working.Lock()
 	defer c.working.Unlock()
 	c.gate.Lock()

@@ -93,7 +93,7 @@ func (r *rig) restart() {
 // advance lets time pass in steps in which everything due is done.
 func (r *rig) advance(d time.Duration) {
 	for end := r.now.Add(d); r.now.Before(end); {
-		next := r.c.work(r.now)
+		next := r.c.Work(r.now)
 		if !next.After(r.now) {
 			r.t.Fatal("work is due for ever")
 		}
@@ -102,7 +102,7 @@ func (r *rig) advance(d time.Duration) {
 		}
 		r.now = next
 	}
-	r.c.work(r.now)
+	r.c.Work(r.now)
 }
 
 // take returns what was sent since the last call.

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -45,7 +46,7 @@ type joined struct {
 type state struct {
 	cfg        *vl2.NetworkConfig // nil: no frame passes
 	status     Status
-	authURL    string
+	login      vl2.SSO // if the controller wants one
 	generation uint64
 	updated    time.Time // when cfg came to be; zero for a cached one
 	open       bool      // frames pass
@@ -78,7 +79,11 @@ func (n *joined) newState(cfg *vl2.NetworkConfig, status Status, updated time.Ti
 
 func (n *joined) snapshot() Snapshot {
 	s := n.snap.Load()
-	out := Snapshot{ID: n.id, MAC: n.mac, Status: s.status, AuthURL: s.authURL, Config: s.cfg, Stored: !n.id.AdHoc()}
+	out := Snapshot{ID: n.id, MAC: n.mac, Status: s.status, SSO: s.login, Config: s.cfg, Stored: !n.id.AdHoc()}
+	if s.cfg != nil && s.status == StatusOK {
+		out.SSO = s.cfg.SSO
+	}
+	out.AuthURL = out.SSO.URL()
 	if s.status != StatusOK {
 		// After a refusal addresses and routes must go (chapter 03 §1.2).
 		out.Config = nil
@@ -255,7 +260,7 @@ func (n *joined) request(w *vl1.Worker, out vl1.Out, now time.Time) {
 		if n.l.cfg.Controller != nil {
 			n.l.cfg.Controller.HandleRequest(n.l.id, ownRequest, n.id, meta)
 		} else {
-			n.refuse(StatusNotFound, "", now)
+			n.refuse(StatusNotFound, vl2.SSO{}, now)
 		}
 		return
 	}
@@ -276,7 +281,7 @@ func (n *joined) configureAdHoc(now time.Time) {
 	case cfg != nil:
 		n.install(cfg, now)
 	case !ok:
-		n.refuse(StatusNotFound, "", now)
+		n.refuse(StatusNotFound, vl2.SSO{}, now)
 	}
 }
 
@@ -295,16 +300,16 @@ func (n *joined) install(cfg *vl2.NetworkConfig, now time.Time) {
 }
 
 // refuse notes a refusal by the controller.
-func (n *joined) refuse(status Status, url string, now time.Time) {
+func (n *joined) refuse(status Status, login vl2.SSO, now time.Time) {
 	n.mu.Lock()
 	old := n.snap.Load()
 	if n.refusedSince.IsZero() {
 		n.refusedSince = now
 	}
-	same := old.status == status && old.authURL == url
+	same := old.status == status && old.login == login
 	if !same {
 		s := n.newState(old.cfg, status, old.updated)
-		s.authURL = url
+		s.login = login
 		n.snap.Store(s)
 	}
 	n.mu.Unlock()
@@ -386,7 +391,7 @@ func (l *Layer) receiveConfig(out vl1.Out, now time.Time, from *vl1.Peer, p pack
 	if cur.cfg != nil && cfg.Timestamp < cur.cfg.Timestamp && !solicited {
 		return vl1.Result{} // an old one replayed
 	}
-	if cur.cfg != nil && cur.status == StatusOK && cfg.Timestamp == cur.cfg.Timestamp && cfg.Revision == cur.cfg.Revision && !cur.updated.IsZero() {
+	if cur.status == StatusOK && !cur.updated.IsZero() && cfg.Timestamp == cur.cfg.Timestamp && bytes.Equal(cfg.Encode(), cur.cfg.Encode()) {
 		return vl1.Result{}
 	}
 	n.install(cfg, now)
@@ -469,15 +474,15 @@ func (l *Layer) refused(w *vl1.Worker, out vl1.Out, now time.Time, n *joined, fr
 		}
 	case packet.ErrorObjectNotFound, packet.ErrorUnsupportedOperation:
 		if byController {
-			n.refuse(StatusNotFound, "", now)
+			n.refuse(StatusNotFound, vl2.SSO{}, now)
 		}
 	case packet.ErrorNetworkAccessDenied:
 		if byController {
-			n.refuse(StatusAccessDenied, "", now)
+			n.refuse(StatusAccessDenied, vl2.SSO{}, now)
 		}
 	case packet.ErrorAuthenticationRequired:
 		if byController {
-			n.refuse(StatusAuthenticationRequired, vl2.AuthURL(data), now)
+			n.refuse(StatusAuthenticationRequired, vl2.ParseLogin(data), now)
 		}
 	}
 	return false

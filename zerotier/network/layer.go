@@ -59,7 +59,8 @@ type Snapshot struct {
 	Status  Status
 	Config  *vl2.NetworkConfig // nil while there is none; immutable
 	Stored  bool               // worth keeping on disk: from a controller, not made up
-	AuthURL string
+	SSO     vl2.SSO            // how to log in, of networks that want it
+	AuthURL string             // where, to be shown to the user
 }
 
 // Status is the state of a membership (chapter 03 §1.2).

@@ -391,7 +391,7 @@ func (n *joined) revokedOurselves(c vl2.Credential, now time.Time) bool {
 	s := n.snap.Load()
 	n.mu.Unlock()
 	if s.open && s.cfg.COM != nil && s.cfg.COM.Timestamp() <= r.Threshold {
-		n.refuse(StatusAccessDenied, "", now)
+		n.refuse(StatusAccessDenied, vl2.SSO{}, now)
 	}
 	return true
 }

@@ -40,3 +40,31 @@ func (l *Layer) Stats() Stats {
 		Diverted: s.diverted.Load(), DivertsRefused: s.divertsRefused.Load(),
 	}
 }
+
+// Tables says how much a layer remembers, over all networks.
+type Tables struct {
+	Members     int // records of other members
+	Groups      int
+	Memberships int // of nodes in groups
+	Waiting     int // groups with frames that wait for members
+	Bridges     int // routes to MACs behind bridges
+	Pending     int // members with credentials on their way
+}
+
+// Tables counts what is remembered. Every number has a bound.
+func (l *Layer) Tables() (t Tables) {
+	for _, n := range *l.nets.Load() {
+		n.memberMu.RLock()
+		t.Members += len(n.members)
+		n.memberMu.RUnlock()
+		n.mu.Lock()
+		t.Bridges += len(n.bridges)
+		t.Pending += len(n.pending)
+		n.mu.Unlock()
+	}
+	g := &l.groups
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t.Groups, t.Memberships, t.Waiting = len(g.m), g.total, len(g.waiting)
+	return t
+}

@@ -122,7 +122,7 @@ func TestRefusalVectors(t *testing.T) {
 				continue
 			}
 			data := p.Payload[18:]
-			url := AuthURL(data)
+			url := ParseLogin(data).URL()
 			switch {
 			case c.State.AuthURL != "":
 				wantEqual(t, c.Name, url, c.State.AuthURL)

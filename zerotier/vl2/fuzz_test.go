@@ -93,7 +93,7 @@ func FuzzFrames(f *testing.F) {
 		vl2.ParseGatherResult(b)
 		vl2.SplitFrameOK(b)
 		vl2.ParseConfigRequest(b)
-		vl2.AuthURL(b)
+		vl2.ParseLogin(b)
 	})
 }
 

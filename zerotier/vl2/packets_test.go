@@ -273,7 +273,7 @@ func TestTruncated(t *testing.T) {
 				ParseGatherResult(b)
 				SplitFrameOK(b)
 				ParseGroup(b)
-				AuthURL(b)
+				ParseLogin(b)
 				DecodeNetworkConfig(b)
 			}
 		}

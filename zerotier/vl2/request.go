@@ -192,15 +192,30 @@ func (a *Assembler) Expire(now time.Time) {
 	}
 }
 
-// AuthURL returns the login address from the data of ERROR 0x09 (chapter 03 §1.6).
-func AuthURL(data []byte) string {
+// ParseLogin reads the data of ERROR 0x09: where and how to log in (chapter 03 §1.6).
+func ParseLogin(data []byte) (s SSO) {
+	s = SSO{Enabled: true, Provider: "default"}
 	if len(data) <= 2 {
-		return ""
+		return s
 	}
 	n := min(int(be.Uint16(data)), len(data)-2)
 	d := ParseDictionary(data[2 : 2+n])
-	if d.Integer("aV", 0) == 0 {
-		return cut(d.Text("aU"), 2047)
+	if s.Version = d.Integer("aV", 0); s.Version == 0 {
+		s.AuthURL = cut(d.Text("aU"), 2047)
+		return s
 	}
-	return cut(d.Text("aCU"), 2047)
+	s.IssuerURL, s.CentralURL = cut(d.Text("iU"), 2047), cut(d.Text("aCU"), 2047)
+	s.Nonce, s.State, s.ClientID = cut(d.Text("aN"), 63), cut(d.Text("aS"), 127), cut(d.Text("aCID"), 255)
+	if p := cut(d.Text("aSSOp"), 63); p != "" {
+		s.Provider = p
+	}
+	return s
+}
+
+// URL returns the address to show to somebody who shall log in, "" if there is none.
+func (s SSO) URL() string {
+	if s.AuthURL != "" {
+		return s.AuthURL
+	}
+	return s.CentralURL
 }

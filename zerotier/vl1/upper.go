@@ -1,6 +1,10 @@
 package vl1
 
-import "time"
+import (
+	"time"
+
+	"ztgate/zerotier/identity"
+)
 
 // DirectLatency returns the latency of the direct path in use; false without one
 // or while it is unknown.
@@ -12,3 +16,6 @@ func (p *Peer) DirectLatency() (time.Duration, bool) {
 	l := time.Duration(r.path.latency.Load())
 	return l, l > 0
 }
+
+// NewPeer makes a peer that belongs to no [Core]: for tests of the layer above.
+func NewPeer(id *identity.Identity) *Peer { return &Peer{id: id.Public(), addr: id.Address()} }

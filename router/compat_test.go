@@ -1,0 +1,73 @@
+package router
+
+import (
+	"crypto/rand"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"ztgate/zerotier/controller"
+	"ztgate/zerotier/identity"
+)
+
+// compatNode has a real controller.
+type compatNode struct {
+	Node
+	ctl Controller
+}
+
+func (n compatNode) Controller() Controller { return n.ctl }
+func (n compatNode) Info() NodeInfo         { return NodeInfo{Address: "0123456789", Version: "1.14.1"} }
+
+func TestControllerAPIOfTheReference(t *testing.T) {
+	id, err := identity.Generate(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := controller.New(controller.Config{Identity: id, Dir: filepath.Join(t.TempDir(), "controller.d")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules := filepath.Join(t.TempDir(), "rules")
+	if err := os.WriteFile(rules, []byte("drop not ethertype ipv4; accept;"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	patch, err := NetworkSpec{Name: "x", Rules: rules}.Patch()
+	if err != nil || patch["rulesSource"] == nil {
+		t.Errorf("%v, %v", patch, err)
+	}
+	call := func(n Node, method, path, body string) (int, string) {
+		s := newService(&Config{}, ModeNode, slog.New(slog.DiscardHandler), n, nil, time.Now())
+		w := httptest.NewRecorder()
+		s.controlHandler().ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader(body)))
+		return w.Code, w.Body.String()
+	}
+	node := compatNode{ctl: goController{c}}
+	if code, _ := call(compatNode{}, "GET", "/controller", ""); code != http.StatusNotFound {
+		t.Errorf("no controller: %d", code)
+	}
+	if code, body := call(node, "GET", "/controller", ""); code != 200 || !strings.Contains(body, `"controller":true`) {
+		t.Errorf("%d %s", code, body)
+	}
+	if code, body := call(node, "GET", "/status", ""); code != 200 || !strings.Contains(body, `"address":"0123456789"`) {
+		t.Errorf("%d %s", code, body)
+	}
+	if code, body := call(node, "POST", "/controller/network/"+id.Address().String()+"______", `{"name":"x","rulesSource":"drop not ethertype ipv4; accept;"}`); code != 200 {
+		t.Errorf("%d %s", code, body)
+	}
+	list := c.Networks()
+	if len(list) != 1 || list[0].Name != "x" || len(list[0].Rules) != 3 {
+		t.Fatalf("networks %+v", list)
+	}
+	if code, _ := call(node, "POST", "/controller/network/"+list[0].ID.String()+"/member/0000000001", `{"authorized":true}`); code != 200 {
+		t.Errorf("member: %d", code)
+	}
+	if m := c.Members(list[0].ID); len(m) != 1 || !m[0].Authorized {
+		t.Errorf("members %+v", m)
+	}
+}
