@@ -13,6 +13,7 @@ type worker struct {
 	e      *Engine
 	reader *nat.Reader
 	now    int64
+	second uint16 // of now, and one
 	set    *netSet
 	views  [maxBatch]ipkt.View
 	keys   [maxBatch]nat.Key
@@ -44,6 +45,7 @@ func (e *Engine) worker() *worker {
 	}
 	w.reader.Enter()
 	w.now, w.set = e.clock(), e.set.Load()
+	w.second = uint16(w.now/int64(time.Second) + 1)
 	return w
 }
 
@@ -296,7 +298,7 @@ func (w *worker) toVPC(p *port, class uint8, v *ipkt.View, mtu int) {
 // toOverlay appends a packet as a frame to the next hop. buf is the buffer it
 // lies in, with room in front, nil if it has none.
 func (w *worker) toOverlay(p *port, f *nat.Flow, dir int, class uint8, v *ipkt.View, buf []byte) {
-	mac, ok := freshHop(w.now, f.Hop.Load())
+	mac, ok := freshHop(w.second, f.Hop.Load())
 	if !ok {
 		_, hop := w.set.route(serverOf(f, dir))
 		if !hop.IsValid() {
@@ -310,7 +312,7 @@ func (w *worker) toOverlay(p *port, f *nat.Flow, dir int, class uint8, v *ipkt.V
 			}
 			return
 		}
-		f.Hop.Store(packHop(w.now, mac))
+		f.Hop.Store(packHop(w.second, mac))
 	}
 	header := ethernetHeader(mac, p.MAC, v.V6)
 	if buf != nil && len(v.B) <= p.MTU {
@@ -337,13 +339,13 @@ func (w *worker) toOverlay(p *port, f *nat.Flow, dir int, class uint8, v *ipkt.V
 // that the lookup is repeated from time to time.
 const hopLifetime = 5 // s
 
-func packHop(now int64, mac [6]byte) uint64 {
+func packHop(second uint16, mac [6]byte) uint64 {
 	m := uint64(mac[0])<<40 | uint64(mac[1])<<32 | uint64(mac[2])<<24 | uint64(mac[3])<<16 | uint64(mac[4])<<8 | uint64(mac[5])
-	return m<<16 | uint64(uint16(now/int64(time.Second)+1))
+	return m<<16 | uint64(second)
 }
 
-func freshHop(now int64, h uint64) (mac [6]byte, ok bool) {
-	if h == 0 || uint16(now/int64(time.Second)+1)-uint16(h) >= hopLifetime {
+func freshHop(second uint16, h uint64) (mac [6]byte, ok bool) {
+	if h == 0 || second-uint16(h) >= hopLifetime {
 		return mac, false
 	}
 	return hopMAC(h), true
@@ -434,7 +436,11 @@ func (b *vpcBatch) add(fwd *forwarded, class uint8, p []byte) {
 	}
 	b.fwd = fwd
 	if n == len(b.bufs) {
-		b.bufs = append(b.bufs, make([]byte, writeSize))
+		// Each begins at another place in its page: else their headers and
+		// payloads would all compete for the same few sets of the caches.
+		const page = 4096
+		at := n * 5 * 64 % page
+		b.bufs = append(b.bufs, make([]byte, writeSize+page)[at:at+writeSize:at+writeSize])
 	}
 	buf := b.bufs[n][:writeStart+len(p)]
 	copy(buf[writeStart:], p)

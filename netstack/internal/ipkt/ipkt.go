@@ -94,8 +94,21 @@ func Parse(b []byte, v *View) Reason {
 
 func mapped(b []byte) (a [16]byte) {
 	a[10], a[11] = 0xff, 0xff
-	copy(a[12:], b)
+	binary.LittleEndian.PutUint32(a[12:], binary.LittleEndian.Uint32(b))
 	return a
+}
+
+// headerOK verifies the checksum of an IPv4 header, which is mostly one without
+// options.
+func headerOK(b []byte) bool {
+	if len(b) != 20 {
+		return Sum(b, 0) == 0xffff
+	}
+	le := binary.LittleEndian.Uint32 // in either byte order the sum of a right header is all ones
+	s := uint64(le(b)) + uint64(le(b[4:])) + uint64(le(b[8:])) + uint64(le(b[12:])) + uint64(le(b[16:]))
+	s = s&0xffff + s>>16&0xffff + s>>32
+	s = s&0xffff + s>>16
+	return s == 0xffff
 }
 
 func (v *View) parse4(b []byte) Reason {
@@ -108,7 +121,7 @@ func (v *View) parse4(b []byte) Reason {
 		return Length
 	}
 	b = b[:total:total]
-	if Sum(b[:ihl], 0) != 0xffff {
+	if !headerOK(b[:ihl]) {
 		return HeaderChecksum
 	}
 	if ihl > 20 && !validOptions(b[20:ihl]) {
@@ -118,12 +131,12 @@ func (v *View) parse4(b []byte) Reason {
 		return Address
 	}
 	frag := binary.BigEndian.Uint16(b[6:])
-	*v = View{
-		B: b, Proto: b[9], L4: ihl, TTL: b[8], Src: mapped(b[12:16]), Dst: mapped(b[16:20]),
-		Fragment: frag&0x3fff != 0, First: frag&0x1fff == 0, DontFrag: frag&0x4000 != 0,
-		More: frag&0x2000 != 0, FragOffset: int(frag&0x1fff) * 8,
-		FragID: uint32(binary.BigEndian.Uint16(b[4:])), HasOptions: ihl > 20,
-	}
+	// Field by field: a literal would be built elsewhere and copied.
+	v.B, v.V6, v.Proto, v.L4, v.TTL = b, false, b[9], ihl, b[8]
+	v.Src, v.Dst = mapped(b[12:16]), mapped(b[16:20])
+	v.Fragment, v.First, v.DontFrag, v.More = frag&0x3fff != 0, frag&0x1fff == 0, frag&0x4000 != 0, frag&0x2000 != 0
+	v.FragOffset, v.FragID, v.HasOptions = int(frag&0x1fff)*8, uint32(binary.BigEndian.Uint16(b[4:])), ihl > 20
+	v.SPort, v.DPort, v.Flags, v.ICMPType, v.ICMPCode, v.ICMPID = 0, 0, 0, 0, 0, 0
 	if v.Fragment && !v.validFragment() {
 		return BadFragment
 	}
@@ -153,6 +166,7 @@ func validOptions(o []byte) bool {
 
 // validPair4 judges source and destination, which follow each other in b.
 func validPair4(b []byte) bool {
+	_ = b[7]
 	src, dst := binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:])
 	s, d := src>>24, dst>>24
 	return s != 0 && s != 127 && s < 224 && d != 0 && d != 127 && src != dst

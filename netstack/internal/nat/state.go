@@ -103,8 +103,16 @@ func (t *Table) setState(now int64, f *Flow, old, to uint32) {
 	} else if !isClosed(old) && isClosed(to) {
 		t.clientOf(f.Client).live--
 	}
+	last := coarse(now)
+	if s := to & stateMask; s == stateReset || s == stateRefused {
+		// A RST may end a flow sooner, never later (RFC 7857 §8).
+		class := ClassOf(f.Proto)
+		if end := f.last.Load() + t.idle[class][old&stateMask]; int32(end-last-t.idle[class][s]) < 0 {
+			last = end - t.idle[class][s]
+		}
+	}
 	f.state.Store(to)
-	f.last.Store(coarse(now))
+	f.last.Store(last)
 	t.joinLists(id, f)
 	t.wheel.remove(t, f)
 	t.wheel.add(t, id, f)

@@ -308,7 +308,8 @@ func (t *Table) alloc() uint32 {
 	return id
 }
 
-// reclaim frees the removed flows that no reader sees any more. t.mu is held.
+// reclaim frees some of the removed flows that no reader sees any more. t.mu is
+// held.
 func (t *Table) reclaim() {
 	if t.limbo.first == 0 {
 		return
@@ -319,7 +320,11 @@ func (t *Table) reclaim() {
 			oldest = e
 		}
 	}
-	for id := t.limbo.first; id != 0 && int32(t.flow(id).created-oldest) < 0; id = t.limbo.first {
+	for range 2 * sweepStep {
+		id := t.limbo.first
+		if id == 0 || int32(t.flow(id).created-oldest) >= 0 {
+			return
+		}
 		f := t.flow(id)
 		t.unlist(&t.limbo, f)
 		f.lnext, t.free = t.free, id

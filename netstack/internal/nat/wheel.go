@@ -53,11 +53,23 @@ func (t *Table) Sweep(now int64) {
 	}
 }
 
+// quiet reports that no reader is in the table, so that all removed flows can be
+// reclaimed now. t.mu is held.
+func (t *Table) quiet() bool {
+	for _, r := range *t.readers.Load() {
+		if r.epoch.Load() != 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // sweepSome looks at some flows whose time has come; false when there are no
 // more. t.mu is held.
 func (t *Table) sweepSome(now uint32) bool {
 	w := &t.wheel
 	t.now = max(t.now, now)
+	t.reclaim()
 	target := now >> tickShift
 	if int32(target-w.at) > wheelSlots {
 		w.at = target - wheelSlots // the clock jumped: one turn sees all
@@ -82,6 +94,5 @@ func (t *Table) sweepSome(now uint32) bool {
 	for _, p := range t.pools[1:] {
 		p.expire(t, now)
 	}
-	t.reclaim()
-	return false
+	return t.limbo.first != 0 && t.quiet()
 }

@@ -1,0 +1,52 @@
+package nat
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"ztgate/netstack/internal/ipkt"
+	"ztgate/netstack/internal/pkttest"
+)
+
+// BenchmarkSweep removes 262,144 flows that expire at once and reports how long
+// the lock is held at a time.
+func BenchmarkSweep(b *testing.B) {
+	const flows = DefaultMaxFlows
+	for b.Loop() {
+		b.StopTimer()
+		p := newPlayer(b, Settings{MaxFlows: flows, MaxFlowsPerClient: flows})
+		template := pkttest.UDP(v1, o1, "")
+		p.r.Enter()
+		for i := range flows {
+			var v ipkt.View
+			var k Key
+			ipkt.Parse(template, &v)
+			v.SPort, v.DPort = uint16(1024+i%50000), uint16(1+i/50000)
+			p.tab.KeyOf(VPC, &v, &k)
+			if _, _, why := p.tab.Open(p.now, &k, &v, &NewFlow{To: Overlay, Source: Masquerade, Address: ipkt.Bytes(external)}); why != Accepted {
+				b.Fatalf("flow %d refused: %d", i, why)
+			}
+		}
+		p.r.Leave()
+		now := coarse(p.now + int64(130*time.Second))
+		var held []time.Duration
+		b.StartTimer()
+		for more := true; more; {
+			p.tab.mu.Lock()
+			start := time.Now()
+			more = p.tab.sweepSome(now)
+			held = append(held, time.Since(start))
+			p.tab.mu.Unlock()
+		}
+		b.StopTimer()
+		if n := p.tab.Len(); n != 0 {
+			b.Errorf("%d flows left", n)
+		}
+		slices.Sort(held)
+		b.ReportMetric(float64(held[len(held)/2].Nanoseconds())/1000, "median-hold-µs")
+		b.ReportMetric(float64(held[len(held)*999/1000].Nanoseconds())/1000, "p99.9-hold-µs")
+		b.ReportMetric(float64(held[len(held)-1].Nanoseconds())/1000, "longest-hold-µs")
+		b.StartTimer()
+	}
+}
