@@ -1,0 +1,203 @@
+package conformance
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+var (
+	strict = flag.Bool("strict", false, "fail on every binding row that isn't green, also on known ones, and print the table")
+	seed   = flag.Uint64("seed", uint64(time.Now().UnixNano()), "of ports, identifiers and payloads")
+)
+
+// verdict of a row.
+type verdict string
+
+const (
+	green   verdict = "green"
+	fails   verdict = "fails"
+	notA    verdict = "n-a"
+	skipped verdict = "not run"
+)
+
+// result is one line of the table.
+type result struct {
+	requirement
+	verdict  verdict
+	evidence string
+}
+
+// report collects results; the table has them in the document's order.
+type report struct {
+	mu      sync.Mutex
+	router  string
+	results map[string]result
+}
+
+func (r *report) add(q requirement, v verdict, evidence string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.results[q.id] = result{q, v, evidence}
+}
+
+// write prints the table and its totals.
+func (r *report) write(w io.Writer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	fmt.Fprintf(w, "\n%s, seed %d\n%-22s %-18s %-8s %s\n", r.router, *seed, "row", "level", "verdict", "evidence")
+	all := slices.SortedFunc(maps.Values(r.results), func(a, b result) int { return a.n - b.n })
+	totals := map[string]map[verdict]int{}
+	for _, x := range all {
+		fmt.Fprintf(w, "%-22s %-18s %-8s %s\n", x.id, x.level, x.verdict, x.evidence)
+		class := levelClass(x.requirement)
+		if totals[class] == nil {
+			totals[class] = map[verdict]int{}
+		}
+		totals[class][x.verdict]++
+	}
+	fmt.Fprintf(w, "\n%-10s %6s %6s %6s %8s\n", "level", green, fails, notA, skipped)
+	for _, class := range slices.Sorted(maps.Keys(totals)) {
+		t := totals[class]
+		fmt.Fprintf(w, "%-10s %6d %6d %6d %8d\n", class, t[green], t[fails], t[notA], t[skipped])
+	}
+}
+
+func levelClass(q requirement) string {
+	switch {
+	case strings.Contains(q.level, "MUST"):
+		return "MUST"
+	case strings.Contains(q.level, "SHOULD"):
+		return "SHOULD"
+	}
+	return q.level
+}
+
+// notYet ends a row that needs a feature the router doesn't have yet.
+type notYet string
+
+// reports are the tables that TestMain prints.
+var reports []*report
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code := m.Run()
+	if *strict {
+		for _, r := range reports {
+			r.write(os.Stdout)
+		}
+	}
+	os.Exit(code)
+}
+
+// rows are all rows that can be run against a router.
+func rows() map[string]func(*bench) {
+	all := map[string]func(*bench){}
+	for _, part := range []map[string]func(*bench){udpRows(), tcpRows(), icmpRows(), updateRows(), carrierRows(), ipv4Rows(), ipv6Rows(), userRows(), sumRows()} {
+		maps.Copy(all, part)
+	}
+	return all
+}
+
+func TestEveryRowIsThere(t *testing.T) {
+	have := rows()
+	for _, q := range requirements {
+		if have[q.id] == nil {
+			t.Errorf("row %d %s has no test", q.n, q.id)
+		}
+		delete(have, q.id)
+	}
+	for id := range have {
+		t.Errorf("%s is no row of the document", id)
+	}
+	for id := range knownFailures {
+		if !slices.ContainsFunc(requirements, func(q requirement) bool { return q.id == id }) {
+			t.Errorf("known failure %s is no row of the document", id)
+		}
+	}
+}
+
+// TestConformance runs every row against an engine in memory.
+func TestConformance(t *testing.T) {
+	rep := &report{router: "ztgate netstack in memory", results: map[string]result{}}
+	reports = append(reports, rep)
+	make := func(t *testing.T, s setup) router { return newEngineRouter(t, s) }
+	for _, q := range requirements {
+		t.Run(q.id, func(t *testing.T) {
+			t.Parallel()
+			v, evidence := runRow(t, q, make)
+			rep.add(q, v, evidence)
+			judge(t, q, v, evidence)
+		})
+	}
+}
+
+// judge fails the test of a row that should be green.
+func judge(t *testing.T, q requirement, v verdict, evidence string) {
+	reason, known := knownFailures[q.id]
+	switch {
+	case v == fails && *strict && q.binding():
+		t.Error(evidence)
+	case v == fails && (known || *strict):
+		t.Skipf("known: %s: %s", reason, evidence)
+	case v == fails:
+		t.Error(evidence)
+	case v == notA || v == skipped:
+		t.Skip(evidence)
+	case known:
+		t.Logf("passes now: remove it from the known failures (%s)", reason)
+	}
+}
+
+// runRow runs one row on a router of its own.
+func runRow(t *testing.T, q requirement, make func(*testing.T, setup) router) (v verdict, evidence string) {
+	b := &bench{t: t, make: make, seed: *seed + uint64(q.n)}
+	b.rng = rand.New(rand.NewPCG(b.seed, 1))
+	defer func() {
+		switch r := recover().(type) {
+		case nil:
+		case fatal:
+			v, evidence = fails, r.reason
+		case notApplicable:
+			v, evidence = notA, string(r)
+		case notHere:
+			v, evidence = skipped, string(r)
+		case notYet:
+			v, evidence = fails, "not there yet: "+string(r)
+		default:
+			panic(r)
+		}
+		if b.r != nil {
+			if err := b.r.close(); err != nil && v == green {
+				v, evidence = fails, fmt.Sprintf("router ended with: %v", err)
+			}
+		}
+	}()
+	rows()[q.id](b)
+	return green, strings.Join(b.notes, "; ")
+}
+
+// same runs the rows that stand for this one.
+func same(ids ...string) func(*bench) {
+	return func(b *bench) {
+		for _, id := range ids {
+			rows()[id](b)
+			b.stop()
+		}
+		b.note("as %s", strings.Join(ids, ", "))
+	}
+}
+
+// na marks a row that doesn't apply, with the document's reason.
+func na(reason string) func(*bench) { return func(*bench) { panic(notApplicable(reason)) } }
+
+// missing marks a row whose feature isn't there.
+func missing(what string) func(*bench) { return func(*bench) { panic(notYet(what)) } }
