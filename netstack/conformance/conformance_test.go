@@ -89,6 +89,11 @@ var reports []*report
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue { // rows wait more than they work
+		if err := f.Value.Set("12"); err != nil {
+			panic(err)
+		}
+	}
 	code := m.Run()
 	if *strict {
 		for _, r := range reports {
@@ -160,6 +165,7 @@ func judge(t *testing.T, q requirement, v verdict, evidence string) {
 // runRow runs one row on a router of its own.
 func runRow(t *testing.T, q requirement, make func(*testing.T, setup) router) (v verdict, evidence string) {
 	b := &bench{t: t, make: make, seed: *seed + uint64(q.n)}
+	b.short = testing.Short()
 	b.rng = rand.New(rand.NewPCG(b.seed, 1))
 	defer func() {
 		switch r := recover().(type) {
@@ -198,6 +204,3 @@ func same(ids ...string) func(*bench) {
 
 // na marks a row that doesn't apply, with the document's reason.
 func na(reason string) func(*bench) { return func(*bench) { panic(notApplicable(reason)) } }
-
-// missing marks a row whose feature isn't there.
-func missing(what string) func(*bench) { return func(*bench) { panic(notYet(what)) } }

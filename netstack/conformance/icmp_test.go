@@ -6,7 +6,6 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
@@ -346,5 +345,3 @@ func spread(b *bench, ports []uint16, first, last int) {
 	}
 	b.note("%d ports, %d neighbours, %d of 8 parts", len(ports), runs, bits.OnesCount(bins))
 }
-
-var _ = strings.Repeat

@@ -10,13 +10,10 @@ import (
 	"ztgate/netstack/policy"
 )
 
-// linkLocal and other addresses that never cross.
-var (
-	fe80 = addr("fe80::77")
-	ula9 = addr("fd77:9::1") // no route
-)
+// ula9 has no route.
+var ula9 = addr("fd77:9::1")
 
-// oneErr is outErr for many cases.
+// none6 wants silence about one datagram.
 func (b *bench) none6(from side, src, dst string) {
 	b.t.Helper()
 	b.none(from, udp(at(addr(src), 4000), at(addr(dst), 5000), "x"))
@@ -221,10 +218,25 @@ func ipv6Rows() map[string]func(*bench) {
 			b.note("Rv and Ro, 56 and 4000 bytes")
 		},
 		"4007": func(b *bench) {
-			b.none6(vpc, "fe80::77", "fd77:100::50")
-			b.none6(vpc, "fd77:1::50", "fe80::77")
-			b.none6(overlay, "fe80::77", "fd77:1::50")
-			b.note("dropped, no redirect")
+			b.ready()
+			for _, c := range []struct{ from, src, dst string }{
+				{"VPC", "fe80::77", "fd77:100::50"}, {"VPC", "fd77:1::50", "fe80::77"}, {"overlay", "fe80::77", "fd77:1::50"},
+			} {
+				from := vpc
+				if c.from == "overlay" {
+					from = overlay
+				}
+				p := udp(at(addr(c.src), 4000), at(addr(c.dst), 5000), "x")
+				before := b.accounted()
+				v, o := b.push(from, p)
+				for _, e := range append(v, o...) {
+					if e.proto != protoICMPv6 || e.typ != 1 || e.dst != addr(c.src) {
+						b.failf("%s from the %s: %s came out", parse(p), from, e)
+					}
+				}
+				b.counted(before, 1, from, [][]byte{b.frame(p)})
+			}
+			b.note("not forwarded, no redirect, counted")
 		},
 		"4291": func(b *bench) {
 			for _, s := range []string{"::", "::1", "ff02::5", "::ffff:10.77.1.50"} {

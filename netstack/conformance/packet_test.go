@@ -60,21 +60,6 @@ func ipid(n uint16) edit {
 // df sets don't-fragment.
 func df(b []byte) []byte { b[6] |= 0x40; return b }
 
-// source replaces the source address and keeps every checksum right.
-func source(a netip.Addr) edit {
-	return func(b []byte) []byte {
-		copy(srcBytes(b), a.AsSlice())
-		return fixTransport(b)
-	}
-}
-
-func srcBytes(b []byte) []byte {
-	if isV6(b) {
-		return b[8:24]
-	}
-	return b[12:16]
-}
-
 // options puts IPv4 options behind the header.
 func options(o ...byte) edit {
 	return func(b []byte) []byte {

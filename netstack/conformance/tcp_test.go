@@ -3,8 +3,6 @@ package conformance
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -111,8 +109,9 @@ func tcpRows() map[string]func(*bench) {
 			h.ext, h.iss = p.from(), 6
 			h.pass(overlay, h.inSeg(int(syn|ack), ""))
 			h.pass(vpc, h.outSeg(int(ack), ""))
-			x, y := h.outSeg(int(fin|ack), ""), h.inSeg(int(fin), "")
-			y = tcp(h.out, h.ext, segment{flags: fin | ack, seq: h.irs - 1, ack: h.iss - 1})
+			x := h.outSeg(int(fin|ack), "")
+			y := tcp(h.out, h.ext, segment{flags: fin | ack, seq: h.irs, ack: h.iss - 1})
+			h.irs++
 			h.pass(vpc, x)
 			h.pass(overlay, y)
 			h.pass(vpc, h.outSeg(int(ack), ""))
@@ -244,7 +243,7 @@ func (b *bench) quiet() {
 	}
 }
 
-// opts builds TCP options.
+// mssOption builds the option.
 func mssOption(n uint16) []byte { return binary.BigEndian.AppendUint16([]byte{2, 4}, n) }
 
 // mssOf reads the MSS option of a SYN; 0 if there is none.
@@ -272,13 +271,4 @@ func hasMSS(p *packet) uint16 {
 	return 0
 }
 
-// many opens n TCP connections from one address.
-func (b *bench) many(from netip.Addr, to netip.AddrPort, first, n int) {
-	for i := range n {
-		b.openTCP(at(from, first+i), to)
-	}
-}
-
 func pad(n int) string { return strings.Repeat("x", n) }
-
-func label(f string, a ...any) string { return fmt.Sprintf(f, a...) }

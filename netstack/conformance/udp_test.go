@@ -3,7 +3,6 @@ package conformance
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -367,6 +366,3 @@ func hairpinUDP(b *bench) {
 	}
 	b.note("source seen is %s and %s", x.ext, y.ext)
 }
-
-// sortedCopy is for comparing sets.
-func sortedCopy[T ~int | ~uint16](in []T) []T { return slices.Sorted(slices.Values(in)) }
