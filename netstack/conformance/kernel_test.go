@@ -171,7 +171,7 @@ ip addr add fd77:1::1/64 dev lan nodad; ip route add fd77:2::/64 dev lan; ip add
 ip route add 10.77.200.0/24 via 10.77.100.2; ip route add prohibit 10.77.201.0/24
 ip route add fd77:200::/64 via fd77:100::2
 `, players.name, routerMAC[0], routerMAC[1], s.vpcMTU, s.network.MTU)
-	for _, a := range []netip.Addr{barrierHost, overlayBarrier} {
+	for _, a := range []netip.Addr{barrierHost, v1, v2, v16, v26, overlayBarrier} {
 		dev := "lan"
 		if a == overlayBarrier {
 			dev = "wan"
@@ -328,6 +328,7 @@ var linuxFails = map[string]string{
 	"4291": "v4-mapped forwarded", "1812-4.3.2.7d": "11/0 to the subnet broadcast", "5508-REQ-10e": "as 1812-4.3.2.7d",
 	"1812-5.3.13.5": "timestamp shows the inside address", "1812-4.3.2.4": "host unreachable from Ro",
 	"1812-4.3.2.8": "six errors, then one a second", "5508-REQ-10f": "as 1812-4.3.2.8", "L-TRACE-MTR": "rate limit",
+	"4007": "comes back on the link, with a redirect", "4890": "listener messages forwarded",
 	"8200-4.7": "dropped by the invalid rule", "L-TCP-OOW": "RST by the router itself, as its input accepts",
 	"L-WG":  "a refused packet from outside takes the port",
 	"L-GRE": "address only", "L-ESP": "address only", "L-IPIP": "address only", "L-PROTO": "address only",
