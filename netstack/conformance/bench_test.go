@@ -93,14 +93,13 @@ type setup struct {
 	opening, closing time.Duration // of TCP, when they should differ
 	network          netstack.Network
 	forwards         []forward
-	filtering        string // of unsolicited packets: "" = address and port dependent
-	sharing          bool   // ports by destination once they are used up
+	openUDP, openTCP bool // endpoint-independent filters
+	sharing          bool // ports by destination once they are used up
 	portsPerClient   int
 	flowsPerClient   int
-	nat66, strictTCP bool
-	seeded           bool          // replaced ports are the same after a restart
-	prefix6          netip.Prefix  // VPC prefix fd77:1::/64 is this one outside
-	mapping          [2]netip.Addr // 1:1: outside, inside
+	strictTCP        bool         // no mid-stream pickup
+	seeded           bool         // replaced ports are the same after a restart
+	prefix6          netip.Prefix // VPC prefix fd77:1::/64 is this one outside
 	engine           func(*netstack.Config)
 }
 
@@ -124,25 +123,25 @@ func engineConfig(s setup) netstack.Config {
 		VPC:      netstack.VPC{Addresses: []netip.Prefix{prefix("10.77.1.1/24"), prefix("fd77:1::1/64")}, Sources: vpcPrefixes, MTU: s.vpcMTU},
 		MaxFlows: s.maxFlows, Timeouts: s.timeouts,
 	}
-	switch {
-	case len(s.forwards) > 0:
-		panic(notYet("port forwards"))
-	case s.filtering != "":
-		panic(notYet("filtering classes"))
-	case s.sharing:
-		panic(notYet("port sharing by destination"))
-	case s.portsPerClient != 0 || s.flowsPerClient != 0:
-		panic(notYet("limits per client"))
-	case s.strictTCP:
-		panic(notYet("a switch for mid-stream pickup"))
-	case s.seeded:
-		panic(notYet("replaced ports that outlive a restart"))
-	case s.nat66:
-		panic(notYet("NAT66"))
-	case s.prefix6.IsValid():
-		panic(notYet("prefix translation"))
-	case s.mapping[0].IsValid():
-		panic(notYet("address maps"))
+	for _, f := range s.forwards {
+		cfg.Forwards = append(cfg.Forwards, netstack.Forward{Proto: f.proto, Listen: f.port, To: f.to})
+	}
+	if s.prefix6.IsValid() {
+		cfg.Maps = append(cfg.Maps, netstack.AddressMap{Hosts: netstack.VPCSide, Real: vpcPrefixes[2], Alias: s.prefix6})
+	}
+	cfg.NAT.MaxPortsPerClient, cfg.NAT.MaxFlowsPerClient = s.portsPerClient, s.flowsPerClient
+	cfg.NAT.NoPickup = s.strictTCP
+	if s.sharing {
+		cfg.NAT.PortSharing = netstack.ByDestination
+	}
+	if s.openUDP {
+		cfg.NAT.FilterUDP = netstack.EndpointIndependent
+	}
+	if s.openTCP {
+		cfg.NAT.FilterTCP = netstack.EndpointIndependent
+	}
+	if s.seeded {
+		cfg.NAT.Seed = [32]byte{7}
 	}
 	cfg.Timeouts.TCPOpening, cfg.Timeouts.TCPClosing = s.opening, s.closing
 	if s.engine != nil {

@@ -276,7 +276,7 @@ func ipv6Rows() map[string]func(*bench) {
 			b.note("unsolicited refused, replies and related errors pass")
 		},
 		"V6-NAT66": func(b *bench) {
-			b.start(func(s *setup) { s.nat66 = true })
+			b.start(func(s *setup) { s.network.Masquerade6 = true })
 			b.engineOnly()
 			f := b.udpFlow(at(v16, 4000), at(hh6, 5000))
 			want(b, "outside end", f.ext, at(ro6, 4000))

@@ -151,7 +151,7 @@ const patience = 40 * time.Second
 var overlayBarrier = netip.MustParseAddr("10.77.100.250")
 
 func newKernelRouter(t *testing.T, s setup) router {
-	if s.mapping[0].IsValid() || s.prefix6.IsValid() {
+	if s.prefix6.IsValid() {
 		panic(notHere("not part of the control"))
 	}
 	r := &kernelRouter{t: t, ns: newNamespace(t, "r"), stop: make(chan struct{})}

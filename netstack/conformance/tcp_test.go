@@ -140,7 +140,14 @@ func tcpRows() map[string]func(*bench) {
 			b.note("address and port dependent")
 		},
 		"5382-REQ-3a": func(b *bench) { filterClasses(b) },
-		"5382-REQ-3b": na("optional, not offered"),
+		"5382-REQ-3b": func(b *bench) {
+			b.start(func(s *setup) { s.openUDP = true })
+			b.engineOnly()
+			b.filtered(true, false)
+			b.start(func(s *setup) { s.openTCP = true })
+			b.filtered(false, true)
+			b.note("one open, the other not, both ways")
+		},
 		"5382-REQ-4": func(b *bench) {
 			b.none(overlay, tcp(at(o1, 80), at(ro, b.port()), segment{flags: syn, seq: 9000}))
 			b.advance(6 * time.Second)
