@@ -49,7 +49,9 @@ const (
 type world struct {
 	t               *testing.T
 	c1, c2, k, m, s *namespace
+	mu              sync.RWMutex // guards engine
 	engine          *netstack.Engine
+	stopEngine      func()
 	tap             *tapPort
 	page            []byte
 }
@@ -126,9 +128,8 @@ for i in 1 2; do
 ip link add lan$i type veth peer name eth0 netns $(eval echo \$c$i)
 ip addr add 10.77.$i.1/24 dev lan$i; ip addr add fd77:$i::1/64 dev lan$i nodad; ip link set lan$i up
 done
-ip link set lo up; ip addr add 10.77.9.1/30 dev zt; ip addr add fd77:9::1/64 dev zt nodad; ip link set zt up
-ip route add 10.77.100.0/24 dev zt; ip route add 10.77.200.0/24 dev zt; ip route add fd77:100::/64 dev zt; ip route add fd77:200::/64 dev zt
-`))
+ip link set lo up
+` + tunScript))
 	for i, n := range []*namespace{w.c1, w.c2} {
 		must(n.sh(fmt.Sprintf(`sysctl -qw net.ipv6.conf.default.accept_dad=0; ip link set lo up; ip addr add 10.77.%[1]d.2/24 dev eth0; ip addr add fd77:%[1]d::2/64 dev eth0 nodad
 ip link set eth0 up; ip route add default via 10.77.%[1]d.1; ip -6 route add default via fd77:%[1]d::1`, i+1)))
@@ -142,30 +143,17 @@ ip -6 route add fd77:1::/64 via fd77:100::1; ip -6 route add fd77:2::/64 via fd7
 	must(w.s.sh(`sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_msgs_per_sec=100000; ip link set lo up; ip addr add 10.77.200.2/24 dev eth0; ip addr add 10.77.200.3/24 dev eth0; ip addr add fd77:200::2/64 dev eth0 nodad
 ip link set eth0 up; ip route add default via 10.77.200.1; ip -6 route add default via fd77:200::1`))
 
-	cfg := netstack.Config{Device: dev, Overlay: w.tap, VPC: netstack.VPC{MTU: overlayMTU,
-		Addresses: []netip.Prefix{prefix(gatewayV + "/30"), prefix(gatewayV6 + "/64")},
-		Sources:   append([]netip.Prefix{prefix("10.77.9.0/30"), prefix("fd77:9::/64")}, vpcPrefixes...)},
-		Forwards: []netstack.Forward{
-			{Proto: protoTCP, Listen: netip.MustParseAddrPort(gatewayO + ":8080"), To: netip.MustParseAddrPort(hostV1 + ":80")},
-			{Proto: protoTCP, Listen: netip.MustParseAddrPort(gatewayV + ":8088"), To: netip.MustParseAddrPort(hostV1 + ":80")},
-		}}
-	w.engine, err = netstack.New(cfg)
-	must(err)
-	network := defaultSetup().network
-	network.MTU = overlayMTU
-	must(w.engine.SetNetworks([]netstack.Network{network}))
+	must(w.startEngine(dev))
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 2)
-	go func() { done <- w.engine.Run(ctx) }()
+	done := make(chan error, 1)
 	go func() { done <- w.readTAP(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		_ = w.tap.f.Close()
-		for range 2 {
-			if err := <-done; err != nil {
-				t.Errorf("engine: %v", err)
-			}
+		if err := <-done; err != nil {
+			t.Error(err)
 		}
+		w.stopEngine()
 		w.tap.mu.Lock()
 		defer w.tap.mu.Unlock()
 		for _, l := range w.tap.bad {
@@ -174,6 +162,60 @@ ip link set eth0 up; ip route add default via 10.77.200.1; ip -6 route add defau
 	})
 	w.serve()
 	return w
+}
+
+// startEngine makes an engine on a TUN and lets it run.
+func (w *world) startEngine(dev tun.Device) error {
+	e, err := netstack.New(netstack.Config{Device: dev, Overlay: w.tap, VPC: netstack.VPC{
+		MTU:       overlayMTU,
+		Addresses: []netip.Prefix{prefix(gatewayV + "/30"), prefix(gatewayV6 + "/64")},
+		Sources:   append([]netip.Prefix{prefix("10.77.9.0/30"), prefix("fd77:9::/64")}, vpcPrefixes...)},
+		Forwards: []netstack.Forward{
+			{Proto: protoTCP, Listen: netip.MustParseAddrPort(gatewayO + ":8080"), To: netip.MustParseAddrPort(hostV1 + ":80")},
+			{Proto: protoTCP, Listen: netip.MustParseAddrPort(gatewayV + ":8088"), To: netip.MustParseAddrPort(hostV1 + ":80")},
+		}})
+	if err != nil {
+		return err
+	}
+	network := defaultSetup().network
+	network.MTU = overlayMTU
+	if err := e.SetNetworks([]netstack.Network{network}); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- e.Run(ctx) }()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.engine = e
+	w.stopEngine = func() {
+		cancel()
+		if err := <-done; err != nil {
+			w.t.Errorf("engine: %v", err)
+		}
+	}
+	return nil
+}
+
+const tunScript = `ip addr add 10.77.9.1/30 dev zt; ip addr add fd77:9::1/64 dev zt nodad; ip link set zt up
+ip route add 10.77.100.0/24 dev zt; ip route add 10.77.200.0/24 dev zt; ip route add fd77:100::/64 dev zt; ip route add fd77:200::/64 dev zt
+`
+
+// restartEngine stops the engine, whose TUN vanishes with it, and starts another
+// one that knows nothing.
+func (w *world) restartEngine() error {
+	if err := w.k.sh("ip route add blackhole 10.77.200.0/24 metric 1000"); err != nil { // the host doesn't answer in its place
+		return err
+	}
+	w.stopEngine()
+	var dev tun.Device
+	if err := w.k.do(func() (err error) { dev, err = tun.CreateTUN("zt", overlayMTU); return err }); err != nil {
+		return err
+	}
+	if err := w.startEngine(dev); err != nil {
+		return err
+	}
+	return w.k.sh(tunScript)
 }
 
 func (w *world) readTAP(ctx context.Context) error {
@@ -186,7 +228,10 @@ func (w *world) readTAP(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read the TAP: %w", err)
 		}
-		w.engine.Deliver(networkID, [][]byte{buf[:n:n]})
+		w.mu.RLock()
+		e := w.engine
+		w.mu.RUnlock()
+		e.Deliver(networkID, [][]byte{buf[:n:n]})
 	}
 }
 
@@ -670,7 +715,6 @@ func TestPrograms(t *testing.T) {
 	w := newWorld(t)
 	for _, p := range programs {
 		t.Run(p.row+"/"+p.need, func(t *testing.T) {
-			w := *w
 			w.t = t
 			q := requirementOf(p.row)
 			if p.need != "" {
@@ -678,7 +722,7 @@ func TestPrograms(t *testing.T) {
 					t.Skipf("%s isn't installed", p.need)
 				}
 			}
-			evidence, err := p.run(&w)
+			evidence, err := p.run(w)
 			if err != nil {
 				ours.add(q, fails, "real hosts: "+err.Error())
 				if _, known := knownFailures[p.row]; !known || *strict && q.binding() {
