@@ -7,7 +7,7 @@ FUZZTIME  ?= 10s
 RACE_PKGS := ./zerotier/... ./netstack/... ./router/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build lab test check race e2e bench lint fuzz clean deps
+.PHONY: help build lab test check race e2e conformance conformance-linux bench lint fuzz clean deps
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ race:
 
 e2e: build
 	ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 10m ./router/e2e/...
+
+conformance: deps ## the NAT behaviour table: every row on the forwarding plane, with real programs (root)
+	$(GO) test -count=1 -tags e2e -timeout 5m -run 'TestConformance|TestPrograms|TestLoad|TestFaults' ./netstack/conformance -strict
+
+conformance-linux: deps ## the same rows on the kernel's nftables masquerade, as a control (root)
+	$(GO) test -count=1 -tags e2e -timeout 5m -run TestLinux ./netstack/conformance -table
 
 bench: build deps ## benchmarks and the end-to-end comparison with kernel forwarding (root)
 	ZTGATE=$(CURDIR)/$(BIN) $(GO) run ./bench/cmd/ztbench

@@ -10,6 +10,14 @@ need curl curl
 need iperf3 iperf3
 need nft nftables
 need traceroute traceroute
+need mtr mtr-tiny
+need hping3 hping3
+need nmap nmap
+need dig dnsutils
+need sipp sip-tester
+need tracepath iputils-tracepath
+need conntrack conntrack
+need ethtool ethtool
 need gcc gcc # the race detector links with it
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

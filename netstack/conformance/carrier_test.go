@@ -282,6 +282,10 @@ func carrierRows() map[string]func(*bench) {
 			b.engineOnly()
 			n := b.count(1023, func(i int) []byte { return udp(at(v1, 1+i), at(o1, 5000), "x") })
 			want(b, "low ports used", n, 1023)
+			if b.short {
+				b.note("1023 of 1023")
+				return
+			}
 			b.start()
 			used := b.count(64_512+3000, func(i int) []byte {
 				return udp(at(addr(fmt.Sprintf("10.77.1.%d", 60+i%2)), 1024+i/2), at(o1, 5000), "x")

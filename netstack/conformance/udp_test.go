@@ -180,7 +180,7 @@ func udpRows() map[string]func(*bench) {
 		"4787-REQ-10a": na("there is no application gateway"),
 		"4787-REQ-11": func(b *bench) {
 			const limit = 4000
-			for _, fill := range []int{0, limit / 2, limit * 95 / 100, limit, 100_000} {
+			for _, fill := range []int{0, limit / 2, limit * 95 / 100, limit, b.scale(100_000)} {
 				b.start(func(s *setup) { s.maxFlows = limit })
 				b.engineOnly()
 				b.flood(fill, func(i int) []byte {
@@ -194,7 +194,7 @@ func udpRows() map[string]func(*bench) {
 				b.unwanted(udp(at(o2, 5000), f.ext, "x"))
 				f.answer()
 			}
-			b.note("same at 0, 50, 95, 100 %% and after 100 000 flows")
+			b.note("same at 0, 50, 95, 100 %% and after %d flows", b.scale(100_000))
 		},
 		"4787-REQ-12": func(b *bench) {
 			f := b.udpFlow(at(v1, b.port()), at(o1, 5000))
@@ -275,7 +275,7 @@ func udpRows() map[string]func(*bench) {
 			b.start()
 			for _, wait := range []time.Duration{0, 31 * time.Second} {
 				b.advance(wait)
-				b.flood(20_000, func(i int) []byte {
+				b.flood(b.scale(20_000), func(i int) []byte {
 					big := udp(at(addr(fmt.Sprintf("10.77.1.%d", 100+i%100)), 1024+i/100), at(o1, 5000), strings.Repeat("f", 64))
 					return split(big, uint32(i), 40)[0]
 				})
@@ -286,7 +286,7 @@ func udpRows() map[string]func(*bench) {
 					b.fragments(vpc, parts, []int{0, 1}, at(ro, 4100+i), payload)
 				}
 			}
-			b.note("20 000 first fragments of 100 sources: plain datagram and both pairs pass")
+			b.note("%d first fragments of 100 sources: plain datagram and both pairs pass", b.scale(20_000))
 		},
 	}
 }
