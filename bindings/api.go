@@ -1,0 +1,123 @@
+//go:build libzt
+
+package bindings
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"time"
+)
+
+// Headroom is the room, in bytes, that [Node.WriteFrames] needs before each
+// frame: none, since frames are copied into C memory.
+const Headroom = 0
+
+// UDP is the service of UDP sockets that a node uses and closes.
+type UDP interface {
+	// Run reads datagrams until ctx ends, which is not an error. handle gets each
+	// one and flush ends a batch; a worker's calls never overlap. Sockets have
+	// numbers above 0 that are not used again.
+	Run(ctx context.Context, handle func(worker int, socket uint32, from netip.AddrPort, datagram []byte), flush func(worker int)) error
+	NewSender() Sender
+	LocalEndpoints() []netip.AddrPort
+	Ports() []int           // primary, secondary
+	RebindSecondary() error // for a node that has been offline for long
+	Close() error
+}
+
+// Sender sends datagrams of one goroutine. It copies them.
+type Sender interface {
+	// Send sends head followed by data; socket 0 = by all of the address family.
+	Send(socket uint32, to netip.AddrPort, head, data []byte)
+	SendTTL(socket uint32, to netip.AddrPort, data []byte, ttl int)
+	Flush()
+}
+
+// Config says how a node runs.
+type Config struct {
+	Home string // in the format of a ZeroTier home; created if missing
+	// Planet replaces the one in Home, nil = that one, else the built-in one. The
+	// core trusts both: the caller has checked them.
+	Planet []byte
+	// OpenUDP opens the sockets. Addresses that exclude refuses lie inside joined
+	// networks and must not be used.
+	OpenUDP func(exclude func(netip.Addr) bool) (UDP, error)
+	Logger  *slog.Logger // nil = no log
+	// OnFrames receives Ethernet frames of a joined network, in batches. Frames are
+	// valid until it returns and may be changed in place. Several goroutines call
+	// it at the same time. Nil drops them.
+	OnFrames func(nwid uint64, frames [][]byte)
+}
+
+// Info describes the node.
+type Info struct {
+	Address  string
+	Identity string // public text form
+	Online   bool
+	Version  string // of the core, announced to peers
+	Ports    []int
+	Planet   []byte // the one in use
+}
+
+// Route is a managed route.
+type Route struct {
+	Target netip.Prefix
+	Via    netip.Addr // invalid = directly on the network
+}
+
+// Network describes a joined network.
+type Network struct {
+	ID                uint64
+	Name              string
+	Status            string // as zerotier-cli prints it
+	Type              string // PRIVATE or PUBLIC
+	MAC               [6]byte
+	MTU               int
+	Addresses         []netip.Prefix
+	Routes            []Route
+	DNSDomain         string
+	DNSServers        []netip.Addr
+	Bridge, Broadcast bool
+	Revision          uint64
+	AuthURL           string
+	// Dictionary is the signed configuration as it came (chapter 03 §1), which
+	// must not be changed.
+	Dictionary []byte
+}
+
+// Peer describes a peer.
+type Peer struct {
+	Address     string
+	Role        string        // LEAF, MOON or PLANET
+	Version     [3]int        // {-1} = unknown
+	Latency     time.Duration // < 0 = unknown
+	Relayed     bool
+	LastReceive time.Time
+	Paths       []Path
+}
+
+// Path describes a path.
+type Path struct {
+	Endpoint              netip.AddrPort
+	Preferred, Expired    bool
+	LastSend, LastReceive time.Time
+	Latency               time.Duration // < 0 = unknown
+}
+
+// MulticastGroup is a group that a port wants to receive.
+type MulticastGroup struct {
+	MAC [6]byte
+	ADI uint32
+}
+
+// Stats are counters since [New]. Cipher suites are those of the datagrams'
+// headers: the core does not tell which it accepted.
+type Stats struct {
+	TxBytes, RxBytes         [4]uint64 // of unfragmented datagrams, by cipher suite
+	TxFragments, RxFragments uint64
+	Full                     uint64 // datagrams and frames that found no room in a batch
+	Refused                  uint64 // frames the core did not take
+	Oversize, OwnMAC         uint64 // frames longer than the MTU allows, or to ourselves
+	NoNetwork                uint64 // frames for networks that are not joined
+}
