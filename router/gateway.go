@@ -79,6 +79,11 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 	}
 	g.service = newService(cfg, ModeGateway, log, node, g.plane, start)
 	g.reload = g.apply
+	g.relays = newRelays(g.plane, reg, log)
+	defer g.relays.close()
+	if err := g.relays.set(cfg.Forwards); err != nil {
+		return err
+	}
 	g.advise(checkHost(cfg.VPC))
 	srv, err := listen(g.service, reg)
 	if err != nil {
@@ -95,6 +100,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 		srv.run,
 		g.targets.Run,
 		g.reloadOnHangup,
+		g.relays.run,
 		g.watch)
 }
 
@@ -186,9 +192,10 @@ func storeIdentity(cfg *Config) error {
 
 type gateway struct {
 	*service
-	log   *slog.Logger
-	plane Plane
-	link  *link
+	log    *slog.Logger
+	plane  Plane
+	link   *link
+	relays *relays
 }
 
 func (g *gateway) setUpLink(vpc VPCConfig) error {

@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"slices"
@@ -73,8 +74,11 @@ func (s *service) reloadConfig() (any, error) {
 
 // apply puts a configuration into force.
 func (g *gateway) apply(next *Config) error {
-	if err := g.plane.SetTranslation(next.Forwards, next.Maps); err != nil {
+	if err := g.relays.set(next.Forwards); err != nil {
 		return Usage(err)
+	}
+	if err := g.plane.SetTranslation(next.Forwards, next.Maps); err != nil {
+		return errors.Join(Usage(err), g.relays.set(g.config().Forwards))
 	}
 	g.plane.SetPolicy(next.Policy)
 	g.conf.Store(next)

@@ -84,6 +84,19 @@ func TestForwards(t *testing.T) {
 			t.Error(out)
 		}
 	})
+	t.Run("at the host's address", func(t *testing.T) {
+		out := run(t, s.VPC, "curl", "-sSk", "--max-time", "5", "https://172.31.0.1:8443/")
+		if !strings.Contains(out, "You come from 10.0.0.1.") {
+			t.Error(out)
+		}
+		eventually(t, func() error { // counted when it has ended
+			m, err := s.Metrics(context.Background())
+			if ok := m.Sum("ztgate_relayed_connections_total", map[string]string{"result": "ok"}); err == nil && ok != 1 {
+				err = fmt.Errorf("ztgate_relayed_connections_total is %v", ok)
+			}
+			return err
+		})
+	})
 	t.Run("from the overlay", func(t *testing.T) {
 		echo(t, s.VPC, "172.31.0.10:2222")
 		who, err := talk(s.Office, "10.0.0.1:2222")

@@ -1,0 +1,190 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// relays serve TCP forwards on the host's own addresses. Packets to them end in
+// the host's kernel and never reach the TUN, so connections are taken there and
+// carried on by the forwarding plane's host stack.
+type relays struct {
+	plane   Plane
+	log     *slog.Logger
+	results *prometheus.CounterVec
+
+	mu     sync.Mutex // guards what follows
+	open   map[Forward]net.Listener
+	conns  map[net.Conn]struct{} // of clients
+	closed bool
+	wg     sync.WaitGroup
+}
+
+const (
+	maxRelayed   = 4096
+	relayConnect = 10 * time.Second
+	relayBuffer  = 64 << 10
+)
+
+func newRelays(plane Plane, reg prometheus.Registerer, log *slog.Logger) *relays {
+	r := &relays{plane: plane, log: log, open: map[Forward]net.Listener{}, conns: map[net.Conn]struct{}{},
+		results: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ztgate_relayed_connections_total",
+			Help: "Connections to forwards on the host's own addresses, by what became of them."}, []string{"result"})}
+	for _, result := range []string{"ok", "refused", "unreachable", "limit"} {
+		r.results.WithLabelValues(result)
+	}
+	reg.MustRegister(r.results)
+	return r
+}
+
+// relayed reports whether a forward is served on the host's addresses too.
+func relayed(f Forward) bool {
+	return f.Proto == "tcp" && f.Side == SideVPC && f.Listen.Addr().IsUnspecified()
+}
+
+// set opens what is new and closes what is gone. With an error nothing has
+// changed. Connections of a closed forward go on.
+func (r *relays) set(forwards []Forward) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return net.ErrClosed
+	}
+	want := map[Forward]net.Listener{}
+	var fresh []Forward
+	for _, f := range forwards {
+		if !relayed(f) {
+			continue
+		}
+		if l := r.open[f]; l != nil {
+			want[f] = l
+			continue
+		}
+		l, err := net.Listen("tcp", f.Listen.String())
+		if err != nil {
+			for _, f := range fresh {
+				_ = want[f].Close()
+			}
+			return fmt.Errorf("forward %s: %w: choose another port or end what uses it", f, err)
+		}
+		want[f] = l
+		fresh = append(fresh, f)
+	}
+	for f, l := range r.open {
+		if want[f] == nil {
+			_ = l.Close()
+		}
+	}
+	r.open = want
+	for _, f := range fresh {
+		r.wg.Go(func() { r.serve(f, want[f]) })
+	}
+	return nil
+}
+
+// run waits for the end of ctx and then ends all.
+func (r *relays) run(ctx context.Context) error {
+	<-ctx.Done()
+	r.close()
+	return nil
+}
+
+// close ends all and waits for it; calling it again does nothing.
+func (r *relays) close() {
+	r.mu.Lock()
+	r.closed = true
+	for _, l := range r.open {
+		_ = l.Close()
+	}
+	for c := range r.conns {
+		_ = c.Close()
+	}
+	r.mu.Unlock()
+	r.wg.Wait()
+}
+
+func (r *relays) serve(f Forward, l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // out of descriptors, for example
+			r.log.Warn("accept for a forward", "forward", f.String(), "error", err)
+			time.Sleep(100 * time.Millisecond)
+			continue
+		}
+		if !r.add(c) {
+			r.results.WithLabelValues("limit").Inc()
+			_ = c.Close()
+			continue
+		}
+		r.wg.Go(func() {
+			r.results.WithLabelValues(r.carry(f, c)).Inc()
+			r.remove(c)
+		})
+	}
+}
+
+func (r *relays) add(c net.Conn) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || len(r.conns) >= maxRelayed {
+		return false
+	}
+	r.conns[c] = struct{}{}
+	return true
+}
+
+func (r *relays) remove(c net.Conn) {
+	_ = c.Close()
+	r.mu.Lock()
+	delete(r.conns, c)
+	r.mu.Unlock()
+}
+
+// carry connects a client with the forward's host until both are done.
+func (r *relays) carry(f Forward, client net.Conn) string {
+	from, err := netip.ParseAddrPort(client.RemoteAddr().String())
+	if err != nil {
+		return "refused"
+	}
+	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+	if x := r.plane.Explain(Question{Protocol: "tcp", Source: from, Destination: f.To}); x.Verdict != "forward" {
+		return "refused" // by policy, or not one of vpc.sources
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), relayConnect)
+	host, err := r.plane.DialTCP(ctx, f.To)
+	cancel()
+	if err != nil {
+		return "unreachable"
+	}
+	defer host.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() { pipe(host, client) })
+	wg.Go(func() { pipe(client, host) })
+	wg.Wait()
+	return "ok"
+}
+
+// pipe copies until src ends, and passes the end on. After an error both sides
+// are of no use any more.
+func pipe(dst, src net.Conn) {
+	if _, err := io.CopyBuffer(dst, struct{ io.Reader }{src}, make([]byte, relayBuffer)); err != nil {
+		_ = dst.Close()
+		_ = src.Close()
+		return
+	}
+	if c, ok := dst.(interface{ CloseWrite() error }); ok {
+		_ = c.CloseWrite()
+	}
+}
