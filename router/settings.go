@@ -82,6 +82,10 @@ func boolean(key, flag, usage string, def bool, field func(*Config) *bool) *sett
 func duration(key, flag, usage string, def time.Duration, field func(*Config) *time.Duration) *setting {
 	return scalar(key, flag, usage, def.String(), func(c *Config, v string) error {
 		d, err := time.ParseDuration(v)
+		if err == nil && d == 0 && def == 0 {
+			*field(c) = 0 // follows another setting
+			return nil
+		}
 		if err != nil || d < time.Second || d > 7*24*time.Hour {
 			return errors.New("give a duration from 1s to 168h, as in 5m")
 		}
@@ -156,10 +160,10 @@ var settings = []*setting{
 	number("nat.max_flows", "max-flows", "bound of the flow table", 262144, 1024, 16<<20, func(c *Config) *int { return &c.NAT.MaxFlows }),
 	duration("nat.timeouts.tcp_established", "", "", 7440*time.Second, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPEstablished }),
 	duration("nat.timeouts.tcp_transitory", "", "", 4*time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPTransitory }),
-	duration("nat.timeouts.tcp_opening", "", "", 4*time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPOpening }),
-	duration("nat.timeouts.tcp_closing", "", "", 4*time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPClosing }),
-	duration("nat.timeouts.tcp_reset", "", "", 4*time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPReset }),
-	duration("nat.timeouts.udp_unanswered", "", "", 2*time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.UDPUnanswered }),
+	duration("nat.timeouts.tcp_opening", "", "", 0, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPOpening }),
+	duration("nat.timeouts.tcp_closing", "", "", 0, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPClosing }),
+	duration("nat.timeouts.tcp_reset", "", "", 0, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPReset }),
+	duration("nat.timeouts.udp_unanswered", "", "", 0, func(c *Config) *time.Duration { return &c.NAT.Timeouts.UDPUnanswered }),
 	duration("nat.timeouts.udp", "", "", 5*time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.UDP }),
 	duration("nat.timeouts.icmp", "", "", time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.ICMP }),
 	word("policy.default", "policy-default", "what happens to flows that no rule matches: accept, drop, reject", "accept", actions, func(c *Config) *string { return &c.Policy.Default }),
