@@ -64,9 +64,12 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	if c.best.Load() == nil && len(c.roots) > 0 {
 		wait = tickEvery / 4
 	}
-	forgotten := c.forgotten
-	c.forgotten = nil
+	forgotten, newcomers := c.forgotten, c.newcomers
+	c.forgotten, c.newcomers = nil, nil
 	c.mu.Unlock()
+	for _, p := range newcomers {
+		c.peerLearned(w, out, now, p)
+	}
 	for _, r := range forgotten {
 		c.cfg.OnForgotten(r)
 	}
