@@ -161,6 +161,7 @@ const (
 	pathDeadAfter    = 3 * time.Second  // of unanswered probes
 	pathDeadProbe    = 5 * time.Second
 	doubtEvery       = time.Second
+	localEvery       = time.Second // between reactions to changed addresses
 )
 
 // Core is the peer layer of one node. Its methods are safe for concurrent use;
@@ -208,8 +209,9 @@ type Core struct {
 	newcomers []*Peer
 	met       bucket // RENDEZVOUS followed
 	roots     map[identity.Address]*rootState
-	local     []netip.AddrPort // endpoints of the sockets at the last tick
-	untrusted int              // peers, as of the last count
+	local     []netip.AddrPort // endpoints of the sockets as last looked at
+	lastLocal int64
+	untrusted int // peers, as of the last count
 	lastEvict int64
 	lastPing  int64
 	lastHouse int64
