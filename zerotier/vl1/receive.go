@@ -900,7 +900,7 @@ func (c *Core) receiveRendezvous(w *Worker, out Out, now time.Time, from *Peer, 
 		w.stats.rejects[RejectNotUpstream].Add(1)
 	} else if peer := c.Peer(v.peer); peer != nil {
 		c.mu.Lock()
-		if t := c.at(now); (peer.lastRedirect == 0 || since(t, peer.lastRedirect) >= 5*time.Second) && c.met.take(t, 100*time.Millisecond, 10) {
+		if t := c.at(now); (peer.lastRedirect == 0 || since(t, peer.lastRedirect) >= 5*time.Second) && c.met.take(t, 100*time.Millisecond, 50) {
 			peer.lastRedirect = t
 			c.punch(w, out, now, peer, src.Socket, v.at)
 		}
