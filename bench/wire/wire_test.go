@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -218,6 +219,20 @@ func (p *packets) write(from, to *end, out vl1.Out, now time.Time) bool {
 	return true
 }
 
+// cpu returns the processor time used so far: on a shared machine it says more
+// than the clock.
+func cpu() time.Duration {
+	var ru syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &ru) != nil {
+		return 0
+	}
+	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+}
+
+func reportCPU(b *testing.B, since time.Duration, frames int) {
+	b.ReportMetric(float64(cpu()-since)/float64(frames), "cpu-ns/frame")
+}
+
 // BenchmarkMemory is the whole way of a frame from one node to the other without
 // sockets, on one core: both seal and open.
 func BenchmarkMemory(b *testing.B) {
@@ -236,6 +251,7 @@ func BenchmarkMemory(b *testing.B) {
 				b.SetBytes(int64(size))
 				b.ReportAllocs()
 				b.ResetTimer()
+				start := cpu()
 				for range (b.N + batch - 1) / batch {
 					if !p.write(leaf, root, up, now) {
 						b.Fatal("no route")
@@ -243,6 +259,7 @@ func BenchmarkMemory(b *testing.B) {
 					up.deliver(root, down, now)
 				}
 				b.StopTimer()
+				reportCPU(b, start, (b.N+batch-1)/batch*batch)
 				if want := uint64((b.N + batch - 1) / batch * batch); root.got.Load() != want {
 					b.Fatalf("%d frames arrived, want %d", root.got.Load(), want)
 				}
@@ -262,6 +279,7 @@ func BenchmarkParallel(b *testing.B) {
 			b.SetBytes(int64(size) * batch)
 			b.ReportAllocs()
 			b.ResetTimer()
+			start := cpu()
 			b.RunParallel(func(pb *testing.PB) {
 				// Each goroutine is a sending worker of one node and a receiving one
 				// of the other.
@@ -276,6 +294,8 @@ func BenchmarkParallel(b *testing.B) {
 					wire.deliver(to, back, now)
 				}
 			})
+			b.StopTimer()
+			reportCPU(b, start, b.N*batch)
 		})
 	}
 }
@@ -313,7 +333,7 @@ func BenchmarkLoopback(b *testing.B) {
 			b.SetBytes(int64(size))
 			b.ReportAllocs()
 			b.ResetTimer()
-			sent := 0
+			sent, start := 0, cpu()
 			for range (b.N + batch - 1) / batch {
 				p.write(leaf, root, out, now)
 				out.out.Flush()
@@ -323,6 +343,7 @@ func BenchmarkLoopback(b *testing.B) {
 				}
 			}
 			b.StopTimer()
+			reportCPU(b, start, sent)
 			b.ReportMetric(float64(root.got.Load())/float64(sent), "arrived")
 			cancel()
 			if err := <-done; err != nil {

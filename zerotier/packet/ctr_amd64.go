@@ -40,7 +40,7 @@ const (
 
 // ctrScratch is the work space of ctr.
 type ctrScratch struct {
-	tail [aesniStep]byte
+	tail [vaesStep]byte
 }
 
 func (c *ctr) init(b cipher.Block, key []byte) {
@@ -88,6 +88,12 @@ func (c *ctr) xor(b []byte, s *Scratch) {
 		if full := len(b) &^ (vaesStep - 1); full > 0 {
 			ctrXORVAES(&c.keys, &s.ctr, &b[0], full)
 			b = b[full:]
+		}
+		if len(b) > aesniStep { // one wide round takes no longer than a narrow one
+			n := copy(s.stream.tail[:], b)
+			ctrXORVAES(&c.keys, &s.ctr, &s.stream.tail[0], vaesStep)
+			copy(b, s.stream.tail[:n])
+			return
 		}
 		c.xorAESNI(b, s)
 	case ctrAESNI:

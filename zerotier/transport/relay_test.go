@@ -189,3 +189,14 @@ func FuzzRelayed(f *testing.F) {
 		}
 	})
 }
+
+func TestHasSocket(t *testing.T) {
+	u := open(t, Config{NoSecondary: true})
+	id := u.Sockets()[0].ID
+	if !u.HasSocket(0) || !u.HasSocket(id) || u.HasSocket(id+1) {
+		t.Error("open sockets are not told from others")
+	}
+	if err := u.Close(); err != nil || u.HasSocket(id) {
+		t.Error("a closed socket counts as open", err)
+	}
+}

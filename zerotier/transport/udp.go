@@ -461,10 +461,10 @@ func (u *UDP) LocalEndpoints() []netip.AddrPort {
 	return out
 }
 
-// HasSocket reports whether a socket is open.
+// HasSocket reports whether a socket is open; 0, all of them, always is.
 func (u *UDP) HasSocket(id SocketID) bool {
 	_, ok := u.table.Load().byID[id]
-	return ok
+	return ok || id == 0
 }
 
 // Ports returns the primary port and, if there is one, the secondary.

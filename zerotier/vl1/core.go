@@ -97,6 +97,9 @@ type Config struct {
 	// keys; nil = [identity.Identity.Validate], which takes some 15 ms. Callers that
 	// know identities already may be quicker.
 	Validate func(id *identity.Identity) error
+	// Background runs f on another goroutine. With it, identity checks that strangers
+	// cause in numbers do not hold up a receiving worker; one f at a time is run.
+	Background func(f func())
 
 	// Local settings (chapter 02 §8.6).
 	Physical     []PhysicalNetwork // at most 32
@@ -158,6 +161,7 @@ const (
 	pathDeadAfter    = 3 * time.Second  // of unanswered probes
 	pathDeadProbe    = 5 * time.Second
 	doubtEvery       = time.Second
+	localEvery       = time.Second // between reactions to changed addresses
 )
 
 // Core is the peer layer of one node. Its methods are safe for concurrent use;
@@ -200,10 +204,14 @@ type Core struct {
 	strangers bucket // WHOIS caused by strangers
 	agreed    bucket // key agreements with strangers
 	validated bucket // identity checks
+	inline    bucket // of them, those on a receiving worker
+	checking  bool   // one runs in the background
+	newcomers []*Peer
 	met       bucket // RENDEZVOUS followed
 	roots     map[identity.Address]*rootState
-	local     []netip.AddrPort // endpoints of the sockets at the last tick
-	untrusted int              // peers, as of the last count
+	local     []netip.AddrPort // endpoints of the sockets as last looked at
+	lastLocal int64
+	untrusted int // peers, as of the last count
 	lastEvict int64
 	lastPing  int64
 	lastHouse int64
@@ -447,7 +455,7 @@ func (c *Core) setWorlds(planet *World, moons []*World) {
 				set.root = true
 				continue
 			}
-			p, err := c.addPeer(r.Identity)
+			p, err := c.addPeer(r.Identity, 0) // never forgotten
 			if err != nil || !p.id.Equal(r.Identity) {
 				c.log.Warn("root has an unusable identity", "peer", r.Identity.Address())
 				continue

@@ -274,6 +274,45 @@ func TestManyIdentitiesFromOneNetwork(t *testing.T) {
 	}
 }
 
+// When strangers come in numbers their identities are checked in the background,
+// one at a time, and whoever is genuine gets in.
+func TestBackgroundChecks(t *testing.T) {
+	t.Parallel()
+	n := newInternet(t, 1, nats{})
+	n.Detach(n.root.port)
+	var jobs []func()
+	inline := 0
+	root := newHostWith(t, n.Net, nil, n.ids[0], func(c *vl1.Config) {
+		c.Planet = n.planet
+		c.Background = func(f func()) { jobs = append(jobs, f) }
+		c.Validate = func(id *identity.Identity) error { inline++; return validated(id) }
+	}, rootEndpoint)
+	now, out := n.Now, newMeter()
+	for i := range 100 {
+		v := newVoice(t, fakeIdentity(t, n.ids[4], rand.Uint64()), n.ids[0])
+		from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{70, 1, byte(i), 1}), 9)
+		root.core.Receive(root.w, out, now, 1, from, v.hello(12, n.planet))
+	}
+	if inline > 16 || len(jobs) != 1 {
+		t.Fatalf("%d checks at once, %d in the background", inline, len(jobs))
+	}
+	jobs[0]()
+	jobs = nil
+	genuine := newVoice(t, n.ids[2], n.ids[0])
+	root.core.Receive(root.w, out, now, 1, ap("71.0.0.1:9"), genuine.hello(12, n.planet))
+	if len(jobs) != 1 || root.core.Peer(n.ids[2].Address()) != nil {
+		t.Fatalf("%d checks in the background", len(jobs))
+	}
+	jobs[0]()
+	root.core.Tick(out, now)
+	if root.core.Peer(n.ids[2].Address()) == nil || out.bytes[netip.MustParseAddr("71.0.0.1")] == 0 {
+		t.Error("the genuine stranger was not answered")
+	}
+	if st := root.core.Stats(); st.HeldQueue != 0 {
+		t.Errorf("%d packets still held", st.HeldQueue)
+	}
+}
+
 // fakeIdentity has working keys but an address that doesn't follow from them.
 func fakeIdentity(t testing.TB, like *identity.Identity, x uint64) *identity.Identity {
 	b := like.SecretString()

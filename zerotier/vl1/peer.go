@@ -133,8 +133,8 @@ func (p *Peer) trusted(t int64) bool {
 }
 
 // addPeer returns the peer with the identity, creating it if its address isn't
-// known yet. The caller has checked the identity.
-func (c *Core) addPeer(id *identity.Identity) (*Peer, error) {
+// known yet; its lifetime begins at t. The caller has checked the identity.
+func (c *Core) addPeer(id *identity.Identity, t int64) (*Peer, error) {
 	if p := c.Peer(id.Address()); p != nil {
 		return p, nil
 	}
@@ -143,6 +143,7 @@ func (c *Core) addPeer(id *identity.Identity) (*Peer, error) {
 		return nil, err
 	}
 	fresh := &Peer{id: id.Public(), addr: id.Address(), keys: packet.NewKeys(session), confirmed: make(map[netip.AddrPort]int64)}
+	fresh.lastReceive.Store(t)
 	s := &c.peers[fresh.addr%peerShards]
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -370,23 +370,54 @@ func (c *Core) acquaint(w *Worker, now time.Time, src Source, p packet.Packet, i
 		w.stats.rejects[RejectPeerLimit].Add(1)
 		return nil
 	}
+	t := c.at(now)
 	c.mu.Lock()
-	ok := c.validated.take(c.at(now), validateEvery, validateBurst)
-	c.mu.Unlock()
-	if !ok {
+	inline := c.cfg.Background == nil || c.inline.take(t, inlineEvery, inlineBurst)
+	busy := !inline && (c.checking || len(c.held) >= maxHeld)
+	if busy || !c.validated.take(t, validateEvery, validateBurst) {
+		c.mu.Unlock()
 		w.stats.rejects[RejectRate].Add(1)
+		return nil
+	}
+	if !inline {
+		c.checking = true
+		src.Worker = nil
+		c.held = append(c.held, heldPacket{from: id.Address(), src: src, data: slices.Clone(p), born: t, asked: maxAsked})
+	}
+	c.mu.Unlock()
+	if !inline {
+		c.cfg.Background(func() { c.checkInBackground(w.stats, id, t) })
 		return nil
 	}
 	if c.cfg.Validate(id) != nil { // slow: only after the MAC, and rate-limited
 		w.stats.rejects[RejectIdentity].Add(1)
 		return nil
 	}
-	peer, err := c.addPeer(id)
+	peer, err := c.addPeer(id, t)
 	if err != nil || !peer.id.Equal(id) {
 		w.stats.rejects[RejectIdentity].Add(1)
 		return nil
 	}
 	return peer
+}
+
+// checkInBackground makes a peer of a stranger whose HELLO is held. The next tick
+// goes on with it.
+func (c *Core) checkInBackground(st *workerStats, id *identity.Identity, t int64) {
+	err := c.cfg.Validate(id)
+	var p *Peer
+	if err == nil {
+		p, err = c.addPeer(id, t)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.checking = false
+	if err != nil || !p.id.Equal(id) {
+		st.rejects[RejectIdentity].Add(1)
+		c.held = slices.DeleteFunc(c.held, func(q heldPacket) bool { return q.from == id.Address() && q.asked == maxAsked })
+		return
+	}
+	c.newcomers = append(c.newcomers, p)
 }
 
 // Limits of what strangers cost in all: a key agreement takes about 0.1 ms, an
@@ -396,6 +427,8 @@ const (
 	agreeBurst    = 500
 	validateEvery = 50 * time.Millisecond
 	validateBurst = 100
+	inlineEvery   = time.Second
+	inlineBurst   = 16
 )
 
 // identityGate limits identity checks per source network and in all.
@@ -606,7 +639,7 @@ func (c *Core) okWhois(w *Worker, out Out, now time.Time, from *Peer, b []byte, 
 		}
 		if c.count.Load() >= maxPeers {
 			w.stats.rejects[RejectPeerLimit].Add(1)
-		} else if p, err := c.addPeer(id); err == nil {
+		} else if p, err := c.addPeer(id, c.at(now)); err == nil {
 			c.peerLearned(w, out, now, p)
 		}
 	}
@@ -615,7 +648,6 @@ func (c *Core) okWhois(w *Worker, out Out, now time.Time, from *Peer, b []byte, 
 // peerLearned retries whatever waited for an identity.
 func (c *Core) peerLearned(w *Worker, out Out, now time.Time, p *Peer) {
 	t := c.at(now)
-	p.lastReceive.CompareAndSwap(0, t) // its lifetime begins
 	c.mu.Lock()
 	delete(c.whois, p.addr)
 	c.updateRoute(p, t)
@@ -661,6 +693,9 @@ func (c *Core) flushQueue(w *Worker, out Out, now time.Time, p *Peer) {
 		c.sendNow(w, out, now, p, q.verb, q.payload, q.opts)
 	}
 }
+
+// maxAsked marks held packets that cause no question.
+const maxAsked = 3
 
 // heldPacket is a packet whose sender isn't known yet (chapter 01 §7.3).
 type heldPacket struct {
@@ -865,7 +900,7 @@ func (c *Core) receiveRendezvous(w *Worker, out Out, now time.Time, from *Peer, 
 		w.stats.rejects[RejectNotUpstream].Add(1)
 	} else if peer := c.Peer(v.peer); peer != nil {
 		c.mu.Lock()
-		if t := c.at(now); (peer.lastRedirect == 0 || since(t, peer.lastRedirect) >= 5*time.Second) && c.met.take(t, 100*time.Millisecond, 10) {
+		if t := c.at(now); (peer.lastRedirect == 0 || since(t, peer.lastRedirect) >= 5*time.Second) && c.met.take(t, 100*time.Millisecond, 50) {
 			peer.lastRedirect = t
 			c.punch(w, out, now, peer, src.Socket, v.at)
 		}

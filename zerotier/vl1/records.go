@@ -136,7 +136,7 @@ func (c *Core) recall(w *Worker, out Out, now time.Time, a identity.Address) *Pe
 	if rec == nil || rec.Identity.Address() != a {
 		return nil
 	}
-	p, err := c.addPeer(rec.Identity)
+	p, err := c.addPeer(rec.Identity, t)
 	if err != nil {
 		return nil
 	}

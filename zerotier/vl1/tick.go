@@ -64,9 +64,12 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	if c.best.Load() == nil && len(c.roots) > 0 {
 		wait = tickEvery / 4
 	}
-	forgotten := c.forgotten
-	c.forgotten = nil
+	forgotten, newcomers := c.forgotten, c.newcomers
+	c.forgotten, c.newcomers = nil, nil
 	c.mu.Unlock()
+	for _, p := range newcomers {
+		c.peerLearned(w, out, now, p)
+	}
 	for _, r := range forgotten {
 		c.cfg.OnForgotten(r)
 	}
@@ -120,15 +123,15 @@ func (c *Core) followLocal(w *Worker, out Out, now time.Time) {
 		return
 	}
 	eps := c.cfg.LocalEndpoints()
-	if slices.Equal(eps, c.local) {
+	t := c.at(now)
+	if slices.Equal(eps, c.local) || c.lastLocal != 0 && since(t, c.lastLocal) < localEvery {
 		return
 	}
 	first := c.local == nil
-	c.local = slices.Clone(eps)
+	c.local, c.lastLocal = slices.Clone(eps), t
 	if first {
 		return
 	}
-	t := c.at(now)
 	c.log.Info("local addresses changed", "endpoints", len(eps))
 	for a, rs := range c.roots {
 		rs.attempts, rs.lastHello = 0, 0
