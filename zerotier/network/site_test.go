@@ -288,7 +288,7 @@ func TestOwnershipOfSources(t *testing.T) {
 func TestStormOf500Members(t *testing.T) {
 	const each = 5
 	members := 500
-	if raceEnabled {
+	if testing.Short() {
 		members = 100
 	}
 	b := newBoard(t, members)
@@ -377,7 +377,7 @@ func TestDayWithoutLeak(t *testing.T) {
 	hour(0)
 	early := measure()
 	hours := 24
-	if raceEnabled {
+	if testing.Short() {
 		hours = 3
 	}
 	for i := 1; i < hours; i++ {
