@@ -41,6 +41,12 @@ func TestControllerAPIOfTheReference(t *testing.T) {
 	if err != nil || patch["rulesSource"] == nil {
 		t.Errorf("%v, %v", patch, err)
 	}
+	if p, err := (MemberSpec{Tags: []string{"7=5"}, Caps: []uint{3}}).Patch(); err != nil || p["tags"] == nil || p["capabilities"] == nil {
+		t.Errorf("%v, %v", p, err)
+	}
+	if _, err := (MemberSpec{Tags: []string{"7"}}).Patch(); ExitCode(err) != 2 {
+		t.Errorf("a tag without value: %v", err)
+	}
 	call := func(n Node, method, path, body string) (int, string) {
 		s := newService(&Config{}, ModeNode, slog.New(slog.DiscardHandler), n, nil, time.Now())
 		w := httptest.NewRecorder()

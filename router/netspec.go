@@ -134,6 +134,8 @@ type MemberSpec struct {
 	Name       string
 	IPs        []string
 	Bridge     bool
+	Tags       []string // ID=VALUE
+	Caps       []uint   // IDs of capabilities
 }
 
 // Patch returns the keys of the member record (chapter 04 §8).
@@ -155,6 +157,27 @@ func (s MemberSpec) Patch() (map[string]any, error) {
 	}
 	if len(s.IPs) > 0 {
 		out["ipAssignments"] = s.IPs
+	}
+	var tags [][2]uint32
+	for _, text := range s.Tags {
+		id, value, _ := strings.Cut(text, "=")
+		i, err1 := strconv.ParseUint(id, 10, 32)
+		v, err2 := strconv.ParseUint(value, 10, 32)
+		if err1 != nil || err2 != nil {
+			return nil, usagef("--tag %q: give ID=VALUE, numbers of a tag and its value, as in 1000=100", text)
+		}
+		tags = append(tags, [2]uint32{uint32(i), uint32(v)})
+	}
+	if tags != nil {
+		out["tags"] = tags
+	}
+	for _, id := range s.Caps {
+		if uint64(id) > 1<<32-1 {
+			return nil, usagef("--capability %d: give the number of a capability", id)
+		}
+	}
+	if len(s.Caps) > 0 {
+		out["capabilities"] = s.Caps
 	}
 	return out, nil
 }

@@ -172,6 +172,7 @@ func (c *wireCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(descBytes, s.Wire.Rx.Bytes, "wire", "rx")
 	counter(descBytes, s.Wire.Tx.Bytes, "wire", "tx")
 	s.Wire.EachDrop(func(reason string, n uint64) { counter(descDropped, n, "wire", reason) })
+	s.Network.EachDrop(func(reason string, n uint64) { counter(descDropped, n, "overlay", "network_"+reason) })
 	ciphers := [...]string{"poly1305", "salsa2012_poly1305", "trusted", "aes_gmac_siv"}
 	for i, name := range ciphers[:len(s.VL1.SealedBytes)] {
 		counter(descCrypto, s.VL1.SealedBytes[i], name, "tx")

@@ -145,6 +145,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 		Identity: n.id,
 		Deliver:  n.deliver,
 		OnChange: n.networkChanged,
+		Wake:     n.kick,
 		Logger:   n.log,
 	}
 	if n.cfg.Controller {

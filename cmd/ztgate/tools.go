@@ -224,6 +224,8 @@ func (a *app) memberSet(use string, authorized bool) *cobra.Command {
 		cmd.Flags().StringVar(&spec.Name, "name", "", "name of the member")
 		cmd.Flags().StringArrayVar(&spec.IPs, "ip", nil, "address for the member, repeatable")
 		cmd.Flags().BoolVar(&spec.Bridge, "bridge", false, "let it bridge")
+		cmd.Flags().StringArrayVar(&spec.Tags, "tag", nil, "ID=VALUE, tag of the member, repeatable; replaces those it has")
+		cmd.Flags().UintSliceVar(&spec.Caps, "capability", nil, "number of a capability of the network, repeatable; replaces those it has")
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		patch, err := spec.Patch()

@@ -49,6 +49,7 @@ type Config struct {
 	Deliver    func(nwid vl2.NetworkID, frames [][]byte) // frames are valid until it returns
 	OnChange   func(nwid vl2.NetworkID, s Snapshot)      // called without locks
 	Controller Controller                                // nil: requests are refused
+	Wake       func()                                    // asks for Tick soon; nil = it comes by itself
 	Logger     *slog.Logger
 }
 
@@ -152,6 +153,13 @@ func New(cfg Config) *Layer {
 	l.spreads = limiter{every: time.Millisecond, burst: 1000, max: maxLimited}
 	l.diverts = limiter{every: 50 * time.Microsecond, burst: 4096, max: maxLimited}
 	return l
+}
+
+// wake asks for Tick soon.
+func (l *Layer) wake() {
+	if l.cfg.Wake != nil {
+		l.cfg.Wake()
+	}
 }
 
 // SetPeers connects the layer to the peer layer, which needs the layer first.

@@ -390,6 +390,7 @@ func (n *joined) revokedOurselves(c vl2.Credential, now time.Time) bool {
 	n.lastRequest = time.Time{} // ask at once whether there is a newer configuration
 	s := n.snap.Load()
 	n.mu.Unlock()
+	n.l.wake()
 	if s.open && s.cfg.COM != nil && s.cfg.COM.Timestamp() <= r.Threshold {
 		n.refuse(StatusAccessDenied, vl2.SSO{}, now)
 	}

@@ -570,6 +570,7 @@ func (n *joined) writeMulticast(w *vl1.Worker, out vl1.Out, now time.Time, s *st
 			n.replies = append(n.replies, ndpReply{to: from, reply: reply})
 		}
 		n.mu.Unlock()
+		n.l.wake()
 		return true
 	}
 	if s.cfg.MulticastLimit == 0 {

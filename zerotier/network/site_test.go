@@ -286,7 +286,11 @@ func TestOwnershipOfSources(t *testing.T) {
 
 // 500 members look for each other all at once.
 func TestStormOf500Members(t *testing.T) {
-	const members, each = 500, 5
+	const each = 5
+	members := 500
+	if testing.Short() {
+		members = 100
+	}
 	b := newBoard(t, members)
 	n := b.create(func(n *controller.Network) {
 		if err := n.Patch([]byte(`{"rulesSource":"drop not ethertype ipv4 and not ethertype arp and not ethertype ipv6; accept;"}`)); err != nil {
@@ -372,7 +376,11 @@ func TestDayWithoutLeak(t *testing.T) {
 	}
 	hour(0)
 	early := measure()
-	for i := 1; i < 24; i++ {
+	hours := 24
+	if testing.Short() {
+		hours = 3
+	}
+	for i := 1; i < hours; i++ {
 		hour(i)
 	}
 	b.run(20*time.Minute, 5*time.Second)

@@ -68,3 +68,18 @@ func (l *Layer) Tables() (t Tables) {
 	t.Groups, t.Memberships, t.Waiting = len(g.m), g.total, len(g.waiting)
 	return t
 }
+
+// EachDrop calls f for everything refused, by reason.
+func (s Stats) EachDrop(f func(reason string, n uint64)) {
+	f("rules", s.Filtered)
+	f("not_open", s.NotOpen)
+	f("no_certificate", s.GateClosed)
+	f("malformed", s.Malformed)
+	f("too_long", s.TooLong)
+	f("bad_signature", s.BadSignatures)
+	f("credential", s.RejectedCredentials)
+	f("credential_flood", s.CredentialFlood)
+	f("gather_flood", s.GatherFlood)
+	f("copy_limit", s.DivertsRefused)
+	f("table_full", s.RefusedRecords)
+}
