@@ -219,8 +219,9 @@ func FuzzPackets(f *testing.F) {
 			f.Add(b, side == 1)
 		}
 	}
+	r := newRig(f) // one for all: an engine is big
 	f.Fuzz(func(t *testing.T, b []byte, overlay bool) {
-		r := newRig(t)
+		r.t = t
 		var in [2][][]byte
 		in[map[bool]int{false: 0, true: 1}[overlay]] = [][]byte{b}
 		r.feed([][]byte{seeds(false)[0]}, nil) // a flow to meet
