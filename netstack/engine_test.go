@@ -2,11 +2,14 @@ package netstack
 
 import (
 	"context"
+	"fmt"
+	"sync"
 	"testing"
 	"time"
 
 	"ztgate/netstack/internal/ipkt"
 	"ztgate/netstack/internal/pkttest"
+	"ztgate/netstack/policy"
 )
 
 func TestMasquerade(t *testing.T) {
@@ -99,4 +102,51 @@ func TestRun(t *testing.T) {
 	if o, _ := r.take(); len(o) == 0 {
 		t.Error("nothing came out")
 	}
+}
+
+// TestConcurrentEngine moves packets both ways while everything else changes.
+func TestConcurrentEngine(t *testing.T) {
+	r := newRig(t)
+	r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.10:53", "x")) // resolves the neighbour
+	const rounds = 300
+	var wg sync.WaitGroup
+	out := make([][]byte, 32)
+	for i := range out {
+		out[i] = pkttest.TCP(fmt.Sprintf("172.31.0.10:%d", 5000+i), "10.0.0.10:80", ipkt.SYN, 1, 0, "")
+	}
+	wg.Go(func() {
+		for range rounds {
+			bufs, sizes := make([][]byte, len(out)), make([]int, len(out))
+			for i, p := range out {
+				bufs[i] = make([]byte, vpcOffset+len(p))
+				sizes[i] = copy(bufs[i][vpcOffset:], p)
+			}
+			r.e.vpcBatch(bufs, sizes)
+		}
+	})
+	for w := range 2 {
+		wg.Go(func() {
+			h := ethernetHeader(ourMAC, hostMAC, false)
+			for i := range rounds * 10 {
+				b := pkttest.TCP("10.0.0.10:80", fmt.Sprintf("10.0.0.1:%d", 5000+(i+w)%32), ipkt.SYN|ipkt.ACK, 1, 2, "")
+				r.e.Deliver(testNet, [][]byte{append(h[:], b...)})
+			}
+		})
+	}
+	wg.Go(func() {
+		for i := range rounds {
+			n := testNetwork()
+			n.MTU -= i % 2
+			if err := r.e.SetNetworks([]Network{n}); err != nil {
+				t.Error(err)
+			}
+			r.e.SetPolicy(policy.New(policy.Accept, nil))
+			r.e.Flows(FlowFilter{})
+			r.e.Explain(Question{Protocol: 6, Src: pkttest.Addr("172.31.0.10:5000"), Dst: pkttest.Addr("10.0.0.10:80")})
+			r.e.tick(r.e.clock())
+		}
+	})
+	wg.Wait()
+	r.drain()
+	r.account()
 }

@@ -311,39 +311,28 @@ func (e *Engine) clamp(l leg, p *port, v *ipkt.View) {
 }
 
 // unresolved tells the sender of a packet that its next hop doesn't answer.
-func (e *Engine) unresolved(now int64, packet []byte) {
+func (e *Engine) unresolved(now int64, p neigh.Waiting) {
+	if p.Class == noClass {
+		return // our own: it never came in
+	}
 	w := e.worker()
 	defer e.release(w)
-	l := legVPC
+	const l = legVPC // all that goes to the overlay comes from there
 	var v ipkt.View
-	if ipkt.Parse(packet, &v) != ipkt.OK {
+	if ipkt.Parse(p.Packet, &v) != ipkt.OK {
 		e.drop(l, dropUnresolved)
 		return
-	}
-	if w.set.isOwn(v.Source()) && e.isLocalPacket(&v) {
-		return // our own: it never came in
 	}
 	// The packet is translated already: turn that back for its sender.
 	var k nat.Key
 	if r := turned(&v); e.table.KeyOf(nat.Overlay, r, &k) {
 		if f, dir := e.table.Find(now, &k); f != nil {
-			l = legOf(f.Exit(dir))
 			f.Undo(1-dir, &v)
 			e.refuse(now, l, dropUnresolved, ipkt.HostUnreachable, &v)
 			return
 		}
 	}
 	e.drop(l, dropUnresolved)
-}
-
-// isLocalPacket reports what our own stack sent.
-func (e *Engine) isLocalPacket(v *ipkt.View) bool {
-	var k nat.Key
-	if !e.table.KeyOf(nat.Overlay, turned(v), &k) {
-		return true
-	}
-	f, _ := e.table.Find(e.clock(), &k)
-	return f == nil
 }
 
 // turned returns the view of the reply to v.
@@ -370,7 +359,7 @@ func (e *Engine) sendIP(now int64, s *netSet, v *ipkt.View) {
 	}
 	mac, ok := p.neigh.Lookup(now, hop)
 	if !ok {
-		p.neigh.Resolve(now, hop, v.B)
+		p.neigh.Resolve(now, hop, v.B, noClass)
 		return
 	}
 	h := ethernetHeader(mac, p.MAC, v.V6)
@@ -396,20 +385,19 @@ func (e *Engine) writeVPC(b []byte) {
 }
 
 // sendReady sends packets that waited for a neighbour.
-func (e *Engine) sendReady(now int64, p *port, packets [][]byte, hop netip.Addr) {
+func (e *Engine) sendReady(now int64, p *port, packets []neigh.Waiting, hop netip.Addr) {
 	if len(packets) == 0 {
 		return
 	}
 	mac, ok := p.neigh.Lookup(now, hop)
-	for _, b := range packets {
+	for _, waiting := range packets {
+		class := waiting.Class
 		var v ipkt.View
-		if !ok || ipkt.Parse(b, &v) != ipkt.OK {
-			e.drop(legVPC, dropUnresolved)
+		if !ok || ipkt.Parse(waiting.Packet, &v) != ipkt.OK {
+			if class != noClass {
+				e.drop(legVPC, dropUnresolved)
+			}
 			continue
-		}
-		class := classOf(nat.VPC, nat.Overlay, &v)
-		if e.set.Load().isOwn(v.Source()) && e.isLocalPacket(&v) {
-			class = noClass
 		}
 		h := ethernetHeader(mac, p.MAC, v.V6)
 		each := func(b []byte) {

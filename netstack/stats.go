@@ -97,27 +97,26 @@ func (f *forwarded) local() (n uint64) {
 	return n
 }
 
-// tally adds up a batch before it is counted: most of one is of one class.
+// tally adds up a batch before it is counted.
 type tally struct {
-	to             *forwarded
-	class          uint8
-	packets, bytes uint64
+	to   *forwarded
+	used [numClasses]struct{ packets, bytes uint64 }
 }
 
 func (t *tally) add(class uint8, bytes uint64) {
-	if class != t.class {
-		t.flush()
-		t.class = class
+	if class != noClass {
+		u := &t.used[class]
+		u.packets++
+		u.bytes += bytes
 	}
-	t.packets++
-	t.bytes += bytes
 }
 
 func (t *tally) flush() {
-	if t.packets > 0 && t.to != nil {
-		t.to.countClass(t.class, t.packets, t.bytes)
+	for class := range t.used {
+		if u := &t.used[class]; u.packets > 0 {
+			t.to.t[class].add(u.packets, u.bytes)
+		}
 	}
-	t.packets, t.bytes = 0, 0
 }
 
 var batchBounds = [...]int{1, 2, 4, 8, 16, 32, 64, 128}

@@ -307,7 +307,7 @@ func (w *worker) toOverlay(p *port, f *nat.Flow, dir int, class uint8, v *ipkt.V
 		}
 		if mac, ok = p.neigh.Lookup(w.now, hop); !ok {
 			w.out.flush() // so that what comes later stays behind
-			if !p.neigh.Resolve(w.now, hop, v.B) {
+			if !p.neigh.Resolve(w.now, hop, v.B, class) {
 				w.e.drop(legOf(f.Exit(1-dir)), dropUnresolved)
 			}
 			return
@@ -454,17 +454,26 @@ func (b *vpcBatch) flush() {
 		return
 	}
 	t := tally{to: b.fwd}
-	bytes := uint64(0)
+	bytes, theirs := uint64(0), 0
 	for i, p := range b.out { // before Write, which may merge them
 		size := uint64(len(p) - writeStart)
 		bytes += size
+		if b.classes[i] != noClass {
+			theirs++
+		}
 		t.add(b.classes[i], size)
 	}
 	_, err := b.e.dev.Write(b.out, writeStart)
 	clear(b.out)
 	b.out = b.out[:0]
-	if err != nil { // the device doesn't say how many: it tries all
+	if err != nil { // it doesn't say how many: all count as lost
 		b.e.stats.deviceErrors.Add(1)
+		l := legOverlay
+		if b.fwd == &b.e.stats.vpc {
+			l = legVPC
+		}
+		b.e.dropN(l, dropDevice, theirs)
+		return
 	}
 	t.flush()
 	b.e.stats.traffic[legVPC][tx].add(uint64(n), bytes)

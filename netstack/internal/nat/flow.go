@@ -55,7 +55,7 @@ type Flow struct {
 	last                   atomic.Uint32 // coarse
 	next                   [2]atomic.Uint32
 	Hop                    atomic.Uint64 // next hop on the overlay, in the engine's own form
-	created                uint32        // coarse; the epoch of its end once it is removed
+	created                uint32        // coarse
 	lprev, lnext           uint32        // list of its client's half-open or its pool's closed flows; free list
 
 	dir [2]direction
@@ -67,7 +67,7 @@ type direction struct {
 	end            atomic.Uint32 // TCP: highest sequence number sent, and one
 	limit          atomic.Uint32 // TCP: up to which the other side may send
 	window         atomic.Uint32 // TCP: largest window announced, its scale, flags
-	timer          uint32        // link in the timer wheel: next of 0, previous of 1
+	timer          uint32        // link in the timer wheel: next of 0, previous of 1; of a removed flow 0 has the epoch of its end
 }
 
 // Count adds a packet.

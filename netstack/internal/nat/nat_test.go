@@ -3,8 +3,11 @@ package nat
 import (
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -680,5 +683,78 @@ func TestErrors(t *testing.T) {
 		if want := "icmp 3/3 10.0.0.1 > 10.0.0.10 [17 10.0.0.10:80 > 10.0.0.1:4000]"; got != want {
 			t.Errorf("5508-REQ-5c: %q, want %q", got, want)
 		}
+	}
+}
+
+// TestConcurrent lets readers find, follow and rewrite while others open, evict
+// and expire: a reader never sees a flow turn into another one.
+func TestConcurrent(t *testing.T) {
+	tab := New(Settings{MaxFlows: 300, MaxFlowsPerClient: 300, Seed: [32]byte{1}})
+	var clock atomic.Int64
+	clock.Store(1)
+	var wg sync.WaitGroup
+	rounds := 3000
+	if testing.Short() {
+		rounds = 500
+	}
+	for w := range 4 {
+		wg.Go(func() {
+			r := tab.NewReader()
+			rng := rand.New(rand.NewPCG(uint64(w), 1))
+			for range rounds {
+				r.Enter()
+				for range 16 {
+					now := clock.Load()
+					port := 2000 + rng.IntN(1000)
+					b := pkttest.UDP(fmt.Sprintf("172.31.0.%d:%d", 10+w%2, port), o1, "x")
+					var v ipkt.View
+					var k Key
+					ipkt.Parse(b, &v)
+					tab.KeyOf(VPC, &v, &k)
+					f, dir := tab.Find(now, &k)
+					if f == nil {
+						var why Refusal
+						if f, dir, why = tab.Open(now, &k, &v, &NewFlow{To: Overlay, Source: Masquerade, Address: ipkt.Bytes(external)}); why != Accepted {
+							continue
+						}
+					}
+					if !f.is(dir, &k) {
+						t.Errorf("found a flow of %v for %s", ipkt.Addr(f.Client), pkttest.Describe(b))
+					}
+					tab.Follow(now, f, dir, &v)
+					f.Rewrite(dir, &v)
+					f.Count(dir, len(v.B))
+					if rng.IntN(50) == 0 {
+						tab.Remove(f)
+					}
+				}
+				r.Leave()
+			}
+		})
+	}
+	stop := make(chan struct{})
+	var sweeper sync.WaitGroup
+	sweeper.Go(func() {
+		r := tab.NewReader()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				tab.Sweep(clock.Add(int64(time.Second)))
+				r.Enter()
+				tab.Walk(func(Info) bool { return true })
+				r.Leave()
+				runtime.Gosched()
+			}
+		}
+	})
+	wg.Wait()
+	close(stop)
+	sweeper.Wait()
+	p := &player{t: t, tab: tab, r: tab.NewReader(), now: clock.Load()}
+	p.check()
+	if n := tab.Len(); n > 300 {
+		t.Errorf("%d flows, want at most 300", n)
 	}
 }

@@ -57,8 +57,9 @@ func (t *Table) Open(now int64, k *Key, v *ipkt.View, n *NewFlow) (*Flow, int, R
 		t.mu.Lock()
 		f, ref := t.lookup(k)
 		if f == nil {
-			ref, why = t.open(coarse(now), k, v, n)
-			f = t.flow(ref >> 1)
+			if ref, why = t.open(coarse(now), k, v, n); why == Accepted {
+				f = t.flow(ref >> 1)
+			}
 		}
 		t.mu.Unlock()
 		if why == Accepted {

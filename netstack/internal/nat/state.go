@@ -208,10 +208,10 @@ func nextState(state uint32, dir int, s *segment, f *Flow) uint32 {
 		if state&bothFins == bothFins {
 			return state&^stateMask | stateClosed
 		}
-		if now := state & stateMask; now != stateReset && now != stateClosed {
-			return state&^stateMask | stateClosing
+		if isClosed(state) {
+			return state
 		}
-		return state
+		return state&^stateMask | stateClosing
 	}
 	switch state & stateMask {
 	case stateNew: // picked up in the middle
@@ -269,6 +269,7 @@ func (t *Table) followSYN(now int64, f *Flow, dir int, v *ipkt.View, s *segment,
 		d.announce(v, s)
 		d.window.Or(winSYN)
 		t.change(now, f, stateOpening)
+		t.refresh(now, f)
 		return Pass
 	}
 	if isHalfOpen(state) {

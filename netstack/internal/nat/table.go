@@ -322,7 +322,7 @@ func (t *Table) reclaim() {
 	}
 	for range 2 * sweepStep {
 		id := t.limbo.first
-		if id == 0 || int32(t.flow(id).created-oldest) >= 0 {
+		if id == 0 || int32(t.flow(id).dir[0].timer-oldest) >= 0 {
 			return
 		}
 		f := t.flow(id)
@@ -385,7 +385,7 @@ func (t *Table) remove(id uint32, f *Flow, why Reason) {
 	t.count--
 	t.stats.Live[class].Add(-1)
 	t.stats.Removed[class][why].Add(1)
-	f.created = t.epoch.Load()
+	f.dir[0].timer = t.epoch.Load() // out of the wheel, it has no other use
 	t.enlist(&t.limbo, id, f)
 }
 

@@ -34,8 +34,14 @@ type entry struct {
 	asked     atomic.Int64
 }
 
+// Waiting is a packet that waits for the MAC of its next hop.
+type Waiting struct {
+	Packet []byte
+	Class  uint8 // how the caller counts it
+}
+
 type pending struct {
-	packets [][]byte
+	packets []Waiting
 	asked   int64
 	tries   int
 }
@@ -108,7 +114,7 @@ func (t *Table) Lookup(now int64, a netip.Addr) (MAC, bool) {
 
 // Resolve keeps a copy of an IP packet until the address is resolved, and asks.
 // It reports false if there is no room for it.
-func (t *Table) Resolve(now int64, a netip.Addr, packet []byte) (kept bool) {
+func (t *Table) Resolve(now int64, a netip.Addr, packet []byte, class uint8) (kept bool) {
 	t.mu.Lock()
 	p := t.waiting[a]
 	ask := false
@@ -122,7 +128,7 @@ func (t *Table) Resolve(now int64, a netip.Addr, packet []byte) (kept bool) {
 		ask = true
 	}
 	if kept = len(p.packets) < maxQueued; kept {
-		p.packets = append(p.packets, slices.Clone(packet))
+		p.packets = append(p.packets, Waiting{slices.Clone(packet), class})
 	}
 	t.mu.Unlock()
 	if ask {
@@ -134,7 +140,7 @@ func (t *Table) Resolve(now int64, a netip.Addr, packet []byte) (kept bool) {
 // learn stores a mapping and returns the packets that waited for it. Only
 // addresses we asked about or know already are stored, unless the message was
 // directed at us.
-func (t *Table) learn(now int64, a netip.Addr, mac MAC, directed bool) [][]byte {
+func (t *Table) learn(now int64, a netip.Addr, mac MAC, directed bool) []Waiting {
 	if mac[0]&1 != 0 || !a.IsValid() || a.IsUnspecified() || a.IsMulticast() {
 		return nil
 	}
@@ -164,7 +170,7 @@ func (t *Table) learn(now int64, a netip.Addr, mac MAC, directed bool) [][]byte 
 }
 
 // Tick repeats questions. It returns the packets whose address didn't answer.
-func (t *Table) Tick(now int64) (failed [][]byte) {
+func (t *Table) Tick(now int64) (failed []Waiting) {
 	var ask []netip.Addr
 	t.mu.Lock()
 	for a, p := range t.waiting {
@@ -240,7 +246,7 @@ func (t *Table) arp(dst MAC, op uint16, src netip.Addr, targetMAC MAC, target ne
 
 // HandleARP handles the payload of an ARP frame and returns the packets that can
 // be sent now, with the address they are for.
-func (t *Table) HandleARP(now int64, b []byte) (ready [][]byte, from netip.Addr) {
+func (t *Table) HandleARP(now int64, b []byte) (ready []Waiting, from netip.Addr) {
 	if len(b) < 28 || [6]byte(b[:6]) != [6]byte{0, 1, 8, 0, 6, 4} {
 		return nil, netip.Addr{}
 	}
@@ -294,7 +300,7 @@ func IsNDP(v *ipkt.View) bool {
 
 // HandleNDP handles a neighbour discovery packet; see [Table.HandleARP]. Packets
 // that passed a router (hop limit below 255) or have a bad checksum are ignored.
-func (t *Table) HandleNDP(now int64, v *ipkt.View) (ready [][]byte, from netip.Addr) {
+func (t *Table) HandleNDP(now int64, v *ipkt.View) (ready []Waiting, from netip.Addr) {
 	b := v.B[v.L4:]
 	if v.TTL != 255 || len(b) < 24 || ipkt.Checksum(b, ipkt.PseudoSum(true, v.Src, v.Dst, ipkt.ICMPv6, len(b))) != 0 {
 		return nil, netip.Addr{}

@@ -1,0 +1,400 @@
+package netstack
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"ztgate/netstack/internal/ipkt"
+	"ztgate/netstack/internal/pkttest"
+	"ztgate/netstack/policy"
+)
+
+func forward(proto uint8, listen, to string, masquerade bool) Forward {
+	return Forward{Proto: proto, Listen: netip.MustParseAddrPort(listen), To: netip.MustParseAddrPort(to), Masquerade: masquerade}
+}
+
+func withForwards(list ...Forward) func(*Config) {
+	return func(c *Config) { c.Forwards = list }
+}
+
+func TestForwardFromOverlay(t *testing.T) {
+	for _, masquerade := range []bool{false, true} {
+		r := newRig(t, withForwards(forward(ipkt.UDP, "10.0.0.1:9051", "172.31.0.20:91", masquerade)))
+		src := "10.0.0.10:3333"
+		_, v := r.fromOverlay(pkttest.UDP(src, "10.0.0.1:9051", "question"))
+		if masquerade {
+			src = "172.31.0.1:3333"
+		}
+		r.want("L-FWD-SRC", v, "udp "+src+" > 172.31.0.20:91")
+		o, _ := r.fromVPC(pkttest.UDP("172.31.0.20:91", src, "answer"))
+		r.want("answer", o, "udp 10.0.0.1:9051 > 10.0.0.10:3333")
+		// Another peer with the same port.
+		_, v = r.fromOverlay(pkttest.UDP("10.0.0.11:3333", "10.0.0.1:9051", "question"))
+		if len(v) != 1 || masquerade == (v[0] == "udp 10.0.0.11:3333 > 172.31.0.20:91") {
+			t.Errorf("L-FWD: second peer arrives as %q", v)
+		}
+		// The target's error.
+		o, _ = r.fromVPC(pkttest.ICMPError("172.31.0.20", pkttest.Addr(src).Addr().String(), 3, 3, 0, pkttest.UDP(src, "172.31.0.20:91", "x"), 28))
+		r.want("5508-REQ-5a", o, "icmp 3/3 10.0.0.1 > 10.0.0.10 [17 10.0.0.10:3333 > 10.0.0.1:9051]")
+	}
+}
+
+// TestForwardAfterLoss: L-LOSS-FWD, the target speaks first in a flow that isn't
+// known.
+func TestForwardAfterLoss(t *testing.T) {
+	r := newRig(t, withForwards(forward(ipkt.TCP, "10.0.0.1:9050", "172.31.0.20:90", false)))
+	o, _ := r.fromVPC(pkttest.TCP("172.31.0.20:90", "10.0.0.10:3333", ipkt.ACK, 1, 1, "data"))
+	r.want("L-LOSS-FWD", o, "tcp 10.0.0.1:9050 > 10.0.0.10:3333")
+}
+
+func TestForwardFromVPC(t *testing.T) {
+	r := newRig(t, withForwards(forward(ipkt.TCP, "172.31.0.1:8443", "10.0.0.10:443", false), forward(ipkt.TCP, "0.0.0.0:8088", "172.31.0.20:80", false)))
+	o, _ := r.fromVPC(pkttest.TCP("172.31.0.10:4000", "172.31.0.1:8443", ipkt.SYN, 1, 0, ""))
+	r.want("to the overlay", o, "tcp 10.0.0.1:4000 > 10.0.0.10:443")
+	_, v := r.fromOverlay(pkttest.TCP("10.0.0.10:443", "10.0.0.1:4000", ipkt.SYN|ipkt.ACK, 1, 2, ""))
+	r.want("answer", v, "tcp 172.31.0.1:8443 > 172.31.0.10:4000")
+	// Back into the VPC, also for the target itself.
+	for _, client := range []string{"172.31.0.11", "172.31.0.20"} {
+		_, v = r.fromVPC(pkttest.TCP(client+":5000", "172.31.0.1:8088", ipkt.SYN, 1, 0, ""))
+		if len(v) != 1 {
+			t.Fatalf("L-HAIRPIN from %s: %q", client, v)
+		}
+		var port int
+		fmt.Sscanf(v[0], "tcp 172.31.0.1:%d > 172.31.0.20:80", &port)
+		_, v = r.fromVPC(pkttest.TCP("172.31.0.20:80", fmt.Sprintf("172.31.0.1:%d", port), ipkt.SYN|ipkt.ACK, 1, 2, ""))
+		r.want("L-HAIRPIN answer", v, "tcp 172.31.0.1:8088 > "+client+":5000")
+	}
+	r.drain()
+	r.account()
+}
+
+func TestForwardShadow(t *testing.T) {
+	r := newRig(t, withForwards(forward(ipkt.UDP, "10.0.0.1:9051", "172.31.0.20:91", false)))
+	o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:9051", "10.0.0.10:5555", "x"))
+	if len(o) != 1 || o[0] == "udp 10.0.0.1:9051 > 10.0.0.10:5555" {
+		t.Errorf("L-FWD-SHADOW: left as %q", o)
+	}
+	_, v := r.fromOverlay(pkttest.UDP("10.0.0.10:5555", "10.0.0.1:9051", "x"))
+	r.want("L-FWD-SHADOW", v, "udp 10.0.0.10:5555 > 172.31.0.20:91")
+}
+
+func TestHairpin(t *testing.T) {
+	r := newRig(t)
+	r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.10:53", "x"), pkttest.UDP("172.31.0.11:5000", "10.0.0.10:53", "x"))
+	_, v := r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.1:5000", "x"))
+	r.want("4787-REQ-9: the other one hasn't sent yet", v)
+	_, v = r.fromVPC(pkttest.UDP("172.31.0.11:5000", "10.0.0.1:4000", "x"))
+	r.want("4787-REQ-9a", v, "udp 10.0.0.1:5000 > 172.31.0.10:4000")
+	_, v = r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.1:5000", "x"))
+	r.want("4787-REQ-9", v, "udp 10.0.0.1:4000 > 172.31.0.11:5000")
+	_, v = r.fromVPC(pkttest.ICMPError("172.31.0.11", "10.0.0.1", 3, 3, 0, pkttest.UDP("10.0.0.1:4000", "172.31.0.11:5000", "x"), 28))
+	r.want("5508-REQ-7", v, "icmp 3/3 10.0.0.1 > 172.31.0.10 [17 172.31.0.10:4000 > 10.0.0.1:5000]")
+}
+
+func TestEndpointIndependentFiltering(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.NAT.FilterUDP = EndpointIndependent })
+	r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.10:53", "x"))
+	_, v := r.fromOverlay(pkttest.UDP("10.0.0.11:5999", "10.0.0.1:4000", "x"))
+	r.want("4787-REQ-8", v, "udp 10.0.0.11:5999 > 172.31.0.10:4000")
+	o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.11:5999", "x"))
+	r.want("answer", o, "udp 10.0.0.1:4000 > 10.0.0.11:5999")
+	_, v = r.fromOverlay(pkttest.TCP("10.0.0.11:5999", "10.0.0.1:4000", ipkt.SYN, 1, 0, ""))
+	r.want("7857-S6", v)
+}
+
+func TestAddressMaps(t *testing.T) {
+	p := netip.MustParsePrefix
+	r := newRig(t, func(c *Config) {
+		c.Maps = []AddressMap{
+			{Hosts: VPCSide, Real: p("172.31.5.0/28"), Alias: p("10.0.0.32/28")},
+			{Hosts: OverlaySide, Real: p("10.0.0.0/24"), Alias: p("100.64.7.0/24")},
+		}
+	})
+	o, _ := r.fromVPC(pkttest.UDP("172.31.5.3:4000", "10.0.0.10:53", "x"))
+	r.want("out, mapped source", o, "udp 10.0.0.35:4000 > 10.0.0.10:53")
+	_, v := r.fromOverlay(pkttest.TCP("10.0.0.11:5", "10.0.0.36:22", ipkt.SYN, 1, 0, ""))
+	r.want("in, both mapped", v, "tcp 100.64.7.11:5 > 172.31.5.4:22")
+	o, _ = r.fromVPC(pkttest.TCP("172.31.5.4:22", "100.64.7.11:5", ipkt.SYN|ipkt.ACK, 1, 2, ""))
+	r.want("answer", o, "tcp 10.0.0.36:22 > 10.0.0.11:5")
+	o, _ = r.fromVPC(pkttest.UDP("172.31.0.10:4000", "100.64.7.12:53", "x"))
+	r.want("alias, masqueraded", o, "udp 10.0.0.1:4000 > 10.0.0.12:53")
+	_, v = r.fromOverlay(pkttest.UDP("10.0.0.12:53", "10.0.0.1:4000", "x"))
+	r.want("answer", v, "udp 100.64.7.12:53 > 172.31.0.10:4000")
+	o, _ = r.fromVPC(pkttest.Packet{Proto: 50, Src: pkttest.Addr("172.31.5.3"), Dst: pkttest.Addr("10.0.0.10"), Payload: make([]byte, 20)}.Bytes())
+	r.want("ESP is mapped by address", o, "proto 50 10.0.0.35 > 10.0.0.10")
+}
+
+func TestPrefixTranslation(t *testing.T) {
+	p := netip.MustParsePrefix
+	r := newRig(t, func(c *Config) {
+		c.Maps = []AddressMap{{Hosts: VPCSide, Real: p("fd77:1::/64"), Alias: p("2001:db8:aa::/64")}}
+	})
+	in := pkttest.UDP("[fd77:1::50]:4000", "[fd77:100::50]:53", "x")
+	r.feed([][]byte{in}, nil)
+	o, _ := r.takeRaw()
+	if len(o) != 1 {
+		t.Fatalf("%d packets out", len(o))
+	}
+	got := pkttest.Describe(o[0])
+	if want := "udp [2001:db8:aa:0:cf15::50]:4000 > [fd77:100::50]:53"; got != want {
+		t.Errorf("6296: %q, want %q", got, want)
+	}
+	if string(o[0][46:48]) != string(in[46:48]) {
+		t.Errorf("6296: checksum changed from %x to %x", in[46:48], o[0][46:48])
+	}
+	_, v := r.fromOverlay(pkttest.UDP("[fd77:100::50]:53", "[2001:db8:aa:0:cf15::50]:4000", "x"))
+	r.want("6296: answer", v, "udp [fd77:100::50]:53 > [fd77:1::50]:4000")
+	_, v = r.fromOverlay(pkttest.UDP("[fd77:100::51]:1", "[2001:db8:aa:0:cf15::50]:22", "x"))
+	r.want("6296: from outside", v, "udp [fd77:100::51]:1 > [fd77:1::50]:22")
+}
+
+func TestNAT66(t *testing.T) {
+	r := newRig(t)
+	n := testNetwork()
+	n.Masquerade6 = true
+	if err := r.e.SetNetworks([]Network{n}); err != nil {
+		t.Fatal(err)
+	}
+	o, _ := r.fromVPC(pkttest.UDP("[fd77:1::50]:4000", "[fd77:100::50]:53", "x"))
+	r.want("V6-NAT66", o, "udp [fd77:100::1]:4000 > [fd77:100::50]:53")
+	_, v := r.fromOverlay(pkttest.UDP("[fd77:100::50]:53", "[fd77:100::1]:4000", "x"))
+	r.want("answer", v, "udp [fd77:100::50]:53 > [fd77:1::50]:4000")
+	_, v = r.fromOverlay(pkttest.ICMPError("fd77:100::2", "fd77:100::1", 2, 0, 1280, pkttest.UDP("[fd77:100::1]:4000", "[fd77:100::50]:53", "x"), 200))
+	r.want("V6-NAT66, too big", v, "icmp 2/0 fd77:100::2 > fd77:1::50 [17 [fd77:1::50]:4000 > [fd77:100::50]:53]")
+	o, _ = r.fromVPC(pkttest.Echo("fd77:1::50", "fd77:100::50", false, 7, "x"))
+	r.want("echo", o, "icmp 128/0 fd77:100::1 > fd77:100::50 id 7")
+}
+
+func TestExempt(t *testing.T) {
+	r := newRig(t)
+	n := testNetwork()
+	n.Exempt = []netip.Prefix{netip.MustParsePrefix("10.0.0.11/32")}
+	if err := r.e.SetNetworks([]Network{n}); err != nil {
+		t.Fatal(err)
+	}
+	o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.11:53", "x"), pkttest.UDP("172.31.0.10:4000", "10.0.0.10:53", "x"))
+	r.want("6888-REQ-6", o, "udp 172.31.0.10:4000 > 10.0.0.11:53", "udp 10.0.0.1:4000 > 10.0.0.10:53")
+}
+
+func TestReload(t *testing.T) {
+	r := newRig(t)
+	r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.10:53", "x"), pkttest.UDP("172.31.0.10:4000", "10.0.0.10:54", "x"))
+	r.e.SetPolicy(policy.New(policy.Accept, []policy.Rule{{Action: policy.Drop, Ports: []policy.PortRange{{First: 54, Last: 54}}}}))
+	_, v := r.fromOverlay(pkttest.UDP("10.0.0.10:53", "10.0.0.1:4000", "x"), pkttest.UDP("10.0.0.10:54", "10.0.0.1:4000", "x"))
+	r.want("still allowed", v, "udp 10.0.0.10:53 > 172.31.0.10:4000")
+	if n := len(r.e.Flows(FlowFilter{})); n != 1 {
+		t.Errorf("%d flows, want 1", n)
+	}
+	// L-ADDR: another overlay address.
+	n := testNetwork()
+	n.Addresses[0] = netip.MustParsePrefix("10.0.0.7/24")
+	if err := r.e.SetNetworks([]Network{n}); err != nil {
+		t.Fatal(err)
+	}
+	r.take()
+	o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.10:53", "x"))
+	r.want("L-ADDR", o, "udp 10.0.0.7:4000 > 10.0.0.10:53")
+}
+
+func TestPolicy(t *testing.T) {
+	rules := []policy.Rule{
+		{Action: policy.Reject, Proto: ipkt.TCP, Ports: []policy.PortRange{{First: 23, Last: 23}}},
+		{Action: policy.Drop, To: []netip.Prefix{netip.MustParsePrefix("10.0.0.99/32")}},
+		{Action: policy.Accept, Direction: policy.In, Proto: ipkt.TCP, Ports: []policy.PortRange{{First: 22, Last: 22}}},
+	}
+	r := newRig(t, func(c *Config) { c.Policy = policy.New(policy.Accept, rules) })
+	n := testNetwork()
+	n.Masquerade = false
+	if err := r.e.SetNetworks([]Network{n}); err != nil {
+		t.Fatal(err)
+	}
+	_, v := r.fromVPC(pkttest.TCP("172.31.0.10:4000", "10.0.0.10:23", ipkt.SYN, 1, 0, ""))
+	r.want("reject", v, "tcp 10.0.0.10:23 > 172.31.0.10:4000")
+	o, v := r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.99:53", "x"))
+	r.want("drop", append(o, v...))
+	_, v = r.fromOverlay(pkttest.TCP("10.0.0.10:4000", "172.31.0.10:22", ipkt.SYN, 1, 0, ""), pkttest.TCP("10.0.0.10:4000", "172.31.0.10:80", ipkt.SYN, 1, 0, ""))
+	r.want("inbound only where a rule for it says so", v, "tcp 10.0.0.10:4000 > 172.31.0.10:22")
+	pol := r.e.pol.Load()
+	for rule, want := range map[int]uint64{0: 1, 1: 1, 2: 1, -1: 0} {
+		if got := pol.Hits(rule); got != want {
+			t.Errorf("rule %d: %d hits, want %d", rule, got, want)
+		}
+	}
+}
+
+func TestNeverForwarded(t *testing.T) {
+	r := newRig(t)
+	n := testNetwork()
+	n.Routes = append(n.Routes, Route{Target: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.0.0.2")})
+	if err := r.e.SetNetworks([]Network{n}); err != nil {
+		t.Fatal(err)
+	}
+	for _, dst := range []string{"169.254.169.254", "240.0.0.1", "255.255.255.255", "224.0.0.251", "10.0.0.255", "172.31.0.255"} {
+		o, v := r.fromVPC(pkttest.UDP("172.31.0.10:4000", dst+":80", "x"))
+		r.want("to "+dst, append(o, v...))
+	}
+	for _, src := range []string{"169.254.1.1", "203.0.113.9", "10.0.0.1", "172.31.0.1", "172.31.0.255"} {
+		o, v := r.fromVPC(pkttest.UDP(src+":4000", "10.0.0.10:80", "x"))
+		r.want("from "+src, append(o, v...))
+	}
+	o, v := r.fromOverlay(pkttest.UDP("10.0.0.10:1", "169.254.169.254:80", "x"), pkttest.UDP("172.31.0.10:1", "10.0.0.1:80", "x"))
+	r.want("from the overlay", append(o, v...))
+	r.drain()
+	r.account()
+}
+
+// TestErrorLimit: errors to one destination are limited, and others still get
+// theirs.
+func TestErrorLimit(t *testing.T) {
+	r := newRig(t)
+	count := func(src string, n int) (out int) {
+		for range n {
+			_, v := r.fromVPC(pkttest.Packet{Src: pkttest.Addr(src), Dst: pkttest.Addr("10.0.0.10:80"), TTL: 1}.Bytes())
+			out += len(v)
+		}
+		return out
+	}
+	if n := count("172.31.0.10:4000", 5000); n == 0 || n > 300 {
+		t.Errorf("1812-4.3.2.8: %d errors for 5000 packets", n)
+	}
+	for range 10 { // mtr -i 0.2 from another host
+		if n := count("172.31.0.11:4000", 1); n != 1 {
+			t.Error("1812-4.3.2.8: mtr would see a loss")
+		}
+		r.sleep(200 * time.Millisecond)
+	}
+}
+
+func TestTableFullIsTold(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.NAT = NAT{MaxFlows: 10, MaxFlowsPerClient: 10} })
+	for i := range 10 {
+		r.fromVPC(pkttest.UDP(fmt.Sprintf("172.31.0.10:%d", 4000+i), "10.0.0.10:53", "x"))
+		r.fromOverlay(pkttest.UDP("10.0.0.10:53", fmt.Sprintf("10.0.0.1:%d", 4000+i), "x"))
+	}
+	_, v := r.fromVPC(pkttest.UDP("172.31.0.11:5000", "10.0.0.10:53", "x"))
+	r.want("D3", v, "icmp 3/1 172.31.0.1 > 172.31.0.11 [17 172.31.0.11:5000 > 10.0.0.10:53]")
+	if n := r.drops(legVPC, dropTableFull); n != 1 {
+		t.Errorf("%d drops counted, want 1", n)
+	}
+}
+
+func TestFragmentIDs(t *testing.T) {
+	r := newRig(t)
+	ids := map[uint16]int{}
+	for _, src := range []string{"172.31.0.10:4000", "172.31.0.11:4001"} {
+		b := pkttest.Packet{Src: pkttest.Addr(src), Dst: pkttest.Addr("10.0.0.10:53"), ID: 0x7777, Payload: make([]byte, 2048)}.Bytes()
+		parts := pkttest.Fragments(b, 800, 800)
+		slices.Reverse(parts)
+		r.feed(parts, nil)
+		o, _ := r.takeRaw()
+		if len(o) != 3 {
+			t.Fatalf("4787-REQ-14: %d fragments out", len(o))
+		}
+		for _, f := range o {
+			ids[uint16(f[4])<<8|uint16(f[5])]++
+		}
+	}
+	if len(ids) != 2 {
+		t.Errorf("7857-S11: IDs %v of two packets", ids)
+	}
+}
+
+func TestMSS(t *testing.T) {
+	r := newRig(t)
+	n := testNetwork()
+	n.MTU = 1400
+	if err := r.e.SetNetworks([]Network{n}); err != nil {
+		t.Fatal(err)
+	}
+	mss := func(b []byte) uint16 {
+		var v ipkt.View
+		ipkt.Parse(b, &v)
+		return v.MSS()
+	}
+	for in, want := range map[uint16]uint16{1460: 1360, 536: 536, 1361: 1360, 0: 0} {
+		p := pkttest.Packet{Proto: ipkt.TCP, Flags: ipkt.SYN, Src: pkttest.Addr(fmt.Sprintf("172.31.0.10:%d", 5000+in)), Dst: pkttest.Addr("10.0.0.10:80"), Seq: 1}
+		if in > 0 {
+			p.Options = []byte{2, 4, byte(in >> 8), byte(in)}
+		}
+		r.feed([][]byte{p.Bytes()}, nil)
+		o, _ := r.takeRaw()
+		if len(o) != 1 || mss(o[0]) != want || pkttest.Describe(o[0]) != fmt.Sprintf("tcp 10.0.0.1:%d > 10.0.0.10:80", 5000+in) {
+			t.Errorf("L-MSS: %d became %d", in, mss(o[0]))
+		}
+	}
+	p := pkttest.Packet{Proto: ipkt.TCP, Flags: ipkt.SYN | ipkt.ACK, Src: pkttest.Addr("10.0.0.10:80"), Dst: pkttest.Addr("10.0.0.1:6460"), Seq: 9, Ack: 2, Options: []byte{2, 4, 5, 180}}
+	r.feed(nil, [][]byte{p.Bytes()})
+	if _, v := r.takeRaw(); len(v) != 1 || mss(v[0]) != 1360 {
+		t.Error("L-MSS: SYN/ACK not clamped")
+	}
+}
+
+func TestExplain(t *testing.T) {
+	r := newRig(t, withForwards(forward(ipkt.TCP, "10.0.0.1:8443", "172.31.0.20:443", false)), func(c *Config) {
+		c.Policy = policy.New(policy.Accept, []policy.Rule{{Action: policy.Reject, Proto: ipkt.TCP, Ports: []policy.PortRange{{First: 23, Last: 23}}}})
+	})
+	ask := func(overlay bool, src, dst string) Explanation {
+		return r.e.Explain(Question{FromOverlay: overlay, Network: testNet, Protocol: ipkt.TCP, Src: pkttest.Addr(src), Dst: pkttest.Addr(dst)})
+	}
+	for _, tt := range []struct {
+		overlay  bool
+		src, dst string
+		want     string
+	}{
+		{false, "172.31.0.10:4000", "10.0.0.10:443", "forward  rule -1 masquerade 10.0.0.1:0 > 10.0.0.10:443 by 10.0.0.0/24 hop 10.0.0.10"},
+		{false, "172.31.0.10:4000", "10.9.1.1:443", "forward  rule -1 masquerade 10.0.0.1:0 > 10.9.1.1:443 by 10.9.0.0/16 hop 10.0.0.2"},
+		{false, "172.31.0.10:4000", "10.0.0.10:23", "reject policy rule 0 keep 172.31.0.10:4000 > 10.0.0.10:23 by invalid Prefix hop invalid IP"},
+		{false, "172.31.0.10:4000", "192.0.2.1:443", "reject no_route rule -2 keep 172.31.0.10:4000 > 192.0.2.1:443 by invalid Prefix hop invalid IP"},
+		{false, "172.31.0.10:4000", "169.254.169.254:80", "drop forbidden_address rule -2 keep 172.31.0.10:4000 > 169.254.169.254:80 by invalid Prefix hop invalid IP"},
+		{false, "172.31.0.10:4000", "172.31.0.1:80", "local  rule -2 keep 172.31.0.10:4000 > 172.31.0.1:80 by invalid Prefix hop invalid IP"},
+		{true, "10.0.0.10:4000", "10.0.0.1:8443", "forward  rule -1 keep 10.0.0.10:4000 > 172.31.0.20:443 by invalid Prefix hop invalid IP"},
+		{true, "10.0.0.10:4000", "10.0.0.1:80", "drop no_flow rule -2 keep 10.0.0.10:4000 > 10.0.0.1:80 by invalid Prefix hop invalid IP"},
+		{true, "172.31.0.10:4000", "10.0.0.1:80", "drop spoofed_source rule -2 keep 172.31.0.10:4000 > 10.0.0.1:80 by invalid Prefix hop invalid IP"},
+	} {
+		x := ask(tt.overlay, tt.src, tt.dst)
+		got := fmt.Sprintf("%s %s rule %d %s %v > %v by %v hop %v", x.Verdict, x.Reason, x.Rule, x.SourceHow, x.Source, x.Destination, x.Route, x.NextHop)
+		if got != tt.want {
+			t.Errorf("%s > %s:\n got %s\nwant %s", tt.src, tt.dst, got, tt.want)
+		}
+	}
+	if h := r.e.pol.Load().Hits(0); h != 0 {
+		t.Errorf("asking counted %d hits", h)
+	}
+	r.fromVPC(pkttest.TCP("172.31.0.10:4000", "10.0.0.10:443", ipkt.SYN, 1, 0, ""))
+	if x := ask(false, "172.31.0.10:4000", "10.0.0.10:443"); !x.Established || x.Source.Port() != 4000 {
+		t.Errorf("of a known flow: %+v", x)
+	}
+}
+
+func TestNoAllocs(t *testing.T) {
+	r := newRig(t)
+	b := pkttest.UDP("172.31.0.10:4000", "10.0.0.10:53", "question")
+	back := pkttest.UDP("10.0.0.10:53", "10.0.0.1:4000", "answer")
+	r.fromVPC(b)
+	r.fromOverlay(back)
+	bufs, sizes := [][]byte{make([]byte, vpcOffset+readSize)}, []int{len(b)}
+	h := ethernetHeader(ourMAC, hostMAC, false)
+	frames := [][]byte{append(h[:], back...)}
+	r.e.cfg.Overlay, r.e.dev = discardOverlay{}, discardDevice{}
+	if n := testing.AllocsPerRun(100, func() {
+		copy(bufs[0][vpcOffset:], b)
+		r.e.vpcBatch(bufs, sizes)
+		copy(frames[0][ethernetLen:], back)
+		r.e.Deliver(testNet, frames)
+	}); n != 0 {
+		t.Errorf("%v allocations for a packet each way", n)
+	}
+}
+
+type discardOverlay struct{}
+
+func (discardOverlay) WriteFrames(_ uint64, bufs [][]byte, _ []int, _ int) (int, error) {
+	return len(bufs), nil
+}
+
+type discardDevice struct{ Device }
+
+func (discardDevice) Write(bufs [][]byte, _ int) (int, error) { return len(bufs), nil }
