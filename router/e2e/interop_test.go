@@ -81,13 +81,22 @@ func duration(t *testing.T) time.Duration {
 	return d
 }
 
+// prefix begins the names of the lab's namespaces. ZTGATE_E2E_PREFIX changes it,
+// so that several runs on one machine don't meet.
+func prefix() string {
+	if p := os.Getenv("ZTGATE_E2E_PREFIX"); p != "" {
+		return p
+	}
+	return "zglabe2e"
+}
+
 func options(t *testing.T) lab.Options {
 	t.Helper()
 	binary := os.Getenv("ZTGATE")
 	if binary == "" {
 		t.Fatal("set ZTGATE to the path of the program to test (make e2e does)")
 	}
-	return lab.Options{Binary: binary, Prefix: "zglabe2e", Duration: time.Second, Progress: t.Output()}
+	return lab.Options{Binary: binary, Prefix: prefix(), Duration: time.Second, Progress: t.Output()}
 }
 
 // start brings a scenario up for the length of the test.
