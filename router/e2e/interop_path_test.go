@@ -123,7 +123,7 @@ func TestInteropRoaming(t *testing.T) {
 		}
 		for i, n := range m.Nodes {
 			old, now := lab.MeshAddress(10+i), lab.MeshAddress(100+i)
-			if err := errors.Join(n.NS.AddAddress(lab.MeshLink, now), n.NS.RemoveAddress(lab.MeshLink, old)); err != nil {
+			if err := errors.Join(n.NS.RemoveAddress(lab.MeshLink, old), n.NS.AddAddress(lab.MeshLink, now)); err != nil {
 				t.Fatal(err)
 			}
 			awaitAll(t, n.Name+" moved", slices.DeleteFunc(slices.Clone(streams), func(s *stream) bool { return s.from != n && s.to != n }))

@@ -202,10 +202,22 @@ func allDirect(t *testing.T, m *lab.Mesh) {
 // what arrives.
 func accept(t *testing.T, n *lab.Node, at netip.AddrPort) {
 	t.Helper()
-	l, err := n.NS.Listen("tcp", at.String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	serve(t, n, at, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
+}
+
+// echo is accept, but what arrives goes back.
+func echo(t *testing.T, n *lab.Node, at netip.AddrPort) {
+	t.Helper()
+	serve(t, n, at, func(c net.Conn) { _, _ = io.Copy(c, c) })
+}
+
+func serve(t *testing.T, n *lab.Node, at netip.AddrPort, f func(net.Conn)) {
+	t.Helper()
+	var l net.Listener
+	eventually(t, func() (err error) { // a new IPv6 address takes a moment
+		l, err = n.NS.Listen("tcp", at.String())
+		return err
+	})
 	t.Cleanup(func() { _ = l.Close() })
 	go func() {
 		for {
@@ -214,16 +226,20 @@ func accept(t *testing.T, n *lab.Node, at netip.AddrPort) {
 				return
 			}
 			go func() {
-				_, _ = io.Copy(io.Discard, c)
+				f(c)
 				_ = c.Close()
 			}()
 		}
 	}()
 }
 
+func stepContext() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), 1500*time.Millisecond)
+}
+
 // connect tries a TCP connection for a while that covers one repeated SYN.
 func connect(from *lab.Node, to netip.AddrPort) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 1500*time.Millisecond)
+	ctx, cancel := stepContext()
 	defer cancel()
 	c, err := from.NS.Dial(ctx, "tcp", to.String())
 	if err == nil {

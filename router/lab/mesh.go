@@ -127,6 +127,16 @@ func (m *Mesh) Add(ctx context.Context, spec MeshMember) (*Node, error) {
 	return n, n.Start(ctx)
 }
 
+// Host makes a host in the underlay with a home that holds an identity, but starts
+// nothing on it and doesn't count it as a member. Its number is that of
+// [MeshAddress].
+func (m *Mesh) Host(name string, number int) (*Node, error) {
+	return m.node(number, MeshMember{Name: name})
+}
+
+// Planet returns the path of the planet file.
+func (m *Mesh) Planet() string { return m.planet }
+
 func (m *Mesh) node(number int, spec MeshMember) (*Node, error) {
 	n := &Node{Name: spec.Name, mesh: m, real: spec.ZeroTierOne}
 	var err error
