@@ -20,8 +20,9 @@ import (
 
 // libztMember is a member on libzt (testdata/libztmember.c).
 type libztMember struct {
-	in      io.Writer
-	answers *bufio.Scanner
+	in    io.Writer
+	lines chan string // what it says
+	asked int
 }
 
 // buildLibztMember compiles the member against the libzt of LIBZT_PREFIX.
@@ -56,27 +57,52 @@ func startLibztMember(t *testing.T, m *lab.Mesh, host *lab.Node, binary, network
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	l := &libztMember{in, bufio.NewScanner(out)}
+	l := &libztMember{in: in, lines: make(chan string, 1000)} // more than the test asks for
+	go func() {
+		defer close(l.lines)
+		for scanner := bufio.NewScanner(out); scanner.Scan(); {
+			l.lines <- scanner.Text()
+		}
+	}()
 	if got, want := l.next(), "address "+host.Address; got != want {
 		t.Fatalf("libzt says %q, want %q", got, want)
 	}
 	return l
 }
 
+// next returns the next line, or what the matter is.
 func (l *libztMember) next() string {
-	l.answers.Scan() // the end of the program is an empty answer
-	return l.answers.Text()
+	select {
+	case line, ok := <-l.lines:
+		if !ok {
+			return "(it has ended)"
+		}
+		return line
+	case <-time.After(patience):
+		return "(nothing)"
+	}
 }
 
 // connect returns an error unless the member gets a line back from an echo server.
 func (l *libztMember) connect(to netip.AddrPort) error {
-	if _, err := fmt.Fprintf(l.in, "connect %s %d\n", to.Addr(), to.Port()); err != nil {
+	l.asked++
+	if _, err := fmt.Fprintf(l.in, "connect %s %d %d\n", to.Addr(), to.Port(), l.asked); err != nil {
 		return err
 	}
-	if got := l.next(); got != "ok" {
-		return fmt.Errorf("libzt to %s: %q", to, got)
+	enough := time.After(2 * time.Second)
+	for {
+		select {
+		case line, ok := <-l.lines:
+			if !ok {
+				return errors.New("libzt has ended")
+			}
+			if line == fmt.Sprint(l.asked) {
+				return nil
+			} // else a late answer to an earlier one
+		case <-enough:
+			return fmt.Errorf("libzt gets no answer from %s", to)
+		}
 	}
-	return nil
 }
 
 // echoed returns an error unless a line comes back to a member.

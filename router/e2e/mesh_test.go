@@ -27,13 +27,17 @@ func overlayOf(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 77, 0, byt
 // older returns the path of a second, older zerotier-one, or "".
 func older() string { return os.Getenv("ZT_ONE_OLD") }
 
-// eachRoot runs f with every kind of root and controller that there is.
+// eachRoot runs f with every kind of root and controller that there is, at once.
 func eachRoot(t *testing.T, f func(t *testing.T, root string)) {
-	real := reference(t)
-	t.Run("root_ours", func(t *testing.T) { f(t, "") })
-	t.Run("root_real", func(t *testing.T) { f(t, real) })
+	roots := map[string]string{"ours": "", "real": reference(t)}
 	if older() != "" {
-		t.Run("root_old", func(t *testing.T) { f(t, older()) })
+		roots["old"] = older()
+	}
+	for name, root := range roots {
+		t.Run("root_"+name, func(t *testing.T) {
+			t.Parallel()
+			f(t, root)
+		})
 	}
 }
 
@@ -51,7 +55,8 @@ func members(t *testing.T) []lab.MeshMember {
 func mesh(t *testing.T, root string, list []lab.MeshMember) *lab.Mesh {
 	t.Helper()
 	o := options(t)
-	m, err := lab.StartMesh(context.Background(), lab.MeshOptions{Binary: o.Binary, Prefix: o.Prefix, Root: root, Members: list})
+	_, own, _ := strings.Cut(t.Name(), "/root_") // those of eachRoot run at once
+	m, err := lab.StartMesh(context.Background(), lab.MeshOptions{Binary: o.Binary, Prefix: o.Prefix + own, Root: root, Members: list})
 	if m != nil {
 		t.Cleanup(func() {
 			if t.Failed() {

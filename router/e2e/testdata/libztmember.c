@@ -1,8 +1,9 @@
 /*
  * A member on libzt, for TestInteropLibzt. It joins a network and echoes TCP on a
- * port. Lines on standard input are commands with one line of answer each:
+ * port. A line on standard input asks for a connection to an echo server; once
+ * something came back, the number is printed:
  *
- *     connect ADDRESS PORT    "ok" if a line comes back from an echo server
+ *     connect ADDRESS PORT NUMBER
  *
  * Usage: libztmember HOME PLANET NETWORK PORT
  */
@@ -45,22 +46,31 @@ static void *serve(void *unused)
 	return unused;
 }
 
-static int try(const char *to, unsigned short to_port)
+struct order {
+	char to[64];
+	int port, number;
+};
+
+static void *try(void *arg)
 {
+	struct order *o = arg;
 	char b[5] = {0};
 	int fd = zts_socket(ZTS_AF_INET, ZTS_SOCK_STREAM, 0);
-	int ok = fd >= 0 && zts_connect(fd, to, to_port, 2000) == ZTS_ERR_OK && zts_set_recv_timeout(fd, 2, 0) == ZTS_ERR_OK
-		&& zts_write(fd, "hello", 5) == 5 && zts_read(fd, b, 5) == 5 && memcmp(b, "hello", 5) == 0;
+	if (fd >= 0 && zts_connect(fd, o->to, o->port, 2000) == ZTS_ERR_OK && zts_set_recv_timeout(fd, 2, 0) == ZTS_ERR_OK
+		&& zts_write(fd, "hello", 5) == 5 && zts_read(fd, b, 5) == 5 && memcmp(b, "hello", 5) == 0) {
+		printf("%d\n", o->number);
+		fflush(stdout);
+	}
 	if (fd >= 0)
 		zts_close(fd);
-	return ok;
+	free(o);
+	return NULL;
 }
 
 int main(int argc, char **argv)
 {
 	static char planet[65536];
-	char line[256], to[64];
-	int to_port;
+	char line[256];
 	uint64_t network;
 	pthread_t t;
 	FILE *f;
@@ -85,9 +95,9 @@ int main(int argc, char **argv)
 	fflush(stdout);
 	pthread_create(&t, NULL, serve, NULL);
 	while (fgets(line, sizeof line, stdin)) {
-		if (sscanf(line, "connect %63s %d", to, &to_port) == 2)
-			puts(try(to, to_port) ? "ok" : "failed");
-		fflush(stdout);
+		struct order *o = malloc(sizeof *o);
+		if (o && sscanf(line, "connect %63s %d %d", o->to, &o->port, &o->number) == 3 && pthread_create(&t, NULL, try, o) == 0)
+			pthread_detach(t); /* a connection that fails takes long */
 	}
 	return 0;
 }
