@@ -7,7 +7,7 @@ FUZZTIME  ?= 10s
 RACE_PKGS := ./zerotier/... ./netstack/... ./router/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build lab test check race e2e conformance conformance-linux bench lint fuzz clean deps
+.PHONY: help build lab test race e2e interop conformance conformance-linux bench lint fuzz clean deps
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,11 @@ conformance: deps ## the NAT behaviour table: every row on the forwarding plane,
 
 conformance-linux: deps ## the same rows on the kernel's nftables masquerade, as a control (root)
 	$(GO) test -count=1 -tags e2e -timeout 5m -run TestLinux ./netstack/conformance -table
+
+interop: build ## against real nodes: ZT_ONE=path, also ZT_ONE_OLD=path, LIBZT_PREFIX=dir (root)
+	@test -x "$(ZT_ONE)" || { echo 'set ZT_ONE to the path of a zerotier-one (and ZT_ONE_OLD to that of an older one, if you have it)'; exit 1; }
+	ZTGATE=$(CURDIR)/$(BIN) ZT_ONE='$(ZT_ONE)' ZT_ONE_OLD='$(ZT_ONE_OLD)' LIBZT_PREFIX='$(LIBZT_PREFIX)' \
+		$(GO) test -count=1 -tags e2e -timeout 15m -v -run Interop ./router/e2e/...
 
 bench: build deps ## benchmarks and the end-to-end comparison with kernel forwarding (root)
 	ZTGATE=$(CURDIR)/$(BIN) $(GO) run ./bench/cmd/ztbench

@@ -35,13 +35,20 @@ func run(t *testing.T, n *lab.Namespace, name string, args ...string) string {
 // eventually waits until f returns no error.
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
-	var err error
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		if err = f(); err == nil {
-			return
+	if err := within(30*time.Second, f); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// within calls f for some time until it returns no error; else it returns the
+// last one.
+func within(d time.Duration, f func() error) error {
+	for end := time.Now().Add(d); ; time.Sleep(50 * time.Millisecond) {
+		err := f()
+		if err == nil || time.Now().After(end) {
+			return err
 		}
 	}
-	t.Fatal(err)
 }
 
 const office = "10.0.0.10"

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -58,6 +59,7 @@ func TestInterop(t *testing.T) {
 				{"UDP from the office", lab.Iperf{UDP: true, Bitrate: "20M", Length: 1200, Reverse: true}},
 			} {
 				m.Duration = duration(t)
+				t.Log(gatewayDrops(s))
 				got, err := lab.RunIperf(s.Context(), s.Office, s.VPC, lab.OfficeAddress, m.Iperf)
 				if err != nil {
 					t.Errorf("%s: %v", m.name, err)
@@ -66,6 +68,7 @@ func TestInterop(t *testing.T) {
 				t.Logf("%s: %.0f Mbit/s, lost %.2f %%, %d retransmits", m.name, got.BitsPerSecond/1e6, got.LostPercent, got.Retransmits)
 				if got.Bytes == 0 || got.LostPercent > 10 {
 					t.Errorf("%s: %+v", m.name, got)
+					t.Log(gatewayDrops(s))
 				}
 			}
 		})
@@ -81,13 +84,22 @@ func duration(t *testing.T) time.Duration {
 	return d
 }
 
+// prefix begins the names of the lab's namespaces. ZTGATE_E2E_PREFIX changes it,
+// so that several runs on one machine don't meet.
+func prefix() string {
+	if p := os.Getenv("ZTGATE_E2E_PREFIX"); p != "" {
+		return p
+	}
+	return "zglabe2e"
+}
+
 func options(t *testing.T) lab.Options {
 	t.Helper()
 	binary := os.Getenv("ZTGATE")
 	if binary == "" {
 		t.Fatal("set ZTGATE to the path of the program to test (make e2e does)")
 	}
-	return lab.Options{Binary: binary, Prefix: "zglabe2e", Duration: time.Second, Progress: t.Output()}
+	return lab.Options{Binary: binary, Prefix: prefix(), Duration: time.Second, Progress: t.Output()}
 }
 
 // start brings a scenario up for the length of the test.
@@ -111,4 +123,19 @@ func start(t *testing.T, o lab.Options) *lab.Scenario {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// gatewayDrops lists what our gateway has dropped.
+func gatewayDrops(s *lab.Scenario) string {
+	m, err := s.Metrics(context.Background())
+	if err != nil {
+		return ""
+	}
+	var out strings.Builder
+	for _, d := range m["ztgate_dropped_packets_total"] {
+		if d.Value > 0 {
+			fmt.Fprintf(&out, "dropped %s %s: %.0f\n", d.Labels["leg"], d.Labels["reason"], d.Value)
+		}
+	}
+	return out.String()
 }

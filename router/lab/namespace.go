@@ -169,6 +169,15 @@ func (n *Namespace) Listen(network, address string) (l net.Listener, err error) 
 	return l, err
 }
 
+// ListenPacket opens a datagram socket within the namespace.
+func (n *Namespace) ListenPacket(network, address string) (c net.PacketConn, err error) {
+	err = n.Do(func() (err error) {
+		c, err = net.ListenPacket(network, address)
+		return err
+	})
+	return c, err
+}
+
 // Sysctl sets a kernel parameter of the namespace, as in
 // "net/ipv4/ip_forward".
 func (n *Namespace) Sysctl(key, value string) error {
@@ -205,6 +214,18 @@ func (n *Namespace) AddAddress(ifname string, p netip.Prefix) error {
 		return fmt.Errorf("add address %s to %q in %q: %w", p, ifname, n.Name, err)
 	}
 	return n.up(ifname)
+}
+
+// RemoveAddress takes an address away from an interface.
+func (n *Namespace) RemoveAddress(ifname string, p netip.Prefix) error {
+	l, err := n.nl.LinkByName(ifname)
+	if err == nil {
+		err = n.nl.AddrDel(l, &netlink.Addr{IPNet: ipNet(p)})
+	}
+	if err != nil {
+		return fmt.Errorf("remove address %s from %q in %q: %w", p, ifname, n.Name, err)
+	}
+	return nil
 }
 
 // AddRoute routes to target through a neighbour.

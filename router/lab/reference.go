@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"ztgate/router"
@@ -38,12 +40,12 @@ type referenceAPI struct {
 
 // startReference starts a zerotier-one in a namespace. Its home holds an identity
 // already; devices maps networks to interface names.
-func (s *Scenario) startReference(n *Namespace, name string, devices map[router.NetworkID]string) (*Process, *referenceAPI, error) {
-	home, err := s.Home(name)
+func (t *Topology) startReference(n *Namespace, name, binary, planet string, devices map[router.NetworkID]string) (*Process, *referenceAPI, error) {
+	home, err := t.Home(name)
 	if err != nil {
 		return nil, nil, err
 	}
-	planet, err := os.ReadFile(s.planet)
+	world, err := os.ReadFile(planet)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -53,13 +55,13 @@ func (s *Scenario) startReference(n *Namespace, name string, devices map[router.
 	}
 	settings := fmt.Sprintf(`{"settings":{"primaryPort":%d,"portMappingEnabled":false,"softwareUpdate":"disable","interfacePrefixBlacklist":[%q]}}`,
 		referencePort, officeTUN)
-	for file, content := range map[string]string{"planet": string(planet), "devicemap": devmap.String(), "local.conf": settings} {
+	for file, content := range map[string]string{"planet": string(world), "devicemap": devmap.String(), "local.conf": settings} {
 		if err := os.WriteFile(filepath.Join(home, file), []byte(content), 0o600); err != nil {
 			return nil, nil, err
 		}
 	}
 	api := &referenceAPI{ns: n, home: home, http: n.HTTPClient()}
-	p, err := s.startPlain(n, name, s.opts.ZeroTierOne, "-U", fmt.Sprintf("-p%d", referencePort), home)
+	p, err := t.startPlain(n, name, binary, "-U", fmt.Sprintf("-p%d", referencePort), home)
 	return p, api, err
 }
 
@@ -111,24 +113,62 @@ func (a *referenceAPI) join(ctx context.Context, id router.NetworkID) error {
 	return a.call(ctx, http.MethodPost, "/network/"+id.String(), map[string]any{"allowManaged": true, "allowGlobal": true}, nil)
 }
 
-// link returns DIRECT if the node has a direct path to another, and where.
-func (a *referenceAPI) link(ctx context.Context, address string) (link, endpoint string, err error) {
+func (a *referenceAPI) leave(ctx context.Context, id router.NetworkID) error {
+	return a.call(ctx, http.MethodDelete, "/network/"+id.String(), nil, nil)
+}
+
+// network returns how the node sees a network (chapter 04 §15.4).
+func (a *referenceAPI) network(ctx context.Context, id router.NetworkID) (NetworkState, error) {
+	var v struct {
+		Status            string
+		PortDeviceName    string
+		AssignedAddresses []netip.Prefix
+	}
+	err := a.call(ctx, http.MethodGet, "/network/"+id.String(), nil, &v)
+	return NetworkState{v.Status, v.PortDeviceName, v.AssignedAddresses}, err
+}
+
+// endpoints returns where the node reaches another directly, the preferred one
+// first.
+func (a *referenceAPI) endpoints(ctx context.Context, address string) ([]netip.AddrPort, error) {
 	var p struct {
 		Paths []struct {
-			Address                    string
+			Address                    string // "ip/port"
 			Active, Expired, Preferred bool
 		}
 		Tunneled bool
 	}
-	if err := a.call(ctx, http.MethodGet, "/peer/"+address, nil, &p); err != nil {
-		return "", "", err
+	if err := a.call(ctx, http.MethodGet, "/peer/"+address, nil, &p); err != nil || p.Tunneled {
+		return nil, err
 	}
+	var out []netip.AddrPort
 	for _, path := range p.Paths {
-		if path.Active && !path.Expired && path.Preferred && !p.Tunneled {
-			return "DIRECT", path.Address, nil
+		host, port, _ := strings.Cut(path.Address, "/")
+		ep, err := netip.ParseAddrPort(net.JoinHostPort(host, port))
+		if err != nil {
+			return nil, fmt.Errorf("path to %s: %w", address, err)
+		}
+		switch {
+		case !path.Active || path.Expired:
+		case path.Preferred:
+			out = slices.Insert(out, 0, ep)
+		default:
+			out = append(out, ep)
 		}
 	}
-	return "RELAY", "", nil
+	return out, nil
+}
+
+// link returns DIRECT if the node has a direct path to another, and where.
+func (a *referenceAPI) link(ctx context.Context, address string) (link, endpoint string, err error) {
+	list, err := a.endpoints(ctx, address)
+	if err != nil {
+		return "", "", err
+	}
+	if len(list) == 0 {
+		return "RELAY", "", nil
+	}
+	return "DIRECT", list[0].String(), nil
 }
 
 // createNetwork makes a network on the node's controller.
@@ -140,6 +180,10 @@ func (a *referenceAPI) createNetwork(ctx context.Context, patch map[string]any) 
 	var rec json.RawMessage
 	err = a.call(ctx, http.MethodPost, "/controller/network/"+address+"______", patch, &rec)
 	return rec, err
+}
+
+func (a *referenceAPI) setNetwork(ctx context.Context, id router.NetworkID, patch map[string]any) error {
+	return a.call(ctx, http.MethodPost, "/controller/network/"+id.String(), patch, nil)
 }
 
 func (a *referenceAPI) setMember(ctx context.Context, id router.NetworkID, address string, patch map[string]any) error {

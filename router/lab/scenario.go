@@ -250,7 +250,7 @@ func (s *Scenario) spawn(n *Namespace, name string, args ...string) (*Process, *
 // StartRoot starts the root, the first time or after it was stopped.
 func (s *Scenario) StartRoot(ctx context.Context) (err error) {
 	if s.opts.Root == Reference {
-		s.RootProcess, s.rootRef, err = s.startReference(s.Root, "root", nil)
+		s.RootProcess, s.rootRef, err = s.startReference(s.Root, "root", s.opts.ZeroTierOne, s.planet, nil)
 	} else {
 		s.RootProcess, s.RootAPI, err = s.spawn(s.Root, "root", "member", "--controller", "--port", fmt.Sprint(rootPort), "--listen", "")
 	}
@@ -317,7 +317,7 @@ func (s *Scenario) SetMember(ctx context.Context, node string, patch map[string]
 
 func (s *Scenario) startMembers(ctx context.Context) (err error) {
 	if s.opts.Office == Reference {
-		s.OfficeProcess, s.officeRef, err = s.startReference(s.Office, "office", map[router.NetworkID]string{s.Network: officeTUN})
+		s.OfficeProcess, s.officeRef, err = s.startReference(s.Office, "office", s.opts.ZeroTierOne, s.planet, map[router.NetworkID]string{s.Network: officeTUN})
 		if err == nil {
 			err = until(ctx, func() error { return s.officeRef.join(ctx, s.Network) })
 		}
@@ -340,7 +340,7 @@ func (s *Scenario) StartGateway(ctx context.Context) (err error) {
 	}
 	s.started = time.Now()
 	if s.opts.Gateway == Reference {
-		s.GatewayProcess, s.gatewayRef, err = s.startReference(s.Gateway, "gw", map[router.NetworkID]string{s.Network: gatewayTUN})
+		s.GatewayProcess, s.gatewayRef, err = s.startReference(s.Gateway, "gw", s.opts.ZeroTierOne, s.planet, map[router.NetworkID]string{s.Network: gatewayTUN})
 		if err != nil {
 			return err
 		}

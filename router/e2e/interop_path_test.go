@@ -1,0 +1,238 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"ztgate/router/lab"
+)
+
+// stream is a TCP connection on which one member sends to another all the time.
+type stream struct {
+	from, to *lab.Node
+	received atomic.Int64
+}
+
+// openStream starts a stream, which ends with the test.
+func openStream(t *testing.T, from, to *lab.Node, at netip.AddrPort) *stream {
+	t.Helper()
+	s := &stream{from: from, to: to}
+	l, err := to.NS.Listen("tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_, _ = io.Copy(&countTo{&s.received}, c)
+	}()
+	var c net.Conn
+	eventually(t, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		c, err = from.NS.Dial(ctx, "tcp", at.String())
+		return err
+	})
+	t.Cleanup(func() { _ = c.Close() })
+	go func() {
+		b := make([]byte, 8<<10)
+		for pause := time.NewTicker(5 * time.Millisecond); ; <-pause.C { // about 13 Mbit/s
+			if _, err := c.Write(b); err != nil {
+				return
+			}
+		}
+	}()
+	return s
+}
+
+type countTo struct{ n *atomic.Int64 }
+
+func (c *countTo) Write(b []byte) (int, error) {
+	c.n.Add(int64(len(b)))
+	return len(b), nil
+}
+
+// resumed waits until a stream moves again and returns how long that took. What
+// was on the way when the test asked doesn't count.
+func (s *stream) resumed(limit time.Duration) (time.Duration, error) {
+	start := time.Now()
+	const enough = 1 << 20 // more than is on the way
+	first := s.received.Load()
+	last, lastAt, longest := first, start, time.Duration(0)
+	err := within(limit, func() error {
+		now := s.received.Load()
+		if now != last {
+			longest = max(longest, time.Since(lastAt))
+			last, lastAt = now, time.Now()
+		}
+		if now-first < enough {
+			return fmt.Errorf("%s to %s: only %d bytes in %v", s.from.Name, s.to.Name, now-first, time.Since(start).Round(time.Second))
+		}
+		return nil
+	})
+	return longest.Round(50 * time.Millisecond), err
+}
+
+// awaitAll waits until all streams move again.
+func awaitAll(t *testing.T, after string, streams []*stream) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for _, s := range streams {
+		wg.Go(func() {
+			pause, err := s.resumed(2 * patience)
+			if err != nil {
+				t.Errorf("%s: %v", after, err)
+				return
+			}
+			t.Logf("%s: %s to %s paused for %v", after, s.from.Name, s.to.Name, pause)
+		})
+	}
+	wg.Wait()
+}
+
+// Either side gets another underlay address in the middle of transfers, which go
+// on.
+func TestInteropRoaming(t *testing.T) {
+	eachRoot(t, func(t *testing.T, root string) {
+		m := mesh(t, root, members(t))
+		network(t, m, nil)
+		allReach(t, m)
+		allDirect(t, m)
+		var streams []*stream
+		for i, from := range m.Nodes {
+			for j, to := range m.Nodes {
+				if i != j { // those between real ones are for comparison
+					streams = append(streams, openStream(t, from, to, netip.AddrPortFrom(overlayOf(j), uint16(7000+i))))
+				}
+			}
+		}
+		move := func(numbers ...int) {
+			moves := func(n *lab.Node) bool {
+				return slices.ContainsFunc(numbers, func(i int) bool { return m.Nodes[i] == n })
+			}
+			var names []string
+			for _, i := range numbers {
+				n := m.Nodes[i]
+				names = append(names, n.Name)
+				if err := errors.Join(n.NS.RemoveAddress(lab.MeshLink, lab.MeshAddress(10+i)), n.NS.AddAddress(lab.MeshLink, lab.MeshAddress(100+i))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			awaitAll(t, strings.Join(names, " and ")+" moved", slices.DeleteFunc(slices.Clone(streams),
+				func(s *stream) bool { return !moves(s.from) && !moves(s.to) }))
+			pairs(t, m, func(from, to *lab.Node, _, j int) error {
+				if !slices.Contains(numbers, j) {
+					return nil
+				}
+				return within(patience, func() error { return at(from, to, lab.MeshAddress(100+j).Addr()) })
+			})
+		}
+		move(0)    // ours
+		move(1, 2) // real ones look at their addresses every 30 s
+	})
+}
+
+// at returns an error unless a node reaches another directly at an address.
+func at(from, to *lab.Node, want netip.Addr) error {
+	list, err := from.Endpoints(context.Background(), to)
+	if err == nil && (len(list) == 0 || list[0].Addr() != want) {
+		err = fmt.Errorf("%s reaches %s at %v, want %s", from.Name, to.Name, list, want)
+	}
+	return err
+}
+
+// Members go on without the root, which is found again when it is back and then
+// serves a new member. A root that was killed knows nobody: real members say HELLO
+// and announce their groups again within a minute each, whatever the root is.
+func TestInteropRootRestart(t *testing.T) {
+	eachRoot(t, func(t *testing.T, root string) {
+		m := mesh(t, root, members(t))
+		id := network(t, m, nil)
+		allReach(t, m)
+		allDirect(t, m)
+		m.Root.Process.Kill()
+		for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
+			pairs(t, m, func(from, _ *lab.Node, _, j int) error {
+				return within(time.Second, func() error { return ping(from, overlayOf(j)) })
+			})
+		}
+		if err := m.Root.Start(m.Context()); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		for _, spec := range []lab.MeshMember{{Name: "late"}, {Name: "latereal", ZeroTierOne: reference(t)}} {
+			n, err := m.Add(m.Context(), spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			admit(t, m, id, len(m.Nodes)-1, n)
+			joined(t, n, id)
+		}
+		pairs(t, m, func(from, to *lab.Node, i, j int) error {
+			err := within(4*patience, func() error { return ping(from, overlayOf(j)) })
+			if max(i, j) > 2 {
+				t.Logf("%s reaches %s %v after the root was back", from.Name, to.Name, time.Since(start).Round(100*time.Millisecond))
+			}
+			return err
+		})
+		t.Logf("new members reach all others %v after the root was back", time.Since(start).Round(100*time.Millisecond))
+	})
+}
+
+// With two ways to each other, members leave the one that died.
+func TestInteropFailover(t *testing.T) {
+	real := reference(t)
+	m := mesh(t, "", []lab.MeshMember{{Name: "ours", Spare: true}, {Name: "real", ZeroTierOne: real, Spare: true}})
+	network(t, m, nil)
+	allReach(t, m)
+	ours, other := m.Nodes[0], m.Nodes[1]
+	var via netip.AddrPort
+	for _, n := range m.Nodes {
+		to := other
+		if n == other {
+			to = ours
+		}
+		if err := within(3*patience, func() error {
+			list, err := n.Endpoints(context.Background(), to)
+			if err != nil {
+				return err
+			}
+			main := func(e netip.AddrPort) bool { return lab.MeshAddress(0).Contains(e.Addr()) }
+			if !slices.ContainsFunc(list, main) || !slices.ContainsFunc(list, func(e netip.AddrPort) bool { return !main(e) }) {
+				return fmt.Errorf("%s knows only %v of %s", n.Name, list, to.Name)
+			}
+			if n == ours {
+				via = list[0]
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	there := openStream(t, ours, other, netip.AddrPortFrom(overlayOf(1), 7000))
+	back := openStream(t, other, ours, netip.AddrPortFrom(overlayOf(0), 7000))
+	dead := lab.MeshSpare
+	if lab.MeshAddress(0).Contains(via.Addr()) {
+		dead = lab.MeshLink
+	}
+	if err := other.Unplug(m.Context(), dead); err != nil {
+		t.Fatal(err)
+	}
+	awaitAll(t, dead+" died", []*stream{there, back})
+}

@@ -1,0 +1,323 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"ztgate/router"
+	"ztgate/router/lab"
+)
+
+// subnet is the overlay's; members are its .10 and following.
+var subnet = netip.MustParsePrefix("10.77.0.0/24")
+
+func overlayOf(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 77, 0, byte(10 + i)}) }
+
+// older returns the path of a second, older zerotier-one, or "".
+func older() string { return os.Getenv("ZT_ONE_OLD") }
+
+// eachRoot runs f with every kind of root and controller that there is, at once.
+func eachRoot(t *testing.T, f func(t *testing.T, root string)) {
+	roots := map[string]string{"ours": "", "real": reference(t)}
+	if older() != "" {
+		roots["old"] = older()
+	}
+	for name, root := range roots {
+		t.Run("root_"+name, func(t *testing.T) {
+			t.Parallel()
+			f(t, root)
+		})
+	}
+}
+
+// members are ours, a real one, and a third one: an older real one if there is
+// one, else ours again.
+func members(t *testing.T) []lab.MeshMember {
+	third := lab.MeshMember{Name: "old", ZeroTierOne: older()}
+	if older() == "" {
+		third.Name = "ours2"
+	}
+	return []lab.MeshMember{{Name: "ours"}, {Name: "real", ZeroTierOne: reference(t)}, third}
+}
+
+// mesh brings nodes up for the length of the test.
+func mesh(t *testing.T, root string, list []lab.MeshMember) *lab.Mesh {
+	t.Helper()
+	o := options(t)
+	_, own, _ := strings.Cut(t.Name(), "/root_") // those of eachRoot run at once
+	m, err := lab.StartMesh(context.Background(), lab.MeshOptions{Binary: o.Binary, Prefix: o.Prefix + own, Root: root, Members: list})
+	if m != nil {
+		t.Cleanup(func() {
+			if t.Failed() {
+				for _, p := range m.Processes() {
+					t.Log("\n" + p.Tail(20))
+				}
+			}
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+			_ = os.RemoveAll(m.LogDir)
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// network makes a network, authorises all members with addresses of the subnet,
+// joins them and waits until they have what they were given.
+func network(t *testing.T, m *lab.Mesh, patch map[string]any) router.NetworkID {
+	t.Helper()
+	ctx := m.Context()
+	all := map[string]any{"name": "interop", "private": true, "routes": []any{map[string]any{"target": subnet.String(), "via": nil}}}
+	for k, v := range patch {
+		all[k] = v
+	}
+	id, err := m.CreateNetwork(ctx, all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, n := range m.Nodes {
+		admit(t, m, id, i, n)
+	}
+	for _, n := range m.Nodes {
+		joined(t, n, id)
+	}
+	return id
+}
+
+// admit authorises a member and tells it to join.
+func admit(t *testing.T, m *lab.Mesh, id router.NetworkID, i int, n *lab.Node) {
+	t.Helper()
+	setMember(t, m, id, n, map[string]any{"authorized": true, "ipAssignments": []string{overlayOf(i).String()}})
+	if err := n.Join(m.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func setMember(t *testing.T, m *lab.Mesh, id router.NetworkID, n *lab.Node, patch map[string]any) {
+	t.Helper()
+	if err := m.SetMember(m.Context(), id, n, patch); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// joined waits until a node has the configuration and the kernel all addresses of
+// it, and returns them.
+func joined(t *testing.T, n *lab.Node, id router.NetworkID) lab.NetworkState {
+	t.Helper()
+	var s lab.NetworkState
+	eventually(t, func() (err error) {
+		if s, err = n.Network(context.Background(), id); err != nil {
+			return err
+		}
+		if s.Status != router.StatusOK || s.Device == "" || len(s.Addresses) == 0 {
+			return fmt.Errorf("%s: network %s is %s with %v on %q", n.Name, id, s.Status, s.Addresses, s.Device)
+		}
+		out, err := n.NS.Run(context.Background(), "ip", "-o", "addr", "show", "dev", s.Device)
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		for _, p := range s.Addresses {
+			if !strings.Contains(string(out), p.String()) {
+				return fmt.Errorf("%s has no %s yet:\n%s", n.Name, p, out)
+			}
+		}
+		return nil
+	})
+	return s
+}
+
+// ping sends one echo request and waits a second for the answer.
+func ping(from *lab.Node, to netip.Addr) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if out, err := from.NS.Run(ctx, "ping", "-n", "-c", "1", "-W", "1", to.String()); err != nil {
+		return fmt.Errorf("%s to %s: %w: %s", from.Name, to, err, lastLine(out))
+	}
+	return nil
+}
+
+func lastLine(b []byte) string {
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return lines[len(lines)-1]
+}
+
+// pairs calls f for all ordered pairs of members at once, and ends the test if
+// any returns an error.
+func pairs(t *testing.T, m *lab.Mesh, f func(from, to *lab.Node, i, j int) error) {
+	t.Helper()
+	errs := make(chan error)
+	count := 0
+	for i, from := range m.Nodes {
+		for j, to := range m.Nodes {
+			if i != j {
+				count++
+				go func() { errs <- f(from, to, i, j) }()
+			}
+		}
+	}
+	var all error
+	for range count {
+		all = errors.Join(all, <-errs)
+	}
+	if all != nil {
+		t.Fatal(all)
+	}
+}
+
+// patience is how long most things may take.
+const patience = 30 * time.Second
+
+// allReach waits until all members reach each other by their address in the subnet.
+func allReach(t *testing.T, m *lab.Mesh) {
+	t.Helper()
+	pairs(t, m, func(from, _ *lab.Node, _, j int) error {
+		return within(patience, func() error { return ping(from, overlayOf(j)) })
+	})
+}
+
+// allDirect waits until all members see each other directly.
+func allDirect(t *testing.T, m *lab.Mesh) {
+	t.Helper()
+	pairs(t, m, func(from, to *lab.Node, _, _ int) error {
+		return within(patience, func() error {
+			list, err := from.Endpoints(context.Background(), to)
+			if err == nil && len(list) == 0 {
+				err = fmt.Errorf("%s doesn't reach %s directly", from.Name, to.Name)
+			}
+			return err
+		})
+	})
+}
+
+// accept takes connections on a port of a node until the test ends, and discards
+// what arrives.
+func accept(t *testing.T, n *lab.Node, at netip.AddrPort) {
+	t.Helper()
+	serve(t, n, at, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
+}
+
+// echo is accept, but what arrives goes back.
+func echo(t *testing.T, n *lab.Node, at netip.AddrPort) {
+	t.Helper()
+	serve(t, n, at, func(c net.Conn) { _, _ = io.Copy(c, c) })
+}
+
+func serve(t *testing.T, n *lab.Node, at netip.AddrPort, f func(net.Conn)) {
+	t.Helper()
+	var l net.Listener
+	eventually(t, func() (err error) { // a new IPv6 address takes a moment
+		l, err = n.NS.Listen("tcp", at.String())
+		return err
+	})
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				f(c)
+				_ = c.Close()
+			}()
+		}
+	}()
+}
+
+func stepContext() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), 1500*time.Millisecond)
+}
+
+// connect tries a TCP connection for a while that covers one repeated SYN.
+func connect(from *lab.Node, to netip.AddrPort) error {
+	ctx, cancel := stepContext()
+	defer cancel()
+	c, err := from.NS.Dial(ctx, "tcp", to.String())
+	if err == nil {
+		err = c.Close()
+	}
+	return err
+}
+
+// inbox receives datagrams on a port of a node until the test ends.
+type inbox struct {
+	at   netip.AddrPort
+	mu   sync.Mutex
+	seen map[string]bool // by content
+}
+
+func openInbox(t *testing.T, n *lab.Node, at netip.AddrPort) *inbox {
+	t.Helper()
+	c, err := n.NS.ListenPacket("udp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newInbox(t, c, at)
+}
+
+func newInbox(t *testing.T, c net.PacketConn, at netip.AddrPort) *inbox {
+	in := &inbox{at: at, seen: map[string]bool{}}
+	t.Cleanup(func() { _ = c.Close() })
+	go func() {
+		b := make([]byte, 100)
+		for {
+			k, _, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			in.mu.Lock()
+			in.seen[string(b[:k])] = true
+			in.mu.Unlock()
+		}
+	}()
+	return in
+}
+
+func (in *inbox) has(text string) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.seen[text]
+}
+
+// deliver sends datagrams for a while and returns nil as soon as one of them
+// arrives.
+func deliver(from *lab.Node, in *inbox) error {
+	out, err := from.NS.ListenPacket("udp", "")
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	text := fmt.Sprintf("%s %d", from.Name, time.Now().UnixNano())
+	for range 30 {
+		if _, err = out.WriteTo([]byte(text), net.UDPAddrFromAddrPort(in.at)); err != nil {
+			err = fmt.Errorf("send from %s: %w", from.Name, err) // the address may be gone
+		}
+		time.Sleep(50 * time.Millisecond)
+		if in.has(text) {
+			return nil
+		}
+	}
+	return errors.Join(err, fmt.Errorf("datagrams from %s to %s don't arrive", from.Name, in.at))
+}
+
+// not turns success into an error and the reverse.
+func not(err error, format string, args ...any) error {
+	if err == nil {
+		return fmt.Errorf(format, args...)
+	}
+	return nil
+}
