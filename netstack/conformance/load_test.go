@@ -83,9 +83,9 @@ func newFlows(b *bench) {
 		b.start(func(s *setup) { s.maxFlows = limit })
 		probe := b.probeFlow()
 		base := heap()
-		n, busy, free := b.scale(320_000), time.Duration(0), time.Duration(0)
+		n, busy, free := b.scale(160_000), time.Duration(0), time.Duration(0)
 		if !*strict {
-			n /= 8
+			n /= 4
 		}
 		plenty := min(n, 40_000) // while ports are left
 		for i := 0; i < n; i += 2000 {

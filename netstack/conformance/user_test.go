@@ -226,7 +226,11 @@ func userRows() map[string]func(*bench) {
 			f.talk()
 			b.none(overlay, tcp(f.out, f.ext, segment{flags: rst, seq: f.irs + 1<<30}))
 			f.talk()
-			b.note("dropped, flow lives")
+			f = b.forwarded()
+			f.talk()
+			b.none(overlay, tcp(f.out, f.ext, segment{flags: rst, seq: f.irs + 1<<30}))
+			f.talk()
+			b.note("dropped, flow lives, TA and TB")
 		},
 		"L-RST-SYN": func(b *bench) {
 			f := b.tcpSyn(at(v1, b.port()), at(o1, 80))
@@ -558,6 +562,10 @@ func userRows() map[string]func(*bench) {
 			}
 			b.advance(time.Hour)
 			f.pass(overlay, f.inSeg(psa, "late"))
+			f = b.forwarded()
+			f.pass(overlay, f.inSeg(int(fin|ack), ""))
+			b.advance(time.Hour)
+			f.pass(vpc, f.outSeg(psa, pad(1400)))
 			b.note("200 segments and one an hour later after the half close")
 		},
 		"L-ICMP-SEQ": na("optional: the quoted sequence number isn't checked, the flow's state isn't touched (5382-REQ-10)"),
