@@ -26,6 +26,9 @@ var loads = []struct {
 
 // TestLoad runs the loads one after the other, since they measure.
 func TestLoad(t *testing.T) {
+	if testing.Short() {
+		t.Skip("loads take long")
+	}
 	mk := func(t *testing.T, s setup) router { return newEngineRouter(t, s) }
 	for i, l := range loads {
 		t.Run(l.id, func(t *testing.T) {
