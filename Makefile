@@ -35,7 +35,7 @@ e2e: build
 	ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 10m ./router/e2e/...
 
 conformance: deps ## the NAT behaviour table: every row on the forwarding plane, with real programs (root)
-	$(GO) test -count=1 -tags e2e -timeout 5m -run 'TestConformance|TestPrograms|TestLoad|TestFaults' ./netstack/conformance -strict
+	$(GO) test -count=1 -tags e2e -timeout 5m -run 'TestConformance|TestPrograms|TestLoad|TestFaults|TestUnderlay' ./netstack/conformance -strict
 
 conformance-linux: deps ## the same rows on the kernel's nftables masquerade, as a control (root)
 	$(GO) test -count=1 -tags e2e -timeout 5m -run TestLinux ./netstack/conformance -table

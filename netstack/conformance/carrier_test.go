@@ -192,10 +192,7 @@ func carrierRows() map[string]func(*bench) {
 		"6888-REQ-5": func(b *bench) {
 			b.start(func(s *setup) { s.flowsPerClient = 1000 })
 			b.engineOnly()
-			passed := b.count(1500, func(i int) []byte { return tcp(at(v1, 10000+i), at(o1, 80), segment{flags: syn, seq: 1}) })
-			if passed > 1500 {
-				b.failf("%d flows", passed)
-			}
+			b.count(1500, func(i int) []byte { return tcp(at(v1, 10000+i), at(o1, 80), segment{flags: syn, seq: 1}) })
 			for i := range 20 {
 				b.tcpFlow(at(v2, 11000+i), at(o1, 80))
 			}

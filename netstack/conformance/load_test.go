@@ -26,6 +26,9 @@ var loads = []struct {
 
 // TestLoad runs the loads one after the other, since they measure.
 func TestLoad(t *testing.T) {
+	if testing.Short() {
+		t.Skip("loads take long")
+	}
 	mk := func(t *testing.T, s setup) router { return newEngineRouter(t, s) }
 	for i, l := range loads {
 		t.Run(l.id, func(t *testing.T) {
@@ -83,9 +86,9 @@ func newFlows(b *bench) {
 		b.start(func(s *setup) { s.maxFlows = limit })
 		probe := b.probeFlow()
 		base := heap()
-		n, busy, free := b.scale(320_000), time.Duration(0), time.Duration(0)
+		n, busy, free := b.scale(160_000), time.Duration(0), time.Duration(0)
 		if !*strict {
-			n /= 8
+			n /= 4
 		}
 		plenty := min(n, 40_000) // while ports are left
 		for i := 0; i < n; i += 2000 {

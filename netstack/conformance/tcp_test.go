@@ -66,6 +66,21 @@ func (f *flow) pass(from side, p []byte) {
 
 const psa = int(psh | ack)
 
+// forwarded starts the router with forwards to V1 and connects from outside: the
+// orientation TB. The flow's inside end is the target.
+func (b *bench) forwarded() *flow {
+	b.t.Helper()
+	b.start(func(s *setup) {
+		s.forwards = []forward{{protoTCP, at(ro, 9050), at(v1, 90)}, {protoUDP, at(ro, 9051), at(v1, 91)}}
+	})
+	f := &flow{b: b, in: at(v1, 90), out: at(o1, 7000), ext: at(ro, 9050), iss: 1000, irs: 9000}
+	f.pass(overlay, tcp(f.out, f.ext, segment{flags: syn, seq: 9000}))
+	f.irs++
+	f.pass(vpc, f.outSeg(int(syn|ack), ""))
+	f.pass(overlay, f.inSeg(int(ack), ""))
+	return f
+}
+
 // closeBoth ends a connection with both FINs.
 func (f *flow) closeBoth() {
 	f.pass(vpc, f.outSeg(int(fin|ack), ""))
@@ -118,7 +133,16 @@ func tcpRows() map[string]func(*bench) {
 			h.pass(overlay, h.inSeg(int(ack), ""))
 			r := b.tcpFlow(at(v1, b.port()), at(o1, 80))
 			r.pass(vpc, r.outSeg(int(rst|ack), ""))
-			b.note("every segment of opening, data, closing passed with only the tuple changed")
+			t := b.forwarded()
+			t.pass(overlay, t.inSeg(psa, "request"))
+			t.pass(vpc, t.outSeg(psa, "response"))
+			t.pass(overlay, t.inSeg(int(fin|ack), ""))
+			t.pass(vpc, t.outSeg(psa, "rest"))
+			t.pass(vpc, t.outSeg(int(fin|ack), ""))
+			t.pass(overlay, t.inSeg(int(ack), ""))
+			t = b.forwarded()
+			t.pass(overlay, t.inSeg(int(rst), ""))
+			b.note("every segment of opening, data, closing passed with only the tuple changed, TA and TB")
 		},
 		"5382-REQ-2a": func(b *bench) {
 			f := b.tcpSyn(at(v1, b.port()), at(o1, 80))
@@ -171,7 +195,10 @@ func tcpRows() map[string]func(*bench) {
 			f := b.tcpFlow(at(v1, b.port()), at(o1, 80))
 			b.advance(2*time.Hour + 3*time.Minute)
 			f.pass(overlay, f.inSeg(psa, "late"))
-			b.note("data after 2 h 03 min idle")
+			f = b.forwarded()
+			b.advance(2*time.Hour + 3*time.Minute)
+			f.pass(overlay, f.inSeg(psa, "late"))
+			b.note("data after 2 h 03 min idle, TA and TB")
 		},
 		"5382-REQ-5t": func(b *bench) {
 			for _, wait := range []time.Duration{110, 132, 235} {
@@ -236,7 +263,13 @@ func tcpRows() map[string]func(*bench) {
 				b.push(overlay, icmpError(mm, e[0], e[1], 1300, seen, 8))
 				f.talk()
 			}
-			b.note("data both ways after each")
+			f = b.forwarded()
+			seen = tcp(f.ext, f.out, segment{flags: ack, seq: f.iss, ack: f.irs})
+			for _, e := range errorsAbout {
+				b.push(overlay, icmpError(mm, e[0], e[1], 1300, seen, 8))
+				f.talk()
+			}
+			b.note("data both ways after each, TA and TB")
 		},
 	}
 }

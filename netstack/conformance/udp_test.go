@@ -269,7 +269,14 @@ func udpRows() map[string]func(*bench) {
 			b.advance(500 * time.Millisecond)
 			_, late := b.push(vpc, parts[0])
 			b.whole(append(early, late...), at(ro, 4700), payload)
-			b.note("orders 123, 321, 231 both ways, first one 0.5 s late")
+			b.forwarded()
+			for i, order := range orders {
+				parts := split(udp(at(o1, 7100), at(ro, 9051), payload), uint32(0x800+i), 800, 800)
+				b.fragments(overlay, parts, order, at(o1, 7100), payload)
+				parts = split(udp(at(v1, 91), at(o1, 7100), payload), uint32(0x900+i), 800, 800)
+				b.fragments(vpc, parts, order, at(ro, 9051), payload)
+			}
+			b.note("orders 123, 321, 231 both ways, TA and TB, first one 0.5 s late")
 		},
 		"4787-REQ-14a": func(b *bench) {
 			b.start()

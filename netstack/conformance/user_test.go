@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"ztgate/netstack"
@@ -226,7 +227,11 @@ func userRows() map[string]func(*bench) {
 			f.talk()
 			b.none(overlay, tcp(f.out, f.ext, segment{flags: rst, seq: f.irs + 1<<30}))
 			f.talk()
-			b.note("dropped, flow lives")
+			f = b.forwarded()
+			f.talk()
+			b.none(overlay, tcp(f.out, f.ext, segment{flags: rst, seq: f.irs + 1<<30}))
+			f.talk()
+			b.note("dropped, flow lives, TA and TB")
 		},
 		"L-RST-SYN": func(b *bench) {
 			f := b.tcpSyn(at(v1, b.port()), at(o1, 80))
@@ -339,6 +344,10 @@ func userRows() map[string]func(*bench) {
 			want(b, "packets", len(o), 400)
 			want(b, "ports", len(ports), 200)
 			b.note("400 packets, 200 ports")
+			if _, ok := b.r.(*engineRouter); ok {
+				b.concurrent(o, ps)
+				b.note("four readers of the overlay beside the one of the VPC: nothing lost")
+			}
 		},
 		"L-ADDR": func(b *bench) {
 			e := b.engineOnly()
@@ -558,6 +567,10 @@ func userRows() map[string]func(*bench) {
 			}
 			b.advance(time.Hour)
 			f.pass(overlay, f.inSeg(psa, "late"))
+			f = b.forwarded()
+			f.pass(overlay, f.inSeg(int(fin|ack), ""))
+			b.advance(time.Hour)
+			f.pass(vpc, f.outSeg(psa, pad(1400)))
 			b.note("200 segments and one an hour later after the half close")
 		},
 		"L-ICMP-SEQ": na("optional: the quoted sequence number isn't checked, the flow's state isn't touched (5382-REQ-10)"),
@@ -793,6 +806,27 @@ func dnsLoad(b *bench) {
 	}
 	want(b, "queries lost", lost, 0)
 	b.note("%d queries, 0 lost", n)
+}
+
+// concurrent answers packets that were seen outside from four goroutines while
+// others come from the VPC.
+func (b *bench) concurrent(seen []*packet, out [][]byte) {
+	var replies, frames [][]byte
+	for _, p := range seen {
+		replies = append(replies, b.frame(udp(p.to(), p.from(), "y")))
+	}
+	for _, p := range out {
+		frames = append(frames, b.frame(p))
+	}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() { b.r.inject(overlay, replies) })
+	}
+	b.r.inject(vpc, frames)
+	wg.Wait()
+	v, o := b.push(vpc)
+	want(b, "packets at the VPC", len(v), 4*len(seen))
+	want(b, "packets on the overlay", len(o), len(out))
 }
 
 // neighbours checks ARP on the overlay.
