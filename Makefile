@@ -1,22 +1,43 @@
 # ztgate: `make` alone prints what there is.
 GO        ?= go
 BIN       ?= bin/ztgate
+comma     := ,
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS   := -s -w -X ztgate/router.Version=$(VERSION)
 FUZZTIME  ?= 10s
 RACE_PKGS := ./zerotier/... ./netstack/... ./router/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build lab test race e2e interop conformance conformance-linux bench lint fuzz clean deps
+.PHONY: help build build-libzt test-libzt lab test race e2e interop conformance conformance-linux bench lint fuzz clean deps
 
 help: ## show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## install the Debian packages the tests use (root, apt)
 	@deploy/install-deps.sh
 
 build: ## one static binary in bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/ztgate
+
+# Where libzt is: pkg-config knows it, or it lies under LIBZT_PREFIX, or CGO_CFLAGS
+# and CGO_LDFLAGS say it all. LIBZT_STATIC=1 links it statically.
+LIBZT_BIN  ?= bin/ztgate-libzt
+LIBZT_TAGS := libzt$(if $(LIBZT_STATIC),$(comma)libzt_static)
+LIBZT_LIBS := $(if $(LIBZT_PREFIX),-L$(LIBZT_PREFIX)/lib -Wl$(comma)-rpath$(comma)$(LIBZT_PREFIX)/lib,$(shell pkg-config --libs-only-L --libs-only-other libzt 2>/dev/null))
+LIBZT_ENV  := CGO_ENABLED=1 CGO_LDFLAGS='$(strip $(CGO_LDFLAGS) $(LIBZT_LIBS))'
+
+have-libzt:
+	@deploy/find-libzt.sh || { echo 'libzt is not installed: set LIBZT_PREFIX to where it is, or see docs/libzt.md'; exit 1; }
+
+build-libzt: have-libzt ## a ztgate with libzt as its node too, in bin/ (docs/libzt.md)
+	$(LIBZT_ENV) $(GO) build -trimpath -tags $(LIBZT_TAGS) -ldflags '$(LDFLAGS)' -o $(LIBZT_BIN) ./cmd/ztgate
+
+test-libzt: build-libzt deps ## tests of the node on libzt, with the race detector and in namespaces (root)
+	$(LIBZT_ENV) $(GO) vet -tags $(LIBZT_TAGS) ./bindings/ ./router/ ./cmd/...
+	$(LIBZT_ENV) $(GO) tool staticcheck -tags $(LIBZT_TAGS) ./bindings/ ./router/
+	$(LIBZT_ENV) GODEBUG=cgocheck=1 $(GO) test -count=1 -tags $(LIBZT_TAGS) ./bindings/ ./router/ ./cmd/...
+	$(LIBZT_ENV) GODEBUG=cgocheck=1 $(GO) test -count=1 -race -tags $(LIBZT_TAGS) ./bindings/
+	ZTGATE=$(CURDIR)/$(LIBZT_BIN) $(GO) test -count=1 -tags e2e -timeout 10m -run Libzt -v ./router/e2e/
 
 lab: build ## the whole scenario on this machine, in network namespaces (root)
 	$(BIN) lab

@@ -357,7 +357,9 @@ func (n *Node) receive(ctx context.Context) error {
 		return t[i]
 	}
 	err := n.udp.Run(ctx,
-		func(i int, socket uint32, from netip.AddrPort, datagram []byte) { n.collect(worker(i), socket, from, datagram) },
+		func(i int, socket uint32, from netip.AddrPort, datagram []byte) {
+			n.collect(worker(i), socket, from, datagram)
+		},
 		func(i int) { n.feed(worker(i)) })
 	for _, w := range *table.Load() {
 		if w != nil {

@@ -14,18 +14,19 @@ var Version = "unknown"
 
 // Build describes this program.
 type Build struct {
-	Schema    int    `json:"schema"`
-	Version   string `json:"version"`
-	Revision  string `json:"revision"`
-	GoVersion string `json:"goVersion"`
-	Node      string `json:"node"`
-	Platform  string `json:"platform"`
+	Schema    int      `json:"schema"`
+	Version   string   `json:"version"`
+	Revision  string   `json:"revision"`
+	GoVersion string   `json:"goVersion"`
+	Node      string   `json:"node"`  // in use, or the default
+	Nodes     []string `json:"nodes"` // makes in this program
+	Platform  string   `json:"platform"`
 }
 
 // BuildInfo returns what is known about this program.
 func BuildInfo() Build {
 	b := Build{Schema: Schema, Version: Version, Revision: "unknown", GoVersion: runtime.Version(),
-		Node: "go", Platform: runtime.GOOS + "/" + runtime.GOARCH}
+		Node: DefaultNode(), Nodes: NodeMakes(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return b

@@ -47,7 +47,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 
 	g := &gateway{log: log}
 	node, err := parts.NewNode(NodeConfig{
-		Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Underlay: cfg.Underlay, Logger: log, Registerer: reg,
+		Make: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Underlay: cfg.Underlay, Logger: log, Registerer: reg,
 		OnFrames: func(nwid uint64, frames [][]byte) { g.plane.Deliver(nwid, frames) }, // the node runs only once plane is set
 	})
 	if err != nil {
@@ -91,7 +91,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 	}
 	defer srv.close()
 	info := node.Info()
-	log.Info("starting", "version", Version, "address", info.Address, "home", cfg.Home, "socket", srv.socket(),
+	log.Info("starting", "version", Version, "address", info.Address, "node", cfg.Node, "home", cfg.Home, "socket", srv.socket(),
 		"listen", cfg.Listen, "tun", cfg.VPC.TUN, "controller", info.Controller)
 	started = true
 	return runAll(ctx, log,

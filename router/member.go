@@ -37,7 +37,7 @@ func RunMemberWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Par
 	reg := newRegistry(cfg)
 	m := &member{taps: map[NetworkID]*tap{}, failed: map[NetworkID]string{}}
 	m.ports.Store(&map[uint64]*tap{})
-	node, err := parts.NewNode(NodeConfig{Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller,
+	node, err := parts.NewNode(NodeConfig{Make: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller,
 		Underlay: cfg.Underlay, Logger: log, Registerer: reg, OnFrames: m.onFrames})
 	if err != nil {
 		return fmt.Errorf("start node: %w", err)
@@ -60,7 +60,7 @@ func RunMemberWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Par
 	}
 	defer srv.close()
 	info := node.Info()
-	log.Info("starting", "version", Version, "address", info.Address, "mode", mode, "home", cfg.Home,
+	log.Info("starting", "version", Version, "address", info.Address, "node", cfg.Node, "mode", mode, "home", cfg.Home,
 		"socket", srv.socket(), "controller", info.Controller)
 	started = true
 	defer m.closeAll()

@@ -17,7 +17,7 @@ func registerStandard(reg prometheus.Registerer, cfg *Config) {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "ztgate_build_info", Help: "Always 1; the labels say which program this is.",
 			ConstLabels: prometheus.Labels{"version": b.Version, "revision": b.Revision, "goversion": b.GoVersion,
-				"node": b.Node, "ingress": ingress},
+				"node": cfg.Node, "ingress": ingress},
 		}, func() float64 { return 1 }))
 }
 

@@ -166,6 +166,7 @@ type Node interface {
 
 // NodeConfig is what the gateway tells a node.
 type NodeConfig struct {
+	Make       string // go or libzt, "" = [DefaultNode]
 	Home       string
 	Port       int
 	Planet     []byte // nil = the one in Home, else the built-in one

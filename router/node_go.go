@@ -9,6 +9,7 @@ import (
 
 	"ztgate/zerotier"
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/transport"
 	"ztgate/zerotier/vl1"
 )
 
@@ -53,6 +54,11 @@ func nodeError(err error) error {
 			return Usage(err)
 		}
 	}
+	return portError(err)
+}
+
+// portError says what to do about a taken port.
+func portError(err error) error {
 	if errors.Is(err, zerotier.ErrPortInUse) {
 		return fmt.Errorf("%w: choose another with --port, or --port 0 for any free one", err)
 	}
@@ -142,6 +148,18 @@ func (g *goNode) Moons() []Moon {
 	return out
 }
 
+// ciphers names the cipher suites.
+var ciphers = [...]string{"poly1305", "salsa2012_poly1305", "trusted", "aes_gmac_siv"}
+
+// collectWire collects what both makes of a node have: the sockets' counters.
+func collectWire(s transport.Stats, counter func(d *prometheus.Desc, v uint64, labels ...string)) {
+	counter(descPackets, s.Rx.Datagrams, "wire", "rx")
+	counter(descPackets, s.Tx.Datagrams, "wire", "tx")
+	counter(descBytes, s.Rx.Bytes, "wire", "rx")
+	counter(descBytes, s.Tx.Bytes, "wire", "tx")
+	s.EachDrop(func(reason string, n uint64) { counter(descDropped, n, "wire", reason) })
+}
+
 // wireCollector reads the node's counters at scrape time. It describes nothing
 // in advance, since other legs share some of its names.
 type wireCollector struct{ n *zerotier.Node }
@@ -167,13 +185,8 @@ func (c *wireCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v int, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
 	}
-	counter(descPackets, s.Wire.Rx.Datagrams, "wire", "rx")
-	counter(descPackets, s.Wire.Tx.Datagrams, "wire", "tx")
-	counter(descBytes, s.Wire.Rx.Bytes, "wire", "rx")
-	counter(descBytes, s.Wire.Tx.Bytes, "wire", "tx")
-	s.Wire.EachDrop(func(reason string, n uint64) { counter(descDropped, n, "wire", reason) })
+	collectWire(s.Wire, counter)
 	s.Network.EachDrop(func(reason string, n uint64) { counter(descDropped, n, "overlay", "network_"+reason) })
-	ciphers := [...]string{"poly1305", "salsa2012_poly1305", "trusted", "aes_gmac_siv"}
 	for i, name := range ciphers[:len(s.VL1.SealedBytes)] {
 		counter(descCrypto, s.VL1.SealedBytes[i], name, "tx")
 		counter(descCrypto, s.VL1.OpenedBytes[i], name, "rx")

@@ -97,7 +97,9 @@ func (s *service) networks() []Network {
 }
 
 func (s *service) info() Info {
-	return Info{Schema: Schema, NodeInfo: s.node.Info(), Mode: s.mode, Home: s.config().Home, Started: s.start, Build: BuildInfo()}
+	b := BuildInfo()
+	b.Node = s.config().Node
+	return Info{Schema: Schema, NodeInfo: s.node.Info(), Mode: s.mode, Home: s.config().Home, Started: s.start, Build: b}
 }
 
 func (s *service) peers() []Peer {

@@ -135,6 +135,7 @@ var settings = []*setting{
 		return nil
 	}, func(c *Config) string { return strings.ToLower(c.LogLevel.String()) }),
 	word("log.format", "log-format", "how to log: text or json", "text", []string{"text", "json"}, func(c *Config) *string { return &c.LogFormat }),
+	nodeSetting(),
 	text("planet", "planet", "planet file of your own roots", "", func(c *Config) *string { return &c.Planet }),
 	boolean("controller", "controller", "also be a network controller", false, func(c *Config) *bool { return &c.Controller }),
 	secret(text("identity.secret", "", "secret identity, or file:PATH", "", func(c *Config) *string { return &c.IdentitySecret })).alias("ZEROTIER_IDENTITY_SECRET"),
@@ -171,6 +172,18 @@ var settings = []*setting{
 }
 
 var actions = []string{"accept", "drop", "reject"}
+
+// nodeSetting is the make of the node. Its default depends on the build.
+func nodeSetting() *setting {
+	s := scalar("node", "node", "make of the node: go or libzt; default libzt where it is built in", "", func(c *Config, v string) error {
+		if v == "" {
+			v = DefaultNode()
+		}
+		c.Node = v
+		return checkNode(v)
+	}, func(c *Config) string { return c.Node })
+	return s
+}
 
 func secret(s *setting) *setting { s.secret = true; return s }
 

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,7 +19,7 @@ import (
 func (a *app) addLab(root *cobra.Command) {
 	opts := lab.Options{Prefix: lab.DefaultPrefix}
 	var down bool
-	var parts []string
+	var parts, nodes []string
 	cmd := &cobra.Command{
 		Use: "lab", Short: "Run the whole scenario on this machine and print what happened", Args: cobra.NoArgs,
 		Long: `Run the whole scenario on this machine, in network namespaces: a planet with its
@@ -29,6 +31,9 @@ a VPC. Needs root.`,
 			}
 			if !a.json {
 				opts.Progress = a.errOut
+			}
+			if err := labNodes(&opts, nodes); err != nil {
+				return err
 			}
 			if err := labParts(&opts, parts); err != nil {
 				return err
@@ -53,6 +58,7 @@ a VPC. Needs root.`,
 	f.StringVar(&opts.LogLevel, "log-level", "info", "what the processes log: debug, info, warn, error")
 	f.StringVar(&opts.ZeroTierOne, "zerotier-one", "", "path of a zerotier-one that plays the parts named by --real")
 	f.StringSliceVar(&parts, "real", nil, "parts that zerotier-one plays: root, office, gateway (with nftables)")
+	f.StringSliceVar(&nodes, "node", nil, "make of the nodes of office and gateway: go or libzt; with office= or gateway= before it, of that one")
 	cmd.PersistentFlags().StringVar(&opts.Prefix, "prefix", lab.DefaultPrefix, "of the names of namespaces and files")
 	cmd.AddCommand(&cobra.Command{Use: "down", Short: "Remove what --keep or a killed lab left", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return a.labDown(opts.Prefix) }})
@@ -68,6 +74,38 @@ a VPC. Needs root.`,
 	office.Flags().StringVar(&address, "address", "", "to listen on")
 	cmd.AddCommand(office)
 	root.AddCommand(cmd)
+}
+
+// labNodes says which makes of our own node play. The root is the controller too,
+// which only the node in Go can be.
+func labNodes(o *lab.Options, nodes []string) error {
+	if nodes == nil {
+		nodes = []string{router.DefaultNode()}
+	}
+	for _, v := range nodes {
+		part, name, one := strings.Cut(v, "=")
+		if !one {
+			name = v
+		}
+		if !slices.Contains(router.NodeMakes(), name) {
+			return router.Usage(fmt.Errorf("--node %q: this program has %s", v, join(router.NodeMakes())))
+		}
+		m := lab.Ours
+		if name == router.NodeLibzt {
+			m = lab.Libzt
+		}
+		switch {
+		case !one:
+			o.Office, o.Gateway = m, m
+		case part == "office":
+			o.Office = m
+		case part == "gateway":
+			o.Gateway = m
+		default:
+			return router.Usage(fmt.Errorf("--node %q: give office or gateway: the root is the controller and always the node in Go", v))
+		}
+	}
+	return nil
 }
 
 // labParts says which parts of the scenario are not ours.

@@ -58,7 +58,7 @@ interface and no privileges.`,
 			return stopped(a.runMember(cmd.Context(), cfg, router.NewLogger(a.errOut, cfg)))
 		},
 	}
-	a.settingFlags(cmd.Flags(), "port", "network", "tun", "planet", "controller", "listen", "log-level", "log-format", "target", "config")
+	a.settingFlags(cmd.Flags(), "port", "network", "tun", "node", "planet", "controller", "listen", "log-level", "log-format", "target", "config")
 	cmd.Flags().Lookup("tun").Usage = "name of the first interface"
 	cmd.Flags().Lookup("tun").DefValue = router.MemberTUN
 	return cmd
@@ -125,7 +125,7 @@ func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
 		b := router.BuildInfo()
 		return a.print(b, func(w io.Writer) {
-			fmt.Fprintf(w, "ztgate %s (%s, %s, %s)\n", b.Version, b.Revision, b.GoVersion, b.Platform)
+			fmt.Fprintf(w, "ztgate %s (%s, %s, %s, node %s of %s)\n", b.Version, b.Revision, b.GoVersion, b.Platform, b.Node, join(b.Nodes))
 		})
 	}}
 }

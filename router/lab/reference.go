@@ -23,8 +23,9 @@ type Make uint8
 
 // Makes.
 const (
-	Ours      Make = iota
-	Reference      // the zerotier-one of [Options.ZeroTierOne]; as gateway with kernel forwarding and nftables
+	Ours      Make = iota // with the node in Go
+	Libzt                 // with libzt; not as root, since that is the controller too
+	Reference             // the zerotier-one of [Options.ZeroTierOne]; as gateway with kernel forwarding and nftables
 )
 
 // referencePort is where zerotier-one has its wire and, on loopback, its local
@@ -225,4 +226,7 @@ func (n *Namespace) hasAddress(device string, a netip.Addr) error {
 	return fmt.Errorf("interface %q in %q has no address %s yet", device, n.Name, a)
 }
 
-var errNoReference = errors.New("a part of the scenario is to be zerotier-one, but its path isn't given")
+var (
+	errNoReference = errors.New("a part of the scenario is to be zerotier-one, but its path isn't given")
+	errLibztRoot   = errors.New("the root is the controller too, which libzt can't be")
+)

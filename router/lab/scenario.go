@@ -68,6 +68,9 @@ func (o *Options) defaults() error {
 	if o.Prefix == "" {
 		o.Prefix = DefaultPrefix
 	}
+	if o.Root == Libzt {
+		return errLibztRoot
+	}
 	if o.ZeroTierOne == "" && max(o.Root, o.Office, o.Gateway) == Reference {
 		return errNoReference
 	}
@@ -240,9 +243,13 @@ func (s *Scenario) credentials(context.Context) error {
 }
 
 // spawn starts one of our processes and returns a client of its control socket.
-func (s *Scenario) spawn(n *Namespace, name string, args ...string) (*Process, *router.Client, error) {
+func (s *Scenario) spawn(n *Namespace, name string, m Make, args ...string) (*Process, *router.Client, error) {
 	socket := filepath.Join(s.Dir, name, "ztgate.sock")
-	args = append(args, "--planet", s.planet, "--socket", socket, "--log-level", s.opts.LogLevel)
+	node := router.NodeGo
+	if m == Libzt {
+		node = router.NodeLibzt
+	}
+	args = append(args, "--node", node, "--planet", s.planet, "--socket", socket, "--log-level", s.opts.LogLevel)
 	p, err := s.Start(n, name, s.opts.Binary, args...)
 	return p, router.NewClient(socket), err
 }
@@ -252,7 +259,7 @@ func (s *Scenario) StartRoot(ctx context.Context) (err error) {
 	if s.opts.Root == Reference {
 		s.RootProcess, s.rootRef, err = s.startReference(s.Root, "root", s.opts.ZeroTierOne, s.planet, nil)
 	} else {
-		s.RootProcess, s.RootAPI, err = s.spawn(s.Root, "root", "member", "--controller", "--port", fmt.Sprint(rootPort), "--listen", "")
+		s.RootProcess, s.RootAPI, err = s.spawn(s.Root, "root", s.opts.Root, "member", "--controller", "--port", fmt.Sprint(rootPort), "--listen", "")
 	}
 	if err != nil {
 		return err
@@ -322,7 +329,7 @@ func (s *Scenario) startMembers(ctx context.Context) (err error) {
 			err = until(ctx, func() error { return s.officeRef.join(ctx, s.Network) })
 		}
 	} else {
-		s.OfficeProcess, s.OfficeAPI, err = s.spawn(s.Office, "office", "member", "--network", s.Network.String(),
+		s.OfficeProcess, s.OfficeAPI, err = s.spawn(s.Office, "office", s.opts.Office, "member", "--network", s.Network.String(),
 			"--tun", officeTUN, "--listen", "")
 	}
 	if err != nil {
@@ -349,7 +356,7 @@ func (s *Scenario) StartGateway(ctx context.Context) (err error) {
 		}
 		return masquerade(ctx, s.Gateway, gatewayTUN)
 	}
-	s.GatewayProcess, s.GatewayAPI, err = s.spawn(s.Gateway, "gw", "run", "--network", s.Network.String(),
+	s.GatewayProcess, s.GatewayAPI, err = s.spawn(s.Gateway, "gw", s.opts.Gateway, "run", "--network", s.Network.String(),
 		"--tun", gatewayTUN, "--listen", metricsListen, "--source", vpcSources.String(), "--interface", "eth-vpc",
 		"--target", fmt.Sprintf("tcp://%s:443", officeOverlay), "--config", s.configPath())
 	return err
