@@ -3,6 +3,7 @@ package router
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,7 +20,11 @@ type goNode struct{ *zerotier.Node }
 // newGoNode opens home and the UDP sockets.
 func newGoNode(cfg NodeConfig) (Node, error) {
 	zc := zerotier.Config{Home: cfg.Home, Port: cfg.Port, Planet: cfg.Planet, Controller: cfg.Controller,
-		LowBandwidth: cfg.Underlay.LowBandwidth, Logger: cfg.Logger, OnFrames: cfg.OnFrames}
+		LowBandwidth: cfg.Underlay.LowBandwidth, DefaultTCPRelay: cfg.Underlay.TCPRelay == "auto",
+		Logger: cfg.Logger, OnFrames: cfg.OnFrames}
+	if ap, err := netip.ParseAddrPort(cfg.Underlay.TCPRelay); err == nil {
+		zc.TCPRelay = ap
+	}
 	for _, p := range cfg.Underlay.Physical {
 		zc.Physical = append(zc.Physical, vl1.PhysicalNetwork{Prefix: p.Network, MTU: p.MTU, Blacklist: p.Blacklist, TrustedPath: p.TrustedPath})
 	}

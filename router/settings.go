@@ -141,6 +141,13 @@ var settings = []*setting{
 	secret(text("identity.secret", "", "secret identity, or file:PATH", "", func(c *Config) *string { return &c.IdentitySecret })).alias("ZEROTIER_IDENTITY_SECRET"),
 	text("identity.public", "", "public identity, or file:PATH", "", func(c *Config) *string { return &c.IdentityPublic }).alias("ZEROTIER_IDENTITY_PUBLIC"),
 	networksSetting(),
+	scalar("tcp_relay", "", "", "auto", func(c *Config, v string) error {
+		if _, err := netip.ParseAddrPort(v); err != nil && v != "auto" && v != "off" {
+			return errors.New("use auto, off or ADDRESS:PORT")
+		}
+		c.Underlay.TCPRelay = v
+		return nil
+	}, func(c *Config) string { return c.Underlay.TCPRelay }),
 	boolean("low_bandwidth", "", "", false, func(c *Config) *bool { return &c.Underlay.LowBandwidth }),
 	text("vpc.ingress", "ingress", "where VPC packets come from: tun", "tun", func(c *Config) *string { return &c.VPC.Ingress }),
 	text("vpc.tun", "tun", "name of the TUN interface", DefaultTUN, func(c *Config) *string { return &c.VPC.TUN }),

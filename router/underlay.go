@@ -12,7 +12,8 @@ import (
 // Underlay is what the operator knows about the networks that carry the overlay
 // (chapter 02 §8.6).
 type Underlay struct {
-	LowBandwidth bool // fewer probes and announcements
+	LowBandwidth bool   // fewer probes and announcements
+	TCPRelay     string // auto | off | ADDRESS:PORT
 	Physical     []PhysicalNetwork
 	Virtual      []VirtualPeer
 }

@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,6 +56,13 @@ type Config struct {
 	Virtual      map[identity.Address]vl1.VirtualPeer
 	LowBandwidth bool
 
+	// TCPRelay carries datagrams over TCP while no root answers over UDP. The zero
+	// value means none, or with DefaultTCPRelay ZeroTier's own server if the planet
+	// is theirs.
+	TCPRelay        netip.AddrPort
+	DefaultTCPRelay bool
+	ForceTCPRelay   bool // never use UDP
+
 	// OnFrames receives Ethernet frames (14-byte header and payload) of a joined
 	// network, in batches. Frames are valid until it returns and may be changed
 	// in place. Several goroutines call it at the same time. Nil drops them.
@@ -83,6 +89,9 @@ type Node struct {
 	mu       sync.Mutex
 	watchers map[chan struct{}]struct{}
 	online   bool
+	offline  time.Time // since when, or since the last remedy
+
+	background sync.WaitGroup
 }
 
 // txWorker is what one goroutine needs to send.
@@ -126,8 +135,13 @@ func New(cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.DefaultTCPRelay && !cfg.TCPRelay.IsValid() && planet.ID == vl1.DefaultPlanet().ID {
+		cfg.TCPRelay = transport.DefaultTCPRelay
+	}
 	n.udp, err = transport.Open(transport.Config{
 		Port: cfg.Port, NoSecondary: cfg.NoSecondaryPort, Bind: cfg.Bind, Logger: n.log,
+		TCPRelay: cfg.TCPRelay, ForceTCPRelay: cfg.ForceTCPRelay,
+		Version: [3]int{VersionMajor, VersionMinor, VersionRevision},
 		Exclude: func(_ string, a netip.Addr) bool { return n.insideNetwork(a) },
 	})
 	if err != nil {
@@ -165,7 +179,8 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	n.core, err = vl1.New(vl1.Config{
 		Identity: n.id, Planet: planet, Moons: moons, Upper: n.layer, Logger: n.log,
 		LocalEndpoints:  n.udp.LocalEndpoints,
-		SocketOpen:      n.socketOpen,
+		SocketOpen:      n.udp.HasSocket,
+		Background:      n.inBackground,
 		StoredPeer:      n.home.peer,
 		OnForgotten:     n.storePeer,
 		Physical:        n.cfg.Physical,
@@ -181,10 +196,6 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	}
 	n.layer.SetPeers(n.core)
 	return nil
-}
-
-func (n *Node) socketOpen(id vl1.SocketID) bool {
-	return slices.ContainsFunc(n.udp.Sockets(), func(s transport.SocketInfo) bool { return s.ID == id })
 }
 
 func (n *Node) joinStored() error {
@@ -225,6 +236,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	close(n.ready)
 	err := g.Wait()
+	n.background.Wait()
 	for _, r := range n.core.PeerRecords() {
 		n.storePeer(r)
 	}
@@ -299,12 +311,30 @@ func (n *Node) timers(ctx context.Context) {
 // minTick keeps a layer that always wants to run now from spinning.
 const minTick = 5 * time.Millisecond
 
+// rebindAfter is how long a node is offline before it tries another port.
+const rebindAfter = 120 * time.Second
+
+func (n *Node) inBackground(f func()) { n.background.Go(f) }
+
 func (n *Node) checkOnline() {
 	online := n.core.Online()
 	n.mu.Lock()
 	changed := online != n.online
 	n.online = online
+	now := time.Now()
+	if online || n.offline.IsZero() {
+		n.offline = now
+	}
+	rebind := now.Sub(n.offline) >= rebindAfter
+	if rebind {
+		n.offline = now
+	}
 	n.mu.Unlock()
+	if rebind { // a NAT may have lost its mind about the port (chapter 02 §8.2)
+		if err := n.udp.RebindSecondary(); err != nil {
+			n.log.Warn("move secondary port", "error", err)
+		}
+	}
 	if changed {
 		n.log.Info("node state changed", "online", online)
 		n.notify()
