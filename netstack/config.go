@@ -7,11 +7,11 @@
 // packets don't pass through it, neither through its iptables nor through its
 // nftables hooks: there a packet costs about 10 µs and 13 to 15 allocations, a
 // second core brings nothing, and some short malformed packets panic it. Here
-// every packet of a known flow takes the same way, which is a lookup without locks and a rewrite
-// in place; the first one is judged by routes, policy and translation ([Engine]
-// decides in one place, which [Engine.Explain] asks too). What is handed to gVisor
-// has passed the same check as everything else, and a panic there is caught and
-// counted.
+// every packet of a known flow takes the same way, which is a lookup without
+// locks and a rewrite in place; the first one is judged by routes, policy and
+// translation in one place, which [Engine.Explain] asks too. What is handed to
+// gVisor has passed the same check as everything else, and a panic there is
+// caught and counted.
 //
 // A packet's way:
 //

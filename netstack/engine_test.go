@@ -2,7 +2,9 @@ package netstack
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -85,6 +87,48 @@ func TestErrorFromOverlay(t *testing.T) {
 	r.fromVPC(pkttest.Echo("172.31.0.10", "10.9.0.10", false, 77, "x"))
 	_, v := r.fromOverlay(pkttest.ICMPError("10.0.0.2", "10.0.0.1", 11, 0, 0, pkttest.Echo("10.0.0.1", "10.9.0.10", false, 77, "x"), 100))
 	r.want("L-TRACE-ICMP", v, "icmp 11/0 10.0.0.2 > 172.31.0.10 [1 172.31.0.10 > 10.9.0.10 id 77]")
+}
+
+// TestLocalPorts: the gateway's own connections work, and nobody else gets an
+// answer from its ports.
+func TestLocalPorts(t *testing.T) {
+	r := newRig(t)
+	for _, flags := range []uint8{ipkt.SYN, ipkt.ACK, ipkt.FIN | ipkt.ACK} {
+		o, v := r.fromOverlay(pkttest.TCP("10.0.0.10:5555", "10.0.0.1:61000", flags, 1, 1, ""))
+		r.want("LF-26", append(o, v...))
+	}
+	if n := r.drops(legOverlay, dropNoFlow); n != 3 {
+		t.Errorf("%d drops counted, want 3", n)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.e.Run(ctx) }()
+	dialed := make(chan error, 1)
+	go func() {
+		c, err := r.e.DialTCP(ctx, pkttest.Addr("10.0.0.10:443"))
+		if err == nil {
+			err = c.Close()
+		}
+		dialed <- err
+	}()
+	var syn ipkt.View
+	for syn.Proto != ipkt.TCP { // until the stack has sent it
+		o, _ := r.takeRaw()
+		if len(o) > 0 {
+			ipkt.Parse(o[0], &syn)
+		}
+		runtime.Gosched()
+	}
+	seq := binary.BigEndian.Uint32(syn.B[syn.L4+4:])
+	h := ethernetHeader(ourMAC, hostMAC, false)
+	r.e.Deliver(testNet, [][]byte{append(h[:], pkttest.TCP("10.0.0.10:443", fmt.Sprintf("10.0.0.1:%d", syn.SPort), ipkt.SYN|ipkt.ACK, 1, seq+1, "")...)})
+	if err := <-dialed; err != nil {
+		t.Errorf("dial: %v", err)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
 
 // TestRun moves a packet through the running engine.

@@ -24,6 +24,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
+	"ztgate/netstack/internal/ipkt"
 	"ztgate/netstack/internal/nat"
 )
 
@@ -98,6 +99,21 @@ func (l *localStack) setAddresses(list []netip.Prefix) error {
 		}
 	}
 	return nil
+}
+
+// expects reports whether a TCP segment or UDP datagram belongs to something of
+// ours: a connection, or a socket.
+func (l *localStack) expects(v *ipkt.View) bool {
+	network, addr := ipv4.ProtocolNumber, func(a [16]byte) tcpip.Address { return tcpip.AddrFrom4([4]byte(a[12:])) }
+	if v.V6 {
+		network, addr = ipv6.ProtocolNumber, tcpip.AddrFrom16
+	}
+	transport := tcp.ProtocolNumber
+	if v.Proto == ipkt.UDP {
+		transport = udp.ProtocolNumber
+	}
+	id := stack.TransportEndpointID{LocalPort: v.DPort, LocalAddress: addr(v.Dst), RemotePort: v.SPort, RemoteAddress: addr(v.Src)}
+	return l.s.FindTransportEndpoint(network, transport, id, localNIC) != nil
 }
 
 // inject hands a checked packet to the stack; false if that panicked.

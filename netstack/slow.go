@@ -109,8 +109,13 @@ func (e *Engine) reset(now int64, l leg, v *ipkt.View) {
 	}
 }
 
-// toLocal hands a packet to the gateway's own stack.
+// toLocal hands a packet to the gateway's own stack. From the overlay only what is
+// expected there: the stack would answer everything else.
 func (w *worker) toLocal(l leg, p *port, v *ipkt.View) {
+	if l == legOverlay && v.First && (v.Proto == ipkt.TCP || v.Proto == ipkt.UDP) && !w.e.local.expects(v) {
+		w.e.drop(l, dropNoFlow)
+		return
+	}
 	if !w.e.local.inject(v.B) {
 		w.e.drop(l, dropLocal)
 		return

@@ -317,8 +317,9 @@ func (v *View) DecrementTTL() {
 		return
 	}
 	old := binary.BigEndian.Uint16(v.B[8:])
-	v.B[8]--
-	Adjust16(v.B[10:], old, binary.BigEndian.Uint16(v.B[8:]))
+	new := old - 1<<8 // not read back: a load wider than the store before it stalls
+	binary.BigEndian.PutUint16(v.B[8:], new)
+	Adjust16(v.B[10:], old, new)
 }
 
 // Adjust16 updates a checksum for a changed word (RFC 1624).
