@@ -206,6 +206,9 @@ func (r *engineRouter) take(s side) (out [][]byte) {
 		return out
 	}
 	for _, b := range r.onTUN {
+		if p := parse(b); p.dst == barrierHost && p.typ == 0 {
+			continue
+		}
 		f := make([]byte, ethernetLen, ethernetLen+len(b))
 		f[12], f[13] = 0x08, 0x00
 		if isV6(b) {
@@ -231,7 +234,7 @@ func (r *engineRouter) settle() {
 	r.seq++
 	r.barriers++
 	r.dev.push([][]byte{ping(barrierHost, rv, barrierID, r.seq, "")})
-	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(20 * time.Microsecond) {
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Microsecond) {
 		if r.passedBarrier() {
 			return
 		}

@@ -274,7 +274,7 @@ func (r *kernelRouter) settle() {
 		r.inject(side(s), [][]byte{append(ethernet(routerMAC, playerMAC(c.host), 0x0800), p...)})
 	}
 	for s, host := range []netip.Addr{barrierHost, overlayBarrier} {
-		for end := time.Now().Add(500 * time.Millisecond); time.Now().Before(end) && !r.taps[s].passed(host, r.seq); {
+		for end := time.Now().Add(5 * time.Second); time.Now().Before(end) && !r.taps[s].passed(host, r.seq); {
 			time.Sleep(50 * time.Microsecond)
 		}
 	}
