@@ -87,7 +87,7 @@ func options(t *testing.T) lab.Options {
 	if binary == "" {
 		t.Fatal("set ZTGATE to the path of the program to test (make e2e does)")
 	}
-	return lab.Options{Binary: binary, Prefix: "zglabe2e", Duration: time.Second, Progress: t.Output()}
+	return lab.Options{Binary: binary, Prefix: prefix(), Duration: time.Second, Progress: t.Output()}
 }
 
 // start brings a scenario up for the length of the test.
@@ -111,4 +111,13 @@ func start(t *testing.T, o lab.Options) *lab.Scenario {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// prefix is that of the lab's names; ZTGATE_E2E_PREFIX lets two runs share a
+// machine.
+func prefix() string {
+	if p := os.Getenv("ZTGATE_E2E_PREFIX"); p != "" {
+		return p
+	}
+	return "zglabe2e"
 }
