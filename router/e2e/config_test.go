@@ -24,9 +24,9 @@ forwards:
   - {listen: "tcp/10.0.0.1:2222", to: "172.31.0.10:2222", from: overlay, masquerade: false}
 `
 
-// echo serves in a namespace: it sends back what it gets, after the client's
+// echoLines serves in a namespace: it sends back what it gets, after the client's
 // address.
-func echo(t *testing.T, n *lab.Namespace, address string) {
+func echoLines(t *testing.T, n *lab.Namespace, address string) {
 	t.Helper()
 	l, err := n.Listen("tcp", address)
 	if err != nil {
@@ -98,14 +98,14 @@ func TestForwards(t *testing.T) {
 		})
 	})
 	t.Run("from the overlay", func(t *testing.T) {
-		echo(t, s.VPC, "172.31.0.10:2222")
+		echoLines(t, s.VPC, "172.31.0.10:2222")
 		who, err := talk(s.Office, "10.0.0.1:2222")
 		if err != nil || who != office {
 			t.Errorf("the VPC host sees %q, %v, want %s", who, err, office)
 		}
 	})
 	t.Run("nothing else from the overlay", func(t *testing.T) {
-		echo(t, s.VPC, "172.31.0.10:2223")
+		echoLines(t, s.VPC, "172.31.0.10:2223")
 		run(t, s.Office, "ip", "route", "replace", "172.31.0.0/16", "via", "10.0.0.1")
 		if who, err := talk(s.Office, "172.31.0.10:2223"); err == nil {
 			t.Errorf("an overlay host reached a VPC host, which sees %s", who)
@@ -120,7 +120,7 @@ func TestReload(t *testing.T) {
 	o.Config = "policy: {default: accept}\n"
 	s := start(t, o)
 	ctx := context.Background()
-	echo(t, s.Office, office+":7")
+	echoLines(t, s.Office, office+":7")
 	kept, err := s.VPC.Dial(ctx, "tcp", office+":7")
 	if err != nil {
 		t.Fatal(err)

@@ -338,6 +338,9 @@ func (s *Scenario) startMembers(ctx context.Context) (err error) {
 	return s.StartGateway(ctx)
 }
 
+// SetGatewayMake says which of our makes of the node the next start uses.
+func (s *Scenario) SetGatewayMake(m Make) { s.opts.Gateway = m }
+
 // StartGateway starts the gateway, the first time or after it was stopped.
 func (s *Scenario) StartGateway(ctx context.Context) (err error) {
 	if s.opts.Config != "" {
