@@ -56,10 +56,10 @@ e2e: build
 	ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 10m ./router/e2e/...
 
 conformance: deps ## the NAT behaviour table: every row on the forwarding plane, with real programs (root)
-	$(GO) test -count=1 -tags e2e -timeout 5m -run 'TestConformance|TestPrograms|TestLoad|TestFaults|TestUnderlay' ./netstack/conformance -strict
+	cd netstack/conformance && $(GO) test -count=1 -tags e2e -timeout 5m -run 'TestConformance|TestPrograms|TestLoad|TestFaults|TestUnderlay' -strict
 
 conformance-linux: deps ## the same rows on the kernel's nftables masquerade, as a control (root)
-	$(GO) test -count=1 -tags e2e -timeout 5m -run TestLinux ./netstack/conformance -table
+	cd netstack/conformance && $(GO) test -count=1 -tags e2e -timeout 5m -run TestLinux -table
 
 interop: build ## against real nodes: ZT_ONE=path, also ZT_ONE_OLD=path, LIBZT_PREFIX=dir (root)
 	@test -x "$(ZT_ONE)" || { echo 'set ZT_ONE to the path of a zerotier-one (and ZT_ONE_OLD to that of an older one, if you have it)'; exit 1; }
