@@ -166,7 +166,7 @@ var settings = []*setting{
 	word("nat.filtering", "", "", "address_and_port", []string{"address_and_port", "endpoint_independent"}, func(c *Config) *string { return &c.NAT.Filtering }),
 	boolean("nat.pickup", "", "", true, func(c *Config) *bool { return &c.NAT.Pickup }),
 	number("nat.max_flows", "max-flows", "bound of the flow table", 262144, 1024, 16<<20, func(c *Config) *int { return &c.NAT.MaxFlows }),
-	duration("nat.timeouts.tcp_established", "", "", 7440*time.Second, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPEstablished }),
+	duration("nat.timeouts.tcp_established", "", "", 120*time.Hour, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPEstablished }),
 	duration("nat.timeouts.tcp_transitory", "", "", 4*time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPTransitory }),
 	duration("nat.timeouts.tcp_opening", "", "", 0, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPOpening }),
 	duration("nat.timeouts.tcp_closing", "", "", 0, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPClosing }),
