@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"ztgate/internal/atomicfile"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/vl1"
@@ -48,7 +46,7 @@ func openHome(dir string) (*home, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrHomeUnusable, err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lockFile(lock); err != nil {
 		lock.Close()
 		return nil, fmt.Errorf("%w: %s: stop the other process or choose another --home", ErrHomeInUse, dir)
 	}

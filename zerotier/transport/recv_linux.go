@@ -124,7 +124,8 @@ func (u *UDP) read(s *socket, handle func(int, SocketID, netip.AddrPort, []byte)
 		u.stats.rx.add(&sum)
 		if d := pace.pause(time.Now(), got); d > 0 && r.n < recvMessages {
 			// The runtime's own timers are too coarse for this.
-			_ = unix.Nanosleep(&unix.Timespec{Nsec: int64(d)}, nil)
+			ts := unix.NsecToTimespec(int64(d))
+			_ = unix.Nanosleep(&ts, nil)
 		}
 	}
 }
