@@ -55,8 +55,10 @@ race:
 e2e: build
 	ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 10m ./router/e2e/...
 
+# With libzt installed both nodes are measured, in the same run.
 bench: build deps ## benchmarks and the end-to-end comparison with kernel forwarding (root)
-	ZTGATE=$(CURDIR)/$(BIN) $(GO) run ./bench/cmd/ztbench
+	@if deploy/find-libzt.sh; then $(MAKE) build-libzt; fi
+	ZTGATE=$$(deploy/find-libzt.sh && echo $(CURDIR)/$(LIBZT_BIN) || echo $(CURDIR)/$(BIN)) $(GO) run ./bench/cmd/ztbench
 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt -w on these files'; exit 1; }
