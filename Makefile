@@ -8,7 +8,7 @@ FUZZTIME  ?= 10s
 RACE_PKGS := ./zerotier/... ./netstack/... ./router/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build build-libzt test-libzt lab test check race e2e bench lint fuzz clean deps
+.PHONY: help build have-libzt build-libzt test-libzt lab test check race e2e bench lint fuzz clean deps
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
