@@ -8,7 +8,7 @@ FUZZTIME  ?= 10s
 RACE_PKGS := ./zerotier/... ./netstack/... ./router/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build build-libzt test-libzt lab test race e2e interop conformance conformance-linux bench lint fuzz clean deps
+.PHONY: help build have-libzt build-libzt test-libzt lab test race e2e interop conformance conformance-linux bench lint fuzz clean deps
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,8 +66,10 @@ interop: build ## against real nodes: ZT_ONE=path, also ZT_ONE_OLD=path, LIBZT_P
 	ZTGATE=$(CURDIR)/$(BIN) ZT_ONE='$(ZT_ONE)' ZT_ONE_OLD='$(ZT_ONE_OLD)' LIBZT_PREFIX='$(LIBZT_PREFIX)' \
 		$(GO) test -count=1 -tags e2e -timeout 15m -v -run Interop ./router/e2e/...
 
+# With libzt installed both nodes are measured, in the same run.
 bench: build deps ## benchmarks and the end-to-end comparison with kernel forwarding (root)
-	ZTGATE=$(CURDIR)/$(BIN) $(GO) run ./bench/cmd/ztbench
+	@if deploy/find-libzt.sh; then $(MAKE) build-libzt; fi
+	ZTGATE=$$(deploy/find-libzt.sh && echo $(CURDIR)/$(LIBZT_BIN) || echo $(CURDIR)/$(BIN)) $(GO) run ./bench/cmd/ztbench
 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt -w on these files'; exit 1; }

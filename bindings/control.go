@@ -240,7 +240,9 @@ func (n *Node) SetMulticastGroups(nwid uint64, groups []MulticastGroup) {
 		return
 	}
 	n.groups[nwid] = slices.Clone(groups)
-	n.fresh[nwid] = n.fresh[nwid]
+	if _, due := n.fresh[nwid]; !due {
+		n.fresh[nwid] = false
+	}
 	n.kick()
 }
 

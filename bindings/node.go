@@ -183,7 +183,7 @@ func (n *Node) newCore() error {
 func (n *Node) storePlanet() {
 	o := objectID{objPlanet, 0}
 	stored := n.store.read(o)
-	if n.cfg.Planet == nil || len(n.cfg.Planet) < worldHeader {
+	if len(n.cfg.Planet) < worldHeader {
 		return
 	}
 	if len(stored) >= worldHeader && bytes.Equal(stored[1:9], n.cfg.Planet[1:9]) &&

@@ -16,8 +16,7 @@ struct shim_node {
 	uintptr_t handle;
 	volatile int64_t deadline; /* written by the core, not read: background tasks tell theirs */
 	pthread_mutex_t mu; /* guards late; nothing else is called with it held */
-	shim_late late;
-	int closed;
+	shim_late *late; /* NULL once closed */
 	time_t ended;
 	struct shim_node *next;
 };
@@ -189,8 +188,8 @@ static void on_frame(core_node *n, void *u, void *t, uint64_t nwid, void **nuptr
 		return;
 	}
 	pthread_mutex_lock(&s->mu);
-	shim_late *l = &s->late;
-	int room = !s->closed && l->frames < LATE_FRAMES && len + 14 <= LATE_BYTES - l->used;
+	shim_late *l = s->late;
+	int room = l && l->frames < LATE_FRAMES && len + 14 <= LATE_BYTES - l->used;
 	if (room) {
 		shim_frame *f = &l->frame[l->frames++];
 		f->nwid = nwid;
@@ -266,7 +265,9 @@ shim_node *shim_new(uintptr_t handle, int64_t now, shim_batch *b, int *code)
 	};
 	sweep();
 	shim_node *s = calloc(1, sizeof *s);
-	if (!s) {
+	if (s) s->late = calloc(1, sizeof *s->late);
+	if (!s || !s->late) {
+		free(s);
 		*code = 100;
 		return NULL;
 	}
@@ -276,6 +277,8 @@ shim_node *shim_new(uintptr_t handle, int64_t now, shim_batch *b, int *code)
 	*code = ZT_Node_new(&s->node, s, b, &callbacks, now);
 	end(b);
 	if (*code) {
+		free(s->late);
+		s->late = NULL;
 		bury(s);
 		return NULL;
 	}
@@ -286,8 +289,9 @@ void shim_delete(shim_node *s)
 {
 	ZT_Node_delete(s->node);
 	pthread_mutex_lock(&s->mu);
-	s->closed = 1;
 	s->handle = 0;
+	free(s->late);
+	s->late = NULL;
 	pthread_mutex_unlock(&s->mu);
 	bury(s);
 }
@@ -390,10 +394,10 @@ int shim_layout_ok(shim_node *s, uint64_t nwid)
 void shim_take_late(shim_node *s, shim_late *out)
 {
 	pthread_mutex_lock(&s->mu);
-	out->frames = s->late.frames;
-	out->used = s->late.used;
-	memcpy(out->frame, s->late.frame, sizeof *out->frame * out->frames);
-	memcpy(out->bytes, s->late.bytes, out->used);
-	s->late.frames = s->late.used = 0;
+	out->frames = s->late->frames;
+	out->used = s->late->used;
+	memcpy(out->frame, s->late->frame, sizeof *out->frame * out->frames);
+	memcpy(out->bytes, s->late->bytes, out->used);
+	s->late->frames = s->late->used = 0;
 	pthread_mutex_unlock(&s->mu);
 }

@@ -3,16 +3,19 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"ztgate/router"
 	"ztgate/router/lab"
 )
 
@@ -35,10 +38,20 @@ type figures struct {
 	udpLost, udpLost2 float64
 }
 
-const prefix = lab.DefaultPrefix + "bench"
+const defaultPrefix = lab.DefaultPrefix + "bench"
 
 func endToEnd(ctx context.Context, w io.Writer, o options) error {
 	setups := []setup{{name: "ztgate, office `ztgate member`"}}
+	libzt, err := hasLibzt(ctx, o.binary)
+	if err != nil {
+		return err
+	}
+	if libzt {
+		setups = append(setups, setup{name: "ztgate with libzt, office `ztgate member`", gateway: lab.Libzt})
+		if o.reference != "" {
+			setups = append(setups, setup{name: "ztgate with libzt, office zerotier-one", office: lab.Reference, gateway: lab.Libzt})
+		}
+	}
 	if o.reference != "" {
 		setups = append(setups,
 			setup{name: "ztgate, office zerotier-one", office: lab.Reference},
@@ -66,6 +79,17 @@ func endToEnd(ctx context.Context, w io.Writer, o options) error {
 		row(w, s, all[i])
 	}
 	return nil
+}
+
+// hasLibzt reports whether a program has the node on libzt too.
+func hasLibzt(ctx context.Context, binary string) (bool, error) {
+	out, err := exec.CommandContext(ctx, binary, "version", "-j").Output()
+	if err != nil {
+		return false, fmt.Errorf("%s version: %w", binary, err)
+	}
+	var b router.Build
+	err = json.Unmarshal(out, &b)
+	return slices.Contains(b.Nodes, router.NodeLibzt), err
 }
 
 func row(w io.Writer, s setup, list []figures) {
@@ -100,14 +124,14 @@ func row(w io.Writer, s setup, list []figures) {
 
 func measure(ctx context.Context, s setup, o options) (f figures, err error) {
 	if s.kernel {
-		k, err := lab.StartKernel(ctx, prefix)
+		k, err := lab.StartKernel(ctx, o.prefix)
 		if err != nil {
 			return f, err
 		}
 		defer func() { err = errors.Join(err, k.Close(), os.RemoveAll(k.LogDir)) }()
 		return f, f.run(ctx, k.Office, k.VPC, k.OfficeAddress, nil, o)
 	}
-	sc, err := lab.Start(ctx, lab.Options{Binary: o.binary, Prefix: prefix, ZeroTierOne: o.reference, Office: s.office, Gateway: s.gateway,
+	sc, err := lab.Start(ctx, lab.Options{Binary: o.binary, Prefix: o.prefix, ZeroTierOne: o.reference, Office: s.office, Gateway: s.gateway,
 		LogLevel: "warn"})
 	if sc == nil {
 		return f, err

@@ -24,6 +24,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.binary, "ztgate", os.Getenv("ZTGATE"), "program to measure")
 	flag.StringVar(&o.reference, "zerotier-one", os.Getenv("ZT_ONE"), "path of a zerotier-one to compare with")
+	flag.StringVar(&o.prefix, "prefix", defaultPrefix, "of the names of namespaces")
 	flag.StringVar(&o.out, "out", "", "results file (default bench/results/DATE.md)")
 	flag.DurationVar(&o.duration, "duration", 5*time.Second, "length of each transfer")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often everything is measured; medians count")
@@ -40,6 +41,7 @@ func main() {
 
 type options struct {
 	binary, reference, out string
+	prefix                 string
 	duration               time.Duration
 	rounds                 int
 	skipGo, skipE2E        bool

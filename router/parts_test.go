@@ -1,0 +1,81 @@
+package router_test
+
+import (
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+
+	"ztgate/router"
+)
+
+// A node that this program doesn't have is refused where it is configured, with
+// what to do; libzt is the default where it is built in.
+func TestNodeMake(t *testing.T) {
+	has := slices.Contains(router.NodeMakes(), router.NodeLibzt)
+	if want := map[bool]string{true: router.NodeLibzt, false: router.NodeGo}[has]; router.DefaultNode() != want {
+		t.Errorf("default node %q, want %q", router.DefaultNode(), want)
+	}
+	for _, c := range []struct {
+		node string
+		want string // in the error, "" = none
+	}{
+		{"go", ""},
+		{"libzt", map[bool]string{false: "built without libzt: use --node go"}[has]},
+		{"rust", "use one of go"},
+	} {
+		cfg, err := router.Load(router.Sources{NoFile: true, Flags: map[string][]string{"node": {c.node}}})
+		switch {
+		case c.want == "" && (err != nil || cfg.Node != c.node):
+			t.Errorf("--node %s: %v", c.node, err)
+		case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || router.ExitCode(err) != 2):
+			t.Errorf("--node %s: got %v (exit code %d), want %q", c.node, err, router.ExitCode(err), c.want)
+		}
+	}
+}
+
+// What libzt can't do is a usage error before anything is opened.
+func TestLibztLimits(t *testing.T) {
+	if !slices.Contains(router.NodeMakes(), router.NodeLibzt) {
+		t.Skip("this build has no libzt")
+	}
+	for name, cfg := range map[string]router.NodeConfig{
+		"controller":    {Controller: true},
+		"low bandwidth": {Underlay: router.Underlay{LowBandwidth: true}},
+		"broken planet": {Planet: []byte("no planet")},
+	} {
+		cfg.Make, cfg.Home, cfg.Logger = router.NodeLibzt, t.TempDir(), slog.New(slog.DiscardHandler)
+		if n, err := router.DefaultParts().NewNode(cfg); err == nil || router.ExitCode(err) != 2 {
+			t.Errorf("%s: got %v, %v, want a usage error", name, n, err)
+		}
+	}
+}
+
+// Either node opens a home that the other one has used, with the same address and
+// networks.
+func TestNodeChange(t *testing.T) {
+	if !slices.Contains(router.NodeMakes(), router.NodeLibzt) {
+		t.Skip("this build has no libzt")
+	}
+	home := t.TempDir()
+	const network router.NetworkID = 0x8056c2e21c000001
+	address := ""
+	for i, name := range []string{router.NodeLibzt, router.NodeGo, router.NodeLibzt} {
+		n, err := router.DefaultParts().NewNode(router.NodeConfig{Make: name, Home: home, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if i == 0 {
+			address = n.Info().Address
+			if err := n.Join(network); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if nets := n.Networks(); n.Info().Address != address || len(nets) != 1 || nets[0].ID != network || nets[0].Status != router.StatusRequesting {
+			t.Errorf("%s: address %s, want %s; networks %+v", name, n.Info().Address, address, nets)
+		}
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
