@@ -64,7 +64,7 @@ conformance-linux: deps ## the same rows on the kernel's nftables masquerade, as
 interop: build ## against real nodes: ZT_ONE=path, also ZT_ONE_OLD=path, LIBZT_PREFIX=dir (root)
 	@test -x "$(ZT_ONE)" || { echo 'set ZT_ONE to the path of a zerotier-one (and ZT_ONE_OLD to that of an older one, if you have it)'; exit 1; }
 	ZTGATE=$(CURDIR)/$(BIN) ZT_ONE='$(ZT_ONE)' ZT_ONE_OLD='$(ZT_ONE_OLD)' LIBZT_PREFIX='$(LIBZT_PREFIX)' \
-		$(GO) test -count=1 -tags e2e -timeout 15m -v -run Interop ./router/e2e/...
+		$(GO) test -count=1 -tags e2e -timeout 15m -parallel 3 -v -run Interop ./router/e2e/...
 
 # With libzt installed both nodes are measured, in the same run.
 bench: build deps ## benchmarks and the end-to-end comparison with kernel forwarding (root)

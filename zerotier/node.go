@@ -231,6 +231,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.receive(ctx) })
 	g.Go(func() error { n.timers(ctx); return nil })
+	g.Go(func() error { (&keeper{store: n.storePeer}).run(ctx, n.core.PeerRecords); return nil })
 	if n.ctl != nil {
 		g.Go(func() error { return n.ctl.Run(ctx) })
 	}

@@ -144,7 +144,7 @@ func TestInteropLibzt(t *testing.T) {
 			t.Fatalf("libzt says %q, want %q", got, want)
 		}
 		for i, n := range m.Nodes {
-			echo(t, n, netip.AddrPortFrom(overlayOf(i), port))
+			echoOn(t, n, netip.AddrPortFrom(overlayOf(i), port))
 		}
 		check := func(reach bool) {
 			t.Helper()

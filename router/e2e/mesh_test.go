@@ -210,8 +210,8 @@ func accept(t *testing.T, n *lab.Node, at netip.AddrPort) {
 	serve(t, n, at, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
 }
 
-// echo is accept, but what arrives goes back.
-func echo(t *testing.T, n *lab.Node, at netip.AddrPort) {
+// echoOn is accept, but what arrives goes back.
+func echoOn(t *testing.T, n *lab.Node, at netip.AddrPort) {
 	t.Helper()
 	serve(t, n, at, func(c net.Conn) { _, _ = io.Copy(c, c) })
 }

@@ -264,13 +264,25 @@ func (n *Node) Endpoints(ctx context.Context, to *Node) ([]netip.AddrPort, error
 // Unplug takes the node off an underlay network at the switch, where the node
 // can't see it.
 func (n *Node) Unplug(ctx context.Context, link string) error {
+	return n.setPort(ctx, link, "nomaster")
+}
+
+// Replug undoes [Node.Unplug].
+func (n *Node) Replug(ctx context.Context, link string) error {
+	if link == MeshSpare {
+		return n.setPort(ctx, link, "master", "br1")
+	}
+	return n.setPort(ctx, link, "master", "br0")
+}
+
+func (n *Node) setPort(ctx context.Context, link string, to ...string) error {
 	port := n.Name
 	if link == MeshSpare {
 		port += sparePort
 	}
-	out, err := n.mesh.Inet.Run(ctx, "ip", "link", "set", port, "nomaster")
+	out, err := n.mesh.Inet.Run(ctx, "ip", append([]string{"link", "set", port}, to...)...)
 	if err != nil {
-		return fmt.Errorf("unplug %s of %s: %w: %s", link, n.Name, err, out)
+		return fmt.Errorf("set port of %s of %s: %w: %s", link, n.Name, err, out)
 	}
 	return nil
 }

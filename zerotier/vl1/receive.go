@@ -81,6 +81,9 @@ func (c *Core) receivePacket(w *Worker, out Out, now time.Time, src Source, p pa
 	}
 	peer := c.sender(w, p.Source())
 	if peer == nil {
+		peer = c.recallSender(w, out, now, p.Source())
+	}
+	if peer == nil {
 		c.hold(w, out, now, src, p)
 		return
 	}

@@ -120,33 +120,12 @@ func (p *Peer) record() (PeerRecord, bool) {
 // recall looks an unknown peer up in the cache and tries its old endpoints.
 // Nothing is assumed about its paths. It returns nil without a record.
 func (c *Core) recall(w *Worker, out Out, now time.Time, a identity.Address) *Peer {
-	if c.cfg.StoredPeer == nil || a.Reserved() {
+	p, endpoints := c.fromCache(now, a, maxRecalled)
+	if p == nil {
 		return nil
-	}
-	t := c.at(now)
-	c.mu.Lock()
-	last, tried := c.recalled[a]
-	if tried && since(t, last) < recallEvery || !tried && len(c.recalled) >= maxRecalled {
-		c.mu.Unlock()
-		return nil
-	}
-	c.recalled[a] = t
-	c.mu.Unlock()
-	rec := c.cfg.StoredPeer(a)
-	if rec == nil || rec.Identity.Address() != a {
-		return nil
-	}
-	p, err := c.addPeer(rec.Identity, t)
-	if err != nil {
-		return nil
-	}
-	if rec.ProtocolVersion >= packet.MinProtocolVersion && rec.ProtocolVersion <= 0xff {
-		p.version.CompareAndSwap(0, packVersion(version{
-			protocol: uint8(rec.ProtocolVersion), major: uint8(rec.Version[0]), minor: uint8(rec.Version[1]), revision: uint16(rec.Version[2]),
-		}))
 	}
 	c.mu.Lock()
-	for _, ep := range rec.Endpoints[:min(len(rec.Endpoints), maxPaths)] {
+	for _, ep := range endpoints {
 		if c.allowed(p, ep) {
 			c.sendHello(w, out, now, p, 0, ep)
 		}
@@ -154,6 +133,49 @@ func (c *Core) recall(w *Worker, out Out, now time.Time, a identity.Address) *Pe
 	c.mu.Unlock()
 	c.peerLearned(w, out, now, p)
 	return p
+}
+
+// recallSender looks the unknown sender of a packet up in the cache: after a restart
+// it needs no new HELLO, which real nodes send to a root only every 225 s (chapter 02
+// §4.6). The packet may be forged, so that nothing is sent; and strangers
+// can't use up all of the table.
+func (c *Core) recallSender(w *Worker, out Out, now time.Time, a identity.Address) *Peer {
+	p, _ := c.fromCache(now, a, maxRecalled/2)
+	if p != nil {
+		c.peerLearned(w, out, now, p)
+	}
+	return p
+}
+
+// fromCache adds a peer that the cache has, at most once per recallEvery and
+// address, unless limit addresses were looked up lately.
+func (c *Core) fromCache(now time.Time, a identity.Address, limit int) (*Peer, []netip.AddrPort) {
+	if c.cfg.StoredPeer == nil || a.Reserved() {
+		return nil, nil
+	}
+	t := c.at(now)
+	c.mu.Lock()
+	last, tried := c.recalled[a]
+	if tried && since(t, last) < recallEvery || !tried && len(c.recalled) >= limit {
+		c.mu.Unlock()
+		return nil, nil
+	}
+	c.recalled[a] = t
+	c.mu.Unlock()
+	rec := c.cfg.StoredPeer(a)
+	if rec == nil || rec.Identity.Address() != a {
+		return nil, nil
+	}
+	p, err := c.addPeer(rec.Identity, t)
+	if err != nil {
+		return nil, nil
+	}
+	if rec.ProtocolVersion >= packet.MinProtocolVersion && rec.ProtocolVersion <= 0xff {
+		p.version.CompareAndSwap(0, packVersion(version{
+			protocol: uint8(rec.ProtocolVersion), major: uint8(rec.Version[0]), minor: uint8(rec.Version[1]), revision: uint16(rec.Version[2]),
+		}))
+	}
+	return p, rec.Endpoints[:min(len(rec.Endpoints), maxPaths)]
 }
 
 const (

@@ -171,6 +171,43 @@ func TestPeerCache(t *testing.T) {
 	}
 }
 
+// A restarted node understands the peers of its cache at once, without a HELLO of
+// theirs; somebody who only claims to be one of them gets nothing out of it.
+func TestSenderFromCache(t *testing.T) {
+	t.Parallel()
+	n := newInternet(t, 1, nats{})
+	n.connect(t, 10*time.Second)
+	n.Run(10 * time.Second)
+	cache := make(map[identity.Address]*vl1.PeerRecord)
+	for _, r := range n.a.core.PeerRecords() {
+		cache[r.Identity.Address()] = &r
+	}
+	restart := func(old *host) *host {
+		n.Detach(old.port)
+		return newHostWith(t, n.Net, nil, n.ids[1], func(c *vl1.Config) {
+			c.Planet = n.planet
+			c.StoredPeer = func(x identity.Address) *vl1.PeerRecord { return cache[x] }
+		}, ap("8.0.0.1:9993"))
+	}
+	n.Detach(n.root.port)
+	a := restart(n.a)
+	n.b.send(n.Net, a, 10)
+	n.Run(time.Second)
+	if a.got != 1 || !direct(a, n.b) {
+		t.Errorf("%d frames arrived, direct path: %v", a.got, direct(a, n.b))
+	}
+
+	a = restart(a)
+	forger := newVoice(t, n.root.id, n.ids[1])
+	p := forger.say(packet.VerbFrame, packet.SuiteAES, make([]byte, 100))
+	packet.PutHeader(p, p.ID(), n.ids[1].Address(), n.b.id.Address(), packet.VerbFrame)
+	out := newMeter()
+	a.core.Receive(a.w, out, n.Now, 1, ap("66.0.0.1:1"), p)
+	if out.total != 0 || a.got != 0 {
+		t.Errorf("a forged packet was answered with %d bytes, %d frames arrived", out.total, a.got)
+	}
+}
+
 // Suite 2 is used and accepted exactly where both sides name the same number.
 func TestTrustedPath(t *testing.T) {
 	t.Parallel()
