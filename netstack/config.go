@@ -68,6 +68,9 @@ type Timeouts = nat.Timeouts
 // NAT are the settings of the flow table; zero values are good ones.
 type NAT = nat.Settings
 
+// Mapping is the external endpoint of a client's endpoint.
+type Mapping = nat.Mapping
+
 // What a NAT setting may be.
 const (
 	NoSharing               = nat.NoSharing
@@ -114,6 +117,7 @@ type Config struct {
 	Timeouts   Timeouts // NAT.Timeouts unless that is set
 	Forwards   []Forward
 	Maps       []AddressMap
+	Mappings   []Mapping      // of an earlier engine, which rest for their owners
 	Policy     *policy.Policy // nil = accept what the VPC side opens
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil = no metrics

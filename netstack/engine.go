@@ -135,6 +135,10 @@ func New(cfg Config) (*Engine, error) {
 	if err := checkMTU("the VPC device", e.vpcMTU, cfg.VPC.Addresses); err != nil {
 		return nil, err
 	}
+	if n := e.table.Import(e.clock(), cfg.Mappings); len(cfg.Mappings) > 0 {
+		e.log.Info("kept ports for earlier mappings", "mappings", n, "left_out", len(cfg.Mappings)-n)
+	}
+	e.cfg.Mappings = nil
 	pol := cfg.Policy
 	if pol == nil {
 		pol = policy.New(policy.Accept, nil)

@@ -73,7 +73,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 	}
 	if g.plane, err = parts.NewPlane(PlaneConfig{
 		Device: dev, Overlay: node, VPC: cfg.VPC, NAT: cfg.NAT, Forwards: cfg.Forwards, Maps: cfg.Maps, Policy: cfg.Policy,
-		Seed: natSeed(cfg.Home), Logger: log, Registerer: reg,
+		Seed: natSeed(cfg.Home), Mappings: loadMappings(cfg.Home, log), Logger: log, Registerer: reg,
 	}); err != nil {
 		return fmt.Errorf("start forwarding plane: %w", err)
 	}
@@ -96,7 +96,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 	started = true
 	return runAll(ctx, log,
 		node.Run,
-		g.plane.Run,
+		g.runPlane,
 		srv.run,
 		g.targets.Run,
 		g.reloadOnHangup,
@@ -204,6 +204,13 @@ func (g *gateway) setUpLink(vpc VPCConfig) error {
 		return err
 	}
 	return g.link.setAddresses(vpc.Address)
+}
+
+// runPlane runs the plane and keeps its mappings for the next run.
+func (g *gateway) runPlane(ctx context.Context) error {
+	err := g.plane.Run(ctx)
+	saveMappings(g.config().Home, g.plane.Mappings(), g.log)
+	return err
 }
 
 // watch carries changes of the networks to the kernel and the plane.

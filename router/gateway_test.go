@@ -148,6 +148,10 @@ func TestGatewayLife(t *testing.T) {
 		if b, err := os.ReadFile(filepath.Join(home, "identity.secret")); err != nil || string(b) != id.SecretString() {
 			t.Errorf("identity in home: %q, %v", b, err)
 		}
+		if b, err := os.ReadFile(filepath.Join(home, "nat-mappings.json")); err != nil ||
+			string(b) != `[{"protocol":6,"client":"172.31.0.10:4000","external":"10.147.17.5:4000"}]` {
+			t.Errorf("mappings in home: %q, %v", b, err)
+		}
 		if _, err := os.Stat(cfg.Socket); err == nil {
 			t.Error("the control socket is still there")
 		}

@@ -229,6 +229,7 @@ type Plane interface {
 	Deliver(nwid uint64, frames [][]byte)
 	MulticastGroups(id NetworkID) []Group
 	Flows(FlowFilter) []Flow
+	Mappings() []Mapping
 	Ping(ctx context.Context, dst netip.Addr) (time.Duration, error)
 	DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 }
@@ -244,7 +245,8 @@ type PlaneConfig struct {
 	Forwards   []Forward
 	Maps       []AddressMap
 	Policy     PolicyConfig
-	Seed       [32]byte // for the choice of external ports; zero = random
+	Seed       [32]byte  // for the choice of external ports; zero = random
+	Mappings   []Mapping // of the last run, kept for their owners
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }

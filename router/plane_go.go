@@ -19,11 +19,15 @@ func newEngine(cfg PlaneConfig) (Plane, error) {
 		sources = append(sources, cfg.VPC.Address...) // what this host itself sends
 	}
 	forwards, maps := translation(cfg.Forwards, cfg.Maps)
+	mappings := make([]netstack.Mapping, len(cfg.Mappings))
+	for i, m := range cfg.Mappings {
+		mappings[i] = netstack.Mapping{Proto: m.Protocol, Client: m.Client, External: m.External}
+	}
 	e, err := netstack.New(netstack.Config{
 		Device: cfg.Device, Overlay: cfg.Overlay,
 		// The address on the TUN is the kernel's, not one of the engine's own stack.
 		VPC: netstack.VPC{Sources: sources, MTU: cfg.VPC.MTU},
-		NAT: natSettings(cfg.NAT, cfg.Seed), Forwards: forwards, Maps: maps,
+		NAT: natSettings(cfg.NAT, cfg.Seed), Forwards: forwards, Maps: maps, Mappings: mappings,
 		Policy: compilePolicy(cfg.Policy), Logger: cfg.Logger, Registerer: cfg.Registerer,
 	})
 	if err != nil {
@@ -122,6 +126,15 @@ func (p enginePlane) Flows(f FlowFilter) []Flow {
 		if a := x.External.Addr(); a.IsValid() && !a.IsUnspecified() {
 			out[i].Translated = x.External
 		}
+	}
+	return out
+}
+
+func (p enginePlane) Mappings() []Mapping {
+	list := p.Engine.Mappings()
+	out := make([]Mapping, len(list))
+	for i, m := range list {
+		out[i] = Mapping{m.Proto, m.Client, m.External}
 	}
 	return out
 }

@@ -97,9 +97,10 @@ type setup struct {
 	sharing          bool // ports by destination once they are used up
 	portsPerClient   int
 	flowsPerClient   int
-	strictTCP        bool         // no mid-stream pickup
-	seeded           bool         // replaced ports are the same after a restart
-	prefix6          netip.Prefix // VPC prefix fd77:1::/64 is this one outside
+	strictTCP        bool               // no mid-stream pickup
+	mappings         []netstack.Mapping // of the router before the restart
+	seeded           bool               // replaced ports are the same after a restart
+	prefix6          netip.Prefix       // VPC prefix fd77:1::/64 is this one outside
 	engine           func(*netstack.Config)
 }
 
@@ -121,7 +122,7 @@ func defaultSetup() setup {
 func engineConfig(s setup) netstack.Config {
 	cfg := netstack.Config{
 		VPC:      netstack.VPC{Addresses: []netip.Prefix{prefix("10.77.1.1/24"), prefix("fd77:1::1/64")}, Sources: vpcPrefixes, MTU: s.vpcMTU},
-		MaxFlows: s.maxFlows, Timeouts: s.timeouts,
+		MaxFlows: s.maxFlows, Timeouts: s.timeouts, Mappings: s.mappings,
 	}
 	for _, f := range s.forwards {
 		cfg.Forwards = append(cfg.Forwards, netstack.Forward{Proto: f.proto, Listen: f.port, To: f.to})

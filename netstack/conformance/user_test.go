@@ -650,6 +650,10 @@ func (b *bench) restart(changes ...func(*setup)) {
 		f.flush()
 		return
 	}
+	if r, ok := b.r.(*engineRouter); ok {
+		kept := r.engine.Mappings()
+		changes = append(changes, func(s *setup) { s.mappings = kept })
+	}
 	b.start(changes...)
 	b.push(vpc) // nothing may come out at start
 }

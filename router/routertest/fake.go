@@ -252,6 +252,7 @@ type Plane struct {
 	networks []router.PlaneNetwork
 	flows    []router.Flow
 	policy   router.PolicyConfig
+	mappings []router.Mapping
 	dialErr  error
 	frames   int
 }
@@ -260,7 +261,7 @@ var _ router.Plane = (*Plane)(nil)
 
 // Start takes over a configuration, as router.Parts.NewPlane does.
 func (p *Plane) Start(cfg router.PlaneConfig) (router.Plane, error) {
-	p.device = cfg.Device
+	p.device, p.mappings = cfg.Device, cfg.Mappings
 	return p, nil
 }
 
@@ -345,6 +346,12 @@ func (p *Plane) Flows(f router.FlowFilter) []router.Flow {
 	return slices.DeleteFunc(slices.Clone(p.flows), func(fl router.Flow) bool {
 		return f.To.IsValid() && !f.To.Contains(fl.Destination.Addr())
 	})
+}
+
+// Mappings returns those it was started with, and one more.
+func (p *Plane) Mappings() []router.Mapping {
+	return append(slices.Clone(p.mappings), router.Mapping{Protocol: 6, Client: netip.MustParseAddrPort("172.31.0.10:4000"),
+		External: netip.AddrPortFrom(netip.MustParseAddr("10.147.17.5"), uint16(4000+len(p.mappings)))})
 }
 
 // Ping implements router.Plane.

@@ -361,7 +361,7 @@ func (m *model) open(now time.Duration, proto uint8, client, server netip.AddrPo
 func TestModel(t *testing.T) {
 	n := 500
 	if testing.Short() {
-		n = 100
+		n = 40
 	}
 	for seed := range uint64(n) {
 		rng := rand.New(rand.NewPCG(seed, 1))

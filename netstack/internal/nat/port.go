@@ -184,7 +184,13 @@ func (t *Table) acquire(now uint32, f *Flow, ext [16]byte) Refusal {
 	}
 	p, c, class := t.pools[i], t.clientOf(f.Client), ClassOf(f.Proto)
 	f.External, f.pool, p.slot = ext, i, f.Slot
-	if port := p.find(t, &f.Client, f.ClientPort); port != 0 {
+	port := p.find(t, &f.Client, f.ClientPort)
+	if port != 0 && p.resting.has(port) && p.reserved.has(port) { // forwarded since
+		p.wake(port)
+		p.drop(t, port)
+		port = 0
+	}
+	if port != 0 {
 		if p.resting.has(port) {
 			p.wake(port)
 			c.ports[class]++
@@ -198,26 +204,30 @@ func (t *Table) acquire(now uint32, f *Flow, ext [16]byte) Refusal {
 		return ClientPorts
 	}
 	p.expire(t, now)
-	port := p.choose(t, &f.Client, f.ClientPort)
-	if port == 0 {
+	if port = p.choose(t, &f.Client, f.ClientPort); port == 0 {
 		port = t.reuse(p, f)
 	}
 	if port == 0 {
 		p.failures++
 		return NoPort
 	}
-	if p.pages[port>>8] == nil {
-		p.pages[port>>8] = new([256]mapping)
-	}
-	head := p.head(t, &f.Client, f.ClientPort)
-	*p.at(port) = mapping{client: f.Client, port: f.ClientPort, next: *head, n: 1}
-	*head = port
-	p.used.add(port)
-	p.inUse++
+	p.add(t, &f.Client, f.ClientPort, port)
 	c.ports[class]++
 	f.ExtPort = port
 	f.flags |= flagMapped
 	return Accepted
+}
+
+// add makes the mapping of a free port, for one flow.
+func (p *pool) add(t *Table, client *[16]byte, clientPort, port uint16) {
+	if p.pages[port>>8] == nil {
+		p.pages[port>>8] = new([256]mapping)
+	}
+	head := p.head(t, client, clientPort)
+	*p.at(port) = mapping{client: *client, port: clientPort, next: *head, n: 1}
+	*head = port
+	p.used.add(port)
+	p.inUse++
 }
 
 // reuse finds a port when all are taken: one whose connections are all closed, as
@@ -272,17 +282,23 @@ func (t *Table) release(f *Flow, why Reason) {
 		return
 	}
 	end := f.last.Load() + t.idle[ClassOf(f.Proto)][f.state.Load()&stateMask]
-	m.n = min(t.now, end) + t.rest
-	p.resting.add(f.ExtPort)
+	p.layDown(f.ExtPort, min(t.now, end)+t.rest)
+}
+
+// layDown lets a mapping without flows rest until a time.
+func (p *pool) layDown(port uint16, until uint32) {
+	m := p.at(port)
+	m.n = until
+	p.resting.add(port)
 	p.rests++
 	p.inUse--
 	m.prev, m.link = p.restList.last, 0
 	if m.prev == 0 {
-		p.restList.first = f.ExtPort
+		p.restList.first = port
 	} else {
-		p.at(m.prev).link = f.ExtPort
+		p.at(m.prev).link = port
 	}
-	p.restList.last = f.ExtPort
+	p.restList.last = port
 }
 
 // wake takes a mapping out of the list of resting ones.

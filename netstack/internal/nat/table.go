@@ -406,7 +406,11 @@ func (t *Table) Walk(f func(Info) bool) {
 		ids := t.live(first, min(first+chunkSize-1, used))
 		for _, id := range ids {
 			fl := t.flow(id)
-			if !f(Info{fl, stateNames[fl.state.Load()&stateMask], int64(fl.created) << coarseShift, int64(fl.last.Load()) << coarseShift}) {
+			state := fl.state.Load() & stateMask
+			if state == stateDead {
+				continue // since it was listed; the caller's reader keeps it from being used again
+			}
+			if !f(Info{fl, stateNames[state], int64(fl.created) << coarseShift, int64(fl.last.Load()) << coarseShift}) {
 				return
 			}
 		}

@@ -1,0 +1,82 @@
+package nat
+
+import (
+	"math/bits"
+	"net/netip"
+	"time"
+
+	"ztgate/netstack/internal/ipkt"
+)
+
+// Mapping is the external endpoint of a client's endpoint. For ICMP queries ports
+// are identifiers.
+type Mapping struct {
+	Proto            uint8
+	Client, External netip.AddrPort
+}
+
+// maxImportedPools bounds what a list of mappings may claim: a pool takes 70 KB.
+const maxImportedPools = 64
+
+// Mappings lists all mappings, also those that rest.
+func (t *Table) Mappings() (out []Mapping) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range t.pools[1:] {
+		ext := ipkt.Addr(p.key.ext)
+		for w, left := range p.used {
+			for ; left != 0; left &= left - 1 {
+				port := uint16(w*64 + bits.TrailingZeros64(left))
+				m := p.at(port)
+				out = append(out, Mapping{p.key.proto, netip.AddrPortFrom(ipkt.Addr(m.client), m.port), netip.AddrPortFrom(ext, port)})
+			}
+		}
+	}
+	return out
+}
+
+// Import lets the mappings of an earlier table rest for their owners. It returns
+// how many it took: those that are wrong, taken or too many are left out.
+func (t *Table) Import(now int64, list []Mapping) (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	rest := t.rest
+	if rest == 0 {
+		rest = coarse(int64(2 * time.Minute))
+	}
+	for i := range list[:min(len(list), t.set.MaxFlows)] {
+		m := &list[i]
+		client, ext := m.Client.Addr(), m.External.Addr()
+		if !client.IsValid() || !ext.IsValid() || client.Is4() != ext.Is4() || client.Is4In6() || ext.Is4In6() ||
+			client.Zone() != "" || ext.Zone() != "" ||
+			!validPort(m.Proto, client.Is4(), m.Client.Port(), m.External.Port()) {
+			continue
+		}
+		key := poolKey{ipkt.Bytes(ext), m.Proto}
+		if _, ok := t.byAddr[key]; !ok && len(t.pools) > maxImportedPools {
+			continue
+		}
+		p, owner := t.pools[t.poolOf(key.ext, key.proto)], ipkt.Bytes(client)
+		if !p.free(m.External.Port()) || p.find(t, &owner, m.Client.Port()) != 0 {
+			continue
+		}
+		p.add(t, &owner, m.Client.Port(), m.External.Port())
+		p.layDown(m.External.Port(), coarse(now)+rest)
+		n++
+	}
+	return n
+}
+
+// validPort reports whether a mapping could have been made by this package.
+func validPort(proto uint8, v4 bool, client, ext uint16) bool {
+	switch proto {
+	case ipkt.TCP, ipkt.UDP:
+	case ipkt.ICMP, ipkt.ICMPv6:
+		if v4 != (proto == ipkt.ICMP) {
+			return false
+		}
+	default:
+		return false
+	}
+	return sameClass(proto, client, ext)
+}
