@@ -45,21 +45,6 @@ var (
 	virtualKeys  = []string{"id", "try", "blacklist"}
 )
 
-// entries calls each for the mappings of a list.
-func (f *yamlFile) entries(key, example string, n *yaml.Node, each func(item *yaml.Node)) {
-	if isNull(n) {
-		return
-	}
-	if n.Kind != yaml.SequenceNode {
-		f.errorf("%s: %s: want a list, as in - %s", f.at(n), key, example)
-		return
-	}
-	f.cfg.origin[key] = "file " + f.at(n)
-	for _, item := range n.Content {
-		each(resolve(item))
-	}
-}
-
 func (f *yamlFile) physical(n *yaml.Node) {
 	f.entries("physical", `{network: 10.0.0.0/8, mtu: 1400}`, n, func(item *yaml.Node) {
 		var p PhysicalNetwork

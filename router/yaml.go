@@ -188,19 +188,25 @@ func (f *yamlFile) setting(s *setting, n *yaml.Node) {
 	}
 }
 
-var networkKeys = []string{"id", "masquerade", "allow_global", "allow_default"}
-
-func (f *yamlFile) networks(n *yaml.Node) {
+// entries calls each for the mappings of a list.
+func (f *yamlFile) entries(key, example string, n *yaml.Node, each func(item *yaml.Node)) {
 	if isNull(n) {
 		return
 	}
 	if n.Kind != yaml.SequenceNode {
-		f.errorf("%s: networks: want a list, as in - id: \"8056c2e21c000001\"", f.at(n))
+		f.errorf("%s: %s: want a list, as in - %s", f.at(n), key, example)
 		return
 	}
-	f.cfg.origin["networks"] = "file " + f.at(n)
+	f.cfg.origin[key] = "file " + f.at(n)
 	for _, item := range n.Content {
-		item = resolve(item)
+		each(resolve(item))
+	}
+}
+
+var networkKeys = []string{"id", "masquerade", "allow_global", "allow_default"}
+
+func (f *yamlFile) networks(n *yaml.Node) {
+	f.entries("networks", `id: "8056c2e21c000001"`, n, func(item *yaml.Node) {
 		var nc NetworkConfig
 		idAt := item
 		id := item.Value
@@ -227,13 +233,13 @@ func (f *yamlFile) networks(n *yaml.Node) {
 		var err error
 		if nc.ID, err = ParseNetworkID(id); err != nil {
 			f.errorf("%s: networks.id: %q: want 16 hex digits, as in 8056c2e21c000001", f.at(idAt), id)
-			continue
+			return
 		}
 		for _, k := range keys {
 			f.cfg.origin["networks."+nc.ID.String()+"."+k] = "file " + f.at(item)
 		}
 		f.cfg.Networks = append(f.cfg.Networks, nc)
-	}
+	})
 }
 
 func (f *yamlFile) boolean(full string, n *yaml.Node) bool {
@@ -255,23 +261,14 @@ func prefixed(prefix string, words []string) []string {
 var ruleKeys = []string{"action", "proto", "from", "to", "ports", "direction", "network"}
 
 func (f *yamlFile) rules(n *yaml.Node) {
-	if isNull(n) {
-		return
-	}
-	if n.Kind != yaml.SequenceNode {
-		f.errorf("%s: policy.rules: want a list, as in - {action: accept, proto: tcp, ports: [443]}", f.at(n))
-		return
-	}
-	f.cfg.origin["policy.rules"] = "file " + f.at(n)
-	for _, item := range n.Content {
-		item = resolve(item)
+	f.entries("policy.rules", "{action: accept, proto: tcp, ports: [443]}", n, func(item *yaml.Node) {
 		var r PolicyRule
 		f.mapping("policy.rules.", item, func(key, full string, v *yaml.Node) { f.rule(&r, key, full, v) })
 		if r.Action == "" {
 			f.errorf("%s: policy.rules: a rule has no action: use one of %s", f.at(item), strings.Join(actions, ", "))
 		}
 		f.cfg.Policy.Rules = append(f.cfg.Policy.Rules, r)
-	}
+	})
 }
 
 func (f *yamlFile) rule(r *PolicyRule, key, full string, v *yaml.Node) {
