@@ -117,7 +117,7 @@ func TestInteropRoaming(t *testing.T) {
 		var streams []*stream
 		for i, from := range m.Nodes {
 			for j, to := range m.Nodes {
-				if i != j { // those between real ones are for comparison
+				if i != j && (i == 0 || j == 0) { // real ones that both move lose each other for minutes
 					streams = append(streams, openStream(t, from, to, netip.AddrPortFrom(overlayOf(j), uint16(7000+i))))
 				}
 			}
@@ -137,7 +137,7 @@ func TestInteropRoaming(t *testing.T) {
 			awaitAll(t, strings.Join(names, " and ")+" moved", slices.DeleteFunc(slices.Clone(streams),
 				func(s *stream) bool { return !moves(s.from) && !moves(s.to) }))
 			pairs(t, m, func(from, to *lab.Node, _, j int) error {
-				if !slices.Contains(numbers, j) {
+				if from.Real() && to.Real() || !slices.Contains(numbers, j) {
 					return nil
 				}
 				return within(patience, func() error { return at(from, to, lab.MeshAddress(100+j).Addr()) })
