@@ -53,7 +53,7 @@ race:
 	$(GO) test -race -short $(RACE_PKGS)
 
 e2e: build
-	ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 10m ./router/e2e/...
+	ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 20m ./router/e2e/...
 
 conformance: deps ## the NAT behaviour table: every row on the forwarding plane, with real programs (root)
 	cd netstack/conformance && $(GO) test -count=1 -tags e2e -timeout 5m -run 'TestConformance|TestPrograms|TestLoad|TestFaults|TestUnderlay' -strict
