@@ -62,8 +62,8 @@ func TestInterop(t *testing.T) {
 			}{
 				{"TCP to the office", lab.Iperf{}},
 				{"TCP from the office", lab.Iperf{Reverse: true}},
-				{"UDP to the office", lab.Iperf{UDP: true, Bitrate: "20M", Length: 1200}},
-				{"UDP from the office", lab.Iperf{UDP: true, Bitrate: "20M", Length: 1200, Reverse: true}},
+				{"UDP to the office", lab.Iperf{UDP: true, Bitrate: udpRate, Length: 1200}},
+				{"UDP from the office", lab.Iperf{UDP: true, Bitrate: udpRate, Length: 1200, Reverse: true}},
 			} {
 				m.Duration = duration(t)
 				got, err := lab.RunIperf(s.Context(), s.Office, s.VPC, lab.OfficeAddress, m.Iperf)
@@ -86,6 +86,10 @@ func TestInterop(t *testing.T) {
 		})
 	}
 }
+
+// udpRate is what iperf3 sends. Its own socket holds 90 such datagrams, and what it is
+// late for on a busy machine counts as lost: all that was lost in an examined run.
+const udpRate = "5M"
 
 // cutGateway takes the gateway out of the network, which ends what it forwards, and
 // puts it back.
