@@ -567,6 +567,10 @@ func (p *player) check() {
 				p.t.Errorf("port %d has %d flows, counted %d", port, refs[m], m.n)
 			}
 		}
+		left := pool.left
+		if pool.countLeft(); pool.left != left {
+			p.t.Errorf("%v ports left by class, counted %v", pool.left, left)
+		}
 		if used != pool.inUse+pool.rests {
 			p.t.Errorf("%d ports used, counted %d in use and %d resting", used, pool.inUse, pool.rests)
 		}
@@ -766,3 +770,5 @@ func TestConcurrent(t *testing.T) {
 		t.Errorf("%d flows, want at most 300", n)
 	}
 }
+
+func isLocal(port uint16) bool { return port >= LocalPortFirst && port <= LocalPortLast }

@@ -14,7 +14,8 @@ type pool struct {
 	key      poolKey
 	slot     uint16 // of the network
 	used     portSet
-	reserved portSet // of forwards: never chosen
+	reserved portSet // never chosen: port 0, the gateway's own and those of forwards
+	left     [2]int  // ports neither used nor reserved, by class
 	resting  portSet // in used, but without flows
 	pages    [256]*[256]mapping
 	heads    [mappingHeads]uint16 // chains of mappings by client endpoint
@@ -48,6 +49,19 @@ func (s *portSet) has(p uint16) bool { return s[p/64]&(1<<(p%64)) != 0 }
 func (s *portSet) add(p uint16)      { s[p/64] |= 1 << (p % 64) }
 func (s *portSet) del(p uint16)      { s[p/64] &^= 1 << (p % 64) }
 
+func (s *portSet) addRange(first, last uint16) {
+	for p := int(first); p <= int(last); p++ {
+		s.add(uint16(p))
+	}
+}
+
+// ownPorts are the ports that no pool has.
+func ownPorts() (s portSet) {
+	s.add(0)
+	s.addRange(LocalPortFirst, LocalPortLast)
+	return s
+}
+
 func (p *pool) at(port uint16) *mapping { return &p.pages[port>>8][port&255] }
 
 // poolOf returns the number of a pool, which it makes if need be; 0 = too many.
@@ -56,9 +70,10 @@ func (t *Table) poolOf(ext [16]byte, proto uint8) uint16 {
 	if i, ok := t.byAddr[k]; ok {
 		return i
 	}
-	p := &pool{key: k}
+	p := &pool{key: k, reserved: t.ownPorts}
+	p.countLeft()
 	for i, old := range t.pools {
-		if i > 0 && old.inUse == 0 && old.rests == 0 && old.closed.first == 0 && old.reserved == (portSet{}) && len(t.pools) > 64 {
+		if i > 0 && old.inUse == 0 && old.rests == 0 && old.closed.first == 0 && old.reserved == t.ownPorts && len(t.pools) > 64 {
 			delete(t.byAddr, old.key)
 			t.pools[i], t.byAddr[k] = p, uint16(i)
 			return uint16(i)
@@ -79,12 +94,17 @@ func (t *Table) Reserve(proto uint8, list []netip.AddrPort) {
 	defer t.mu.Unlock()
 	for _, p := range t.pools[1:] {
 		if p.key.proto == proto {
-			p.reserved = portSet{}
+			p.reserved = t.ownPorts
 		}
 	}
 	for _, a := range list {
 		if i := t.poolOf(ipkt.Bytes(a.Addr()), proto); i != 0 {
 			t.pools[i].reserved.add(a.Port())
+		}
+	}
+	for _, p := range t.pools[1:] {
+		if p.key.proto == proto {
+			p.countLeft()
 		}
 	}
 }
@@ -122,20 +142,51 @@ func portRange(proto uint8, port uint16) (ranges [2][2]uint16) {
 	return [2][2]uint16{{1024, LocalPortFirst - 1}, {LocalPortLast + 1, 65535}}
 }
 
-func sameClass(proto uint8, a, b uint16) bool {
-	return proto == ipkt.ICMP || proto == ipkt.ICMPv6 || a < 1024 == (b < 1024)
+// Classes of ports. Identifiers are all of one class.
+const (
+	lowPorts  = 0
+	highPorts = 1
+	lowWords  = 1024 / 64 // of a portSet
+)
+
+func portClass(proto uint8, port uint16) int {
+	if proto != ipkt.ICMP && proto != ipkt.ICMPv6 && port < 1024 {
+		return lowPorts
+	}
+	return highPorts
 }
 
-func isLocal(port uint16) bool { return port >= LocalPortFirst && port <= LocalPortLast }
+func sameClass(proto uint8, a, b uint16) bool { return portClass(proto, a) == portClass(proto, b) }
 
-func (p *pool) free(port uint16) bool {
-	return port != 0 && !isLocal(port) && !p.used.has(port) && !p.reserved.has(port)
+// words are the words of a portSet in which a class lies.
+func (p *pool) words(class int) (first, n int) {
+	switch {
+	case p.key.proto == ipkt.ICMP || p.key.proto == ipkt.ICMPv6:
+		return 0, len(p.used)
+	case class == lowPorts:
+		return 0, lowWords
+	}
+	return lowWords, len(p.used) - lowWords
 }
+
+// countLeft counts the free ports of each class.
+func (p *pool) countLeft() {
+	p.left = [2]int{}
+	for w := range p.used {
+		p.left[portClass(p.key.proto, uint16(w*64))] += bits.OnesCount64(^(p.used[w] | p.reserved[w]))
+	}
+}
+
+func (p *pool) free(port uint16) bool { return !p.used.has(port) && !p.reserved.has(port) }
 
 // choose returns a free port for an endpoint, 0 if there is none: the same
 // number, else one that is hard to guess (RFC 6056), but the same one after a
 // restart with the same seed.
 func (p *pool) choose(t *Table, client *[16]byte, port uint16) uint16 {
+	class := portClass(p.key.proto, port)
+	if p.left[class] == 0 {
+		return 0
+	}
 	if p.free(port) {
 		return port
 	}
@@ -155,22 +206,21 @@ func (p *pool) choose(t *Table, client *[16]byte, port uint16) uint16 {
 			return c
 		}
 	}
-	// Few are left: look through all, from a random place.
-	return p.scan(pick(tries+1), func(c uint16) bool { return p.free(c) && sameClass(p.key.proto, c, port) })
+	return p.scan(class, pick(tries+1)) // few are left
 }
 
-// scan returns the first port from a place on that isn't used and is good.
-func (p *pool) scan(from uint16, good func(uint16) bool) uint16 {
-	for i := range len(p.used) + 1 {
-		w := (int(from/64) + i) % len(p.used)
+// scan returns the first free port of a class from a place on, 0 if there is none.
+func (p *pool) scan(class int, from uint16) uint16 {
+	first, n := p.words(class)
+	at := int(from/64) - first
+	for i := range n + 1 {
+		w := first + (at+i)%n
 		left := ^(p.used[w] | p.reserved[w])
 		if i == 0 {
 			left &= ^uint64(0) << (from % 64)
 		}
-		for ; left != 0; left &= left - 1 {
-			if c := uint16(w*64 + bits.TrailingZeros64(left)); good(c) {
-				return c
-			}
+		if left != 0 {
+			return uint16(w*64 + bits.TrailingZeros64(left))
 		}
 	}
 	return 0
@@ -227,6 +277,7 @@ func (p *pool) add(t *Table, client *[16]byte, clientPort, port uint16) {
 	*p.at(port) = mapping{client: *client, port: clientPort, next: *head, n: 1}
 	*head = port
 	p.used.add(port)
+	p.left[portClass(p.key.proto, port)]--
 	p.inUse++
 }
 
@@ -331,6 +382,9 @@ func (p *pool) drop(t *Table, port uint16) {
 	}
 	*m = mapping{}
 	p.used.del(port)
+	if !p.reserved.has(port) {
+		p.left[portClass(p.key.proto, port)]++
+	}
 	p.inUse--
 }
 

@@ -58,6 +58,8 @@ type Table struct {
 	byAddr  map[poolKey]uint16
 	closed  list // closed flows without a pool
 
+	ownPorts portSet // what every pool leaves to the gateway
+
 	stats Stats
 }
 
@@ -95,7 +97,7 @@ func New(s Settings) *Table {
 	if s.Seed == [32]byte{} {
 		crand.Read(s.Seed[:]) // never fails
 	}
-	t := &Table{set: s, clients: make(map[[16]byte]*client), byAddr: make(map[poolKey]uint16), pools: []*pool{nil}}
+	t := &Table{set: s, clients: make(map[[16]byte]*client), byAddr: make(map[poolKey]uint16), pools: []*pool{nil}, ownPorts: ownPorts()}
 	stream := rand.NewChaCha8(s.Seed)
 	for i := range t.seed {
 		t.seed[i] = stream.Uint64()
