@@ -158,6 +158,7 @@ func testGroup(t *testing.T, m *lab.Mesh, states []lab.NetworkState) {
 // Networks without a controller: all kinds of members make the same of the ID
 // (chapter 03 §1.8).
 func TestInteropAdHoc(t *testing.T) {
+	t.Parallel()
 	real := reference(t)
 	m := mesh(t, real, members(t))
 	joinAll := func(t *testing.T, id router.NetworkID) []lab.NetworkState {

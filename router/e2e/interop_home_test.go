@@ -13,6 +13,7 @@ import (
 // A home moves from a real node to ours and back, also to an older one: the same
 // address, the network still joined without being told, traffic at once.
 func TestInteropHome(t *testing.T) {
+	t.Parallel()
 	real := reference(t)
 	m := mesh(t, "", []lab.MeshMember{{Name: "mover", ZeroTierOne: real}, {Name: "ours"}, {Name: "real", ZeroTierOne: real}})
 	id := network(t, m, nil)

@@ -198,6 +198,7 @@ func TestInteropRootRestart(t *testing.T) {
 // With two ways to each other, members leave the one that died, whichever of them
 // preferred it.
 func TestInteropFailover(t *testing.T) {
+	t.Parallel()
 	real := reference(t)
 	m := mesh(t, "", []lab.MeshMember{{Name: "ours", Spare: true}, {Name: "real", ZeroTierOne: real, Spare: true}})
 	network(t, m, nil)
