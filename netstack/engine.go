@@ -92,6 +92,7 @@ type overlayRoute struct {
 // port is the attachment to one network.
 type port struct {
 	Network
+	mac    uint64 // MAC as a number
 	slot   uint16
 	neigh  *neigh.Table
 	v4, v6 netip.Addr // ours on the network
@@ -406,7 +407,7 @@ func (e *Engine) newPort(old *netSet, n Network) (*port, error) {
 		slot = uint16(len(e.slots))
 		e.slots[n.ID] = slot
 	}
-	p := &port{Network: n, slot: slot}
+	p := &port{Network: n, mac: macNumber(n.MAC), slot: slot}
 	var own []netip.Addr
 	for _, a := range n.Addresses {
 		own = append(own, a.Addr())

@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"encoding/binary"
 	"time"
 
 	"ztgate/netstack/internal/ipkt"
@@ -17,12 +18,37 @@ type worker struct {
 	set    *netSet
 	views  [maxBatch]ipkt.View
 	keys   [maxBatch]nat.Key
+	refs   [maxBatch]nat.Ref
 	state  [maxBatch]uint8
+	run    run
 	sink   uint32 // keeps the compiler from dropping loads that only warm the cache
 	out    outBatch
 	vpc    vpcBatch
 	rx     [numLegs]struct{ packets, bytes uint64 }
 	hits   uint64
+}
+
+// run is packets of one direction of a flow in a row, which are counted at once.
+type run struct {
+	f              *nat.Flow
+	dir            int
+	packets, bytes uint64
+}
+
+func (r *run) add(f *nat.Flow, dir, n int) {
+	if f != r.f || dir != r.dir {
+		r.flush()
+		r.f, r.dir = f, dir
+	}
+	r.packets++
+	r.bytes += uint64(n)
+}
+
+func (r *run) flush() {
+	if r.f != nil {
+		r.f.Count(r.dir, r.packets, r.bytes)
+	}
+	*r = run{}
 }
 
 // What the first look at a packet found.
@@ -51,6 +77,7 @@ func (e *Engine) worker() *worker {
 
 // release ends a batch: everything is sent and counted.
 func (e *Engine) release(w *worker) {
+	w.run.flush()
 	w.reader.Leave() // before system calls: removed flows wait for readers
 	w.out.flush()
 	w.vpc.flush()
@@ -89,13 +116,19 @@ func (w *worker) receive(side Side, i int, b []byte) {
 	}
 }
 
-// touch warms the cache for the lookups of a batch.
+// touch warms the cache for the lookups of a batch, in short loops of their own:
+// so the processor waits for many packets at once.
 func (w *worker) touch(n int) {
+	t := w.e.table
+	for i := range n {
+		w.refs[i] = 0
+		if w.state[i] == pktKeyed {
+			w.refs[i] = t.Begin(&w.keys[i])
+		}
+	}
 	sink := uint32(0)
 	for i := range n {
-		if w.state[i] == pktKeyed {
-			sink += w.e.table.Touch(&w.keys[i])
-		}
+		sink += t.Touch(w.refs[i])
 	}
 	w.sink = sink
 }
@@ -170,7 +203,7 @@ func (w *worker) frame(p *port, i int, f []byte) {
 	case len(f) < ethernetLen:
 		refused(dropMalformed)
 		return
-	case [6]byte(f[:6]) != p.MAC && f[0]&1 == 0:
+	case macAt(f) != p.mac && f[0]&1 == 0:
 		refused(dropNotForUs)
 		return
 	}
@@ -197,7 +230,7 @@ func (w *worker) frame(p *port, i int, f []byte) {
 func (w *worker) known(side Side, p *port, v *ipkt.View, k *nat.Key, buf, frame []byte) {
 	e := w.e
 	f, dir := e.table.Find(w.now, k)
-	if p != nil && (f == nil || hopMAC(f.Hop.Load()) != [6]byte(frame[6:12])) && w.otherMember(p, v, [6]byte(frame[6:12])) {
+	if p != nil && (f == nil || f.Hop.Load()>>16 != macAt(frame[6:])) && w.otherMember(p, f, v, [6]byte(frame[6:12])) {
 		e.drop(legOverlay, dropSpoofed)
 		return
 	}
@@ -221,13 +254,17 @@ func (w *worker) known(side Side, p *port, v *ipkt.View, k *nat.Key, buf, frame 
 }
 
 // otherMember reports a source on the link that belongs to another MAC, as far as
-// we know: what a member may send was judged by its MAC.
-func (w *worker) otherMember(p *port, v *ipkt.View, mac [6]byte) bool {
+// we know: what a member may send was judged by its MAC. If it is the right one,
+// answers of the flow go to it too.
+func (w *worker) otherMember(p *port, f *nat.Flow, v *ipkt.View, mac [6]byte) bool {
 	src := v.Source()
 	if r, hop := w.set.route(src); r != p || hop != src {
 		return false
 	}
 	owner, known := p.neigh.Lookup(w.now, src)
+	if known && owner == mac && f != nil && f.Slot == p.slot {
+		f.Hop.Store(packHop(w.second, mac))
+	}
 	return known && owner != mac
 }
 
@@ -267,7 +304,7 @@ func (w *worker) forward(side Side, f *nat.Flow, dir int, v *ipkt.View, buf []by
 	}
 	f.Rewrite(dir, v)
 	v.DecrementTTL()
-	f.Count(dir, len(v.B))
+	w.run.add(f, dir, len(v.B))
 	class := classOf(side, exit, v)
 	if len(v.B) > mtu || v.Fragment {
 		e.uniqueID(w.now, f, dir, v)
@@ -305,21 +342,23 @@ func (w *worker) toOverlay(p *port, f *nat.Flow, dir int, class uint8, v *ipkt.V
 			w.e.drop(legOf(f.Exit(1-dir)), dropNoRoute)
 			return
 		}
-		if mac, ok = p.neigh.Lookup(w.now, hop); !ok {
+		owner, known := p.neigh.Lookup(w.now, hop)
+		if !known {
 			w.out.flush() // so that what comes later stays behind
 			if !p.neigh.Resolve(w.now, hop, v.B, class) {
 				w.e.drop(legOf(f.Exit(1-dir)), dropUnresolved)
 			}
 			return
 		}
-		f.Hop.Store(packHop(w.second, mac))
+		f.Hop.Store(packHop(w.second, owner))
+		mac = macNumber(owner)
 	}
-	header := ethernetHeader(mac, p.MAC, v.V6)
 	if buf != nil && len(v.B) <= p.MTU {
-		w.out.add(p, class, buf, len(v.B), &header)
+		w.out.add(p, class, buf, len(v.B), mac, v.V6)
 		return
 	}
 	w.out.flush()
+	header := ethernetHeader(macBytes(mac), p.MAC, v.V6)
 	each := func(b []byte) {
 		if w.e.writeFrame(p.ID, append(header[:], b...)) {
 			p.fwd.countClass(class, 1, uint64(len(b)))
@@ -339,22 +378,23 @@ func (w *worker) toOverlay(p *port, f *nat.Flow, dir int, class uint8, v *ipkt.V
 // that the lookup is repeated from time to time.
 const hopLifetime = 5 // s
 
-func packHop(second uint16, mac [6]byte) uint64 {
-	m := uint64(mac[0])<<40 | uint64(mac[1])<<32 | uint64(mac[2])<<24 | uint64(mac[3])<<16 | uint64(mac[4])<<8 | uint64(mac[5])
-	return m<<16 | uint64(second)
+func packHop(second uint16, mac [6]byte) uint64 { return macNumber(mac)<<16 | uint64(second) }
+
+func freshHop(second uint16, h uint64) (mac uint64, ok bool) {
+	return h >> 16, h != 0 && second-uint16(h) < hopLifetime
 }
 
-func freshHop(second uint16, h uint64) (mac [6]byte, ok bool) {
-	if h == 0 || second-uint16(h) >= hopLifetime {
-		return mac, false
-	}
-	return hopMAC(h), true
+// A MAC in the lower 48 bits of a number is read and written in one step.
+func macNumber(mac [6]byte) uint64 {
+	return uint64(mac[0])<<40 | uint64(mac[1])<<32 | uint64(mac[2])<<24 | uint64(mac[3])<<16 | uint64(mac[4])<<8 | uint64(mac[5])
 }
 
-func hopMAC(h uint64) [6]byte {
-	m := h >> 16
+func macBytes(m uint64) [6]byte {
 	return [6]byte{byte(m >> 40), byte(m >> 32), byte(m >> 24), byte(m >> 16), byte(m >> 8), byte(m)}
 }
+
+// macAt reads the MAC at the beginning of b, which has two bytes more.
+func macAt(b []byte) uint64 { return binary.BigEndian.Uint64(b) >> 16 }
 
 func ethernetHeader(dst, src [6]byte, v6 bool) (h [ethernetLen]byte) {
 	copy(h[:], dst[:])
@@ -376,13 +416,19 @@ type outBatch struct {
 	n       int
 }
 
-// add appends the packet at vpcOffset in buf with its Ethernet header.
-func (b *outBatch) add(p *port, class uint8, buf []byte, size int, header *[ethernetLen]byte) {
+// add appends the packet at vpcOffset in buf with an Ethernet header to mac.
+func (b *outBatch) add(p *port, class uint8, buf []byte, size int, mac uint64, v6 bool) {
 	if b.n == maxBatch || b.n > 0 && p != b.p {
 		b.flush()
 	}
 	b.p = p
-	copy(buf[vpcOffset-ethernetLen:], header[:])
+	typ := uint64(0x0800)
+	if v6 {
+		typ = 0x86dd
+	}
+	h := buf[vpcOffset-ethernetLen : vpcOffset]
+	binary.BigEndian.PutUint64(h, mac<<16) // its last two bytes come next
+	binary.BigEndian.PutUint64(h[6:], p.mac<<16|typ)
 	b.bufs[b.n], b.sizes[b.n], b.classes[b.n] = buf, ethernetLen+size, class
 	b.n++
 }

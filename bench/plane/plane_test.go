@@ -34,7 +34,7 @@ func outJob(out [][]byte, n int) func(bufs [][]byte, sizes []int, offset int) in
 func (r *rig) deliverN(in [][]byte, n int) {
 	bufs := make([][]byte, 128)
 	for i := range bufs {
-		bufs[i] = append([]byte(nil), in[0]...)
+		bufs[i] = append(make([]byte, 0, etherLen+packetSize), in[0]...)[:etherLen+packetSize]
 	}
 	at := 0
 	for n > 0 {

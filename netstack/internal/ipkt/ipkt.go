@@ -92,10 +92,11 @@ func Parse(b []byte, v *View) Reason {
 	return Version
 }
 
-func mapped(b []byte) (a [16]byte) {
-	a[10], a[11] = 0xff, 0xff
-	binary.LittleEndian.PutUint32(a[12:], binary.LittleEndian.Uint32(b))
-	return a
+// setMapped puts an IPv4 address into a in words, as what reads it does: a load
+// wider than the stores before it stalls.
+func setMapped(a *[16]byte, b []byte) {
+	binary.LittleEndian.PutUint64(a[:], 0)
+	binary.LittleEndian.PutUint64(a[8:], uint64(binary.LittleEndian.Uint32(b))<<32|0xffff<<16)
 }
 
 // headerOK verifies the checksum of an IPv4 header, which is mostly one without
@@ -133,7 +134,8 @@ func (v *View) parse4(b []byte) Reason {
 	frag := binary.BigEndian.Uint16(b[6:])
 	// Field by field: a literal would be built elsewhere and copied.
 	v.B, v.V6, v.Proto, v.L4, v.TTL = b, false, b[9], ihl, b[8]
-	v.Src, v.Dst = mapped(b[12:16]), mapped(b[16:20])
+	setMapped(&v.Src, b[12:16])
+	setMapped(&v.Dst, b[16:20])
 	v.Fragment, v.First, v.DontFrag, v.More = frag&0x3fff != 0, frag&0x1fff == 0, frag&0x4000 != 0, frag&0x2000 != 0
 	v.FragOffset, v.FragID, v.HasOptions = int(frag&0x1fff)*8, uint32(binary.BigEndian.Uint16(b[4:])), ihl > 20
 	v.SPort, v.DPort, v.Flags, v.ICMPType, v.ICMPCode, v.ICMPID = 0, 0, 0, 0, 0, 0
@@ -207,7 +209,11 @@ func (v *View) parse6(b []byte) Reason {
 	if total > len(b) {
 		return Length
 	}
-	*v = View{B: b[:total:total], V6: true, Proto: b[6], L4: 40, TTL: b[7], Src: [16]byte(b[8:24]), Dst: [16]byte(b[24:40]), First: true, DontFrag: true}
+	v.B, v.V6, v.Proto, v.L4, v.TTL = b[:total:total], true, b[6], 40, b[7]
+	v.Src, v.Dst = [16]byte(b[8:24]), [16]byte(b[24:40])
+	v.Fragment, v.First, v.DontFrag, v.More = false, true, true, false
+	v.FragOffset, v.FragID, v.HasOptions = 0, 0, false
+	v.SPort, v.DPort, v.Flags, v.ICMPType, v.ICMPCode, v.ICMPID = 0, 0, 0, 0, 0, 0
 	if !v.validPair6() {
 		return Address
 	}

@@ -19,7 +19,7 @@ func udp4(src, dst string, sport, dport uint16, payload []byte) []byte {
 	binary.BigEndian.PutUint16(b[22:], dport)
 	binary.BigEndian.PutUint16(b[24:], uint16(8+len(payload)))
 	copy(b[28:], payload)
-	binary.BigEndian.PutUint16(b[26:], Checksum(b[20:], PseudoSum(false, mapped(b[12:16]), mapped(b[16:20]), UDP, len(b)-20)))
+	binary.BigEndian.PutUint16(b[26:], Checksum(b[20:], PseudoSum(false, Bytes(netip.AddrFrom4([4]byte(b[12:16]))), Bytes(netip.AddrFrom4([4]byte(b[16:20]))), UDP, len(b)-20)))
 	return b
 }
 

@@ -1,6 +1,7 @@
 package nat
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"sync/atomic"
 
@@ -70,11 +71,11 @@ type direction struct {
 	timer          uint32        // link in the timer wheel: next of 0, previous of 1; of a removed flow 0 has the epoch of its end
 }
 
-// Count adds a packet.
-func (f *Flow) Count(dir, n int) {
+// Count adds packets of a direction.
+func (f *Flow) Count(dir int, packets, bytes uint64) {
 	d := &f.dir[dir]
-	d.packets.Add(1)
-	d.bytes.Add(uint64(n))
+	d.packets.Add(packets)
+	d.bytes.Add(bytes)
 }
 
 // Counters returns packets and bytes of a direction.
@@ -144,7 +145,9 @@ func isReply(proto, typ uint8) bool {
 
 // keyOf fills k from a packet; false if it has no tuple.
 func keyOf(side Side, v *ipkt.View, k *Key) bool {
-	k.src, k.dst, k.proto, k.side = v.Src, v.Dst, v.Proto, side
+	copyWords(&k.src, &v.Src)
+	copyWords(&k.dst, &v.Dst)
+	k.proto, k.side = v.Proto, side
 	switch v.Proto {
 	case ipkt.TCP, ipkt.UDP:
 		k.sport, k.dport = v.SPort, v.DPort
@@ -157,6 +160,14 @@ func keyOf(side Side, v *ipkt.View, k *Key) bool {
 		k.sport, k.dport = 0, 0
 	}
 	return v.First
+}
+
+// copyWords copies an address as it was just written, see [ipkt.View].
+func copyWords(to, from *[16]byte) {
+	le := binary.LittleEndian
+	a, b := le.Uint64(from[:]), le.Uint64(from[8:])
+	le.PutUint64(to[:], a)
+	le.PutUint64(to[8:], b)
 }
 
 // key returns the tuple of packets of a direction.

@@ -69,7 +69,7 @@ func (p *player) send(side Side, b []byte) (string, Refusal) {
 		return "", Accepted
 	}
 	f.Rewrite(dir, &v)
-	f.Count(dir, len(v.B))
+	f.Count(dir, 1, uint64(len(v.B)))
 	return pkttest.Describe(b), Accepted
 }
 
@@ -628,7 +628,7 @@ func TestNoAllocs(t *testing.T) {
 		if p.tab.Follow(p.now, f, dir, &v) == Pass {
 			f.Rewrite(dir, &v)
 		}
-		f.Count(dir, len(v.B))
+		f.Count(dir, 1, uint64(len(v.B)))
 		p.r.Leave()
 	}); n != 0 {
 		t.Errorf("%v allocations a packet", n)
@@ -730,7 +730,7 @@ func TestConcurrent(t *testing.T) {
 					}
 					tab.Follow(now, f, dir, &v)
 					f.Rewrite(dir, &v)
-					f.Count(dir, len(v.B))
+					f.Count(dir, 1, uint64(len(v.B)))
 					if rng.IntN(50) == 0 {
 						tab.Remove(f)
 					}

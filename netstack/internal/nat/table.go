@@ -216,14 +216,20 @@ func (t *Table) KeyOf(side Side, v *ipkt.View, k *Key) bool {
 	return true
 }
 
-// Touch begins to load what Find of the same key needs, so that a batch waits for
-// memory once and not once per packet. The result is of no use but must be used.
-func (t *Table) Touch(k *Key) uint32 {
-	ref := t.bucket(k).Load()
+// Ref is where the lookup of a key begins.
+type Ref uint32
+
+// Begin loads where Find of a key begins, and Touch what it needs next. So a batch
+// waits for memory once and not once per packet: Begin is called for all packets,
+// then Touch, then Find. The result of Touch is of no use but must be used.
+func (t *Table) Begin(k *Key) Ref { return Ref(t.bucket(k).Load()) }
+
+// Touch is the second step, see Begin.
+func (t *Table) Touch(ref Ref) uint32 {
 	if ref == 0 {
 		return 0
 	}
-	f := t.flow(ref >> 1)
+	f := t.flow(uint32(ref) >> 1)
 	return uint32(f.Client[15]) ^ uint32(f.ClientPort) ^ f.dir[0].end.Load()
 }
 
