@@ -5,78 +5,36 @@ import (
 	"net/netip"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/wire"
 	"ztgate/zerotier/packet"
 )
 
-// reader reads fields one after another. After a failure it yields zeros.
-type reader struct {
-	b      []byte
-	off    int
-	failed bool
-}
-
-func (r *reader) bytes(n int) []byte {
-	if r.failed || n > len(r.b)-r.off {
-		r.failed = true
-		return nil
-	}
-	r.off += n
-	return r.b[r.off-n : r.off : r.off]
-}
-
-func (r *reader) left() int { return len(r.b) - r.off }
-
-func (r *reader) u8() uint8 {
-	if b := r.bytes(1); b != nil {
-		return b[0]
-	}
-	return 0
-}
-
-func (r *reader) u16() uint16 {
-	if b := r.bytes(2); b != nil {
-		return binary.BigEndian.Uint16(b)
-	}
-	return 0
-}
-
-func (r *reader) u64() uint64 {
-	if b := r.bytes(8); b != nil {
-		return binary.BigEndian.Uint64(b)
-	}
-	return 0
-}
-
-func (r *reader) address() identity.Address {
-	if b := r.bytes(identity.AddressLen); b != nil {
-		return identity.AddressFromBytes(b)
-	}
-	return 0
-}
+// reader reads the fields of this package too.
+type reader struct{ wire.Reader }
 
 func (r *reader) identity() *identity.Identity {
-	if r.failed {
+	if r.Failed {
 		return nil
 	}
-	id, n, err := identity.Unmarshal(r.b[r.off:])
+	id, n, err := identity.Unmarshal(r.Buf[r.Off:])
 	if err != nil {
-		r.failed = true
+		r.Failed = true
 		return nil
 	}
-	r.off += n
+	r.Off += n
 	return id.Public()
 }
 
 func (r *reader) endpoint() netip.AddrPort {
-	if r.failed {
+	if r.Failed {
 		return netip.AddrPort{}
 	}
-	ep, n, err := packet.ParseEndpoint(r.b[r.off:])
+	ep, n, err := packet.ParseEndpoint(r.Buf[r.Off:])
 	if err != nil {
-		r.failed = true
+		r.Failed = true
 		return netip.AddrPort{}
 	}
-	r.off += n
+	r.Off += n
 	return ep
 }
 
@@ -93,7 +51,7 @@ func (v version) append(b []byte) []byte {
 }
 
 func (r *reader) version() version {
-	return version{protocol: r.u8(), major: r.u8(), minor: r.u8(), revision: r.u16()}
+	return version{protocol: r.U8(), major: r.U8(), minor: r.U8(), revision: r.U16()}
 }
 
 // worldRef names a revision of a moon.
@@ -137,32 +95,32 @@ func (h *hello) append(b []byte) []byte {
 
 // parseHello reads all but the masked part.
 func parseHello(payload []byte) (h hello, ok bool) {
-	r := reader{b: payload}
+	r := reader{Reader: wire.Reader{Buf: payload}}
 	h.version = r.version()
-	h.timestamp = int64(r.u64())
+	h.timestamp = int64(r.U64())
 	h.identity = r.identity()
-	if r.failed {
+	if r.Failed {
 		return h, false
 	}
-	if r.left() > 0 {
+	if r.Left() > 0 {
 		h.sentTo = r.endpoint()
 	}
-	if r.left() >= 16 {
-		h.planetID = r.u64()
-		h.planetTimestamp = int64(r.u64())
+	if r.Left() >= 16 {
+		h.planetID = r.U64()
+		h.planetTimestamp = int64(r.U64())
 	}
-	if r.left() > 0 && !r.failed {
-		h.masked = packet.HeaderLen + r.off
+	if r.Left() > 0 && !r.Failed {
+		h.masked = packet.HeaderLen + r.Off
 	}
-	return h, !r.failed
+	return h, !r.Failed
 }
 
 // parseMoons reads the unmasked moon list.
 func parseMoons(b []byte) (moons []worldRef) {
-	r := reader{b: b}
-	for range min(int(r.u16()), maxMoonsInHello) {
-		typ, id, ts := r.u8(), r.u64(), int64(r.u64())
-		if r.failed {
+	r := reader{Reader: wire.Reader{Buf: b}}
+	for range min(int(r.U16()), maxMoonsInHello) {
+		typ, id, ts := r.U8(), r.U64(), int64(r.U64())
+		if r.Failed {
 			break
 		}
 		if typ == worldMoon {
@@ -189,19 +147,19 @@ func (o *okHello) append(b []byte) []byte {
 }
 
 func parseOKHello(b []byte) (o okHello, ok bool) {
-	r := reader{b: b}
-	o.timestamp = int64(r.u64())
+	r := reader{Reader: wire.Reader{Buf: b}}
+	o.timestamp = int64(r.U64())
 	o.version = r.version()
-	if r.failed {
+	if r.Failed {
 		return o, false
 	}
-	if r.left() > 0 {
+	if r.Left() > 0 {
 		o.sentTo = r.endpoint()
 	}
-	if r.left() >= 2 {
-		o.worlds = r.bytes(int(r.u16()))
+	if r.Left() >= 2 {
+		o.worlds = r.Bytes(int(r.U16()))
 	}
-	return o, !r.failed
+	return o, !r.Failed
 }
 
 // rendezvous is the payload of RENDEZVOUS (chapter 02 §2.8).
@@ -218,17 +176,17 @@ func (v rendezvous) append(b []byte) []byte {
 }
 
 func parseRendezvous(b []byte) (v rendezvous, ok bool) {
-	r := reader{b: b}
-	r.u8()
-	v.peer = r.address()
-	port := r.u16()
-	n := int(r.u8())
+	r := reader{Reader: wire.Reader{Buf: b}}
+	r.U8()
+	v.peer = r.Address()
+	port := r.U16()
+	n := int(r.U8())
 	if n != 4 && n != 16 {
 		return v, false
 	}
-	ip, _ := netip.AddrFromSlice(r.bytes(n))
+	ip, _ := netip.AddrFromSlice(r.Bytes(n))
 	v.at = netip.AddrPortFrom(ip, port)
-	return v, !r.failed && port != 0
+	return v, !r.Failed && port != 0
 }
 
 // Flags and limits of PUSH_DIRECT_PATHS records (chapter 02 §2.7).
@@ -260,13 +218,13 @@ func appendPush(b []byte, eps []netip.AddrPort) (payload []byte, rest []netip.Ad
 
 // parsePush yields the endpoints that are offered.
 func parsePush(b []byte) (eps []netip.AddrPort) {
-	r := reader{b: b}
-	for range min(int(r.u16()), maxPushed) {
-		flags := r.u8()
-		r.bytes(int(r.u16()))
-		typ := r.u8()
-		raw := r.bytes(int(r.u8()))
-		if r.failed {
+	r := reader{Reader: wire.Reader{Buf: b}}
+	for range min(int(r.U16()), maxPushed) {
+		flags := r.U8()
+		r.Bytes(int(r.U16()))
+		typ := r.U8()
+		raw := r.Bytes(int(r.U8()))
+		if r.Failed {
 			break
 		}
 		if flags&pushForget != 0 || !(typ == 4 && len(raw) == 6 || typ == 6 && len(raw) == 18) {

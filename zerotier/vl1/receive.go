@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/wire"
 	"ztgate/zerotier/packet"
 )
 
@@ -630,10 +631,10 @@ func (c *Core) okWhois(w *Worker, out Out, now time.Time, from *Peer, b []byte, 
 		w.stats.rejects[RejectNotUpstream].Add(1)
 		return
 	}
-	r := reader{b: b}
-	for r.left() > 0 {
+	r := reader{Reader: wire.Reader{Buf: b}}
+	for r.Left() > 0 {
 		id := r.identity()
-		if r.failed {
+		if r.Failed {
 			w.stats.rejects[RejectMalformed].Add(1)
 			return
 		}

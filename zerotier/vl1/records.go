@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/wire"
 	"ztgate/zerotier/packet"
 )
 
@@ -47,21 +48,21 @@ func (r *PeerRecord) Append(b []byte) []byte {
 
 // ParsePeerRecord reads a file of the peer cache.
 func ParsePeerRecord(b []byte) (*PeerRecord, error) {
-	r := reader{b: b}
-	if r.u8() != peerRecordType {
+	r := reader{Reader: wire.Reader{Buf: b}}
+	if r.U8() != peerRecordType {
 		return nil, fmt.Errorf("%w: unknown type", ErrPeerRecord)
 	}
 	rec := &PeerRecord{Identity: r.identity()}
-	rec.ProtocolVersion = int(r.u16())
+	rec.ProtocolVersion = int(r.U16())
 	for i := range rec.Version {
-		rec.Version[i] = int(r.u16())
+		rec.Version[i] = int(r.U16())
 	}
-	for range min(int(r.u16()), maxPathsInRecord) {
+	for range min(int(r.U16()), maxPathsInRecord) {
 		if ep := r.endpoint(); ep.IsValid() && ep.Port() != 0 {
 			rec.Endpoints = append(rec.Endpoints, ep)
 		}
 	}
-	if r.failed {
+	if r.Failed {
 		return nil, fmt.Errorf("%w: too short", ErrPeerRecord)
 	}
 	return rec, nil

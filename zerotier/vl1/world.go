@@ -10,6 +10,7 @@ import (
 	"net/netip"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/wire"
 	"ztgate/zerotier/packet"
 )
 
@@ -81,14 +82,14 @@ func (w *World) IsPlanet() bool { return !w.Moon }
 // ParseWorld reads one world from the start of b and returns the number of bytes
 // it takes (chapter 02 §3.1).
 func ParseWorld(b []byte) (w *World, n int, err error) {
-	r := reader{b: b}
-	typ := r.u8()
-	w = &World{Moon: typ == worldMoon, ID: r.u64(), Timestamp: int64(r.u64())}
-	copy(w.UpdateKey[:], r.bytes(len(w.UpdateKey)))
-	copy(w.Signature[:], r.bytes(len(w.Signature)))
-	roots := int(r.u8())
+	r := reader{Reader: wire.Reader{Buf: b}}
+	typ := r.U8()
+	w = &World{Moon: typ == worldMoon, ID: r.U64(), Timestamp: int64(r.U64())}
+	copy(w.UpdateKey[:], r.Bytes(len(w.UpdateKey)))
+	copy(w.Signature[:], r.Bytes(len(w.Signature)))
+	roots := int(r.U8())
 	switch {
-	case r.failed:
+	case r.Failed:
 		return nil, 0, fmt.Errorf("parse world: %w: too short", ErrMalformed)
 	case typ != worldPlanet && typ != worldMoon:
 		return nil, 0, fmt.Errorf("parse world: %w: type %d", ErrMalformed, typ)
@@ -97,25 +98,25 @@ func ParseWorld(b []byte) (w *World, n int, err error) {
 	}
 	for range roots {
 		root := Root{Identity: r.identity()}
-		count := int(r.u8())
+		count := int(r.U8())
 		if count > MaxEndpoints {
 			return nil, 0, fmt.Errorf("parse world: %w: %d endpoints", ErrMalformed, count)
 		}
 		for range count {
 			root.Endpoints = append(root.Endpoints, r.endpoint())
 		}
-		if r.failed {
+		if r.Failed {
 			return nil, 0, fmt.Errorf("parse world: %w: bad root", ErrMalformed)
 		}
 		w.Roots = append(w.Roots, root)
 	}
 	if w.Moon {
-		r.bytes(int(r.u16()))
+		r.Bytes(int(r.U16()))
 	}
-	if r.failed {
+	if r.Failed {
 		return nil, 0, fmt.Errorf("parse world: %w: too short", ErrMalformed)
 	}
-	return w, r.off, nil
+	return w, r.Off, nil
 }
 
 // Append appends the binary form, as on disk and in OK(HELLO).

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/wire"
 	"ztgate/zerotier/packet"
 )
 
@@ -173,33 +174,33 @@ func (c *NetworkConfig) decodeCredentials(d Dictionary) error {
 
 // endpoint reads an address with a number where the port would be.
 func (r *reader) endpoint() netip.AddrPort {
-	if r.failed {
+	if r.Failed {
 		return netip.AddrPort{}
 	}
-	ep, n, err := packet.ParseEndpoint(r.rest())
+	ep, n, err := packet.ParseEndpoint(r.Rest())
 	if err != nil {
-		r.failed = true
+		r.Failed = true
 	}
-	r.off += n
+	r.Off += n
 	return ep
 }
 
 func (c *NetworkConfig) decodeRoutes(d Dictionary) error {
-	r := reader{b: d["RT"]}
-	for r.left() > 0 {
+	r := reader{Reader: wire.Reader{Buf: d["RT"]}}
+	for r.Left() > 0 {
 		target, via := r.endpoint(), r.endpoint()
-		route := Route{Target: netip.PrefixFrom(target.Addr(), int(target.Port())), Via: via.Addr(), Flags: r.u16(), Metric: r.u16()}
-		if r.failed {
+		route := Route{Target: netip.PrefixFrom(target.Addr(), int(target.Port())), Via: via.Addr(), Flags: r.U16(), Metric: r.U16()}
+		if r.Failed {
 			return fmt.Errorf("routes: %w", ErrMalformed)
 		}
 		if route.Target.IsValid() && len(c.Routes) < MaxRoutes {
 			c.Routes = append(c.Routes, route)
 		}
 	}
-	r = reader{b: d["I"]}
-	for r.left() > 0 {
+	r = reader{Reader: wire.Reader{Buf: d["I"]}}
+	for r.Left() > 0 {
 		ep := r.endpoint()
-		if r.failed {
+		if r.Failed {
 			return fmt.Errorf("addresses: %w", ErrMalformed)
 		}
 		if p := netip.PrefixFrom(ep.Addr(), int(ep.Port())); p.IsValid() && len(c.Addresses) < MaxAddresses {
@@ -214,14 +215,14 @@ func (c *NetworkConfig) decodeDNS(d Dictionary) error {
 	if len(b) == 0 {
 		return nil
 	}
-	r := reader{b: b}
-	domain := r.bytes(dnsDomainLen)
+	r := reader{Reader: wire.Reader{Buf: b}}
+	domain := r.Bytes(dnsDomainLen)
 	for range MaxDNSServers {
 		if ep := r.endpoint(); ep.IsValid() {
 			c.DNS.Servers = append(c.DNS.Servers, ep.Addr())
 		}
 	}
-	if r.failed {
+	if r.Failed {
 		return fmt.Errorf("DNS: %w", ErrMalformed)
 	}
 	name, _, _ := bytes.Cut(domain, []byte{0})

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/wire"
 )
 
 // Limits of credentials (chapter 03 §10).
@@ -75,29 +76,29 @@ func hashQualifiers(id *identity.Identity) (out [4]uint64) {
 
 // ParseCOM reads a certificate from the start of b.
 func ParseCOM(b []byte) (*COM, int, error) {
-	r := reader{b: b}
+	r := reader{Reader: wire.Reader{Buf: b}}
 	c := &COM{}
-	if r.u8() != 1 {
+	if r.U8() != 1 {
 		return nil, 0, fmt.Errorf("certificate of membership: %w", ErrMalformed)
 	}
-	n := int(r.u16())
+	n := int(r.U16())
 	if n > maxQualifiers {
 		return nil, 0, fmt.Errorf("certificate of membership: %w: %d qualifiers", ErrMalformed, n)
 	}
 	for i := range n {
-		q := Qualifier{r.u64(), r.u64(), r.u64()}
+		q := Qualifier{r.U64(), r.U64(), r.U64()}
 		if i > 0 && q.ID < c.Qualifiers[i-1].ID {
 			return nil, 0, fmt.Errorf("certificate of membership: %w: qualifiers out of order", ErrMalformed)
 		}
 		c.Qualifiers = append(c.Qualifiers, q)
 	}
-	if c.Signer = r.address(); c.Signer != 0 {
-		copy(c.Signature[:], r.bytes(identity.SignatureLen))
+	if c.Signer = r.Address(); c.Signer != 0 {
+		copy(c.Signature[:], r.Bytes(identity.SignatureLen))
 	}
-	if r.failed {
+	if r.Failed {
 		return nil, 0, fmt.Errorf("certificate of membership: %w", ErrMalformed)
 	}
-	return c, r.off, nil
+	return c, r.Off, nil
 }
 
 // Append implements [Credential].
@@ -203,13 +204,13 @@ type signed struct {
 
 // block reads a signature block; one of another type leaves zeros.
 func (s *signed) block(r *reader) {
-	typ, n := r.u8(), int(r.u16())
-	b := r.bytes(n)
+	typ, n := r.U8(), int(r.U16())
+	b := r.Bytes(n)
 	if typ != 1 {
 		return
 	}
 	if n != identity.SignatureLen {
-		r.failed = true
+		r.Failed = true
 		return
 	}
 	copy(s.Signature[:], b)
@@ -240,14 +241,14 @@ type Tag struct {
 
 // ParseTag reads a tag from the start of b.
 func ParseTag(b []byte) (*Tag, int, error) {
-	r := reader{b: b}
-	t := &Tag{NetworkID: r.networkID(), Timestamp: int64(r.u64()), ID: r.u32(), Value: r.u32(), IssuedTo: r.address(), Signer: r.address()}
+	r := reader{Reader: wire.Reader{Buf: b}}
+	t := &Tag{NetworkID: r.networkID(), Timestamp: int64(r.U64()), ID: r.U32(), Value: r.U32(), IssuedTo: r.Address(), Signer: r.Address()}
 	t.block(&r)
-	r.bytes(int(r.u16()))
-	if r.failed {
+	r.Bytes(int(r.U16()))
+	if r.Failed {
 		return nil, 0, fmt.Errorf("tag: %w", ErrMalformed)
 	}
-	return t, r.off, nil
+	return t, r.Off, nil
 }
 
 func (t *Tag) body(b []byte) []byte {
@@ -312,33 +313,33 @@ func ParseCapability(b []byte) (*Capability, int, error) {
 	bad := func(why string) (*Capability, int, error) {
 		return nil, 0, fmt.Errorf("capability: %w: %s", ErrMalformed, why)
 	}
-	r := reader{b: b}
-	c := &Capability{NetworkID: r.networkID(), Timestamp: int64(r.u64()), ID: r.u32()}
-	n := int(r.u16())
+	r := reader{Reader: wire.Reader{Buf: b}}
+	c := &Capability{NetworkID: r.networkID(), Timestamp: int64(r.U64()), ID: r.U32()}
+	n := int(r.U16())
 	if n > maxCapabilityRules {
 		return bad("too many rules")
 	}
-	start := r.off
+	start := r.Off
 	for range n {
-		r.u8()
-		r.bytes(int(r.u8()))
+		r.U8()
+		r.Bytes(int(r.U8()))
 	}
-	if r.failed {
+	if r.Failed {
 		return bad("rules cut short")
 	}
-	c.raw = append([]byte(nil), b[start:r.off]...)
+	c.raw = append([]byte(nil), b[start:r.Off]...)
 	rules, err := ParseRules(c.raw, maxCapabilityRules)
 	if err != nil {
 		return bad("bad rule")
 	}
 	c.Rules = rules
-	c.MaxChain = r.u8()
+	c.MaxChain = r.U8()
 	if c.MaxChain < 1 || c.MaxChain > maxCustody {
 		return bad("custody chain limit")
 	}
 	for {
-		to := r.address()
-		if r.failed {
+		to := r.Address()
+		if r.Failed {
 			return bad("custody chain cut short")
 		}
 		if to == 0 {
@@ -347,15 +348,15 @@ func ParseCapability(b []byte) (*Capability, int, error) {
 		if len(c.Chain) >= int(c.MaxChain) {
 			return bad("custody chain too long")
 		}
-		link := Custody{To: to, From: r.address()}
+		link := Custody{To: to, From: r.Address()}
 		link.block(&r)
 		c.Chain = append(c.Chain, link)
 	}
-	r.bytes(int(r.u16()))
-	if r.failed {
+	r.Bytes(int(r.U16()))
+	if r.Failed {
 		return bad("cut short")
 	}
-	return c, r.off, nil
+	return c, r.Off, nil
 }
 
 func (c *Capability) head(b []byte) []byte {
@@ -494,24 +495,24 @@ type COO struct {
 
 // ParseCOO reads a certificate of ownership from the start of b.
 func ParseCOO(b []byte) (*COO, int, error) {
-	r := reader{b: b}
-	c := &COO{NetworkID: r.networkID(), Timestamp: int64(r.u64()), Flags: r.u64(), ID: r.u32()}
-	n := int(r.u16())
+	r := reader{Reader: wire.Reader{Buf: b}}
+	c := &COO{NetworkID: r.networkID(), Timestamp: int64(r.U64()), Flags: r.U64(), ID: r.U32()}
+	n := int(r.U16())
 	if n > maxThings {
 		return nil, 0, fmt.Errorf("certificate of ownership: %w: %d things", ErrMalformed, n)
 	}
 	for range n {
-		t := Thing{Type: r.u8()}
-		copy(t.Value[:], r.bytes(16))
+		t := Thing{Type: r.U8()}
+		copy(t.Value[:], r.Bytes(16))
 		c.Things = append(c.Things, t)
 	}
-	c.IssuedTo, c.Signer = r.address(), r.address()
+	c.IssuedTo, c.Signer = r.Address(), r.Address()
 	c.block(&r)
-	r.bytes(int(r.u16()))
-	if r.failed {
+	r.Bytes(int(r.U16()))
+	if r.Failed {
 		return nil, 0, fmt.Errorf("certificate of ownership: %w", ErrMalformed)
 	}
-	return c, r.off, nil
+	return c, r.Off, nil
 }
 
 func (c *COO) body(b []byte) []byte {
@@ -581,19 +582,19 @@ type Revocation struct {
 
 // ParseRevocation reads a revocation from the start of b.
 func ParseRevocation(b []byte) (*Revocation, int, error) {
-	r := reader{b: b}
-	r.u32()
-	v := &Revocation{ID: r.u32(), NetworkID: r.networkID()}
-	r.u32()
-	v.CredentialID = r.u32()
-	v.Threshold, v.Flags = int64(r.u64()), r.u64()
-	v.Target, v.Signer, v.Type = r.address(), r.address(), r.u8()
+	r := reader{Reader: wire.Reader{Buf: b}}
+	r.U32()
+	v := &Revocation{ID: r.U32(), NetworkID: r.networkID()}
+	r.U32()
+	v.CredentialID = r.U32()
+	v.Threshold, v.Flags = int64(r.U64()), r.U64()
+	v.Target, v.Signer, v.Type = r.Address(), r.Address(), r.U8()
 	v.block(&r)
-	r.bytes(int(r.u16()))
-	if r.failed {
+	r.Bytes(int(r.U16()))
+	if r.Failed {
 		return nil, 0, fmt.Errorf("revocation: %w", ErrMalformed)
 	}
-	return v, r.off, nil
+	return v, r.Off, nil
 }
 
 func (v *Revocation) body(b []byte) []byte {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/wire"
 )
 
 // ExtFrame is the payload of EXT_FRAME (chapter 03 §4.2). Data aliases the packet.
@@ -30,32 +31,32 @@ const (
 
 // com reads an attached certificate.
 func (r *reader) com() *COM {
-	if r.failed {
+	if r.Failed {
 		return nil
 	}
-	c, n, err := ParseCOM(r.rest())
+	c, n, err := ParseCOM(r.Rest())
 	if err != nil {
-		r.failed = true
+		r.Failed = true
 		return nil
 	}
-	r.off += n
+	r.Off += n
 	return c
 }
 
 // ParseExtFrame reads EXT_FRAME.
 func ParseExtFrame(b []byte) (f ExtFrame, err error) {
-	r := reader{b: b}
+	r := reader{Reader: wire.Reader{Buf: b}}
 	f.Network = r.networkID()
-	flags := r.u8()
+	flags := r.U8()
 	f.Acknowledge = flags&extAcknowledge != 0
 	if flags&frameHasCOM != 0 {
 		f.COM = r.com()
 	}
-	f.Destination, f.Source, f.EtherType = r.mac(), r.mac(), r.u16()
-	if r.failed {
+	f.Destination, f.Source, f.EtherType = r.mac(), r.mac(), r.U16()
+	if r.Failed {
 		return ExtFrame{}, fmt.Errorf("EXT_FRAME: %w", ErrMalformed)
 	}
-	f.Data = r.rest()
+	f.Data = r.Rest()
 	return f, nil
 }
 
@@ -81,25 +82,25 @@ type MulticastFrame struct {
 
 // ParseMulticastFrame reads MULTICAST_FRAME.
 func ParseMulticastFrame(b []byte) (f MulticastFrame, err error) {
-	r := reader{b: b}
+	r := reader{Reader: wire.Reader{Buf: b}}
 	f.Network = r.networkID()
-	flags := r.u8()
+	flags := r.U8()
 	if flags&frameHasCOM != 0 {
 		f.COM = r.com()
 	}
 	if flags&multicastGather != 0 {
-		f.GatherLimit = r.u32()
+		f.GatherLimit = r.U32()
 	}
 	if flags&multicastSource != 0 {
 		f.HasSource, f.Source = true, r.mac()
 	}
 	f.Replicate = flags&multicastSpread != 0
-	f.Group = MulticastGroup{MAC: r.mac(), ADI: r.u32()}
-	f.EtherType = r.u16()
-	if r.failed {
+	f.Group = MulticastGroup{MAC: r.mac(), ADI: r.U32()}
+	f.EtherType = r.U16()
+	if r.Failed {
 		return MulticastFrame{}, fmt.Errorf("MULTICAST_FRAME: %w", ErrMalformed)
 	}
-	f.Data = r.rest()
+	f.Data = r.Rest()
 	return f, nil
 }
 
@@ -133,12 +134,12 @@ type Gather struct {
 
 // ParseGather reads MULTICAST_GATHER; a malformed certificate is ignored.
 func ParseGather(b []byte) (g Gather, err error) {
-	r := reader{b: b}
+	r := reader{Reader: wire.Reader{Buf: b}}
 	g.Network = r.networkID()
-	flags := r.u8()
-	g.Group = MulticastGroup{MAC: r.mac(), ADI: r.u32()}
-	g.Limit = r.u32()
-	if r.failed {
+	flags := r.U8()
+	g.Group = MulticastGroup{MAC: r.mac(), ADI: r.U32()}
+	g.Limit = r.U32()
+	if r.Failed {
 		return Gather{}, fmt.Errorf("MULTICAST_GATHER: %w", ErrMalformed)
 	}
 	if flags&frameHasCOM != 0 {
@@ -162,11 +163,11 @@ func AppendGather(b []byte, n NetworkID, g MulticastGroup, limit uint32, com *CO
 
 // ParseGatherResult reads the addresses of a gather result (chapter 03 §5.4).
 func ParseGatherResult(b []byte) (out []identity.Address) {
-	r := reader{b: b}
-	r.u32()
-	for range min(int(r.u16()), maxGatherResults) {
-		a := r.address()
-		if r.failed {
+	r := reader{Reader: wire.Reader{Buf: b}}
+	r.U32()
+	for range min(int(r.U16()), maxGatherResults) {
+		a := r.Address()
+		if r.Failed {
 			break
 		}
 		out = append(out, a)
@@ -177,15 +178,15 @@ func ParseGatherResult(b []byte) (out []identity.Address) {
 // SplitFrameOK reads what follows the group in OK(MULTICAST_FRAME): perhaps a
 // certificate, perhaps a gather result (has).
 func SplitFrameOK(b []byte) (com *COM, gather []byte, has bool) {
-	r := reader{b: b}
-	flags := r.u8()
+	r := reader{Reader: wire.Reader{Buf: b}}
+	flags := r.U8()
 	if flags&okHasCOM != 0 {
 		com = r.com()
 	}
-	if r.failed || flags&okHasGather == 0 {
+	if r.Failed || flags&okHasGather == 0 {
 		return com, nil, false
 	}
-	return com, r.rest(), true
+	return com, r.Rest(), true
 }
 
 // NDPReply is the answer to a neighbour solicitation that is made up instead of

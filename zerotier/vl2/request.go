@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/wire"
 	"ztgate/zerotier/packet"
 )
 
@@ -47,10 +48,10 @@ func AppendConfigRequest(b []byte, n NetworkID, metadata []byte, revision uint64
 
 // ParseConfigRequest reads network and metadata of a request; metadata aliases b.
 func ParseConfigRequest(b []byte) (n NetworkID, metadata []byte, err error) {
-	r := reader{b: b}
+	r := reader{Reader: wire.Reader{Buf: b}}
 	n = r.networkID()
-	metadata = r.bytes(int(r.u16()))
-	if r.failed {
+	metadata = r.Bytes(int(r.U16()))
+	if r.Failed {
 		return 0, nil, fmt.Errorf("config request: %w", ErrMalformed)
 	}
 	return n, metadata[:min(len(metadata), MaxMetadata)], nil
@@ -71,17 +72,17 @@ type Chunk struct {
 // ParseChunk reads a chunk: the payload of NETWORK_CONFIG, or what follows the
 // reply fields of OK. Unsigned chunks are refused.
 func ParseChunk(b []byte) (Chunk, error) {
-	r := reader{b: b}
+	r := reader{Reader: wire.Reader{Buf: b}}
 	c := Chunk{Network: r.networkID()}
-	c.Data = r.bytes(int(r.u16()))
-	c.Flags = r.u8()
-	c.UpdateID = r.u64()
-	total, index := r.u32(), r.u32()
-	c.signed = b[:r.off]
-	typ, n := r.u8(), r.u16()
-	c.Signature = r.bytes(int(n))
+	c.Data = r.Bytes(int(r.U16()))
+	c.Flags = r.U8()
+	c.UpdateID = r.U64()
+	total, index := r.U32(), r.U32()
+	c.signed = b[:r.Off]
+	typ, n := r.U8(), r.U16()
+	c.Signature = r.Bytes(int(n))
 	switch {
-	case r.failed, typ != chunkSignatureType, n != identity.SignatureLen,
+	case r.Failed, typ != chunkSignatureType, n != identity.SignatureLen,
 		total > MaxConfig, uint64(index)+uint64(len(c.Data)) > uint64(total), c.UpdateID == 0, len(c.Data) == 0:
 		return Chunk{}, fmt.Errorf("config chunk: %w", ErrMalformed)
 	}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/wire"
 )
 
 // ErrMalformed is wrapped by the errors of all parsers.
@@ -152,65 +153,14 @@ func LinkLocal(m MAC) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] & 0xfd, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
 }
 
-// reader reads fields one after another. After a failure it yields zeros.
-type reader struct {
-	b      []byte
-	off    int
-	failed bool
-}
-
-func (r *reader) bytes(n int) []byte {
-	if r.failed || n < 0 || n > len(r.b)-r.off {
-		r.failed = true
-		return nil
-	}
-	r.off += n
-	return r.b[r.off-n : r.off : r.off]
-}
-
-func (r *reader) left() int    { return len(r.b) - r.off }
-func (r *reader) rest() []byte { return r.b[r.off:] }
-
-func (r *reader) u8() uint8 {
-	if b := r.bytes(1); b != nil {
-		return b[0]
-	}
-	return 0
-}
-
-func (r *reader) u16() uint16 {
-	if b := r.bytes(2); b != nil {
-		return binary.BigEndian.Uint16(b)
-	}
-	return 0
-}
-
-func (r *reader) u32() uint32 {
-	if b := r.bytes(4); b != nil {
-		return binary.BigEndian.Uint32(b)
-	}
-	return 0
-}
-
-func (r *reader) u64() uint64 {
-	if b := r.bytes(8); b != nil {
-		return binary.BigEndian.Uint64(b)
-	}
-	return 0
-}
-
-func (r *reader) address() identity.Address {
-	if b := r.bytes(identity.AddressLen); b != nil {
-		return identity.AddressFromBytes(b)
-	}
-	return 0
-}
+// reader reads the fields of this package too.
+type reader struct{ wire.Reader }
 
 func (r *reader) mac() (m MAC) {
-	copy(m[:], r.bytes(6))
+	copy(m[:], r.Bytes(6))
 	return m
 }
 
-func (r *reader) networkID() NetworkID { return NetworkID(r.u64()) }
+func (r *reader) networkID() NetworkID { return NetworkID(r.U64()) }
 
 var be = binary.BigEndian
