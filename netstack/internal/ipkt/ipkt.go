@@ -105,8 +105,8 @@ func headerOK(b []byte) bool {
 	if len(b) != 20 {
 		return Sum(b, 0) == 0xffff
 	}
-	le := binary.LittleEndian.Uint32 // in either byte order the sum of a right header is all ones
-	s := uint64(le(b)) + uint64(le(b[4:])) + uint64(le(b[8:])) + uint64(le(b[12:])) + uint64(le(b[16:]))
+	le := binary.LittleEndian // in either byte order the sum of a right header is all ones
+	s := uint64(le.Uint32(b)) + uint64(le.Uint32(b[4:])) + uint64(le.Uint32(b[8:])) + uint64(le.Uint32(b[12:])) + uint64(le.Uint32(b[16:]))
 	s = s&0xffff + s>>16&0xffff + s>>32
 	s = s&0xffff + s>>16
 	return s == 0xffff

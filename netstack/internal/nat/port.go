@@ -110,8 +110,8 @@ func (t *Table) Reserve(proto uint8, list []netip.AddrPort) {
 }
 
 func (t *Table) endpointHash(client *[16]byte, port uint16, round uint64) uint64 {
-	le := binary.LittleEndian.Uint64
-	return mix(le(client[:])^t.seed[2]^round<<32, le(client[8:])^t.seed[3]^uint64(port)<<17)
+	le := binary.LittleEndian
+	return mix(le.Uint64(client[:])^t.seed[2]^round<<32, le.Uint64(client[8:])^t.seed[3]^uint64(port)<<17)
 }
 
 func (p *pool) head(t *Table, client *[16]byte, port uint16) *uint16 {

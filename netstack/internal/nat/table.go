@@ -196,9 +196,9 @@ func mix(a, b uint64) uint64 {
 // sum computes the hash of a key with the table's seed: nobody outside can aim at
 // one chain.
 func (t *Table) sum(k *Key) {
-	le := binary.LittleEndian.Uint64
-	h := mix(le(k.src[8:])^t.seed[0], le(k.dst[8:])^t.seed[1])
-	if s, d := le(k.src[:]), le(k.dst[:]); s|d != 0 {
+	le := binary.LittleEndian // not its method, which would be called through a pointer
+	h := mix(le.Uint64(k.src[8:])^t.seed[0], le.Uint64(k.dst[8:])^t.seed[1])
+	if s, d := le.Uint64(k.src[:]), le.Uint64(k.dst[:]); s|d != 0 {
 		h ^= mix(s^t.seed[2], d^t.seed[3])
 	}
 	ports := uint64(k.sport)<<32 | uint64(k.dport)<<16 | uint64(k.proto)<<8 | uint64(k.side)
