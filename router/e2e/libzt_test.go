@@ -58,7 +58,7 @@ func TestLibzt(t *testing.T) {
 			for _, m := range []lab.Iperf{{}, {Reverse: true}, {UDP: true, Bitrate: "20M", Length: 1200}, {UDP: true, Bitrate: "20M", Length: 1200, Reverse: true}} {
 				m.Duration = duration(t)
 				got, err := lab.RunIperf(s.Context(), s.Office, s.VPC, lab.OfficeAddress, m)
-				if err != nil || got.Bytes == 0 || got.LostPercent > 50 { // how many are lost depends on what else the machine does
+				if err != nil || got.Bytes == 0 || got.LostPercent > 10 { // as in TestInterop
 					t.Errorf("%+v: %+v, %v", m, got, err)
 				}
 			}

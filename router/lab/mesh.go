@@ -170,7 +170,7 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	if n.Real() {
 		n.Process, n.ref, err = n.mesh.startReference(n.NS, n.Name, n.real, n.mesh.planet, nil)
 	} else {
-		args := []string{"member", "--listen", "", "--planet", n.mesh.planet, "--log-level", n.mesh.opts.LogLevel}
+		args := []string{"member", "--node", "go", "--listen", "", "--planet", n.mesh.planet, "--log-level", n.mesh.opts.LogLevel}
 		if n == n.mesh.Root {
 			args = append(args, "--controller", "--port", fmt.Sprint(rootPort))
 		} else {
