@@ -134,7 +134,11 @@ func options(t *testing.T) lab.Options {
 	if binary == "" {
 		t.Fatal("set ZTGATE to the path of the program to test (make e2e does)")
 	}
-	return lab.Options{Binary: binary, Prefix: prefix(), Duration: time.Second, Progress: t.Output()}
+	o := lab.Options{Binary: binary, Prefix: prefix(), Duration: time.Second, Progress: t.Output()}
+	if os.Getenv("ZTGATE_E2E_NODE") == "libzt" { // the whole suite with the other node
+		o.Office, o.Gateway = lab.Libzt, lab.Libzt
+	}
+	return o
 }
 
 // start brings a scenario up for the length of the test.
