@@ -38,6 +38,7 @@ test-libzt: build-libzt deps ## tests of the node on libzt, with the race detect
 	$(LIBZT_ENV) GODEBUG=cgocheck=1 $(GO) test -count=1 -tags $(LIBZT_TAGS) ./bindings/ ./router/ ./cmd/...
 	$(LIBZT_ENV) GODEBUG=cgocheck=1 $(GO) test -count=1 -race -tags $(LIBZT_TAGS) ./bindings/
 	ZTGATE=$(CURDIR)/$(LIBZT_BIN) $(GO) test -count=1 -tags e2e -timeout 10m -run Libzt -v ./router/e2e/
+	ZTGATE_E2E_NODE=libzt ZTGATE=$(CURDIR)/$(LIBZT_BIN) $(GO) test -count=1 -tags e2e -timeout 10m -run 'TestGateway|TestForwards|TestReload|TestMemory' ./router/e2e/
 
 lab: build ## the whole scenario on this machine, in network namespaces (root)
 	$(BIN) lab

@@ -128,6 +128,10 @@ func prefix() string {
 	return "zglabe2e"
 }
 
+// onLibzt says that office and gateway run on libzt in the tests that don't choose
+// their nodes.
+func onLibzt() bool { return os.Getenv("ZTGATE_E2E_NODE") == "libzt" }
+
 func options(t *testing.T) lab.Options {
 	t.Helper()
 	binary := os.Getenv("ZTGATE")
@@ -135,7 +139,7 @@ func options(t *testing.T) lab.Options {
 		t.Fatal("set ZTGATE to the path of the program to test (make e2e does)")
 	}
 	o := lab.Options{Binary: binary, Prefix: prefix(), Duration: time.Second, Progress: t.Output()}
-	if os.Getenv("ZTGATE_E2E_NODE") == "libzt" { // the whole suite with the other node
+	if onLibzt() {
 		o.Office, o.Gateway = lab.Libzt, lab.Libzt
 	}
 	return o
