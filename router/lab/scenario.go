@@ -136,7 +136,12 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		r.Hints = s.hints()
 		return r, err
 	}
-	return r, errors.Join(err, s.Close())
+	err = errors.Join(err, s.Close())
+	if err == nil { // the logs are of use after a failure only
+		err = os.RemoveAll(s.LogDir)
+		r.LogDir = ""
+	}
+	return r, err
 }
 
 // Start brings the scenario up to where the gateway is ready. Unless the first

@@ -28,6 +28,8 @@ func TestScenario(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = os.RemoveAll(r.LogDir)
 	expectNothing(t, prefix)
+	if left, err := filepath.Glob(filepath.Join(os.TempDir(), prefix+"-logs-*")); err != nil || len(left) > 0 {
+		t.Errorf("logs left behind: %v, %v", left, err)
+	}
 }
