@@ -256,28 +256,9 @@ func (n *Node) kick() {
 
 // Watch returns a channel that gets a value after any change of a network's
 // status or configuration or of the online state, and a function that ends it.
-func (n *Node) Watch() (<-chan struct{}, func()) {
-	ch := make(chan struct{}, 1)
-	n.mu.Lock()
-	n.watchers[ch] = struct{}{}
-	n.mu.Unlock()
-	return ch, func() {
-		n.mu.Lock()
-		delete(n.watchers, ch)
-		n.mu.Unlock()
-	}
-}
+func (n *Node) Watch() (<-chan struct{}, func()) { return n.watchers.Watch() }
 
-func (n *Node) notify() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for ch := range n.watchers {
-		select {
-		case ch <- struct{}{}:
-		default: // a value is waiting already
-		}
-	}
-}
+func (n *Node) notify() { n.watchers.Notify() }
 
 func (n *Node) insideNetwork(a netip.Addr) bool {
 	for _, p := range *n.inside.Load() {

@@ -28,6 +28,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sync/errgroup"
+
+	"ztgate/internal/watch"
 )
 
 const (
@@ -72,7 +74,7 @@ type Node struct {
 	mu                      sync.Mutex                     // guards what follows and writes of nets
 	fresh                   map[uint64]bool                // networks whose subscriptions are due; true = anew
 	groups                  map[uint64][]MulticastGroup    // as asked for by SetMulticastGroups
-	watchers                map[chan struct{}]struct{}
+	watchers                watch.Watchers
 
 	lateLost, oversize, ownMAC, noNetwork   atomic.Uint64
 	txBytes, rxBytes                        [4]atomic.Uint64
@@ -122,7 +124,7 @@ func New(cfg Config) (_ *Node, err error) {
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, clock: &clock{start: time.Now()},
 		free: make(chan *worker, 16), ready: make(chan struct{}), wake: make(chan struct{}, 1),
-		fresh: map[uint64]bool{}, groups: map[uint64][]MulticastGroup{}, watchers: map[chan struct{}]struct{}{},
+		fresh: map[uint64]bool{}, groups: map[uint64][]MulticastGroup{},
 	}
 	n.nets.Store(&map[uint64]*Network{})
 	n.inside.Store(&[]netip.Prefix{})

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"ztgate/internal/watch"
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/network"
@@ -87,7 +88,7 @@ type Node struct {
 	localSubnets atomic.Pointer[[]netip.Prefix] // inside joined networks: never an underlay path
 
 	mu       sync.Mutex
-	watchers map[chan struct{}]struct{}
+	watchers watch.Watchers
 	online   bool
 	offline  time.Time // since when, or since the last remedy
 
@@ -113,9 +114,8 @@ type rxWorker struct {
 func New(cfg Config) (_ *Node, err error) {
 	n := &Node{
 		cfg: cfg, log: cfg.Logger,
-		ready:    make(chan struct{}),
-		wake:     make(chan struct{}, 1),
-		watchers: make(map[chan struct{}]struct{}),
+		ready: make(chan struct{}),
+		wake:  make(chan struct{}, 1),
 	}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
@@ -461,28 +461,9 @@ func (n *Node) insideNetwork(a netip.Addr) bool {
 
 // Watch returns a channel that gets a value after any change of a network's
 // status or configuration or of the online state, and a function that ends it.
-func (n *Node) Watch() (<-chan struct{}, func()) {
-	ch := make(chan struct{}, 1)
-	n.mu.Lock()
-	n.watchers[ch] = struct{}{}
-	n.mu.Unlock()
-	return ch, func() {
-		n.mu.Lock()
-		delete(n.watchers, ch)
-		n.mu.Unlock()
-	}
-}
+func (n *Node) Watch() (<-chan struct{}, func()) { return n.watchers.Watch() }
 
-func (n *Node) notify() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for ch := range n.watchers {
-		select {
-		case ch <- struct{}{}:
-		default: // a value is waiting already
-		}
-	}
-}
+func (n *Node) notify() { n.watchers.Notify() }
 
 // Join joins a network and remembers it in home.
 func (n *Node) Join(nwid uint64) error {
