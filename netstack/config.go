@@ -38,7 +38,10 @@ import (
 )
 
 // Device is the VPC side: IP packets in batches, with the conventions of
-// golang.zx2c4.com/wireguard/tun.Device.
+// golang.zx2c4.com/wireguard/tun.Device. Several goroutines may write at the same
+// time. What is written lies behind an offset of 14 bytes that the device may use,
+// and isn't kept. An error of Read with a method Temporary that returns true is
+// about one packet.
 type Device interface {
 	Read(bufs [][]byte, sizes []int, offset int) (int, error)
 	Write(bufs [][]byte, offset int) (int, error)

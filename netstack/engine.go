@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.zx2c4.com/wireguard/tun"
 
 	"ztgate/netstack/internal/frag"
 	"ztgate/netstack/internal/ipkt"
@@ -24,11 +25,9 @@ const (
 	ethernetLen = 14
 	// vpcOffset is where IP packets lie in read buffers: Ethernet header and the
 	// overlay's headers are put in front in place.
-	vpcOffset  = 96
-	readSize   = 16 << 10 // largest packet read
-	writeStart = 16       // room for the virtio header
-	writeSize  = 64 << 10 // so that segments can be merged into the first one
-	maxBatch   = 128
+	vpcOffset = 96
+	readSize  = 16 << 10 // largest packet read
+	maxBatch  = 128
 
 	sweepEvery = 500 * time.Millisecond
 	// refusalsEvery is how often the log says that flows are refused.
@@ -483,17 +482,23 @@ func (e *Engine) readDevice(ctx context.Context) error {
 	for {
 		got, err := e.dev.Read(bufs, sizes, vpcOffset)
 		e.vpcBatch(bufs[:got], sizes[:got])
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return nil
-		}
-		if err != nil && !retryable(err) {
+		case err == nil:
+		case lostOne(err):
+			e.drop(legVPC, dropDevice)
+		default:
 			return fmt.Errorf("read VPC device: %w", err)
 		}
 	}
 }
 
-// retryable reports errors of the device after which reading goes on.
-func retryable(err error) bool { return errors.Is(err, errTooManySegments) }
+// lostOne reports errors of the device that are about one packet.
+func lostOne(err error) bool {
+	var t interface{ Temporary() bool }
+	return errors.Is(err, tun.ErrTooManySegments) || errors.As(err, &t) && t.Temporary()
+}
 
 // logRefusals says from time to time that flows are refused; the counters say how
 // many (RFC 6888 REQ-11 C).

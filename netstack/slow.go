@@ -279,7 +279,7 @@ func (w *worker) icmpError(side Side, p *port, v *ipkt.View) {
 	}
 	switch {
 	case exit == nat.VPC:
-		w.toVPC(out, class, v, 65535)
+		w.toVPC(out, class, v, 65535, nil)
 	case out == nil:
 		e.drop(l, dropNetwork)
 	default:
@@ -385,7 +385,7 @@ func (e *Engine) writeFrame(nwid uint64, frame []byte) bool {
 // writeVPC sends one packet of our own to the VPC side.
 func (e *Engine) writeVPC(b []byte) {
 	w := e.worker()
-	w.vpc.add(&e.stats.vpc, noClass, b)
+	w.vpc.copy(&e.stats.vpc, noClass, b)
 	e.release(w)
 }
 

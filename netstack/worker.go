@@ -148,7 +148,7 @@ func (e *Engine) vpcBatch(bufs [][]byte, sizes []int) {
 	for i := range bufs {
 		switch w.state[i] {
 		case pktKeyed:
-			w.known(nat.VPC, nil, &w.views[i], &w.keys[i], bufs[i], nil)
+			w.known(nat.VPC, nil, &w.views[i], &w.keys[i], bufs[i])
 		case pktOdd:
 			w.odd(nat.VPC, nil, &w.views[i])
 		}
@@ -177,7 +177,7 @@ func (e *Engine) deliver(nwid uint64, frames [][]byte) {
 	for i := range frames {
 		switch v := &w.views[i]; w.state[i] {
 		case pktKeyed:
-			w.known(nat.Overlay, p, v, &w.keys[i], nil, frames[i])
+			w.known(nat.Overlay, p, v, &w.keys[i], frames[i])
 		case pktOdd:
 			w.odd(nat.Overlay, p, v)
 		}
@@ -225,12 +225,12 @@ func (w *worker) frame(p *port, i int, f []byte) {
 	}
 }
 
-// known handles a packet that has a tuple. It lies in buf with room in front if it
-// is from the VPC, in frame if it is from a network.
-func (w *worker) known(side Side, p *port, v *ipkt.View, k *nat.Key, buf, frame []byte) {
+// known handles a packet that has a tuple. It lies in buf: at vpcOffset if it is
+// from the VPC, behind its Ethernet header if it is from a network.
+func (w *worker) known(side Side, p *port, v *ipkt.View, k *nat.Key, buf []byte) {
 	e := w.e
 	f, dir := e.table.Find(w.now, k)
-	if p != nil && (f == nil || f.Hop.Load()>>16 != macAt(frame[6:])) && w.otherMember(p, f, v, [6]byte(frame[6:12])) {
+	if p != nil && (f == nil || f.Hop.Load()>>16 != macAt(buf[6:])) && w.otherMember(p, f, v, [6]byte(buf[6:12])) {
 		e.drop(legOverlay, dropSpoofed)
 		return
 	}
@@ -270,7 +270,8 @@ func (w *worker) otherMember(p *port, f *nat.Flow, v *ipkt.View, mac [6]byte) bo
 
 var verdictDrops = [...]drop{nat.BadFlags: dropFlags, nat.OutOfWindow: dropWindow, nat.Filtered: dropNoFlow}
 
-// forward sends a packet of a flow on.
+// forward sends a packet of a flow on, in place if it lies in buf as in known; buf
+// is nil if it lies elsewhere.
 func (w *worker) forward(side Side, f *nat.Flow, dir int, v *ipkt.View, buf []byte) {
 	e, l := w.e, legOf(side)
 	exit := f.Exit(dir)
@@ -309,27 +310,36 @@ func (w *worker) forward(side Side, f *nat.Flow, dir int, v *ipkt.View, buf []by
 	if len(v.B) > mtu || v.Fragment {
 		e.uniqueID(w.now, f, dir, v)
 	}
-	if exit == nat.VPC {
-		w.toVPC(p, class, v, mtu)
-		return
+	switch {
+	case exit == nat.VPC && side == nat.VPC && buf != nil:
+		w.toVPC(p, class, v, mtu, buf[vpcOffset-ethernetLen:])
+	case exit == nat.VPC:
+		w.toVPC(p, class, v, mtu, buf)
+	case side == nat.VPC:
+		w.toOverlay(p, f, dir, class, v, buf)
+	default: // no room in front
+		w.toOverlay(p, f, dir, class, v, nil)
 	}
-	w.toOverlay(p, f, dir, class, v, buf)
 }
 
-// toVPC appends a packet, in fragments if need be.
-func (w *worker) toVPC(p *port, class uint8, v *ipkt.View, mtu int) {
+// toVPC appends a packet, in fragments if need be. It lies in buf behind ethernetLen
+// bytes; nil if it lies elsewhere.
+func (w *worker) toVPC(p *port, class uint8, v *ipkt.View, mtu int, buf []byte) {
 	fwd := &w.e.stats.vpc
 	if p != nil && class>>classShift != wayVPCToVPC {
 		fwd = p.fwd
 	}
-	if len(v.B) <= mtu {
-		w.vpc.add(fwd, class, v.B)
-		return
+	switch {
+	case len(v.B) > mtu:
+		ipkt.Fragment4(v, mtu, func(b []byte) {
+			w.vpc.copy(fwd, class, b)
+			class = noClass // counted once
+		})
+	case buf == nil:
+		w.vpc.copy(fwd, class, v.B)
+	default:
+		w.vpc.add(fwd, class, buf[:ethernetLen+len(v.B)])
 	}
-	ipkt.Fragment4(v, mtu, func(b []byte) {
-		w.vpc.add(fwd, class, b)
-		class = noClass // counted once
-	})
 }
 
 // toOverlay appends a packet as a frame to the next hop. buf is the buffer it
@@ -457,41 +467,43 @@ func (b *outBatch) flush() {
 	clear(b.bufs[:n])
 }
 
-// vpcBatch collects packets for the device. Its buffers are large so that the
-// device can merge segments into the first one.
+// vpcBatch collects packets for the device. Each has room for an Ethernet header
+// in front.
 type vpcBatch struct {
 	e       *Engine
 	fwd     *forwarded
-	bufs    [][]byte // full capacity
 	out     [][]byte
+	copies  [][]byte // full capacity
+	copied  int
 	classes [maxBatch]uint8
 }
 
-// add appends a copy of a packet; class is [noClass] for our own ones.
-func (b *vpcBatch) add(fwd *forwarded, class uint8, p []byte) {
-	n := len(b.out)
-	if n == maxBatch || n > 0 && fwd != b.fwd {
+// ready makes room for a packet.
+func (b *vpcBatch) ready(fwd *forwarded) {
+	if n := len(b.out); n == maxBatch || n > 0 && fwd != b.fwd {
 		b.flush()
-		n = 0
-	}
-	if len(p) > writeSize-writeStart {
-		if class != noClass {
-			b.e.drop(legOverlay, dropTooBig)
-		}
-		return
 	}
 	b.fwd = fwd
-	if n == len(b.bufs) {
-		// Each begins at another place in its page: else their headers and
-		// payloads would all compete for the same few sets of the caches.
-		const page = 4096
-		at := n * 5 * 64 % page
-		b.bufs = append(b.bufs, make([]byte, writeSize+page)[at:at+writeSize:at+writeSize])
+}
+
+// add appends the packet behind the first ethernetLen bytes of p, which has to stay
+// valid until the batch ends; class is [noClass] for our own ones.
+func (b *vpcBatch) add(fwd *forwarded, class uint8, p []byte) {
+	b.ready(fwd)
+	b.classes[len(b.out)] = class
+	b.out = append(b.out, p[:len(p):len(p)]) // the device may append, but not to others' memory
+}
+
+// copy appends a copy of a packet.
+func (b *vpcBatch) copy(fwd *forwarded, class uint8, p []byte) {
+	b.ready(fwd)
+	if b.copied == len(b.copies) {
+		b.copies = append(b.copies, make([]byte, ethernetLen, 2048))
 	}
-	buf := b.bufs[n][:writeStart+len(p)]
-	copy(buf[writeStart:], p)
-	b.classes[n] = class
-	b.out = append(b.out, buf)
+	c := append(b.copies[b.copied][:ethernetLen], p...)
+	b.copies[b.copied] = c
+	b.copied++
+	b.add(fwd, class, c)
 }
 
 func (b *vpcBatch) flush() {
@@ -502,16 +514,16 @@ func (b *vpcBatch) flush() {
 	t := tally{to: b.fwd}
 	bytes, theirs := uint64(0), 0
 	for i, p := range b.out { // before Write, which may merge them
-		size := uint64(len(p) - writeStart)
+		size := uint64(len(p) - ethernetLen)
 		bytes += size
 		if b.classes[i] != noClass {
 			theirs++
 		}
 		t.add(b.classes[i], size)
 	}
-	_, err := b.e.dev.Write(b.out, writeStart)
+	_, err := b.e.dev.Write(b.out, ethernetLen)
 	clear(b.out)
-	b.out = b.out[:0]
+	b.out, b.copied = b.out[:0], 0
 	if err != nil { // it doesn't say how many: all count as lost
 		b.e.stats.deviceErrors.Add(1)
 		l := legOverlay

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ztgate/internal/atomicfile"
+	"ztgate/router/tuntap"
 	"ztgate/zerotier/identity"
 )
 
@@ -59,7 +60,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 			err = errors.Join(err, node.Close())
 		}
 	}()
-	dev, err := openTUN(cfg.VPC.TUN)
+	dev, err := tuntap.OpenTUN(cfg.VPC.TUN)
 	if err != nil {
 		return err
 	}

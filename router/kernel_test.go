@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"ztgate/router/tuntap"
 )
 
 // inNamespace moves the test's thread into a network namespace of its own.
@@ -21,8 +23,8 @@ func inNamespace(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to make a network namespace")
 	}
-	if _, err := os.Stat(tunPath); err != nil {
-		t.Skip("needs " + tunPath)
+	if _, err := os.Stat(tuntap.Path); err != nil {
+		t.Skip("needs " + tuntap.Path)
 	}
 	runtime.LockOSThread() // for ever: the thread ends with the test's goroutine
 	old, err := netns.Get()
@@ -65,12 +67,12 @@ func routesOf(t *testing.T, k *link) []string {
 
 func TestKernelSetUp(t *testing.T) {
 	inNamespace(t)
-	dev, err := openTUN("ztgt0")
+	dev, err := tuntap.OpenTUN("ztgt0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dev.Close()
-	if _, err := openTUN("ztgt0"); err == nil || !strings.Contains(err.Error(), "another process uses it") {
+	if _, err := tuntap.OpenTUN("ztgt0"); err == nil || !strings.Contains(err.Error(), "another process uses it") {
 		t.Errorf("second open: %v", err)
 	}
 	k, err := openLink("ztgt0", discard)
@@ -123,7 +125,7 @@ func TestKernelSetUp(t *testing.T) {
 func TestKernelOthers(t *testing.T) {
 	inNamespace(t)
 	for _, name := range []string{"ztgt0", "ztgt1"} {
-		dev, err := openTUN(name)
+		dev, err := tuntap.OpenTUN(name)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,8 +9,11 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"ztgate/router/tuntap"
 )
 
 // tap is the Ethernet port of a member: the kernel itself resolves neighbours,
@@ -19,39 +22,43 @@ type tap struct {
 	id      NetworkID
 	name    string
 	file    *os.File
+	raw     syscall.RawConn
 	link    *link
 	done    chan struct{} // closed when the reader has ended
 	broken  atomic.Bool   // the reader gave up
 	closed  atomic.Bool
 	dropped atomic.Uint64 // frames that the kernel or the node refused
-	writers sync.Pool     // of *tapWriter
+	writers sync.Pool     // of *tuntap.Writer
 }
 
 const (
 	tapBatch    = 64
 	tapHeadroom = 64
 	maxFrame    = 10024 + 18 // the largest network MTU and an Ethernet header
-	maxLarge    = vnetLen + 18 + 1<<16
 )
 
 // openTAP creates the port of a network, in the network namespace of the
 // calling thread.
 func openTAP(id NetworkID, name string, mac MAC, log *slog.Logger) (_ *tap, err error) {
-	fd, err := openTunFD(name, unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
+	fd, err := tuntap.OpenFD(name, unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6); err != nil {
+	udp, err := tuntap.SetOffloads(fd)
+	if err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("set offloads of %q: %w", name, err)
 	}
-	t := &tap{id: id, name: name, file: os.NewFile(uintptr(fd), tunPath), done: make(chan struct{})}
-	t.writers.New = func() any { return newTAPWriter(t) }
+	t := &tap{id: id, name: name, file: os.NewFile(uintptr(fd), tuntap.Path), done: make(chan struct{})}
+	t.writers.New = func() any { return tuntap.NewWriter(tuntap.EthernetLen, udp) }
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.file.Close())
 		}
 	}()
+	if t.raw, err = t.file.SyscallConn(); err != nil {
+		return nil, err
+	}
 	if t.link, err = openLink(name, log); err != nil {
 		return nil, err
 	}
@@ -66,17 +73,13 @@ func openTAP(id NetworkID, name string, mac MAC, log *slog.Logger) (_ *tap, err 
 // read passes frames from the kernel to the node until the file is closed.
 func (t *tap) read(node Node) error {
 	defer close(t.done)
-	raw, err := t.file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	r := &tapReader{tap: t, node: node, large: make([]byte, maxLarge), sizes: make([]int, tapBatch)}
+	r := &tapReader{tap: t, node: node, seg: tuntap.Segmenter{Link: tuntap.EthernetLen}, large: make([]byte, tuntap.MaxRead), sizes: make([]int, tapBatch)}
 	store := make([]byte, tapBatch*(tapHeadroom+maxFrame))
 	for i := range tapBatch {
 		r.bufs = append(r.bufs, store[i*(tapHeadroom+maxFrame):][:tapHeadroom+maxFrame:tapHeadroom+maxFrame])
 	}
 	for {
-		err := raw.Read(r.drain)
+		err := t.raw.Read(r.drain)
 		switch {
 		case t.closed.Load():
 			return nil // asked to stop: err is shutdown noise
@@ -92,6 +95,7 @@ func (t *tap) read(node Node) error {
 type tapReader struct {
 	tap    *tap
 	node   Node
+	seg    tuntap.Segmenter
 	large  []byte
 	bufs   [][]byte
 	sizes  []int
@@ -119,22 +123,29 @@ func (r *tapReader) drain(fd uintptr) bool {
 			return true
 		}
 		got = true
-		if err := segment(r.large[:m], r.next, r.done); err != nil {
+		if err := r.cut(r.large[:m]); err != nil {
 			r.tap.dropped.Add(1)
 		}
 	}
 }
 
-func (r *tapReader) next() []byte {
-	if r.n == len(r.bufs) {
-		r.flush()
+// cut appends the frames in what was read from the kernel.
+func (r *tapReader) cut(b []byte) error {
+	if err := r.seg.Start(b); err != nil {
+		return err
 	}
-	return r.bufs[r.n][tapHeadroom:]
-}
-
-func (r *tapReader) done(size int) {
-	r.sizes[r.n] = size
-	r.n++
+	for r.seg.Pending() {
+		if r.n == len(r.bufs) {
+			r.flush()
+		}
+		size, err := r.seg.Next(r.bufs[r.n][tapHeadroom:])
+		if err != nil {
+			return err
+		}
+		r.sizes[r.n] = size
+		r.n++
+	}
+	return nil
 }
 
 func (r *tapReader) flush() {
@@ -152,45 +163,10 @@ func (r *tapReader) flush() {
 // deliver passes frames from the node to the kernel. A frame that the kernel
 // refuses (interface down, queue full) is lost, as on any wire.
 func (t *tap) deliver(frames [][]byte) {
-	raw, err := t.file.SyscallConn()
-	if err != nil {
-		t.dropped.Add(uint64(len(frames)))
-		return
-	}
-	w := t.writers.Get().(*tapWriter)
-	w.frames = frames
-	if raw.Write(w.run) != nil {
-		t.dropped.Add(uint64(len(frames)))
-	}
-	w.frames = nil
+	w := t.writers.Get().(*tuntap.Writer)
+	n, _ := w.WriteAll(t.raw, frames, 0)
+	t.dropped.Add(uint64(len(frames) - n))
 	t.writers.Put(w)
-}
-
-// tapWriter writes for one goroutine at a time.
-type tapWriter struct {
-	tap    *tap
-	merge  merger
-	fd     int
-	frames [][]byte
-	run    func(fd uintptr) bool
-}
-
-func newTAPWriter(t *tap) *tapWriter {
-	w := &tapWriter{tap: t}
-	w.merge.write = func(parts [][]byte) {
-		if _, err := unix.Writev(w.fd, parts); err != nil {
-			t.dropped.Add(uint64(len(parts) - 1))
-		}
-	}
-	w.run = func(fd uintptr) bool {
-		w.fd = int(fd)
-		for _, f := range w.frames {
-			w.merge.add(f)
-		}
-		w.merge.flush()
-		return true
-	}
-	return w
 }
 
 // close ends the port and waits for its reader.

@@ -1,10 +1,8 @@
-package router
+package tuntap
 
 import (
 	"bytes"
 	"encoding/binary"
-	"net"
-	"net/netip"
 	"slices"
 	"testing"
 )
@@ -45,8 +43,15 @@ func vnet(flags, kind byte, size, start, offset int) []byte {
 
 func cut(b []byte) ([][]byte, error) {
 	var out [][]byte
-	buf := make([]byte, maxFrame)
-	err := segment(b, func() []byte { return buf }, func(n int) { out = append(out, slices.Clone(buf[:n])) })
+	buf := make([]byte, 9000)
+	s := Segmenter{Link: EthernetLen}
+	err := s.Start(b)
+	for err == nil && s.Pending() {
+		var n int
+		if n, err = s.Next(buf); err == nil {
+			out = append(out, slices.Clone(buf[:n]))
+		}
+	}
 	return out, err
 }
 
@@ -59,7 +64,7 @@ func checkTCP(t *testing.T, f []byte, tcp int) []byte {
 	} else if c := fold(sum(f[14:34], 0)); c != 0 {
 		t.Errorf("IP checksum is off by %x", c)
 	}
-	if c := fold(sum(f[tcp:], sum(addresses, uint64(6+len(f)-tcp)))); c != 0 {
+	if c := fold(sum(f[tcp:], sum(addresses, word(6+len(f)-tcp)))); c != 0 {
 		t.Errorf("TCP checksum is off by %x", c)
 	}
 	return f[tcp+32:]
@@ -101,9 +106,9 @@ func TestSegmentTCP(t *testing.T) {
 
 func TestSegmentChecksum(t *testing.T) {
 	frame, tcp := tcpFrame(false, []byte("odd"))
-	binary.BigEndian.PutUint16(frame[tcp+16:], ^fold(sum(frame[26:34], uint64(6+len(frame)-tcp))))
+	putSum(frame[tcp+16:], ^fold(sum(frame[26:34], word(6+len(frame)-tcp))))
 	frame[24], frame[25] = 0, 0
-	putChecksum(frame[24:], fold(sum(frame[14:34], 0)))
+	putSum(frame[24:], fold(sum(frame[14:34], 0)))
 	got, err := cut(append(vnet(vnetNeedsChecksum, 0, 0, tcp, 16), frame...))
 	if err != nil || len(got) != 1 {
 		t.Fatal(len(got), err)
@@ -118,108 +123,8 @@ func FuzzSegment(f *testing.F) {
 	f.Add(append(vnet(1, vnetTCP6, 1000, tcp, 16), frame...))
 	f.Add(append(vnet(1, 0, 0, tcp, 16), frame...))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) <= maxLarge {
+		if len(b) <= MaxRead {
 			_, _ = cut(b)
 		}
 	})
-}
-
-// TestTAPTransfer sends real TCP through a TAP into a second one and back, each
-// kernel side in a namespace of its own.
-func TestTAPTransfer(t *testing.T) {
-	type end struct {
-		tap  *tap
-		conn net.Conn
-	}
-	macs := [2]MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}
-	addrs := pfx("10.147.17.1/24", "10.147.17.2/24")
-	var ends [2]end
-	listening := make(chan net.Listener, 1)
-	accepted := make(chan net.Conn, 1)
-	// One namespace after the other, each on the test's thread.
-	for i := range ends {
-		inNamespace(t)
-		p, err := openTAP(1, "ztmt1", macs[i], discard)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ends[i].tap = p
-		if err := p.link.up(2800); err != nil {
-			t.Fatal(err)
-		}
-		if err := p.link.setAddresses(addrs[i : i+1]); err != nil {
-			t.Fatal(err)
-		}
-		if i == 0 {
-			l, err := net.Listen("tcp", addrs[0].Addr().String()+":0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			listening <- l
-			go func() {
-				if c, err := l.Accept(); err == nil {
-					accepted <- c
-				}
-			}()
-		}
-	}
-	for i := range ends {
-		go func() { _ = ends[i].tap.read(&wireTo{tap: ends[1-i].tap}) }()
-	}
-	l := <-listening
-	port := netip.MustParseAddrPort(l.Addr().String())
-	c, err := net.Dial("tcp", port.String()) // this thread is in the second namespace
-	if err != nil {
-		t.Fatal(err)
-	}
-	ends[0].conn, ends[1].conn = <-accepted, c
-	const total = 8 << 20
-	for i := range ends {
-		done := make(chan int, 1)
-		go func() {
-			buf, n := make([]byte, 1<<16), 0
-			for n < total {
-				m, err := ends[1-i].conn.Read(buf)
-				for j := range m {
-					if buf[j] != byte((n+j)>>8) {
-						t.Errorf("byte %d is wrong", n+j)
-						break
-					}
-				}
-				if n += m; err != nil {
-					break
-				}
-			}
-			done <- n
-		}()
-		data := make([]byte, total)
-		for j := range data {
-			data[j] = byte(j >> 8)
-		}
-		if _, err := ends[i].conn.Write(data); err != nil {
-			t.Fatal(err)
-		}
-		if n := <-done; n != total {
-			t.Errorf("%d of %d bytes arrived", n, total)
-		}
-	}
-	for i := range ends {
-		_ = ends[i].conn.Close()
-		_ = ends[i].tap.close(t.Context())
-	}
-}
-
-// wireTo is a node that hands frames to another TAP.
-type wireTo struct {
-	Node
-	tap *tap
-}
-
-func (w *wireTo) WriteFrames(_ uint64, bufs [][]byte, sizes []int, offset int) (int, error) {
-	frames := make([][]byte, len(bufs))
-	for i := range bufs {
-		frames[i] = bufs[i][offset : offset+sizes[i]]
-	}
-	w.tap.deliver(frames)
-	return len(bufs), nil
 }

@@ -1,4 +1,4 @@
-package router
+package tuntap
 
 import (
 	"bytes"
@@ -19,9 +19,9 @@ func flowFrame(v6 bool, port uint16, seq uint32, flags byte, payload []byte) []b
 	if v6 {
 		addresses = f[22:54]
 	} else {
-		putChecksum(f[24:], fold(sum(f[14:34], 0)))
+		putSum(f[24:], fold(sum(f[14:34], 0)))
 	}
-	putChecksum(f[tcp+16:], fold(sum(f[tcp:], sum(addresses, uint64(6+len(f)-tcp)))))
+	putSum(f[tcp+16:], fold(sum(f[tcp:], sum(addresses, word(6+len(f)-tcp)))))
 	return f
 }
 
@@ -29,11 +29,11 @@ func flowFrame(v6 bool, port uint16, seq uint32, flags byte, payload []byte) []b
 // the kernel sees, and the same cut into frames again.
 func merge(t *testing.T, frames [][]byte) (written, cutAgain [][]byte) {
 	t.Helper()
-	m := merger{write: func(parts [][]byte) { written = append(written, bytes.Join(parts, nil)) }}
+	m := Merger{Link: EthernetLen, UDP: true, Write: func(parts [][]byte) { written = append(written, bytes.Join(parts, nil)) }}
 	for _, f := range frames {
-		m.add(slices.Clone(f))
+		m.Add(slices.Clone(f))
 	}
-	m.flush()
+	m.Flush()
 	for _, b := range written {
 		got, err := cut(b)
 		if err != nil {
@@ -54,7 +54,7 @@ func TestMergeRoundTrip(t *testing.T) {
 				if !v6 { // IP IDs count up, as segmentation makes them
 					binary.BigEndian.PutUint16(f[18:], uint16(i))
 					f[24], f[25] = 0, 0
-					putChecksum(f[24:], fold(sum(f[14:34], 0)))
+					putSum(f[24:], fold(sum(f[14:34], 0)))
 				}
 				frames = append(frames, f)
 			}
@@ -70,6 +70,107 @@ func TestMergeRoundTrip(t *testing.T) {
 			if !slices.ContainsFunc(got, func(g []byte) bool { return bytes.Equal(f, g) }) {
 				t.Fatalf("v6 %v: a frame was changed", v6)
 			}
+		}
+	}
+}
+
+// datagram returns a complete UDP datagram in a frame.
+func datagram(v6 bool, port uint16, id int, payload []byte) []byte {
+	l4 := 34
+	if v6 {
+		l4 = 54
+	}
+	f := make([]byte, l4+udpLen+len(payload))
+	copy(f[l4+udpLen:], payload)
+	p := packet{b: f, ip: EthernetLen, l4: l4, head: l4 + udpLen, protocol: 17}
+	if v6 {
+		f[12], f[13] = 0x86, 0xdd
+		f[14], f[20], f[21], f[37], f[53] = 0x60, 17, 64, 1, 2
+	} else {
+		f[12], f[13], f[14], f[22], f[23] = 8, 0, 0x45, 64, 17
+		binary.BigEndian.PutUint16(f[18:], uint16(id))
+		copy(f[26:], []byte{10, 0, 0, 1, 10, 0, 0, 2})
+	}
+	binary.BigEndian.PutUint16(f[l4:], port)
+	p.setLength(len(f) - EthernetLen)
+	putSum(p.checksum(), fold(sum(f[l4:], p.pseudo(len(f)-l4))))
+	return f
+}
+
+func TestMergeDatagrams(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		var frames [][]byte
+		for i := range 100 {
+			for port := range uint16(2) {
+				frames = append(frames, datagram(v6, port, i%maxParts, bytes.Repeat([]byte{byte(i), byte(port)}, 300)))
+			}
+		}
+		written, got := merge(t, frames)
+		if want := 4; len(written) != want { // 64 and 36 of each
+			t.Errorf("v6 %v: %d packets written, want %d", v6, len(written), want)
+		}
+		if len(got) != len(frames) {
+			t.Fatalf("v6 %v: %d datagrams after cutting, want %d", v6, len(got), len(frames))
+		}
+		for i, f := range frames {
+			if !slices.ContainsFunc(got, func(g []byte) bool { return bytes.Equal(f, g) }) {
+				t.Fatalf("v6 %v: datagram %d was changed", v6, i)
+			}
+		}
+	}
+	short, none := datagram(false, 1, 1, make([]byte, 10)), datagram(false, 1, 1, make([]byte, 600))
+	none[40], none[41] = 0, 0 // no checksum
+	broken := datagram(false, 1, 1, make([]byte, 600))
+	broken[60] ^= 1
+	whole := datagram(false, 1, 0, make([]byte, 600))
+	for name, c := range map[string]struct {
+		frames [][]byte
+		want   int
+	}{
+		"short last":   {[][]byte{whole, short}, 1},
+		"behind short": {[][]byte{whole, short, short}, 2},
+		"longer":       {[][]byte{short, whole}, 2},
+		"no checksum":  {[][]byte{whole, none, whole}, 3},
+		"wrong":        {[][]byte{whole, broken, whole}, 3},
+	} {
+		var written [][]byte
+		m := Merger{Link: EthernetLen, UDP: true, Write: func(parts [][]byte) { written = append(written, bytes.Join(parts, nil)) }}
+		for _, f := range c.frames {
+			m.Add(slices.Clone(f))
+		}
+		m.Flush()
+		if len(written) != c.want {
+			t.Errorf("%s: %d packets written, want %d", name, len(written), c.want)
+		}
+	}
+	plain := 0
+	m := Merger{Link: EthernetLen, Write: func([][]byte) { plain++ }}
+	m.Add(whole)
+	m.Add(whole)
+	m.Flush()
+	if plain != 2 {
+		t.Errorf("%d packets for a kernel that takes no merged datagrams, want 2", plain)
+	}
+}
+
+func TestSum(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for n := range 300 {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = byte(r.Uint32())
+		}
+		want := uint32(17) // added as a number
+		for i := range b {
+			want += uint32(b[i]) << (8 * (1 - i&1))
+		}
+		for want > 0xffff {
+			want = want>>16 + want&0xffff
+		}
+		var got [2]byte
+		binary.NativeEndian.PutUint16(got[:], ^fold(sum(b, word(17))))
+		if g := binary.BigEndian.Uint16(got[:]); g != uint16(want) {
+			t.Fatalf("%d bytes: %#x, want %#x", n, g, want)
 		}
 	}
 }
@@ -107,16 +208,16 @@ func TestMergeStops(t *testing.T) {
 			tcp := 34
 			binary.BigEndian.PutUint16(window[tcp+14:], 77)
 			window[tcp+16], window[tcp+17] = 0, 0
-			putChecksum(window[tcp+16:], fold(sum(window[tcp:], sum(window[26:34], uint64(6+len(window)-tcp)))))
+			putSum(window[tcp+16:], fold(sum(window[tcp:], sum(window[26:34], word(6+len(window)-tcp)))))
 			return window
 		}()}, 2},
 	} {
 		var written [][]byte
-		m := merger{write: func(parts [][]byte) { written = append(written, bytes.Join(parts, nil)) }}
+		m := Merger{Link: EthernetLen, UDP: true, Write: func(parts [][]byte) { written = append(written, bytes.Join(parts, nil)) }}
 		for _, f := range c.frames {
-			m.add(slices.Clone(f))
+			m.Add(slices.Clone(f))
 		}
-		m.flush()
+		m.Flush()
 		if len(written) != c.want {
 			t.Errorf("%s: %d frames written, want %d", c.name, len(written), c.want)
 		}
@@ -154,7 +255,7 @@ func FuzzMerge(f *testing.F) {
 			in += len(fr)
 		}
 		written := 0
-		m := merger{write: func(parts [][]byte) {
+		m := Merger{Link: EthernetLen, UDP: true, Write: func(parts [][]byte) {
 			for _, p := range parts[1:] {
 				written += len(p)
 			}
@@ -163,9 +264,9 @@ func FuzzMerge(f *testing.F) {
 			}
 		}}
 		for _, fr := range frames {
-			m.add(fr)
+			m.Add(fr)
 		}
-		m.flush()
+		m.Flush()
 		if written != in {
 			t.Fatalf("%d bytes went in, %d came out", in, written)
 		}

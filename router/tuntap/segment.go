@@ -1,0 +1,130 @@
+package tuntap
+
+import (
+	"encoding/binary"
+
+	"golang.org/x/sys/unix"
+)
+
+// The kernel hands over what one sender sends in large packets with a header that
+// says how to cut them (virtio_net_hdr, in host byte order).
+const (
+	vnetLen = 10
+
+	vnetNeedsChecksum = unix.VIRTIO_NET_HDR_F_NEEDS_CSUM
+	vnetTCP4          = unix.VIRTIO_NET_HDR_GSO_TCPV4
+	vnetTCP6          = unix.VIRTIO_NET_HDR_GSO_TCPV6
+	vnetUDP           = unix.VIRTIO_NET_HDR_GSO_UDP_L4
+)
+
+// Segmenter cuts what was read from the kernel into packets, one at a time. Link
+// is the length of the link header: 0 of a TUN, [EthernetLen] of a TAP.
+type Segmenter struct {
+	Link int
+
+	p       packet
+	kind    byte
+	size    int // payload of a segment
+	off     int // payload that was taken
+	pending bool
+}
+
+// Start takes what was read, with its virtio_net_hdr. It stays in use until
+// [Segmenter.Next] has given everything.
+func (s *Segmenter) Start(b []byte) error {
+	s.pending = false
+	if len(b) < vnetLen+s.Link+1 {
+		return errPacket
+	}
+	h, b := b[:vnetLen], b[vnetLen:]
+	u16 := func(i int) int { return int(binary.NativeEndian.Uint16(h[i:])) }
+	s.p, s.kind, s.size, s.off = packet{b: b, ip: s.Link, l4: u16(6)}, h[1], u16(4), 0
+	if s.kind == unix.VIRTIO_NET_HDR_GSO_NONE {
+		if h[0]&vnetNeedsChecksum != 0 {
+			start, field := u16(6), u16(6)+u16(8)
+			if start >= len(b) || field+2 > len(b) {
+				return errPacket
+			}
+			// The field holds the sum of the pseudo-header already.
+			putSum(b[field:], fold(sum(b[start:], 0)))
+		}
+		s.pending = true
+		return nil
+	}
+	p := &s.p
+	ipLen := 20
+	if p.v6() {
+		ipLen = 40
+	}
+	if p.l4 < s.Link+ipLen || p.l4 >= len(b) || s.size == 0 || b[p.ip]>>4 != 4 && !p.v6() ||
+		s.Link == EthernetLen && binary.BigEndian.Uint16(b[12:]) != etherType(b[p.ip]>>4) {
+		return errPacket
+	}
+	switch s.kind {
+	case vnetTCP4, vnetTCP6:
+		p.protocol = unix.IPPROTO_TCP
+		if p.l4+20 > len(b) || p.v6() != (s.kind == vnetTCP6) {
+			return errPacket
+		}
+		p.head = p.l4 + int(b[p.l4+12]>>4)*4
+		if p.head < p.l4+20 {
+			return errPacket
+		}
+	case vnetUDP:
+		p.protocol = unix.IPPROTO_UDP
+		p.head = p.l4 + udpLen
+	default:
+		return errPacket
+	}
+	if p.head >= len(b) {
+		return errPacket
+	}
+	s.pending = true
+	return nil
+}
+
+// Pending reports that Next has something to give.
+func (s *Segmenter) Pending() bool { return s.pending }
+
+// Next writes the next packet to out and returns its length. If it doesn't fit,
+// the rest of what was read is lost.
+func (s *Segmenter) Next(out []byte) (int, error) {
+	p := &s.p
+	if s.kind == unix.VIRTIO_NET_HDR_GSO_NONE {
+		s.pending = false
+		if len(p.b) > len(out) {
+			return 0, errPacket
+		}
+		return copy(out, p.b), nil
+	}
+	index, payload := s.off/s.size, p.b[p.head+s.off:]
+	last := len(payload) <= s.size
+	payload = payload[:min(s.size, len(payload))]
+	n := p.head + len(payload)
+	if n > len(out) {
+		s.pending = false
+		return 0, errPacket
+	}
+	q := *p
+	q.b = out[:n]
+	copy(q.b, p.b[:p.head])
+	copy(q.b[p.head:], payload)
+	if !p.v6() {
+		id := q.b[p.ip+4:]
+		binary.BigEndian.PutUint16(id, binary.BigEndian.Uint16(id)+uint16(index))
+	}
+	if q.protocol == unix.IPPROTO_TCP {
+		t := q.b[q.l4:]
+		binary.BigEndian.PutUint32(t[4:], binary.BigEndian.Uint32(t[4:])+uint32(s.off))
+		if !last {
+			t[13] &^= tcpFIN | tcpPSH
+		}
+	}
+	q.setLength(n - q.ip)
+	c := q.checksum()
+	c[0], c[1] = 0, 0
+	putSum(c, fold(sum(q.b[q.l4:], q.pseudo(n-q.l4))))
+	s.off += len(payload)
+	s.pending = !last
+	return n, nil
+}
