@@ -28,8 +28,9 @@ func main() {
 	flag.StringVar(&o.out, "out", "", "results file (default bench/results/DATE.md)")
 	flag.DurationVar(&o.duration, "duration", 5*time.Second, "length of each transfer")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often everything is measured; medians count")
-	flag.BoolVar(&o.skipGo, "skip-go", false, "end to end only")
-	flag.BoolVar(&o.skipE2E, "skip-e2e", false, "Go benchmarks only")
+	flag.BoolVar(&o.skipGo, "skip-go", false, "no Go benchmarks")
+	flag.BoolVar(&o.skipE2E, "skip-e2e", false, "no end-to-end comparison")
+	flag.BoolVar(&o.skipPlane, "skip-plane", false, "no comparison between two TUNs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -45,6 +46,7 @@ type options struct {
 	duration               time.Duration
 	rounds                 int
 	skipGo, skipE2E        bool
+	skipPlane              bool
 }
 
 func run(ctx context.Context, o options) error {
@@ -62,6 +64,11 @@ func run(ctx context.Context, o options) error {
 	}
 	if !o.skipE2E {
 		if err := endToEnd(ctx, w, o); err != nil {
+			return err
+		}
+	}
+	if !o.skipPlane {
+		if err := planeOnly(ctx, w, o); err != nil {
 			return err
 		}
 	}
