@@ -232,6 +232,8 @@ type Plane interface {
 	Mappings() []Mapping
 	Ping(ctx context.Context, dst netip.Addr) (time.Duration, error)
 	DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
+	// DialUDP returns a socket for one peer; it sends nothing yet.
+	DialUDP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 }
 
 // PlaneConfig is what the gateway tells the forwarding plane.

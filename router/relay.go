@@ -14,33 +14,43 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// relays serve TCP forwards on the host's own addresses. Packets to them end in
-// the host's kernel and never reach the TUN, so connections are taken there and
-// carried on by the forwarding plane's host stack.
+// relays serve forwards on the host's own addresses. Packets to them end in the
+// host's kernel and never reach the TUN, so connections and datagrams are taken
+// there and carried on by the forwarding plane's host stack.
 type relays struct {
 	plane   Plane
 	log     *slog.Logger
 	results *prometheus.CounterVec
 
-	mu     sync.Mutex // guards what follows
-	open   map[Forward]net.Listener
-	conns  map[net.Conn]struct{} // of clients
+	mu     sync.Mutex             // guards what follows
+	open   map[Forward]io.Closer  // listeners
+	conns  map[io.Closer]struct{} // of clients
 	closed bool
 	wg     sync.WaitGroup
 }
 
+// What becomes of a relayed connection or session.
 const (
-	maxRelayed   = 4096
+	relayOK          = "ok"
+	relayRefused     = "refused"
+	relayUnreachable = "unreachable"
+	relayLimit       = "limit"
+)
+
+const (
+	maxRelayed   = 4096 // TCP connections and UDP sessions together
 	relayConnect = 10 * time.Second
 	relayBuffer  = 64 << 10
 )
 
 func newRelays(plane Plane, reg prometheus.Registerer, log *slog.Logger) *relays {
-	r := &relays{plane: plane, log: log, open: map[Forward]net.Listener{}, conns: map[net.Conn]struct{}{},
+	r := &relays{plane: plane, log: log, open: map[Forward]io.Closer{}, conns: map[io.Closer]struct{}{},
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ztgate_relayed_connections_total",
-			Help: "Connections to forwards on the host's own addresses, by what became of them."}, []string{"result"})}
-	for _, result := range []string{"ok", "refused", "unreachable", "limit"} {
-		r.results.WithLabelValues(result)
+			Help: "TCP connections and UDP sessions of forwards on the host's own addresses, by what became of them."}, []string{"protocol", "result"})}
+	for _, result := range []string{relayOK, relayRefused, relayUnreachable, relayLimit} {
+		for _, proto := range []string{"tcp", "udp"} {
+			r.results.WithLabelValues(proto, result)
+		}
 	}
 	reg.MustRegister(r.results)
 	return r
@@ -48,7 +58,7 @@ func newRelays(plane Plane, reg prometheus.Registerer, log *slog.Logger) *relays
 
 // relayed reports whether a forward is served on the host's addresses too.
 func relayed(f Forward) bool {
-	return f.Proto == "tcp" && f.Side == SideVPC && f.Listen.Addr().IsUnspecified()
+	return f.Side == SideVPC && f.Listen.Addr().IsUnspecified()
 }
 
 // set opens what is new and closes what is gone. With an error nothing has
@@ -59,7 +69,7 @@ func (r *relays) set(forwards []Forward) error {
 	if r.closed {
 		return net.ErrClosed
 	}
-	want := map[Forward]net.Listener{}
+	want := map[Forward]io.Closer{}
 	var fresh []Forward
 	for _, f := range forwards {
 		if !relayed(f) {
@@ -69,7 +79,7 @@ func (r *relays) set(forwards []Forward) error {
 			want[f] = l
 			continue
 		}
-		l, err := net.Listen("tcp", f.Listen.String())
+		l, err := listenRelay(f)
 		if err != nil {
 			for _, f := range fresh {
 				_ = want[f].Close()
@@ -86,9 +96,21 @@ func (r *relays) set(forwards []Forward) error {
 	}
 	r.open = want
 	for _, f := range fresh {
-		r.wg.Go(func() { r.serve(f, want[f]) })
+		switch l := want[f].(type) {
+		case net.Listener:
+			r.wg.Go(func() { r.serve(f, l) })
+		case *net.UDPConn:
+			r.wg.Go(func() { r.serveUDP(f, l) })
+		}
 	}
 	return nil
+}
+
+func listenRelay(f Forward) (io.Closer, error) {
+	if f.Proto == "udp" {
+		return listenRelayUDP(f)
+	}
+	return net.Listen("tcp", f.Listen.String())
 }
 
 // run waits for the end of ctx and then ends all.
@@ -124,18 +146,18 @@ func (r *relays) serve(f Forward, l net.Listener) {
 			continue
 		}
 		if !r.add(c) {
-			r.results.WithLabelValues("limit").Inc()
+			r.results.WithLabelValues("tcp", relayLimit).Inc()
 			_ = c.Close()
 			continue
 		}
 		r.wg.Go(func() {
-			r.results.WithLabelValues(r.carry(f, c)).Inc()
+			r.results.WithLabelValues("tcp", r.carry(f, c)).Inc()
 			r.remove(c)
 		})
 	}
 }
 
-func (r *relays) add(c net.Conn) bool {
+func (r *relays) add(c io.Closer) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed || len(r.conns) >= maxRelayed {
@@ -145,35 +167,40 @@ func (r *relays) add(c net.Conn) bool {
 	return true
 }
 
-func (r *relays) remove(c net.Conn) {
+func (r *relays) remove(c io.Closer) {
 	_ = c.Close()
 	r.mu.Lock()
 	delete(r.conns, c)
 	r.mu.Unlock()
 }
 
+// allows asks policy and vpc.sources.
+func (r *relays) allows(f Forward, from netip.AddrPort) bool {
+	return r.plane.Explain(Question{Protocol: f.Proto, Source: from, Destination: f.To}).Verdict == "forward"
+}
+
 // carry connects a client with the forward's host until both are done.
 func (r *relays) carry(f Forward, client net.Conn) string {
 	from, err := netip.ParseAddrPort(client.RemoteAddr().String())
 	if err != nil {
-		return "refused"
+		return relayRefused
 	}
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-	if x := r.plane.Explain(Question{Protocol: "tcp", Source: from, Destination: f.To}); x.Verdict != "forward" {
-		return "refused" // by policy, or not one of vpc.sources
+	if !r.allows(f, from) {
+		return relayRefused
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), relayConnect)
 	host, err := r.plane.DialTCP(ctx, f.To)
 	cancel()
 	if err != nil {
-		return "unreachable"
+		return relayUnreachable
 	}
 	defer host.Close()
 	var wg sync.WaitGroup
 	wg.Go(func() { pipe(host, client) })
 	wg.Go(func() { pipe(client, host) })
 	wg.Wait()
-	return "ok"
+	return relayOK
 }
 
 // pipe copies until src ends, and passes the end on. After an error both sides

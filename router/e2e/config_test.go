@@ -21,6 +21,7 @@ import (
 const forwardConfig = `
 forwards:
   - {listen: "tcp/8443", to: "10.0.0.10:443"}
+  - {listen: "udp/5353", to: "10.0.0.10:5353"}
   - {listen: "tcp/10.0.0.1:2222", to: "172.31.0.10:2222", from: overlay, masquerade: false}
 `
 
@@ -91,11 +92,46 @@ func TestForwards(t *testing.T) {
 		}
 		eventually(t, func() error { // counted when it has ended
 			m, err := s.Metrics(context.Background())
-			if ok := m.Sum("ztgate_relayed_connections_total", map[string]string{"result": "ok"}); err == nil && ok != 1 {
+			if ok := m.Sum("ztgate_relayed_connections_total", map[string]string{"protocol": "tcp", "result": "ok"}); err == nil && ok != 1 {
 				err = fmt.Errorf("ztgate_relayed_connections_total is %v", ok)
 			}
 			return err
 		})
+	})
+	t.Run("datagrams", func(t *testing.T) {
+		host, err := s.Office.ListenPacket("udp4", office+":5353")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer host.Close()
+		go func() {
+			b := make([]byte, 4000)
+			for {
+				n, from, err := host.ReadFrom(b)
+				if err != nil {
+					return
+				}
+				_, _ = host.WriteTo(append(b[:n], from.String()...), from)
+			}
+		}()
+		// A host's own address, and the gateway's on the overlay.
+		for at, size := range map[string]int{"172.31.0.1:5353": 2500, "10.0.0.1:5353": 1200} { // the former in fragments
+			c, err := s.VPC.Dial(t.Context(), "udp4", at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			big := strings.Repeat("q", size)
+			if _, err := c.Write([]byte(big)); err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, 4000)
+			n, err := c.Read(b)
+			if err != nil || !strings.HasPrefix(string(b[:n]), big+"10.0.0.1:") {
+				t.Errorf("%s: answer of %d bytes, %v", at, n, err)
+			}
+		}
 	})
 	t.Run("from the overlay", func(t *testing.T) {
 		echoLines(t, s.VPC, "172.31.0.10:2222")

@@ -361,6 +361,11 @@ func (p *Plane) Ping(context.Context, netip.Addr) (time.Duration, error) {
 	return 1500 * time.Microsecond, p.dialErr
 }
 
+// DialUDP implements router.Plane.
+func (p *Plane) DialUDP(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
+	return p.DialTCP(ctx, dst)
+}
+
 // DialTCP implements router.Plane.
 func (p *Plane) DialTCP(context.Context, netip.AddrPort) (net.Conn, error) {
 	p.mu.Lock()
