@@ -73,15 +73,17 @@ type NATConfig struct {
 	MaxPortsPerClient int
 	MaxHalfOpen       int
 	FlowRatePerClient int
-	PortSharing       string // none | by_destination
-	Filtering         string // address_and_port | endpoint_independent
-	Pickup            bool   // TCP segments without SYN may open flows, after a restart
+	PortSharing       string        // none | by_destination
+	Filtering         string        // address_and_port | endpoint_independent
+	Pickup            bool          // TCP segments without SYN may open flows, after a restart
+	WindowCheck       bool          // TCP segments must fit what the other side acknowledged and allows
+	PortRest          time.Duration // how long a freed port is kept for its client
 	Timeouts          Timeouts
 }
 
 // Timeouts are how long idle flows are kept.
 type Timeouts struct {
-	TCPEstablished, TCPTransitory, TCPOpening, TCPClosing, TCPReset, UDP, UDPUnanswered, ICMP time.Duration
+	TCPEstablished, TCPTransitory, TCPOpening, TCPHalfClosed, TCPClosing, TCPReset, UDP, UDPUnanswered, ICMP time.Duration
 }
 
 // Side is a side of the gateway.

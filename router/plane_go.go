@@ -39,9 +39,9 @@ func newEngine(cfg PlaneConfig) (Plane, error) {
 func natSettings(c NATConfig, seed [32]byte) netstack.NAT {
 	t := c.Timeouts
 	s := netstack.NAT{MaxFlows: c.MaxFlows, MaxFlowsPerClient: c.MaxFlowsPerClient, MaxPortsPerClient: c.MaxPortsPerClient,
-		MaxHalfOpen: c.MaxHalfOpen, FlowRatePerClient: c.FlowRatePerClient, NoPickup: !c.Pickup, Seed: seed,
+		MaxHalfOpen: c.MaxHalfOpen, FlowRatePerClient: c.FlowRatePerClient, NoPickup: !c.Pickup, NoWindow: !c.WindowCheck, PortRest: c.PortRest, Seed: seed,
 		Timeouts: netstack.Timeouts{TCPEstablished: t.TCPEstablished, TCPTransitory: t.TCPTransitory, TCPOpening: t.TCPOpening,
-			TCPClosing: t.TCPClosing, TCPReset: t.TCPReset, UDP: t.UDP, UDPUnanswered: t.UDPUnanswered, ICMP: t.ICMP}}
+			TCPHalfClosed: t.TCPHalfClosed, TCPClosing: t.TCPClosing, TCPReset: t.TCPReset, UDP: t.UDP, UDPUnanswered: t.UDPUnanswered, ICMP: t.ICMP}}
 	if c.PortSharing == "by_destination" {
 		s.PortSharing = netstack.ByDestination
 	}
