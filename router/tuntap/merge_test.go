@@ -238,6 +238,7 @@ func TestMergeStops(t *testing.T) {
 func FuzzMerge(f *testing.F) {
 	f.Add(uint64(1), []byte{0, 0, 1, 2, 3})
 	f.Add(uint64(7), []byte{4, 4, 4, 250, 4})
+	f.Add(uint64(9), []byte{16, 16, 17, 16, 20, 20})
 	f.Fuzz(func(t *testing.T, seed uint64, ops []byte) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		var frames [][]byte
@@ -246,8 +247,13 @@ func FuzzMerge(f *testing.F) {
 		for _, op := range ops[:min(len(ops), 200)] {
 			port := uint16(op & 3)
 			n := []int{1000, 1000, 1000, 1, 0, 700}[r.IntN(6)]
-			fr := flowFrame(op&4 != 0, port, seqs[port], 0x10|op&8, make([]byte, n))
-			seqs[port] += uint32(n)
+			var fr []byte
+			if op&16 != 0 {
+				fr = datagram(op&4 != 0, port, 0, make([]byte, n))
+			} else {
+				fr = flowFrame(op&4 != 0, port, seqs[port], 0x10|op&8, make([]byte, n))
+				seqs[port] += uint32(n)
+			}
 			if op > 250 {
 				fr[r.IntN(len(fr))] ^= 0x40
 			}

@@ -41,10 +41,12 @@ func vnet(flags, kind byte, size, start, offset int) []byte {
 	return h
 }
 
-func cut(b []byte) ([][]byte, error) {
+func cut(b []byte) ([][]byte, error) { return cutLink(b, EthernetLen) }
+
+func cutLink(b []byte, link int) ([][]byte, error) {
 	var out [][]byte
 	buf := make([]byte, 9000)
-	s := Segmenter{Link: EthernetLen}
+	s := Segmenter{Link: link}
 	err := s.Start(b)
 	for err == nil && s.Pending() {
 		var n int
@@ -124,6 +126,7 @@ func FuzzSegment(f *testing.F) {
 	f.Add(append(vnet(1, 0, 0, tcp, 16), frame...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) <= MaxRead {
+			_, _ = cutLink(b, 0)
 			_, _ = cut(b)
 		}
 	})
