@@ -57,7 +57,8 @@ func followAddresses(t *testing.T) {
 	}
 	must(netlink.AddrAdd(links[0], addr("10.9.0.1/24")))
 
-	u, err := Open(Config{})
+	told := make(chan struct{}, 100)
+	u, err := Open(Config{OnRescan: func() { told <- struct{}{} }})
 	must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -83,6 +84,7 @@ func followAddresses(t *testing.T) {
 	expect("10.9.0.1")
 	must(netlink.AddrAdd(links[0], addr("10.9.1.2/24")))
 	expect("10.9.0.1", "10.9.1.2")
+	<-told
 	must(netlink.AddrDel(links[0], addr("10.9.0.1/24")))
 	expect("10.9.1.2")
 	must(netlink.LinkSetDown(links[0]))

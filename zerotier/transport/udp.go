@@ -80,7 +80,10 @@ type Config struct {
 
 	// NoOffload turns GSO and GRO off.
 	NoOffload bool
-	Logger    *slog.Logger // nil = no log
+	// OnRescan, if set, is called after the sockets followed a change of the
+	// machine's addresses.
+	OnRescan func()
+	Logger   *slog.Logger // nil = no log
 }
 
 // UDP is the set of sockets. Its methods are safe for concurrent use.
@@ -92,13 +95,21 @@ type UDP struct {
 	watch *addrWatch
 	relay *relay // nil = none
 
-	mu      sync.Mutex // guards what follows and writes of table
-	ports   []int      // primary, secondary
+	mu      sync.Mutex    // guards what follows and writes of table
+	ports   [numPorts]int // 0 = not open
 	nextID  SocketID
 	closed  bool
 	start   func(*socket) // starts a reader, set by Run
 	workers []bool        // worker numbers in use
 }
+
+// The ports of chapter 02 §8.2.
+const (
+	primary = iota
+	secondary
+	tertiary
+	numPorts
+)
 
 // table is an immutable snapshot of the open sockets.
 type table struct {
@@ -153,14 +164,12 @@ func Open(cfg Config) (*UDP, error) {
 	if len(cfg.Bind) == 0 {
 		u.watch = newAddrWatch() // before the first listing, so that no change is missed
 	}
-	want := []int{cfg.Port}
-	if !cfg.NoSecondary {
-		want = append(want, cfg.SecondaryPort)
+	err := u.openPort(primary, cfg.Port)
+	if err == nil && !cfg.NoSecondary {
+		err = u.openPort(secondary, cfg.SecondaryPort)
 	}
-	for _, port := range want {
-		if err := u.openPort(port); err != nil {
-			return nil, errors.Join(err, u.Close())
-		}
+	if err != nil {
+		return nil, errors.Join(err, u.Close())
 	}
 	return u, nil
 }
@@ -195,13 +204,13 @@ func usable(a netip.Addr) bool {
 
 // openPort opens port on every place; 0 tries random ports until one is free
 // everywhere.
-func (u *UDP) openPort(port int) error {
+func (u *UDP) openPort(which, port int) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.openPortLocked(port)
+	return u.openPortLocked(which, port)
 }
 
-func (u *UDP) openPortLocked(port int) error {
+func (u *UDP) openPortLocked(which, port int) error {
 	places, err := u.places()
 	if err != nil {
 		u.log.Warn("interfaces can't be listed, using wildcard sockets", "err", err)
@@ -213,7 +222,7 @@ func (u *UDP) openPortLocked(port int) error {
 		}
 		var socks []*socket
 		if socks, err = u.openAll(places, try); err == nil {
-			u.ports = append(u.ports, try)
+			u.ports[which] = try
 			u.installLocked(socks)
 			return nil
 		}
@@ -299,24 +308,32 @@ func (u *UDP) removeLocked(gone func(*socket) bool) {
 // Rescan compares the sockets with the addresses of the machine, opens what is
 // missing and closes what is gone. Run calls it; there is no need to.
 func (u *UDP) Rescan() {
+	if u.rescan() && u.cfg.OnRescan != nil {
+		u.cfg.OnRescan()
+	}
+}
+
+// rescan reports whether sockets were opened or closed.
+func (u *UDP) rescan() bool {
 	if len(u.cfg.Bind) > 0 {
-		return
+		return false
 	}
 	places, err := u.places()
 	if err != nil {
 		u.log.Warn("interfaces can't be listed", "err", err)
-		return
+		return false
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.closed {
-		return
+		return false
 	}
+	before := u.table.Load()
 	u.removeLocked(func(s *socket) bool { return s.failed.Load() || !slices.Contains(places, s.place) })
 	have := u.table.Load()
 	var added []*socket
 	for _, p := range places {
-		for _, port := range u.ports {
+		for _, port := range u.openPortsLocked() {
 			ep := netip.AddrPortFrom(p.addr, uint16(port))
 			if slices.ContainsFunc(have.all, func(s *socket) bool { return s.place == p && s.local == ep }) {
 				continue
@@ -333,6 +350,32 @@ func (u *UDP) Rescan() {
 		}
 	}
 	u.installLocked(added)
+	return u.table.Load() != before
+}
+
+// openPortsLocked lists the open ports in the order of their kinds.
+func (u *UDP) openPortsLocked() []int {
+	return slices.DeleteFunc(slices.Clone(u.ports[:]), func(p int) bool { return p == 0 })
+}
+
+// OpenTertiary opens the port that is to be mapped by a NAT, if it isn't open yet,
+// and returns it (chapter 02 §8.2): want if that is free, else a random one.
+func (u *UDP) OpenTertiary(want int) (int, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch {
+	case u.closed:
+		return 0, net.ErrClosed
+	case u.cfg.ForceTCPRelay:
+		return 0, errors.New("open udp: TCP only")
+	case u.ports[tertiary] != 0:
+		return u.ports[tertiary], nil
+	}
+	err := u.openPortLocked(tertiary, want)
+	if errors.Is(err, ErrPortInUse) {
+		err = u.openPortLocked(tertiary, 0)
+	}
+	return u.ports[tertiary], err
 }
 
 // RebindSecondary moves the secondary port to another random one, for a node that
@@ -341,13 +384,13 @@ func (u *UDP) Rescan() {
 func (u *UDP) RebindSecondary() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.closed || u.cfg.SecondaryPort != 0 || len(u.ports) < 2 {
+	if u.closed || u.cfg.SecondaryPort != 0 || u.ports[secondary] == 0 {
 		return nil
 	}
-	old := uint16(u.ports[1])
-	u.ports = u.ports[:1]
+	old := uint16(u.ports[secondary])
+	u.ports[secondary] = 0
 	u.removeLocked(func(s *socket) bool { return s.local.Port() == old })
-	return u.openPortLocked(0)
+	return u.openPortLocked(secondary, 0)
 }
 
 // Run reads from all sockets until ctx ends, which is not an error, and follows
@@ -467,11 +510,19 @@ func (u *UDP) HasSocket(id SocketID) bool {
 	return ok || id == 0
 }
 
-// Ports returns the primary port and, if there is one, the secondary.
+// Ports returns the primary port and, if they are open, the secondary and the
+// tertiary.
 func (u *UDP) Ports() []int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return slices.Clone(u.ports)
+	return u.openPortsLocked()
+}
+
+// PortNumbers returns the ports by their kind, 0 if one isn't open.
+func (u *UDP) PortNumbers() (first, second, third int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.ports[primary], u.ports[secondary], u.ports[tertiary]
 }
 
 // SocketInfo describes a socket.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -232,6 +233,47 @@ func TestRebindSecondary(t *testing.T) {
 	tx.Send(0, netip.AddrPortFrom(loopback[0], uint16(after[1])), nil, []byte("to the new port"))
 	tx.Flush()
 	u.next(t)
+}
+
+// The tertiary port is opened when it is asked for, and is another one if the wanted
+// one is taken. Moving the secondary port leaves it alone.
+func TestTertiary(t *testing.T) {
+	u := newSink(t, Config{NoSecondary: true})
+	if first, second, third := u.PortNumbers(); first == 0 || second != 0 || third != 0 {
+		t.Errorf("ports %d, %d and %d, want the first alone", first, second, third)
+	}
+	taken := open(t, Config{NoSecondary: true}).Ports()[0]
+	port, err := u.OpenTertiary(taken)
+	if err != nil || port == taken || port == 0 {
+		t.Fatalf("port %d, %v: want another than the taken %d", port, err, taken)
+	}
+	if again, err := u.OpenTertiary(taken); again != port || err != nil {
+		t.Errorf("asked again: port %d, %v, want %d", again, err, port)
+	}
+	if err := u.RebindSecondary(); err != nil {
+		t.Fatal(err)
+	}
+	if got := u.Ports(); len(got) != 2 || got[1] != port {
+		t.Errorf("ports %v, want the tertiary %d", got, port)
+	}
+	tx := open(t, Config{NoSecondary: true}).NewSender()
+	tx.Send(0, netip.AddrPortFrom(loopback[0], uint16(port)), nil, []byte("to the tertiary"))
+	tx.Flush()
+	u.next(t)
+
+	v := open(t, Config{})
+	if got, err := v.OpenTertiary(port); err != nil || got == port {
+		t.Errorf("port %d, %v: want another than the taken %d", got, err, port)
+	}
+	if _, second, third := v.PortNumbers(); second == 0 || third == 0 || !slices.Contains(v.Ports(), third) {
+		t.Errorf("ports %v, want three", v.Ports())
+	}
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.OpenTertiary(0); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
 }
 
 func TestRunEnds(t *testing.T) {
