@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ztgate/zerotier/network"
+	"ztgate/zerotier/portmap"
 	"ztgate/zerotier/transport"
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
@@ -17,13 +18,17 @@ type Info struct {
 	Identity        string // public text form
 	Online          bool
 	Version         string // announced to peers
-	PrimaryPort     int
+	PrimaryPort     int    // UDP; this and the following: 0 = not open
+	SecondaryPort   int
+	TertiaryPort    int // the one that routers map
 	PlanetID        uint64
 	PlanetTimestamp int64 // ms
 	Root            bool  // the planet lists us
 	Controller      bool
 	Surface         []netip.AddrPort // own external addresses as others see them
 	Listening       []netip.AddrPort
+	PortMapping     bool // routers are asked to map a port
+	PortMappings    []portmap.Mapping
 }
 
 // Route is a managed route.
@@ -75,17 +80,20 @@ type Stats struct {
 	Wire    transport.Stats
 	VL1     vl1.Stats
 	Network network.Stats
+	PortMap portmap.Stats
 }
 
 // Info describes the node.
 func (n *Node) Info() Info {
 	planet := n.core.Planet()
+	first, second, third := n.udp.PortNumbers()
 	return Info{
 		Address: n.id.Address().String(), Identity: n.id.String(), Online: n.core.Online(),
 		Version:     fmt.Sprintf("%d.%d.%d", VersionMajor, VersionMinor, VersionRevision),
-		PrimaryPort: n.udp.Ports()[0], PlanetID: planet.ID, PlanetTimestamp: planet.Timestamp,
+		PrimaryPort: first, SecondaryPort: second, TertiaryPort: third, PlanetID: planet.ID, PlanetTimestamp: planet.Timestamp,
 		Root: n.core.IsRoot(), Controller: n.ctl != nil,
 		Surface: n.core.Surface(), Listening: n.udp.LocalEndpoints(),
+		PortMapping: n.mapper != nil, PortMappings: n.PortMappings(),
 	}
 }
 
@@ -151,5 +159,9 @@ func (n *Node) Network(nwid uint64) (NetworkInfo, bool) {
 
 // Stats returns the counters of all layers.
 func (n *Node) Stats() Stats {
-	return Stats{Wire: n.udp.Stats(), VL1: n.core.Stats(), Network: n.layer.Stats()}
+	s := Stats{Wire: n.udp.Stats(), VL1: n.core.Stats(), Network: n.layer.Stats()}
+	if n.mapper != nil {
+		s.PortMap = n.mapper.Stats()
+	}
+	return s
 }

@@ -64,6 +64,10 @@ type Config struct {
 	DefaultTCPRelay bool
 	ForceTCPRelay   bool // never use UDP
 
+	// PortMapping asks routers in front of this host to lead a UDP port to it
+	// (chapter 02 §8.3).
+	PortMapping bool
+
 	// OnFrames receives Ethernet frames (14-byte header and payload) of a joined
 	// network, in batches. Frames are valid until it returns and may be changed
 	// in place. Several goroutines call it at the same time. Nil drops them.
@@ -80,6 +84,8 @@ type Node struct {
 	layer *network.Layer
 	udp   *transport.UDP
 	ctl   *controller.Controller
+
+	mapper portMapper // nil = none
 
 	tx    sync.Pool // of *txWorker
 	ready chan struct{}
@@ -138,11 +144,19 @@ func New(cfg Config) (_ *Node, err error) {
 	if cfg.DefaultTCPRelay && !cfg.TCPRelay.IsValid() && planet.ID == vl1.DefaultPlanet().ID {
 		cfg.TCPRelay = transport.DefaultTCPRelay
 	}
+	if cfg.PortMapping && !cfg.ForceTCPRelay {
+		n.mapper = n.newPortMapper()
+	}
 	n.udp, err = transport.Open(transport.Config{
 		Port: cfg.Port, NoSecondary: cfg.NoSecondaryPort, Bind: cfg.Bind, Logger: n.log,
 		TCPRelay: cfg.TCPRelay, ForceTCPRelay: cfg.ForceTCPRelay,
 		Version: [3]int{VersionMajor, VersionMinor, VersionRevision},
 		Exclude: func(_ string, a netip.Addr) bool { return n.insideNetwork(a) },
+		OnRescan: func() {
+			if n.mapper != nil {
+				n.mapper.NetworkChanged()
+			}
+		},
 	})
 	if err != nil {
 		return nil, err
@@ -178,7 +192,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	}
 	n.core, err = vl1.New(vl1.Config{
 		Identity: n.id, Planet: planet, Moons: moons, Upper: n.layer, Logger: n.log,
-		LocalEndpoints:  n.udp.LocalEndpoints,
+		LocalEndpoints:  n.localEndpoints,
 		SocketOpen:      n.udp.HasSocket,
 		Background:      n.inBackground,
 		StoredPeer:      n.home.peer,
@@ -234,6 +248,9 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { (&keeper{store: n.storePeer}).run(ctx, n.core.PeerRecords); return nil })
 	if n.ctl != nil {
 		g.Go(func() error { return n.ctl.Run(ctx) })
+	}
+	if n.mapper != nil {
+		g.Go(func() error { n.mapper.Run(ctx); return nil })
 	}
 	close(n.ready)
 	err := g.Wait()
