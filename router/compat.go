@@ -1,7 +1,9 @@
 package router
 
 import (
+	"fmt"
 	"net/http"
+	"net/netip"
 	"time"
 )
 
@@ -26,7 +28,19 @@ func (s *service) compatRoutes(mux *http.ServeMux) {
 			"address": i.Address, "publicIdentity": i.Identity, "online": i.Online, "tcpFallbackActive": false,
 			"version": i.Version, "clock": time.Now().UnixMilli(),
 			"planetWorldId": i.PlanetID, "planetWorldTimestamp": i.PlanetTimestamp,
-			"config": map[string]any{"settings": map[string]any{"primaryPort": i.PrimaryPort, "homeDir": i.Home, "surfaceAddresses": i.Surface}},
+			"config": map[string]any{"settings": map[string]any{
+				"primaryPort": i.PrimaryPort, "secondaryPort": i.SecondaryPort, "tertiaryPort": i.TertiaryPort, "homeDir": i.Home,
+				"listeningOn": slashed(i.Listening), "surfaceAddresses": slashed(i.Surface), "portMappingEnabled": i.PortMapping,
+			}},
 		})
 	})
+}
+
+// slashed writes endpoints as the reference does, "ip/port".
+func slashed(list []netip.AddrPort) []string {
+	out := make([]string, len(list))
+	for i, ep := range list {
+		out[i] = fmt.Sprintf("%s/%d", ep.Addr(), ep.Port())
+	}
+	return out
 }

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,7 +23,23 @@ type compatNode struct {
 }
 
 func (n compatNode) Controller() Controller { return n.ctl }
-func (n compatNode) Info() NodeInfo         { return NodeInfo{Address: "0123456789", Version: "1.14.1"} }
+func (n compatNode) Info() NodeInfo {
+	return NodeInfo{Address: "0123456789", Version: "1.14.1", PrimaryPort: 9993, SecondaryPort: 30000, TertiaryPort: 40000, PortMapping: true,
+		Listening: []netip.AddrPort{netip.MustParseAddrPort("192.168.1.2:9993"), netip.MustParseAddrPort("[fd00::2]:9993")}}
+}
+
+// Port mapping is shown where the reference shows it (chapter 04 §15.3).
+func TestStatusOfTheReference(t *testing.T) {
+	s := newService(&Config{}, ModeNode, slog.New(slog.DiscardHandler), compatNode{}, nil, time.Now())
+	w := httptest.NewRecorder()
+	s.controlHandler().ServeHTTP(w, httptest.NewRequest("GET", "/status", nil))
+	for _, want := range []string{`"portMappingEnabled":true`, `"primaryPort":9993`, `"secondaryPort":30000`, `"tertiaryPort":40000`,
+		`"listeningOn":["192.168.1.2/9993","fd00::2/9993"]`, `"surfaceAddresses":[]`} {
+		if !strings.Contains(w.Body.String(), want) {
+			t.Errorf("no %s in %s", want, w.Body)
+		}
+	}
+}
 
 func TestControllerAPIOfTheReference(t *testing.T) {
 	id, err := identity.Generate(rand.Reader)

@@ -82,11 +82,25 @@ type NodeInfo struct {
 	Online          bool             `json:"online"`
 	Version         string           `json:"version"`
 	PrimaryPort     int              `json:"primaryPort"`
+	SecondaryPort   int              `json:"secondaryPort"`
+	TertiaryPort    int              `json:"tertiaryPort"` // the one that routers map; 0 = not open, as the others
 	PlanetID        uint64           `json:"planetWorldId"`
 	PlanetTimestamp int64            `json:"planetWorldTimestamp"` // ms since the epoch
 	Root            bool             `json:"root"`
 	Controller      bool             `json:"controller"`
 	Surface         []netip.AddrPort `json:"surfaceAddresses"`
+	Listening       []netip.AddrPort `json:"listeningOn"`
+	PortMapping     bool             `json:"portMappingEnabled"`
+	PortMappings    []PortMapping    `json:"portMappings,omitempty"`
+}
+
+// PortMapping is a UDP port that a router in front of this host leads to it.
+type PortMapping struct {
+	External netip.AddrPort `json:"external"`
+	Port     uint16         `json:"port"` // our own
+	Gateway  netip.Addr     `json:"gateway"`
+	Protocol string         `json:"protocol"` // pcp, natpmp or upnp
+	Expires  time.Time      `json:"expires"`
 }
 
 // Network is a joined network.

@@ -10,6 +10,7 @@ import (
 
 	"ztgate/zerotier"
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/portmap"
 	"ztgate/zerotier/transport"
 	"ztgate/zerotier/vl1"
 )
@@ -21,7 +22,7 @@ type goNode struct{ *zerotier.Node }
 func newGoNode(cfg NodeConfig) (Node, error) {
 	zc := zerotier.Config{Home: cfg.Home, Port: cfg.Port, Planet: cfg.Planet, Controller: cfg.Controller,
 		LowBandwidth: cfg.Underlay.LowBandwidth, DefaultTCPRelay: cfg.Underlay.TCPRelay == "auto",
-		Logger: cfg.Logger, OnFrames: cfg.OnFrames}
+		PortMapping: cfg.Underlay.PortMapping, Logger: cfg.Logger, OnFrames: cfg.OnFrames}
 	if ap, err := netip.ParseAddrPort(cfg.Underlay.TCPRelay); err == nil {
 		zc.TCPRelay = ap
 	}
@@ -72,8 +73,14 @@ func portError(err error) error {
 
 func (g *goNode) Info() NodeInfo {
 	i := g.Node.Info()
-	return NodeInfo{Address: i.Address, Identity: i.Identity, Online: i.Online, Version: i.Version, PrimaryPort: i.PrimaryPort,
-		PlanetID: i.PlanetID, PlanetTimestamp: i.PlanetTimestamp, Root: i.Root, Controller: i.Controller, Surface: i.Surface}
+	v := NodeInfo{Address: i.Address, Identity: i.Identity, Online: i.Online, Version: i.Version,
+		PrimaryPort: i.PrimaryPort, SecondaryPort: i.SecondaryPort, TertiaryPort: i.TertiaryPort,
+		PlanetID: i.PlanetID, PlanetTimestamp: i.PlanetTimestamp, Root: i.Root, Controller: i.Controller, Surface: i.Surface,
+		Listening: i.Listening, PortMapping: i.PortMapping}
+	for _, m := range i.PortMappings {
+		v.PortMappings = append(v.PortMappings, PortMapping(m))
+	}
+	return v
 }
 
 func (g *goNode) Peers() []Peer {
@@ -179,6 +186,8 @@ var (
 	descQueueMax  = prometheus.NewDesc("ztgate_queue_limit", "Most entries that a queue takes.", []string{"queue"}, nil)
 	descCrypto    = prometheus.NewDesc("ztgate_wire_crypto_bytes_total", "Bytes sealed and opened, by cipher suite.", []string{"cipher", "direction"}, nil)
 	descRejected  = prometheus.NewDesc("ztgate_wire_rejected_packets_total", "Packets from the wire that were refused, by reason.", []string{"reason"}, nil)
+	descMappings  = prometheus.NewDesc("ztgate_port_mappings", "UDP ports that routers in front of this host lead to it.", []string{"protocol"}, nil)
+	descMapped    = prometheus.NewDesc("ztgate_port_mapping_requests_total", "Requests to routers for a port mapping, by what became of them.", []string{"result"}, nil)
 	descFragments = prometheus.NewDesc("ztgate_fragments_total", "Fragments of overlay packets, by what became of them.", []string{"direction", "result"}, nil)
 )
 
@@ -204,6 +213,14 @@ func (c *wireCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(descFragments, s.VL1.Reassembled, "rx", "reassembled")
 	counter(descFragments, s.VL1.FragmentsExpired, "rx", "expired")
 	counter(descFragments, s.VL1.FragmentsDisplaced, "rx", "displaced")
+	mappings := map[string]int{}
+	for _, m := range c.n.PortMappings() {
+		mappings[m.Protocol]++
+	}
+	for _, p := range portmap.Protocols() {
+		gauge(descMappings, mappings[p], p)
+	}
+	s.PortMap.Each(func(result string, n uint64) { counter(descMapped, n, result) })
 	for _, q := range []struct {
 		name         string
 		depth, limit int

@@ -149,6 +149,7 @@ var settings = []*setting{
 		return nil
 	}, func(c *Config) string { return c.Underlay.TCPRelay }),
 	boolean("low_bandwidth", "", "", false, func(c *Config) *bool { return &c.Underlay.LowBandwidth }),
+	boolean("port_mapping", "", "", true, func(c *Config) *bool { return &c.Underlay.PortMapping }),
 	text("vpc.ingress", "ingress", "where VPC packets come from: tun", "tun", func(c *Config) *string { return &c.VPC.Ingress }),
 	text("vpc.tun", "tun", "name of the TUN interface", DefaultTUN, func(c *Config) *string { return &c.VPC.TUN }),
 	list("vpc.sources", "source", "prefix that may send into the overlay, repeatable; none = everybody", nil, parsePrefix, func(c *Config) *[]netip.Prefix { return &c.VPC.Sources }),

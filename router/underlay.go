@@ -14,6 +14,7 @@ import (
 type Underlay struct {
 	LowBandwidth bool   // fewer probes and announcements
 	TCPRelay     string // auto | off | ADDRESS:PORT
+	PortMapping  bool   // routers in front of this host are asked to map a port
 	Physical     []PhysicalNetwork
 	Virtual      []VirtualPeer
 }

@@ -32,6 +32,9 @@ func (a *app) statusCommand() *cobra.Command {
 			fmt.Fprintf(w, "%s %s, %s (%s, version %s, up %v)\n", s.Info.Address, s.Info.State(), state, s.Info.Mode,
 				s.Info.Build.Version, time.Since(s.Info.Started).Round(time.Second))
 			fmt.Fprintf(w, "peers: %d direct, %d by relay, %d without path\n", s.Peers.Direct, s.Peers.Relay, s.Peers.None)
+			for _, m := range s.Info.PortMappings {
+				fmt.Fprintf(w, "port mapping: %s at %s leads to UDP port %d (%s)\n", m.External, m.Gateway, m.Port, m.Protocol)
+			}
 			if s.Limit > 0 {
 				fmt.Fprintf(w, "flows: %d of %d\n", s.Flows, s.Limit)
 			}
