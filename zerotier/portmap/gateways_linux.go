@@ -48,7 +48,8 @@ func isAll(m net.IPMask) bool {
 	return ones == 0
 }
 
-// localAddress returns the address with which an interface talks to a gateway.
+// localAddress returns the address with which an interface talks to a gateway: that
+// of the route, else the first in the gateway's network, else the first.
 func localAddress(link int, gw netip.Addr, src net.IP) (out netip.Addr) {
 	if a, ok := netip.AddrFromSlice(src); ok {
 		return a.Unmap()
@@ -63,8 +64,15 @@ func localAddress(link int, gw netip.Addr, src net.IP) (out netip.Addr) {
 	}
 	for _, a := range list {
 		ip, ok := netip.AddrFromSlice(a.IP)
-		if ones, _ := a.Mask.Size(); ok && (!out.IsValid() || netip.PrefixFrom(ip.Unmap(), ones).Masked().Contains(gw)) {
-			out = ip.Unmap()
+		if !ok {
+			continue
+		}
+		ip = ip.Unmap()
+		if ones, _ := a.Mask.Size(); netip.PrefixFrom(ip, ones).Masked().Contains(gw) {
+			return ip
+		}
+		if !out.IsValid() {
+			out = ip
 		}
 	}
 	return out

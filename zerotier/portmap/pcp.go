@@ -114,6 +114,9 @@ func (p *pcp) exchange(ctx context.Context, op byte, request []byte) (pcpAnswer,
 			if errors.As(err, &timeout) && timeout.Timeout() {
 				break
 			}
+			if ctx.Err() != nil {
+				break // which closed the socket
+			}
 			if err != nil {
 				return pcpAnswer{}, failed(NoAnswer, "%w", err)
 			}
