@@ -44,12 +44,12 @@ func (t *Topology) Start(n *Namespace, name, binary string, args ...string) (*Pr
 	if err != nil {
 		return nil, err
 	}
-	return t.startPlain(n, name, binary, append(args, "--home", home)...)
+	return t.StartPlain(n, name, binary, append(args, "--home", home)...)
 }
 
-// startPlain starts any program. One of its arguments has to be a path in the
+// StartPlain starts any program. One of its arguments has to be a path in the
 // directory of the topology, by which a later lab recognises the process.
-func (t *Topology) startPlain(n *Namespace, name, binary string, args ...string) (*Process, error) {
+func (t *Topology) StartPlain(n *Namespace, name, binary string, args ...string) (*Process, error) {
 	home, err := t.Home(name)
 	if err != nil {
 		return nil, err

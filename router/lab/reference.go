@@ -62,7 +62,7 @@ func (t *Topology) startReference(n *Namespace, name, binary, planet string, dev
 		}
 	}
 	api := &referenceAPI{ns: n, home: home, http: n.HTTPClient()}
-	p, err := t.startPlain(n, name, binary, "-U", fmt.Sprintf("-p%d", referencePort), home)
+	p, err := t.StartPlain(n, name, binary, "-U", fmt.Sprintf("-p%d", referencePort), home)
 	return p, api, err
 }
 
