@@ -18,6 +18,7 @@ need sipp sip-tester
 need tracepath iputils-tracepath
 need conntrack conntrack
 need ethtool ethtool
+need miniupnpd miniupnpd-nftables
 need gcc gcc # the race detector links with it
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

@@ -8,6 +8,7 @@ import (
 func TestUnderlay(t *testing.T) {
 	path := writeFile(t, `
 low_bandwidth: true
+port_mapping: off
 physical:
   - {network: 10.0.0.0/8, mtu: 8900}
   - {network: "192.0.2.0/24", blacklist: true}
@@ -20,7 +21,7 @@ virtual:
 		t.Fatal(err)
 	}
 	u := c.Underlay
-	if !u.LowBandwidth || len(u.Physical) != 3 || u.Physical[0].MTU != 8900 || !u.Physical[1].Blacklist || u.Physical[2].TrustedPath != 4711 {
+	if !u.LowBandwidth || u.PortMapping || len(u.Physical) != 3 || u.Physical[0].MTU != 8900 || !u.Physical[1].Blacklist || u.Physical[2].TrustedPath != 4711 {
 		t.Errorf("%+v", u)
 	}
 	if len(u.Virtual) != 1 || u.Virtual[0].Address != "a1b2c3d4e5" || len(u.Virtual[0].Try) != 2 || len(u.Virtual[0].Blacklist) != 1 {
@@ -39,11 +40,22 @@ virtual:
 	}
 }
 
+func TestUnderlayDefaults(t *testing.T) {
+	c, err := Load(Sources{NoFile: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u := c.Underlay; !u.PortMapping || u.LowBandwidth || u.TCPRelay != "auto" {
+		t.Errorf("%+v", u)
+	}
+}
+
 func TestUnderlayErrors(t *testing.T) {
 	for text, want := range map[string]string{
 		"physical: [{network: 10.0.0.0/8, mtu: 100}]":        "1400 to 10324",
 		"physical: [{mtu: 1500}]":                            "no network",
 		"physical: [{network: 10.0.0.0/8, trusted_path: 0}]": "above 0",
+		"port_mapping: maybe":                                "true or false",
 		"physical: {a: b}":                                   "want a list",
 		"physical: [{netwrok: 10.0.0.0/8}]":                  "physical.network",
 		"virtual: [{id: xyz, try: [\"198.51.100.7:9993\"]}]": "10 hex digits",
