@@ -24,7 +24,9 @@ func TestAddressHash(t *testing.T) {
 		}
 	}
 	testvec.Load(t, "address-hash.json", &v)
+	count := testvec.Count(t, "address-hash.json", "cases")
 	for _, tt := range v.Cases {
+		count.Judge()
 		var buf hashBuffer
 		seen := 0
 		got := buf.sum((*[64]byte)(tt.PublicKey), func(iteration, dw, mw int, digest []byte) {

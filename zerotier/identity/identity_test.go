@@ -50,7 +50,9 @@ func loadIDs(t testing.TB) (v idVectors) {
 }
 
 func TestValid(t *testing.T) {
+	count := testvec.Count(t, "identity.json", "valid")
 	for _, tt := range loadIDs(t).Valid {
+		count.Judge()
 		id, err := identity.Parse(tt.TextSecret + "\n")
 		if err != nil {
 			t.Fatalf("Parse(%s): %v", tt.Address, err)
@@ -80,7 +82,9 @@ func TestValid(t *testing.T) {
 }
 
 func TestInvalid(t *testing.T) {
+	count := testvec.Count(t, "identity.json", "invalid")
 	for _, tt := range loadIDs(t).Invalid {
+		count.Judge()
 		id, err := identity.Parse(tt.Text)
 		if (err == nil) != tt.Parses {
 			t.Errorf("%s: Parse error = %v, want parses: %v", tt.Reason, err, tt.Parses)
@@ -95,7 +99,9 @@ func TestInvalid(t *testing.T) {
 // we accept must be accepted there and print alike; upper case and a trailing
 // newline must be accepted.
 func TestTextParsing(t *testing.T) {
+	count := testvec.Count(t, "identity.json", "text_parsing")
 	for _, tt := range loadIDs(t).TextParsing {
+		count.Judge()
 		id, err := identity.Parse(tt.Text)
 		if err != nil {
 			if tt.Note == "upper case hex" || tt.Note == "trailing newline" {
@@ -114,7 +120,9 @@ func TestTextParsing(t *testing.T) {
 }
 
 func TestBinaryParsing(t *testing.T) {
+	count := testvec.Count(t, "identity.json", "binary_parsing")
 	for _, tt := range loadIDs(t).BinaryParsing {
+		count.Judge()
 		id, n, err := identity.Unmarshal(tt.Binary)
 		if (err == nil) != tt.Parses {
 			t.Errorf("%s: error = %v, want parses: %v", tt.Note, err, tt.Parses)
@@ -165,7 +173,9 @@ func TestAgree(t *testing.T) {
 		}
 	}
 	testvec.Load(t, "agreement.json", &v)
+	count := testvec.Count(t, "agreement.json", "cases")
 	for _, tt := range v.Cases {
+		count.Judge()
 		me := withHalves(t, nil, nil, tt.Mine, nil)
 		got, err := me.Agree(withHalves(t, tt.Theirs, nil, nil, nil))
 		if bytes.Equal(tt.Raw, make([]byte, 32)) {
@@ -197,7 +207,9 @@ func TestSignature(t *testing.T) {
 		}
 	}
 	testvec.Load(t, "signature.json", &v)
+	cases, checks := testvec.Count(t, "signature.json", "cases"), testvec.Count(t, "signature.json", "checks")
 	for i, tt := range v.Cases {
+		cases.Judge()
 		id := withHalves(t, nil, tt.Public, nil, tt.Seed)
 		got, err := id.Sign(tt.Message)
 		if err != nil || !bytes.Equal(got[:], tt.Signature) {
@@ -208,6 +220,7 @@ func TestSignature(t *testing.T) {
 		}
 	}
 	for _, tt := range v.Checks {
+		checks.Judge()
 		got := withHalves(t, nil, tt.Public, nil, nil).Verify(tt.Message, tt.Signature)
 		// The strict check refuses the malleated form that the reference accepts.
 		if got != tt.Verifies && !(tt.Verifies && !got && malleated(tt.Signature)) {
@@ -230,7 +243,9 @@ func TestKDF(t *testing.T) {
 		}
 	}
 	testvec.Load(t, "kbkdf.json", &v)
+	count := testvec.Count(t, "kbkdf.json", "cases")
 	for _, tt := range v.Cases {
+		count.Judge()
 		got := identity.KDF([48]byte(tt.Key), tt.Label[0], tt.Context, tt.Iteration)
 		if !bytes.Equal(got[:], tt.Output) {
 			t.Errorf("KDF(%s, %d, %d) = %x, want %x", tt.Label, tt.Context, tt.Iteration, got, tt.Output)

@@ -94,7 +94,9 @@ func TestChunkCases(t *testing.T) {
 		t.Fatal(err)
 	}
 	name := ""
+	count := testvec.Count(t, "netconf.json", "chunk_cases")
 	for _, c := range v.Chunks {
+		count.Judge()
 		refused := strings.HasPrefix(c.Name, "legacy unsigned")
 		want := c.After
 		if refused || name != c.Before && c.After == c.Before {
@@ -164,7 +166,9 @@ func withoutID(p packet.Packet) []byte {
 // TestRefusals gives members the controllers' refusals.
 func TestRefusals(t *testing.T) {
 	_, _, v := vectorBoard(t)
+	count := testvec.Count(t, "netconf.json", "errors")
 	for _, c := range v.Errors {
+		count.Judge()
 		b, seats, _ := vectorBoard(t)
 		errors := 0
 		for _, p := range c.Packets {
@@ -225,7 +229,9 @@ func (b *board) settleOnly(s *seat) {
 
 // TestSignOn gives a member what networks with single sign-on send.
 func TestSignOn(t *testing.T) {
+	count := testvec.Count(t, "netconf.json", "sso")
 	for i := range 5 {
+		count.Judge()
 		b, seats, v := vectorBoard(t)
 		c, alice := v.SSO[i], seats["alice"]
 		var n vl2.NetworkID

@@ -36,7 +36,9 @@ func TestArmor(t *testing.T) {
 	}
 	testvec.Load(t, "armor.json", &v)
 	s := new(Scratch)
+	cases, checks, fields := testvec.Count(t, "armor.json", "cases"), testvec.Count(t, "armor.json", "checks"), testvec.Count(t, "armor.json", "crypt_field")
 	for i, tt := range v.Cases {
+		cases.Judge()
 		if tt.Suite == SuiteTrusted {
 			p := Packet(bytes.Clone(tt.Plain))
 			if p.SetTrusted(binary.BigEndian.Uint64(tt.TrustedPath)); !bytes.Equal(p, tt.Armored) || p.TrustedPath() != binary.BigEndian.Uint64(tt.TrustedPath) {
@@ -59,12 +61,14 @@ func TestArmor(t *testing.T) {
 		}
 	}
 	for _, tt := range v.Checks {
+		checks.Judge()
 		err := NewKeys([48]byte(tt.Session)).Open(Packet(bytes.Clone(tt.Packet)), s)
 		if (err == nil) != tt.Accepted {
 			t.Errorf("%s: Open = %v, want accepted: %v", tt.Note, err, tt.Accepted)
 		}
 	}
 	for i, tt := range v.CryptField {
+		fields.Judge()
 		p := Packet(bytes.Clone(tt.Before))
 		NewKeys([48]byte(tt.Session)).MaskHello(p[:tt.Start+tt.Length], tt.Start, s)
 		if !bytes.Equal(p, tt.After) {
@@ -88,7 +92,9 @@ func TestSplit(t *testing.T) {
 		}
 	}
 	testvec.Load(t, "fragments.json", &v)
+	count := testvec.Count(t, "fragments.json", "cases")
 	for _, tt := range v.Cases {
+		count.Judge()
 		var got [][]byte
 		var hdr [FragmentHeaderLen]byte
 		Split(Packet(tt.Armored), tt.MTU, false, &hdr, func(head, data []byte) {
@@ -217,7 +223,9 @@ func TestCompression(t *testing.T) {
 	testvec.Load(t, "lz4.json", &v)
 	wrap := func(b []byte) Packet { return Packet(append(make([]byte, offVerb), b...)) }
 	buf := make([]byte, MaxPacket)
+	cases, checks := testvec.Count(t, "lz4.json", "cases"), testvec.Count(t, "lz4.json", "decode_checks")
 	for _, tt := range v.Cases {
+		cases.Judge()
 		p, err := Decompress(wrap(tt.After), buf)
 		if err != nil || !bytes.Equal(p[offVerb:], tt.Before) {
 			t.Errorf("%s: Decompress: %v", tt.Note, err)
@@ -235,6 +243,7 @@ func TestCompression(t *testing.T) {
 		}
 	}
 	for _, tt := range v.Checks {
+		checks.Judge()
 		p, err := Decompress(wrap(tt.In), buf)
 		if (err == nil) != tt.Accepted {
 			t.Errorf("%s: error %v, want accepted: %v", tt.Note, err, tt.Accepted)
@@ -276,7 +285,9 @@ func TestEndpoint(t *testing.T) {
 		}
 	}
 	testvec.Load(t, "inetaddress.json", &v)
+	cases, checks, scopes := testvec.Count(t, "inetaddress.json", "cases"), testvec.Count(t, "inetaddress.json", "parse_checks"), testvec.Count(t, "inetaddress.json", "scopes")
 	for _, tt := range v.Cases {
+		cases.Judge()
 		ep, n, err := ParseEndpoint(tt.Wire)
 		if err != nil || n != len(tt.Wire) {
 			t.Errorf("ParseEndpoint(%x) = %v, %d, %v", tt.Wire, ep, n, err)
@@ -289,12 +300,14 @@ func TestEndpoint(t *testing.T) {
 		}
 	}
 	for _, tt := range v.Checks {
+		checks.Judge()
 		ep, n, err := ParseEndpoint(tt.Wire)
 		if (err == nil) != tt.Parses || err == nil && (n != tt.Consumed || endpointText(ep) != tt.Text) {
 			t.Errorf("%s: %v, %d, %v", tt.Note, ep, n, err)
 		}
 	}
 	for _, tt := range v.Scopes {
+		scopes.Judge()
 		if got := ScopeOf(tt.IP); got != tt.Scope {
 			t.Errorf("ScopeOf(%s) = %d, want %d", tt.IP, got, tt.Scope)
 		}

@@ -3,9 +3,11 @@ package vl1
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/internal/testvec"
@@ -25,7 +27,15 @@ type captured struct {
 	SIV *struct {
 		IV testvec.Hex `json:"iv"`
 	} `json:"aes_gmac_siv"`
-	Fields json.RawMessage
+	Fields      json.RawMessage
+	Clear       testvec.Hex `json:"plaintext_from_verb"`
+	TrustedPath string      `json:"trusted_path_id"`
+	Reassembled struct{ Hex testvec.Hex }
+	Fragment    struct {
+		Dest    string
+		Hops    uint8
+		Payload testvec.Hex
+	}
 }
 
 func loadPackets(t testing.TB) (keys map[string]*packet.Keys, list []captured) {
@@ -60,14 +70,29 @@ func apText(s string) netip.AddrPort {
 func TestCapturedPackets(t *testing.T) {
 	keys, list := loadPackets(t)
 	s := new(packet.Scratch)
-	opened := 0
-	for _, tt := range list {
+	count := testvec.Count(t, "vl1-packets.json", "packets")
+	for i, tt := range list {
+		count.Judge()
 		k := keys[tt.KeyOf]
-		if k == nil || tt.Verb == nil || packet.Classify(tt.Payload) != packet.KindPacket {
-			continue
-		}
 		p := packet.Packet(bytes.Clone(tt.Payload))
-		if p.Fragmented() || p.Suite() == packet.SuiteTrusted {
+		switch {
+		case tt.Name == "junk_ttl2" || tt.Name == "legacy_beacon":
+			if got := packet.Classify(p); got == packet.KindPacket || got == packet.KindFragment {
+				t.Errorf("%s: taken for a packet", tt.Name)
+			}
+			continue
+		case packet.Classify(p) == packet.KindFragment:
+			checkFragment(t, list[i-1], tt)
+			continue
+		case p.Fragmented():
+			continue // the fragment that follows is checked with it
+		case p.Suite() == packet.SuiteTrusted:
+			if fmt.Sprintf("%016x", p.TrustedPath()) != tt.TrustedPath || uint8(p.Verb()) != *tt.Verb || !bytes.Equal(p[packet.HeaderLen-1:], tt.Clear) {
+				t.Errorf("%s: path %x, verb %v", tt.Name, p.TrustedPath(), p.Verb())
+			}
+			continue
+		case k == nil || tt.Verb == nil:
+			t.Errorf("%s: nothing is checked", tt.Name)
 			continue
 		}
 		if err := k.Open(p, s); err != nil {
@@ -76,7 +101,6 @@ func TestCapturedPackets(t *testing.T) {
 			}
 			continue
 		}
-		opened++
 		p, err := packet.Decompress(p, make([]byte, 0, packet.MaxPacket))
 		if err != nil || uint8(p.Verb()) != *tt.Verb {
 			t.Errorf("%s: verb %v, %v", tt.Name, p.Verb(), err)
@@ -87,8 +111,32 @@ func TestCapturedPackets(t *testing.T) {
 		}
 		checkMessage(t, tt, k, p)
 	}
-	if opened < 30 {
-		t.Errorf("opened only %d packets", opened)
+}
+
+// checkFragment joins a head and the fragment that was captured after it.
+func checkFragment(t *testing.T, head, tail captured) {
+	f, err := packet.ParseFragment(bytes.Clone(tail.Payload))
+	if err != nil {
+		t.Fatalf("%s: %v", tail.Name, err)
+	}
+	if want := tail.Fragment; !bytes.Equal(f.Data(), want.Payload) || f.Destination().String() != want.Dest || f.Hops() != want.Hops {
+		t.Errorf("%s: %+v", tail.Name, f)
+	}
+	var r packet.Reassembler
+	now, src := time.Unix(1, 0), netip.MustParseAddr("192.0.2.1")
+	if _, whole := r.AddHead(now, src, packet.Packet(bytes.Clone(head.Payload)), nil); whole {
+		t.Errorf("%s: complete without its fragment", head.Name)
+	}
+	got, whole := r.AddFragment(now, src, f, nil)
+	want := append(bytes.Clone(head.Payload), f.Data()...)
+	if whole {
+		packet.Packet(want).SetFragmented(packet.Packet(got).Fragmented())
+	}
+	if !whole || !bytes.Equal(got, want) {
+		t.Errorf("%s: reassembled %v, %d bytes", head.Name, whole, len(got))
+	}
+	if want := head.Reassembled.Hex; len(want) > 0 && !bytes.Equal(got[packet.HeaderLen:], want[packet.HeaderLen:]) {
+		t.Errorf("%s: %d bytes, want %d", head.Name, len(got), len(want))
 	}
 }
 

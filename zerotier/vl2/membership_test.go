@@ -99,7 +99,9 @@ func TestCredentialEncoding(t *testing.T) {
 	}
 	// What the reference cannot verify because it encodes the rules again.
 	better := map[string]bool{"unknown rule type with a 3 byte field, correctly signed over the received bytes": true}
+	count := testvec.Count(t, "credentials.json", "cases")
 	for _, c := range v.Cases {
+		count.Judge()
 		t.Run(c.Kind+"/"+c.Name, func(t *testing.T) {
 			x, n, message, err := parseKind(c.Kind, c.Hex)
 			if (err == nil) != (c.Decode == "ok") {
@@ -151,7 +153,9 @@ func TestMembershipVectors(t *testing.T) {
 	}
 	own := &NetworkConfig{ID: vecNetwork(t, v.Network), Member: com.Holder(), Timestamp: v.Time, TimeDelta: 1800000, COM: com}
 	controller := ids[own.ID.Controller()]
+	count := testvec.Count(t, "credentials.json", "sequences")
 	for _, seq := range v.Sequences {
+		count.Judge()
 		// Here a revocation of something else leaves the certificate alone (chapter
 		// 03 §3.7), which these two sequences are about.
 		differs := seq.Name == "tag revocation; the reference also raises the membership revocation threshold" ||

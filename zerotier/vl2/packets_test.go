@@ -207,7 +207,9 @@ func TestFrameCases(t *testing.T) {
 	testvec.Load(t, "vl2-packets.json", &v)
 	text := func(m map[string]any, k string) string { s, _ := m[k].(string); return s }
 	number := func(m map[string]any, k string) float64 { f, _ := m[k].(float64); return f }
+	count := testvec.Count(t, "vl2-packets.json", "frame_cases")
 	for _, c := range v.Frames {
+		count.Judge()
 		t.Run(c.Name, func(t *testing.T) {
 			f := c.Fields
 			switch packet.Verb(c.Verb) {

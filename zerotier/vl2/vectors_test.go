@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -101,14 +102,18 @@ func TestAddressing(t *testing.T) {
 		} `json:"ndp_emulation"`
 	}
 	testvec.Load(t, "addressing.json", &v)
+	macs := testvec.Count(t, "addressing.json", "mac")
 	for _, tt := range v.MAC {
+		macs.Judge()
 		n, a := nwid(t, tt.Network), addr(t, tt.Address)
 		m := vl2.MACOf(n, a)
 		if m != mac(t, tt.MAC) || vl2.AddressOf(n, m) != a {
 			t.Errorf("MACOf(%s, %s) = %s, want %s", n, a, m, tt.MAC)
 		}
 	}
+	ipv6 := testvec.Count(t, "addressing.json", "ipv6")
 	for _, tt := range v.IPv6 {
+		ipv6.Judge()
 		n, a := nwid(t, tt.Network), addr(t, tt.Address)
 		if got := vl2.SixPlane(n, a); got.Addr().String() != tt.SixPlane.Text || got.Bits() != tt.SixPlane.Bits {
 			t.Errorf("SixPlane = %s, want %s", got, tt.SixPlane.Text)
@@ -120,17 +125,23 @@ func TestAddressing(t *testing.T) {
 			t.Errorf("LinkLocal = %s, want %s", got, tt.LinkLocal.Text)
 		}
 	}
+	controllers := testvec.Count(t, "addressing.json", "controller")
 	for _, tt := range v.Controller {
+		controllers.Judge()
 		if got := nwid(t, tt.Network).Controller().String(); got != tt.Controller {
 			t.Errorf("controller of %s = %s", tt.Network, got)
 		}
 	}
+	adis := testvec.Count(t, "addressing.json", "adi")
 	for _, tt := range v.ADI {
+		adis.Judge()
 		if g := vl2.ResolutionGroup(tt.IP); g.MAC != mac(t, tt.MAC) || g.ADI != tt.ADI {
 			t.Errorf("ResolutionGroup(%s) = %v", tt.IP, g)
 		}
 	}
+	adhoc := testvec.Count(t, "addressing.json", "adhoc")
 	for _, tt := range v.AdHoc {
+		adhoc.Judge()
 		n, me := nwid(t, tt.Network), addr(t, tt.Address)
 		c, ok := vl2.AdHocConfig(n, me, 1760000000500)
 		want := map[int][2]bool{0: {false, true}, 1: {true, true}, 3: {false, false}}[tt.Status]
@@ -140,7 +151,9 @@ func TestAddressing(t *testing.T) {
 			t.Errorf("AdHocConfig(%s):\n%q\nwant\n%q", n, c.Encode(), tt.Dict)
 		}
 	}
+	arps := testvec.Count(t, "addressing.json", "arp_frames")
 	for _, tt := range v.ARP {
+		arps.Judge()
 		g, ok := vl2.GroupOf(mac(t, tt.MAC), tt.EtherType, tt.Payload)
 		if tt.Group == nil {
 			if ok && mac(t, tt.MAC) == vl2.BroadcastMAC && !strings.Contains(tt.Case, "multicast limit 0") { // that is judged later
@@ -152,7 +165,9 @@ func TestAddressing(t *testing.T) {
 			t.Errorf("%s: group %v, %v, want %v", tt.Case, g, ok, tt.Group)
 		}
 	}
+	ndps := testvec.Count(t, "addressing.json", "ndp_emulation")
 	for _, tt := range v.NDP {
+		ndps.Judge()
 		c := &vl2.NetworkConfig{ID: nwid(t, v.ARPNetwork), Member: addr(t, v.ARPNode), Addresses: tt.IPs}
 		var flags [8]byte
 		if _, err := hex.Decode(flags[:], []byte(tt.Flags)); err != nil {
@@ -164,6 +179,58 @@ func TestAddressing(t *testing.T) {
 			t.Errorf("%s: emulated %v, want %v", tt.Case, got != nil, tt.Emulated)
 		} else if got != nil && (got.From != mac(t, tt.From) || !bytes.Equal(got.Data, tt.Reply)) {
 			t.Errorf("%s: reply %x from %s, want %x", tt.Case, got.Data, got.From, tt.Reply)
+		}
+	}
+}
+
+// TestDerivedAddresses checks the two files about addressing that chapter 01 has.
+func TestDerivedAddresses(t *testing.T) {
+	var m struct {
+		Cases []struct {
+			Network string `json:"network_id"`
+			Address string
+			First   string      `json:"first_octet"`
+			MAC     testvec.Hex `json:"mac_bytes"`
+			Back    string      `json:"address_back"`
+		}
+		Groups []struct {
+			IP  netip.Addr
+			MAC string
+			ADI string
+		} `json:"resolution_groups"`
+	}
+	testvec.Load(t, "mac.json", &m)
+	cases, groups := testvec.Count(t, "mac.json", "cases"), testvec.Count(t, "mac.json", "resolution_groups")
+	for _, tt := range m.Cases {
+		cases.Judge()
+		n := nwid(t, tt.Network)
+		got := vl2.MACOf(n, addr(t, tt.Address))
+		if !bytes.Equal(got[:], tt.MAC) || hex.EncodeToString(got[:1]) != tt.First || vl2.AddressOf(n, got) != addr(t, tt.Back) {
+			t.Errorf("MACOf(%s, %s) = %s, want %x", n, tt.Address, got, tt.MAC)
+		}
+	}
+	for _, tt := range m.Groups {
+		groups.Judge()
+		if g := vl2.ResolutionGroup(tt.IP); g.MAC.String() != tt.MAC || fmt.Sprintf("%08x", g.ADI) != tt.ADI {
+			t.Errorf("ResolutionGroup(%s) = %v", tt.IP, g)
+		}
+	}
+	var a struct {
+		Derived []struct {
+			Network   string `json:"network_id"`
+			Address   string
+			RFC4193   netip.Prefix
+			SixPlane  netip.Prefix `json:"6plane"`
+			LinkLocal netip.Prefix `json:"link_local_of_mac"`
+		}
+	}
+	testvec.Load(t, "inetaddress.json", &a)
+	derived := testvec.Count(t, "inetaddress.json", "derived")
+	for _, tt := range a.Derived {
+		derived.Judge()
+		n, x := nwid(t, tt.Network), addr(t, tt.Address)
+		if vl2.RFC4193(n, x) != tt.RFC4193 || vl2.SixPlane(n, x) != tt.SixPlane || vl2.LinkLocal(vl2.MACOf(n, x)) != tt.LinkLocal.Addr() {
+			t.Errorf("%s, %s: %s, %s, %s", n, x, vl2.RFC4193(n, x), vl2.SixPlane(n, x), vl2.LinkLocal(vl2.MACOf(n, x)))
 		}
 	}
 }
@@ -218,7 +285,9 @@ func TestConfigVectors(t *testing.T) {
 	}
 	testvec.Load(t, "netconf.json", &v)
 	ctrl := v.Identities.byName(t, "ctrl")
+	count := testvec.Count(t, "netconf.json", "configs")
 	for _, tt := range v.Configs {
+		count.Judge()
 		var asm vl2.Assembler
 		var dict []byte
 		for i, ch := range tt.Chunks {
@@ -367,7 +436,9 @@ func TestCredentialVectors(t *testing.T) {
 			}
 		}
 	}
+	agreement := testvec.Count(t, "credentials.json", "agreement")
 	for _, tt := range v.Agreement {
+		agreement.Judge()
 		mine, _, err := vl2.ParseCOM(tt.Mine)
 		if err != nil {
 			t.Errorf("%s: %v", tt.Name, err)
@@ -496,7 +567,9 @@ func TestRuleVectors(t *testing.T) {
 	testvec.Load(t, "rules.json", &v)
 	id, self := nwid(t, v.Network), addr(t, v.Nodes["self"])
 	failed := 0
+	tables, pipelines := testvec.Count(t, "rules.json", "table_cases"), testvec.Count(t, "rules.json", "pipeline_cases")
 	for i := range v.Tables {
+		tables.Judge()
 		c := &v.Tables[i]
 		f, own, other := c.setup(t, id, self)
 		ev := vl2.Evaluate(own.Rules, f, own, other)
@@ -511,6 +584,7 @@ func TestRuleVectors(t *testing.T) {
 		}
 	}
 	for i := range v.Pipeline {
+		pipelines.Judge()
 		c := &v.Pipeline[i]
 		f, own, other := c.setup(t, id, self)
 		for _, raw := range c.Capabilities {
