@@ -55,6 +55,8 @@ type Result struct {
 // valid during the call and may be modified.
 type Upper interface {
 	HandlePacket(out Out, now time.Time, from *Peer, p packet.Packet, src Source) Result
+	// PeerLearned tells that a peer became known or said HELLO, as one does that knows
+	// nothing of us any more.
 	PeerLearned(out Out, now time.Time, p *Peer)
 }
 
@@ -123,6 +125,7 @@ const (
 	maxHints          = 64
 	maxIntroductions  = 4096
 	maxSurface        = 64
+	maxContacts       = 64
 )
 
 // Times (chapter 02 §11 unless said otherwise).
@@ -139,6 +142,7 @@ const (
 	fullHelloEvery  = 60 * time.Second
 	pingCheckEvery  = 5 * time.Second
 	rootProbeEvery  = 25 * time.Second // §4.6, what a client should do
+	contactEvery    = 28 * time.Second // §4.6
 	onlineWindow    = 60 * time.Second
 	housekeeping    = 30 * time.Second
 	introduceEvery  = 30 * time.Second
@@ -197,6 +201,7 @@ type Core struct {
 	intros    map[pair]int64
 	surface   map[surfaceKey]surfaceEntry
 	waiting   map[uint64]identity.Address  // moons we wait for, with their seeds
+	contacts  map[identity.Address]bool    // kept in contact though no traffic wants it
 	recalled  map[identity.Address]int64   // looked up in the peer cache
 	forgotten []PeerRecord                 // to be handed to OnForgotten
 	gates     [packet.SourceBuckets]bucket // identity checks and OK(HELLO) per source network

@@ -482,3 +482,46 @@ func TestBothFamilies(t *testing.T) {
 		n.traffic(time.Minute)
 	}
 }
+
+// A contact is found, reached directly and kept, though nobody sends it anything.
+func TestContacts(t *testing.T) {
+	t.Parallel()
+	n := newInternet(t, 1, portRestricted)
+	n.online(t)
+	if refused := n.a.core.KeepContact([]identity.Address{n.b.id.Address(), n.a.id.Address(), 0}); refused != 0 {
+		t.Errorf("%d refused", refused)
+	}
+	if !n.RunUntil(40*time.Second, n.direct) {
+		t.Fatal("not in direct contact after 40 s")
+	}
+	for range 60 {
+		n.Run(20 * time.Second)
+		if !direct(n.a, n.b) {
+			t.Fatal("contact lost while idle")
+		}
+	}
+	sent := 0
+	n.Seen = func(from, to netip.AddrPort, _ []byte) {
+		if from.Addr() == netip.MustParseAddr("9.0.0.1") && to.Addr() == netip.MustParseAddr("7.0.0.1") {
+			sent++
+		}
+	}
+	n.Run(10 * time.Minute)
+	if sent > 2*(10*60/14+10*60/60)+10 { // probes that are answered, and as many answers to B's
+		t.Errorf("%d datagrams in 10 idle minutes", sent)
+	}
+	n.Detach(n.b.port) // B is gone for long, and comes back
+	n.Run(15 * time.Minute)
+	n.b = newHostBehind(t, n.Net, n.natB, n.ids[2], n.planet, leafAt(n.natB, "")...)
+	if !n.RunUntil(time.Minute, n.direct) {
+		t.Error("a contact that came back was not found")
+	}
+	n.a.core.KeepContact(nil)
+	n.Run(20 * time.Minute)
+	if direct(n.a, n.b) {
+		t.Error("contact is kept that nobody wants any more")
+	}
+	if got := n.a.core.KeepContact(make([]identity.Address, 100)); got != 36 {
+		t.Errorf("%d of 100 refused", got)
+	}
+}

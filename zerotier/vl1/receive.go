@@ -320,8 +320,9 @@ func (c *Core) receiveHello(w *Worker, out Out, now time.Time, src Source, p pac
 		return
 	}
 	peer := c.Peer(p.Source())
+	known := peer != nil
 	switch {
-	case peer == nil:
+	case !known:
 		if peer = c.acquaint(w, now, src, p, h.identity); peer == nil {
 			return
 		}
@@ -353,6 +354,9 @@ func (c *Core) receiveHello(w *Worker, out Out, now time.Time, src Source, p pac
 	c.mu.Unlock()
 	peer.version.Store(packVersion(h.version))
 	c.heard(w, out, now, peer, src, packet.VerbHello, false, false)
+	if known {
+		c.cfg.Upper.PeerLearned(out, now, peer)
+	}
 }
 
 // acquaint checks a stranger's HELLO, cheap checks first, and makes a peer.

@@ -121,6 +121,7 @@ func (c *Core) tables() []TableStats {
 		{"recalled_peers", len(c.recalled), maxRecalled},
 		{"moons", len(c.worlds.Load().moons), maxMoons},
 		{"awaited_moons", len(c.waiting), maxMoons},
+		{"contacts", len(c.contacts), maxContacts},
 		{"peers", int(c.count.Load()), maxPeers},
 	}
 }

@@ -39,10 +39,12 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	if c.cfg.LowBandwidth {
 		every *= 5
 	}
+	var strange []identity.Address
 	ping := c.lastPing == 0 || since(t, c.lastPing) >= every
 	if ping {
 		c.lastPing = t
 		c.contactSeeds(w, out, now)
+		strange = c.keepContacts(w, out, now)
 	}
 	var flush []*Peer
 	waiting := make(map[identity.Address]bool)
@@ -72,6 +74,9 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	}
 	for _, r := range forgotten {
 		c.cfg.OnForgotten(r)
+	}
+	for _, a := range strange {
+		c.Lookup(w, out, now, a)
 	}
 	for _, p := range flush {
 		c.flushQueue(w, out, now, p)
@@ -172,6 +177,46 @@ func (c *Core) contactSeeds(w *Worker, out Out, now time.Time) {
 	}
 }
 
+// KeepContact replaces the list of leaves that are kept in contact even if nothing is
+// sent to them: those that networks mark as anchors or multicast replicators (chapter
+// 03 §2.4). Of more than 64 the last ones are left out; it returns how many.
+func (c *Core) KeepContact(list []identity.Address) (refused int) {
+	refused = max(0, len(list)-maxContacts)
+	contacts := make(map[identity.Address]bool)
+	for _, a := range list[:len(list)-refused] {
+		if a != c.self && !a.Reserved() {
+			contacts[a] = true
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.contacts = contacts
+	return refused
+}
+
+// keepContacts says HELLO, through a root, to contacts without a path: tickPeer keeps
+// the paths of the others. It returns those that must be looked up. Core.mu is held.
+func (c *Core) keepContacts(w *Worker, out Out, now time.Time) (strange []identity.Address) {
+	t := c.at(now)
+	for a := range c.contacts {
+		p := c.Peer(a)
+		switch {
+		case p == nil:
+			strange = append(strange, a)
+		case c.IsUpstream(a) || p.bestPath(t) != nil:
+		case c.best.Load() != nil && (p.lastFullHello == 0 || since(t, p.lastFullHello) >= contactEvery):
+			p.lastFullHello = t
+			c.relayHello(w, out, now, p)
+		}
+	}
+	return strange
+}
+
+// stays reports whether a peer is needed however long it is silent. Core.mu is held.
+func (c *Core) stays(p *Peer) bool {
+	return c.IsUpstream(p.addr) || c.isSeed(p.addr) || c.contacts[p.addr]
+}
+
 // checkPaths removes expired paths, and probes those in doubt. Core.mu is held.
 func (c *Core) checkPaths(w *Worker, out Out, now time.Time, p *Peer, active bool) {
 	t := c.at(now)
@@ -214,7 +259,7 @@ func (c *Core) tickPeer(w *Worker, out Out, now time.Time, p *Peer, ping bool) {
 		return
 	}
 	used := max(p.lastNontrivial.Load(), p.lastData.Load()) // also if we only send
-	active := used != 0 && since(t, used) < peerActive
+	active := used != 0 && since(t, used) < peerActive || c.contacts[p.addr]
 	c.checkPaths(w, out, now, p, active)
 	if active {
 		c.tryConfigured(w, out, now, p)
@@ -289,7 +334,7 @@ func (c *Core) keepHouse(t int64) {
 		c.expectLog = c.expectLog[1:]
 	}
 	c.eachPeer(func(p *Peer) {
-		if !c.IsUpstream(p.addr) && !c.isSeed(p.addr) && since(t, p.lastReceive.Load()) >= peerAlive {
+		if !c.stays(p) && since(t, p.lastReceive.Load()) >= peerAlive {
 			c.forget(p)
 		}
 	})
@@ -306,7 +351,7 @@ func (c *Core) keepHouse(t int64) {
 func (c *Core) evict(t int64, most int) {
 	var untrusted []*Peer
 	c.eachPeer(func(p *Peer) {
-		if !c.IsUpstream(p.addr) && !c.isSeed(p.addr) && !p.trusted(t) {
+		if !c.stays(p) && !p.trusted(t) {
 			untrusted = append(untrusted, p)
 		}
 	})

@@ -17,5 +17,12 @@ func (p *Peer) DirectLatency() (time.Duration, bool) {
 	return l, l > 0
 }
 
+// Reachable reports whether a packet for a could be sent now, directly or through a
+// root.
+func (c *Core) Reachable(a identity.Address) bool {
+	p := c.Peer(a)
+	return p != nil && p.route.Load() != nil
+}
+
 // NewPeer makes a peer that belongs to no [Core]: for tests of the layer above.
 func NewPeer(id *identity.Identity) *Peer { return &Peer{id: id.Public(), addr: id.Address()} }
