@@ -170,6 +170,8 @@ func (s *seat) SendError(_ *vl1.Worker, _ vl1.Out, _ time.Time, to *vl1.Peer, _ 
 func (s *seat) Upstreams() []identity.Address         { return []identity.Address{s.b.root.id.Address()} }
 func (s *seat) BestUpstream() identity.Address        { return s.b.root.id.Address() }
 func (s *seat) IsUpstream(a identity.Address) bool    { return a == s.b.root.id.Address() }
+func (s *seat) Reachable(a identity.Address) bool     { return s.b.nodes[a] != nil }
+func (s *seat) KeepContact([]identity.Address) int    { return 0 }
 func (s *seat) IsRoot() bool                          { return s == s.b.root }
 func (s *seat) NewWorker() *vl1.Worker                { return &vl1.Worker{} }
 func (s *seat) mac(n vl2.NetworkID) vl2.MAC           { return vl2.MACOf(n, s.id.Address()) }

@@ -13,6 +13,23 @@ func (l *Layer) Record(n vl2.NetworkID, a identity.Address) *vl2.Membership {
 	return nil
 }
 
+// InGroup reports whether a node keeps another one in a group.
+func (l *Layer) InGroup(n vl2.NetworkID, g vl2.MulticastGroup, a identity.Address) bool {
+	l.groups.mu.Lock()
+	defer l.groups.mu.Unlock()
+	x := l.groups.m[groupKey{n, g}]
+	if x == nil {
+		return false
+	}
+	_, ok := x.members[a]
+	return ok
+}
+
+// Unregister takes a node out of a group.
+func (l *Layer) Unregister(n vl2.NetworkID, g vl2.MulticastGroup, a identity.Address) {
+	l.groups.remove(groupKey{n, g}, a)
+}
+
 // Forget removes the record of another member.
 func (l *Layer) Forget(n vl2.NetworkID, a identity.Address) {
 	j := l.net(n)

@@ -29,10 +29,10 @@ type joined struct {
 	lastRequest   time.Time
 	requests      int // since the last configuration or refusal
 	refusedSince  time.Time
-	lastAnnounce  time.Time
 	hostGroups    []vl2.MulticastGroup
 	groupsChanged bool
 	announced     map[vl2.MulticastGroup]bool
+	told          map[identity.Address]announcing // roots, controller, anchors
 	bridges       map[vl2.MAC]bridgeRoute
 	behind        map[vl2.MulticastGroup]time.Time // groups of hosts bridged behind us, last seen
 	replies       []ndpReply
@@ -466,6 +466,7 @@ func (l *Layer) refused(w *vl1.Worker, out vl1.Out, now time.Time, n *joined, fr
 			last := m.lastPush.Load()
 			if last < s.updated.UnixNano() || now.UnixNano()-last > int64(pushOnRequest) {
 				n.push(w, out, now, m, s)
+				n.ignored(m, now)
 			}
 		}
 	case packet.ErrorUnwantedMulticast:

@@ -32,6 +32,8 @@ type Peers interface {
 	BestUpstream() identity.Address
 	IsUpstream(a identity.Address) bool
 	IsRoot() bool
+	Reachable(a identity.Address) bool
+	KeepContact(list []identity.Address) (refused int)
 	NewWorker() *vl1.Worker
 }
 
@@ -106,6 +108,8 @@ const (
 	credentialGate   = time.Second
 	credentialBurst  = 3 // a large push of a node that doesn't space it
 	announceEvery    = 60 * time.Second
+	announceAgain    = 3 * time.Second // a first announcement may be lost, or overtake our certificate
+	announceGap      = 5 * time.Second // between announcements that others cause
 	needCertGate     = time.Second
 	recordLifetime   = 15 * time.Minute
 	requestBackOff   = 60 * time.Second
@@ -132,6 +136,8 @@ type Layer struct {
 	gathers limiter // gathers answered, per asker
 	spreads limiter // multicasts replicated, per origin
 	diverts limiter // copies and redirections, per source
+
+	contactMu sync.Mutex // held while contacts are collected
 
 	mu       sync.Mutex // guards joining and leaving, and control
 	control  *vl1.Worker
@@ -194,6 +200,7 @@ func (l *Layer) Join(out vl1.Out, now time.Time, id vl2.NetworkID, cached *vl2.N
 	next := maps.Clone(old)
 	next[id] = n
 	l.nets.Store(&next)
+	l.updateContacts()
 	n.tick(l.control, out, now)
 	return nil
 }
@@ -205,6 +212,7 @@ func (l *Layer) Leave(id vl2.NetworkID) {
 	next := maps.Clone(*l.nets.Load())
 	delete(next, id)
 	l.nets.Store(&next)
+	l.updateContacts()
 }
 
 // Networks describes the joined networks, ordered by ID.
@@ -265,11 +273,47 @@ func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
 	return next
 }
 
-// PeerLearned implements [vl1.Upper]: nothing here waits for identities by
-// itself, the peer layer repeats what could not be handled.
-func (l *Layer) PeerLearned(vl1.Out, time.Time, *vl1.Peer) {}
+// PeerLearned implements [vl1.Upper]: who says HELLO may have been started anew and
+// forgotten our groups.
+func (l *Layer) PeerLearned(_ vl1.Out, now time.Time, p *vl1.Peer) {
+	for _, n := range *l.nets.Load() {
+		n.mu.Lock()
+		if a, ok := n.told[p.Address()]; ok {
+			a.hurry(now)
+			n.told[p.Address()] = a
+		}
+		n.mu.Unlock()
+	}
+}
+
+// updateContacts tells the peer layer whom the networks want to be kept in contact:
+// of every network the first, then the second, and so on.
+func (l *Layer) updateContacts() {
+	l.contactMu.Lock()
+	defer l.contactMu.Unlock()
+	var lists [][]identity.Address
+	for _, n := range *l.nets.Load() {
+		if s := n.snap.Load(); s.open {
+			lists = append(lists, s.cfg.Anchors())
+		}
+	}
+	var all []identity.Address
+	for i, more := 0, true; more; i++ {
+		more = false
+		for _, list := range lists {
+			if i < len(list) {
+				more = true
+				if !slices.Contains(all, list[i]) {
+					all = append(all, list[i])
+				}
+			}
+		}
+	}
+	l.stats.refusedRecords.Add(uint64(l.peers.KeepContact(all)))
+}
 
 func (l *Layer) changed(n *joined) {
+	l.updateContacts()
 	if l.cfg.OnChange != nil {
 		l.cfg.OnChange(n.id, n.snapshot())
 	}
@@ -286,7 +330,7 @@ func (l *Layer) HandlePacket(out vl1.Out, now time.Time, from *vl1.Peer, p packe
 	case packet.VerbMulticastFrame:
 		return l.receiveMulticast(out, now, from, p, src)
 	case packet.VerbMulticastLike:
-		return l.receiveLike(now, from, b)
+		return l.receiveLike(out, now, from, p, src)
 	case packet.VerbMulticastGather:
 		return l.receiveGather(out, now, from, p, src)
 	case packet.VerbNetworkCredentials:

@@ -23,9 +23,9 @@ type member struct {
 	used     atomic.Int64                   // wall clock, ns
 	removed  atomic.Bool
 
-	mu       sync.Mutex // guards changes of record, gateOpen and sendOpen, and what follows
-	lastLike time.Time  // groups announced to it
-	stale    time.Time  // since when its certificate is out of the window
+	mu    sync.Mutex // guards changes of record, gateOpen and sendOpen, and what follows
+	likes announcing // our groups, to it
+	stale time.Time  // since when its certificate is out of the window
 }
 
 // splitReply reads the start of OK and ERROR payloads.

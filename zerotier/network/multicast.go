@@ -29,7 +29,8 @@ const (
 	gatherEmptyEvery  = time.Second
 	waitingLifetime   = 5 * time.Second
 	maxLikesPerPacket = 400
-	maxGatherAnswer   = 255 // addresses, so that the answer is one datagram
+	maxTimeDelta      = 7200000 // ms, what a controller may set
+	maxGatherAnswer   = 255     // addresses, so that the answer is one datagram
 )
 
 // ndpReply is a made-up neighbour advertisement on its way to the port.
@@ -261,20 +262,26 @@ func (l *Layer) mayUseGroups(nwid vl2.NetworkID, from *vl1.Peer, now time.Time) 
 	return false, l.cfg.Controller != nil && l.cfg.Controller.Authorized(nwid, from.Address(), now)
 }
 
-// receiveLike handles MULTICAST_LIKE.
-func (l *Layer) receiveLike(now time.Time, from *vl1.Peer, b []byte) vl1.Result {
+// receiveLike handles MULTICAST_LIKE. One that overtook its sender's certificate is
+// kept, and the certificate asked for: the next one would come in a minute.
+func (l *Layer) receiveLike(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
 	var res vl1.Result
 	var nwid vl2.NetworkID
 	var allowed bool
-	for n := 0; len(b) >= 18; n++ {
+	b := p.Payload()
+	for i := 0; len(b) >= 18; i++ {
 		id := vl2.NetworkIDFromBytes(b)
 		g, ok := vl2.ParseGroup(b[8:])
 		b = b[18:]
-		if id != nwid || n == 0 {
+		if id != nwid || i == 0 {
 			nwid = id
 			var member bool
 			member, allowed = l.mayUseGroups(nwid, from, now)
 			res.Trust = res.Trust || member
+			if n := l.net(nwid); !allowed && n != nil && n.mayProve(from.Address()) {
+				l.needCertificate(n, out, now, from, p, src)
+				res.Retry = true
+			}
 		}
 		if !ok || !allowed || !g.MAC.IsMulticast() {
 			continue
@@ -284,6 +291,20 @@ func (l *Layer) receiveLike(now time.Time, from *vl1.Peer, b []byte) vl1.Result 
 		}
 	}
 	return res
+}
+
+// mayProve reports whether a node that did not pass the gate may do so once it shows
+// its certificate.
+func (n *joined) mayProve(a identity.Address) bool {
+	if !n.snap.Load().open {
+		return false
+	}
+	m := n.member(a)
+	if m == nil {
+		return true
+	}
+	rec := m.record.Load()
+	return rec == nil || !rec.Revoked()
 }
 
 // receiveGather handles MULTICAST_GATHER (chapter 03 §5.3).
@@ -400,6 +421,31 @@ func (n *joined) ownGroups(s *state) map[vl2.MulticastGroup]bool {
 	return all
 }
 
+// announcing is when all our groups were and will be announced to a node.
+type announcing struct{ last, due time.Time }
+
+// hurry makes an announcement due soon, but for a node that wants them all the time.
+func (a *announcing) hurry(now time.Time) {
+	if a.last.IsZero() {
+		return // it is due anyway
+	}
+	at := a.last.Add(announceGap)
+	if at.Before(now) {
+		at = now
+	}
+	if at.Before(a.due) {
+		a.due = at
+	}
+}
+
+// done notes an announcement. again says that it may have been in vain.
+func (a *announcing) done(now time.Time, again bool) {
+	a.last, a.due = now, now.Add(announceEvery)
+	if again {
+		a.due = now.Add(announceAgain)
+	}
+}
+
 // announceDue announces new groups at once and all groups every minute (chapter
 // 03 §5.2).
 func (n *joined) announceDue(w *vl1.Worker, out vl1.Out, now time.Time) {
@@ -407,61 +453,132 @@ func (n *joined) announceDue(w *vl1.Worker, out vl1.Out, now time.Time) {
 	if !s.open {
 		return
 	}
+	upstream := n.upstreamRecipients(s)
 	n.mu.Lock()
-	all := now.Sub(n.lastAnnounce) >= announceEvery
-	var send []vl2.MulticastGroup
-	if all || n.groupsChanged {
+	look := now.Sub(n.lastMembers) >= memberCheck
+	if look {
+		n.lastMembers = now
+	}
+	var fresh []vl2.MulticastGroup
+	if look || n.groupsChanged || n.announced == nil {
 		own := n.ownGroups(s)
 		for g := range own {
-			if all || !n.announced[g] {
-				send = append(send, g)
+			if !n.announced[g] {
+				fresh = append(fresh, g)
 			}
-		}
-		if all {
-			n.lastAnnounce = now
 		}
 		n.groupsChanged, n.announced = false, own
 	}
 	every := slices.Collect(maps.Keys(n.announced))
 	greets := n.greets
 	n.greets = nil
-	look := now.Sub(n.lastMembers) >= memberCheck
-	if look {
-		n.lastMembers = now
-	}
+	maps.DeleteFunc(n.told, func(a identity.Address, _ announcing) bool { return !slices.Contains(upstream, a) })
 	n.mu.Unlock()
-	upstream := n.upstreamRecipients(s)
 	for _, a := range upstream {
-		n.announce(w, out, now, a, send)
+		n.announceUpstream(w, out, now, s, a, fresh, every)
 	}
-	if look || len(send) > 0 {
+	if look || len(fresh) > 0 {
 		for _, a := range n.memberAddresses() {
 			if m := n.member(a); m != nil && n.gate(nil, s, a, now) {
-				n.announceTo(w, out, now, m, upstream, send, every)
+				n.announceTo(w, out, now, s, m, upstream, fresh, every)
 			}
 		}
 	}
 	for _, m := range greets {
-		n.announceTo(w, out, now, m, upstream, nil, every)
+		if n.gate(nil, s, m.addr, now) {
+			n.announceTo(w, out, now, s, m, upstream, nil, every)
+		}
 	}
+}
+
+// announceUpstream tells a node that keeps groups for others all of ours if that is
+// due, else the new ones. What is new is told again soon, lest one lost packet makes
+// others wait for a minute; and nothing counts as told while it can't be.
+func (n *joined) announceUpstream(w *vl1.Worker, out vl1.Out, now time.Time, s *state, a identity.Address, fresh, every []vl2.MulticastGroup) {
+	n.mu.Lock()
+	t := n.told[a]
+	first, due := t.last.IsZero(), !now.Before(t.due)
+	reachable := n.l.peers.Reachable(a)
+	switch {
+	case !reachable && len(fresh) > 0:
+		t.due = now
+	case !reachable:
+	case due:
+		t.done(now, first || len(fresh) > 0)
+		fresh = every
+	case len(fresh) > 0 && t.due.Sub(now) > announceAgain:
+		t.due = now.Add(announceAgain)
+	}
+	if n.told == nil {
+		n.told = make(map[identity.Address]announcing)
+	}
+	n.told[a] = t
+	n.mu.Unlock()
+	if !reachable || len(fresh) == 0 {
+		return
+	}
+	if a != n.id.Controller() && !n.l.peers.IsUpstream(a) { // an anchor asks for a certificate
+		if m := n.ensureMember(a, now); m != nil {
+			m.used.Store(now.UnixNano())
+			n.prove(w, out, now, m, s)
+		}
+	}
+	n.announce(w, out, now, a, fresh)
 }
 
 // announceTo tells a member that passed the gate all groups if that is due, else the
 // new ones.
-func (n *joined) announceTo(w *vl1.Worker, out vl1.Out, now time.Time, m *member, upstream []identity.Address, fresh, every []vl2.MulticastGroup) {
+func (n *joined) announceTo(w *vl1.Worker, out vl1.Out, now time.Time, s *state, m *member, upstream []identity.Address, fresh, every []vl2.MulticastGroup) {
 	if slices.Contains(upstream, m.addr) {
 		return
 	}
 	m.mu.Lock()
-	due := now.Sub(m.lastLike) >= announceEvery
-	if due {
-		m.lastLike = now
-	}
+	due := !now.Before(m.likes.due)
 	m.mu.Unlock()
 	if due {
 		fresh = every
 	}
-	n.announce(w, out, now, m.addr, fresh)
+	proved := false
+	if len(fresh) > 0 {
+		proved = n.prove(w, out, now, m, s)
+		n.announce(w, out, now, m.addr, fresh)
+	}
+	m.mu.Lock()
+	if due {
+		m.likes.done(now, proved)
+	}
+	soon := m.likes.due.Sub(now) < memberCheck
+	m.mu.Unlock()
+	if soon {
+		n.greet(m) // again, until it is done
+	}
+}
+
+// prove pushes our credentials to a node that may have none of us, or old ones: it
+// ignores announcements without. It reports whether it did.
+func (n *joined) prove(w *vl1.Worker, out vl1.Out, now time.Time, m *member, s *state) bool {
+	last := m.lastPush.Load()
+	lifetime := time.Duration(min(s.cfg.TimeDelta, maxTimeDelta)) * time.Millisecond
+	if s.cfg.COM == nil || last != 0 && now.UnixNano()-last < int64(lifetime/4) {
+		return false
+	}
+	n.push(w, out, now, m, s)
+	return true
+}
+
+// ignored notes that a node had no valid certificate of ours: what was announced to it
+// was in vain.
+func (n *joined) ignored(m *member, now time.Time) {
+	m.mu.Lock()
+	m.likes.hurry(now)
+	m.mu.Unlock()
+	n.mu.Lock()
+	if t, ok := n.told[m.addr]; ok {
+		t.hurry(now)
+		n.told[m.addr] = t
+	}
+	n.mu.Unlock()
+	n.greet(m)
 }
 
 // greet notes that a member passed the gate: it is told our groups (chapter 03

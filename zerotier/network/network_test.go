@@ -30,6 +30,30 @@ type host struct {
 	peers *recorder
 
 	discard bool // don't keep frames in got
+	simple  bool // as the reference: ignores groups that come before the certificate
+}
+
+// HandlePacket implements [vl1.Upper].
+func (h *host) HandlePacket(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+	if h.simple && p.Verb() == packet.VerbMulticastLike {
+		replies := h.peers.Core
+		h.layer.SetPeers(silent{replies})
+		defer h.layer.SetPeers(h.peers)
+	}
+	res := h.layer.HandlePacket(out, now, from, p, src)
+	if h.simple && p.Verb() == packet.VerbMulticastLike {
+		res.Retry = false
+	}
+	return res
+}
+
+// PeerLearned implements [vl1.Upper].
+func (h *host) PeerLearned(out vl1.Out, now time.Time, p *vl1.Peer) { h.layer.PeerLearned(out, now, p) }
+
+// silent refuses nothing aloud.
+type silent struct{ *vl1.Core }
+
+func (silent) SendError(*vl1.Worker, vl1.Out, time.Time, *vl1.Peer, vl1.Source, packet.Verb, packet.ID, packet.ErrorCode, []byte) {
 }
 
 // recorder keeps what a node replies to others.
@@ -167,7 +191,7 @@ func newHost(t testing.TB, n *simnet.Net, id *identity.Identity, planet *vl1.Wor
 		cfg.Controller = ctl
 	}
 	h.layer = network.New(cfg)
-	core, err := vl1.New(vl1.Config{Identity: id, Planet: planet, Upper: h.layer, Start: n.Now, SoftwareVersion: [3]int{1, 14, 1}, LocalEndpoints: h.port.Endpoints})
+	core, err := vl1.New(vl1.Config{Identity: id, Planet: planet, Upper: h, Start: n.Now, SoftwareVersion: [3]int{1, 14, 1}, LocalEndpoints: h.port.Endpoints})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -428,6 +428,7 @@ func testScenesAroundController(t *testing.T, count *testvec.Tally) {
 	framesAt := st.delivered("bob")
 	const (
 		elsewhere = "the configurations that the controller sent are in netconf.json, and TestConfigs of package controller compares them"
+		proof     = "our certificate goes before the groups that are nothing without it, so that the next frame needs none"
 		strict    = "a member that was put out neither sends nor accepts, and nothing is sent to it (chapter 03 §3.11, §3.12: SHOULD)"
 	)
 	for _, c := range []vecScene{
@@ -452,10 +453,11 @@ func testScenesAroundController(t *testing.T, count *testvec.Tally) {
 			bob.layer.SetGroups(vecOne, []vl2.MulticastGroup{{MAC: vl2.MAC{1, 0, 0x5e, 0, 0, 1}}})
 		}},
 		{label: "alice: first ARP request for bob", do: broadcast("alice: first ARP request", vl2.EtherTypeARP),
-			check: func() { got("bob", framesAt[0]) }},
+			differ: map[string]string{"bob>alice CREDENTIAL": proof, "alice>bob ERROR": "the certificate is asked for that the captured announcement lacks"},
+			check:  func() { got("bob", framesAt[0]) }},
 		{label: "bob: unicast ARP reply", do: func() {
 			bob.write(vecOne, alice.mac(vecOne), vl2.EtherTypeARP, st.payload("bob: unicast ARP reply", packet.VerbFrame, inFrame))
-		}, check: func() { got("alice", st.delivered("alice")[0]) }},
+		}, differ: map[string]string{"bob>alice CREDENTIAL": proof}, check: func() { got("alice", st.delivered("alice")[0]) }},
 		{label: "alice: first unicast IPv4 frame", do: unicast(alice, bob, "alice: first unicast IPv4"), check: func() { got("bob", framesAt[1]) }},
 		{label: "bob: unicast IPv4 reply", do: unicast(bob, alice, "bob: unicast IPv4"), check: func() { got("alice", st.delivered("alice")[1]) }},
 		{label: "alice: 2800 byte frame", do: unicast(alice, bob, "alice: 2800 byte frame"), check: func() {
@@ -466,7 +468,7 @@ func testScenesAroundController(t *testing.T, count *testvec.Tally) {
 		{label: "peer has no credentials", do: func() {
 			bob.layer.Forget(vecOne, alice.address())
 			unicast(alice, bob, "peer has no credentials")()
-		}, check: func() { got("bob", st.delivered("bob_missing_credentials_after_1500ms")...) }},
+		}, differ: map[string]string{"bob>alice CREDENTIAL": proof}, check: func() { got("bob", st.delivered("bob_missing_credentials_after_1500ms")...) }},
 		{label: "alice: second ARP request", do: broadcast("alice: second ARP request", vl2.EtherTypeARP), check: func() {
 			if len(st.frames("bob", vecOne)) != 1 {
 				t.Error("bob did not get the request")

@@ -25,6 +25,9 @@ type Net struct {
 	// Drop, if not nil, decides which datagrams are lost; it sees what travels on
 	// the internet, with the addresses outside of NATs.
 	Drop func(from, to netip.AddrPort, datagram []byte) bool
+	// Delay, if not nil, returns by how much more a datagram is late: later ones overtake
+	// it.
+	Delay func(from, to netip.AddrPort, datagram []byte) time.Duration
 	// Seen, if not nil, sees every datagram that is delivered to a node.
 	Seen func(from, to netip.AddrPort, datagram []byte)
 
@@ -153,6 +156,9 @@ func (p *Port) send(sock vl1.SocketID, to netip.AddrPort, d []byte, vanish bool)
 			} else {
 				e.from = p.nat.outward(p.net.Now, s.ep, to)
 			}
+		}
+		if p.net.Delay != nil {
+			e.at = e.at.Add(p.net.Delay(e.from, e.to, e.data))
 		}
 		if !vanish {
 			p.net.push(e)
