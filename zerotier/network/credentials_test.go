@@ -311,6 +311,47 @@ func TestLargePushArrives(t *testing.T) {
 	}
 }
 
+// Of a peer's credentials three packets are looked at at once, then one a second; a
+// packet of forgeries ends at the fourth. The controller's are not limited.
+func TestCredentialRate(t *testing.T) {
+	n, r, a, b, id := up(t)
+	talk(n, a, b, id)
+	forged := func() []byte {
+		var list []vl2.Credential
+		for i := range uint32(50) {
+			tag := &vl2.Tag{NetworkID: id, Timestamp: n.Now.UnixMilli(), ID: i, IssuedTo: a.id.Address()}
+			if err := tag.Sign(a.id); err != nil {
+				t.Fatal(err)
+			}
+			tag.Signer = r.id.Address()
+			list = append(list, tag)
+		}
+		return vl2.AppendCredentials(nil, list...)
+	}()
+	checked := func(from *host, packets int, every time.Duration) int {
+		n.Run(10 * time.Second)
+		before := b.layer.Stats().BadSignatures
+		for range packets {
+			from.send(n, b, packet.VerbNetworkCredentials, forged)
+			n.Run(every)
+		}
+		n.Run(100 * time.Millisecond)
+		return int(b.layer.Stats().BadSignatures - before)
+	}
+	if got := checked(a, 1, 0); got != 4 {
+		t.Errorf("%d signatures of a packet of forgeries were checked", got)
+	}
+	if got := checked(a, 10, 0); got != 3*4 {
+		t.Errorf("%d signatures of ten packets at once were checked", got)
+	}
+	if got := checked(a, 100, 100*time.Millisecond); got != (3+9)*4 {
+		t.Errorf("%d signatures of 100 packets in 10 s were checked", got)
+	}
+	if got := checked(r, 10, 0); got != 10*4 {
+		t.Errorf("%d signatures of ten packets of the controller were checked", got)
+	}
+}
+
 // Strangers leave nothing behind: no record, one ERROR a second, and a bounded
 // number of signatures to check.
 func TestStrangersAreBounded(t *testing.T) {

@@ -243,6 +243,7 @@ func (l *Layer) acceptCredentials(w *vl1.Worker, out vl1.Out, now time.Time, fro
 	if err != nil {
 		l.stats.malformed.Add(1)
 	}
+	bad := 0
 	for _, c := range list {
 		n := l.net(c.Network())
 		if n == nil || n.id.AdHoc() {
@@ -253,6 +254,11 @@ func (l *Layer) acceptCredentials(w *vl1.Worker, out vl1.Out, now time.Time, fro
 			good = true
 		case offerDeferred:
 			deferred = true
+		case offerForged:
+			l.stats.rejectedCredentials.Add(1)
+			if bad++; bad >= maxBadSignatures && from != nil {
+				return good, deferred
+			}
 		case offerBad:
 			l.stats.rejectedCredentials.Add(1)
 		}
@@ -266,6 +272,7 @@ const (
 	offerBad offerResult = iota
 	offerGood
 	offerDeferred // an identity is missing and was asked for
+	offerForged   // the signature is bad
 )
 
 // verify checks a credential's signatures.
@@ -330,6 +337,7 @@ func (n *joined) offer(w *vl1.Worker, out vl1.Out, now time.Time, from *vl1.Peer
 	if res := n.verify(w, out, now, c); res != offerGood {
 		if res == offerBad {
 			n.l.stats.badSignatures.Add(1)
+			res = offerForged
 		}
 		return res
 	}
