@@ -6,7 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"ztgate/internal/atomicfile"
 	"ztgate/zerotier/identity"
@@ -230,7 +232,41 @@ func (h *home) peer(a identity.Address) *vl1.PeerRecord {
 	return r
 }
 
+// peers lists the newest records of the peer cache, of at most so many peers.
+func (h *home) peers(most int) (out []identity.Address) {
+	entries, err := os.ReadDir(h.path("peers.d"))
+	if err != nil {
+		return nil
+	}
+	type file struct {
+		peer identity.Address
+		at   time.Time
+	}
+	var files []file
+	for _, e := range entries {
+		a, ok := vl1.ParsePeerFile(e.Name())
+		if !ok {
+			continue
+		}
+		if fi, err := e.Info(); err == nil && time.Since(fi.ModTime()) < vl1.PeerRecordLifetime {
+			files = append(files, file{a, fi.ModTime()})
+		}
+	}
+	slices.SortFunc(files, func(a, b file) int { return b.at.Compare(a.at) })
+	for _, f := range files[:min(len(files), most)] {
+		out = append(out, f.peer)
+	}
+	return out
+}
+
+// storePeer keeps the endpoints of an older record if a peer has none any more: they may
+// do again.
 func (h *home) storePeer(r vl1.PeerRecord) error {
+	if len(r.Endpoints) == 0 {
+		if old := h.peer(r.Identity.Address()); old != nil {
+			r.Endpoints = old.Endpoints
+		}
+	}
 	return atomicfile.Write(h.path("peers.d", vl1.PeerFile(r.Identity.Address())), r.Append(nil), 0o600)
 }
 

@@ -2,6 +2,8 @@ package zerotier
 
 import (
 	"context"
+	"net/netip"
+	"slices"
 	"time"
 
 	"ztgate/zerotier/identity"
@@ -13,12 +15,12 @@ const (
 	keepRound = 256 // files written in a round
 )
 
-// keeper writes new peers to the cache while the node runs. A node that is killed
-// knows them after its restart, and needs no HELLO, for which real members of a
-// root take minutes (chapter 02 §4.6).
+// keeper writes new peers, and new endpoints of peers, to the cache while the node runs.
+// A node that is killed knows them after its restart, and needs no HELLO, for which real
+// members of a root take minutes (chapter 02 §4.6).
 type keeper struct {
 	store func(vl1.PeerRecord)
-	kept  map[identity.Address]struct{} // of those in the latest list
+	kept  map[identity.Address][]netip.AddrPort // of those in the latest list
 }
 
 // run works until ctx ends.
@@ -35,21 +37,24 @@ func (k *keeper) run(ctx context.Context, list func() []vl1.PeerRecord) {
 	}
 }
 
-// keep stores the peers of a list that were not in the one before. What is too much
+// keep stores the peers of a list that were not in the one before, or not with all of
+// their endpoints. What is too much
 // for a round waits for the next.
 func (k *keeper) keep(list []vl1.PeerRecord) {
-	now := make(map[identity.Address]struct{}, len(list))
+	now := make(map[identity.Address][]netip.AddrPort, len(list))
 	written := 0
 	for _, r := range list {
 		a := r.Identity.Address()
-		if _, ok := k.kept[a]; !ok {
-			if written == keepRound {
-				continue
-			}
+		old, ok := k.kept[a]
+		fresh := !ok || slices.ContainsFunc(r.Endpoints, func(ep netip.AddrPort) bool { return !slices.Contains(old, ep) })
+		switch {
+		case fresh && written < keepRound:
 			written++
 			k.store(r)
+			now[a] = r.Endpoints
+		case ok:
+			now[a] = old
 		}
-		now[a] = struct{}{}
 	}
 	k.kept = now
 }

@@ -3,6 +3,8 @@ package zerotier
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,7 +14,7 @@ import (
 )
 
 // New peers are stored once each, a bounded number per round, and again when they
-// have been away.
+// have been away or have another endpoint, but not when they lost one.
 func TestKeeper(t *testing.T) {
 	const count = keepRound + 10
 	list := make([]vl1.PeerRecord, count)
@@ -26,10 +28,18 @@ func TestKeeper(t *testing.T) {
 	stored := map[identity.Address]int{}
 	total := 0
 	k := &keeper{store: func(r vl1.PeerRecord) { stored[r.Identity.Address()]++; total++ }}
+	at := func(eps ...string) []vl1.PeerRecord {
+		out := slices.Clone(list)
+		for _, ep := range eps {
+			out[3].Endpoints = append(out[3].Endpoints, netip.MustParseAddrPort(ep))
+		}
+		return out
+	}
 	rounds := []struct {
 		list []vl1.PeerRecord
 		want int // in all, after the round
-	}{{list, keepRound}, {list, count}, {list, count}, {list[1:], count}, {list, count + 1}, {nil, count + 1}}
+	}{{list, keepRound}, {list, count}, {list, count}, {list[1:], count}, {list, count + 1},
+		{at("5.0.0.1:1"), count + 2}, {list, count + 2}, {at("5.0.0.1:1"), count + 2}, {at("5.0.0.2:1", "5.0.0.1:1"), count + 3}, {nil, count + 3}}
 	var got []int // before the round
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(len(rounds))*keepEvery+time.Second)

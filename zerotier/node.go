@@ -197,6 +197,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 		SocketOpen:      n.udp.HasSocket,
 		Background:      n.inBackground,
 		StoredPeer:      n.home.peer,
+		StoredPeers:     n.home.peers,
 		OnForgotten:     n.storePeer,
 		Physical:        n.cfg.Physical,
 		Virtual:         n.cfg.Virtual,

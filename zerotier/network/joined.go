@@ -466,7 +466,7 @@ func (l *Layer) refused(w *vl1.Worker, out vl1.Out, now time.Time, n *joined, fr
 			last := m.lastPush.Load()
 			if last < s.updated.UnixNano() || now.UnixNano()-last > int64(pushOnRequest) {
 				n.push(w, out, now, m, s)
-				n.ignored(m, now)
+				n.inVain(from, now)
 			}
 		}
 	case packet.ErrorUnwantedMulticast:

@@ -287,12 +287,7 @@ func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
 // forgotten our groups.
 func (l *Layer) PeerLearned(_ vl1.Out, now time.Time, p *vl1.Peer) {
 	for _, n := range *l.nets.Load() {
-		n.mu.Lock()
-		if a, ok := n.told[p.Address()]; ok {
-			a.hurry(now)
-			n.told[p.Address()] = a
-		}
-		n.mu.Unlock()
+		n.inVain(p.Address(), now)
 	}
 }
 

@@ -566,19 +566,21 @@ func (n *joined) prove(w *vl1.Worker, out vl1.Out, now time.Time, m *member, s *
 	return true
 }
 
-// ignored notes that a node had no valid certificate of ours: what was announced to it
-// was in vain.
-func (n *joined) ignored(m *member, now time.Time) {
-	m.mu.Lock()
-	m.likes.hurry(now)
-	m.mu.Unlock()
+// inVain notes that a node may not have taken what was announced to it: for lack of a
+// valid certificate, or because it was started anew.
+func (n *joined) inVain(a identity.Address, now time.Time) {
 	n.mu.Lock()
-	if t, ok := n.told[m.addr]; ok {
+	if t, ok := n.told[a]; ok {
 		t.hurry(now)
-		n.told[m.addr] = t
+		n.told[a] = t
 	}
 	n.mu.Unlock()
-	n.greet(m)
+	if m := n.member(a); m != nil {
+		m.mu.Lock()
+		m.likes.hurry(now)
+		m.mu.Unlock()
+		n.greet(m)
+	}
 }
 
 // greet notes that a member passed the gate: it is told our groups (chapter 03

@@ -177,7 +177,20 @@ func testIDs(t testing.TB) (ids []*identity.Identity) {
 }
 
 func newHost(t testing.TB, n *simnet.Net, id *identity.Identity, planet *vl1.World, ctl *authority, sock netip.AddrPort) *host {
+	return newHostFromCache(t, n, id, planet, ctl, sock, nil)
+}
+
+// newHostFromCache starts a host that has kept records of peers.
+func newHostFromCache(t testing.TB, n *simnet.Net, id *identity.Identity, planet *vl1.World, ctl *authority, sock netip.AddrPort, kept []vl1.PeerRecord) *host {
 	h := &host{id: id, ctl: ctl}
+	stored := func(a identity.Address) *vl1.PeerRecord {
+		for i := range kept {
+			if kept[i].Identity.Address() == a {
+				return &kept[i]
+			}
+		}
+		return nil
+	}
 	h.port = n.Attach(h, sock)
 	cfg := network.Config{Identity: id, Deliver: func(_ vl2.NetworkID, frames [][]byte) {
 		if h.discard {
@@ -191,7 +204,12 @@ func newHost(t testing.TB, n *simnet.Net, id *identity.Identity, planet *vl1.Wor
 		cfg.Controller = ctl
 	}
 	h.layer = network.New(cfg)
-	core, err := vl1.New(vl1.Config{Identity: id, Planet: planet, Upper: h, Start: n.Now, SoftwareVersion: [3]int{1, 14, 1}, LocalEndpoints: h.port.Endpoints})
+	core, err := vl1.New(vl1.Config{Identity: id, Planet: planet, Upper: h, Start: n.Now, SoftwareVersion: [3]int{1, 14, 1}, LocalEndpoints: h.port.Endpoints, StoredPeer: stored, StoredPeers: func(int) (all []identity.Address) {
+		for _, r := range kept {
+			all = append(all, r.Identity.Address())
+		}
+		return all
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -91,8 +91,9 @@ type Config struct {
 	OnWorld         func(w *World)          // a newer planet or moon was accepted
 
 	// The peer cache, optional: looks up a peer that isn't known, and takes one that
-	// is forgotten. Both are called without locks.
+	// is forgotten. All are called without locks.
 	StoredPeer  func(a identity.Address) *PeerRecord
+	StoredPeers func(most int) []identity.Address // the newest records; asked once if no root answers at the start
 	OnForgotten func(r PeerRecord)
 
 	// Validate checks that the address of a stranger's identity follows from its
@@ -143,6 +144,7 @@ const (
 	pingCheckEvery  = 5 * time.Second
 	rootProbeEvery  = 25 * time.Second // §4.6, what a client should do
 	contactEvery    = 28 * time.Second // §4.6
+	reviveAfter     = 5 * time.Second  // without a root
 	onlineWindow    = 60 * time.Second
 	housekeeping    = 30 * time.Second
 	introduceEvery  = 30 * time.Second
@@ -200,10 +202,11 @@ type Core struct {
 	hints     map[identity.Address]hint
 	intros    map[pair]int64
 	surface   map[surfaceKey]surfaceEntry
-	waiting   map[uint64]identity.Address  // moons we wait for, with their seeds
-	contacts  map[identity.Address]bool    // kept in contact though no traffic wants it
-	recalled  map[identity.Address]int64   // looked up in the peer cache
-	forgotten []PeerRecord                 // to be handed to OnForgotten
+	waiting   map[uint64]identity.Address // moons we wait for, with their seeds
+	contacts  map[identity.Address]bool   // kept in contact though no traffic wants it
+	recalled  map[identity.Address]int64  // looked up in the peer cache
+	forgotten []PeerRecord                // to be handed to OnForgotten
+	revive    reviving
 	gates     [packet.SourceBuckets]bucket // identity checks and OK(HELLO) per source network
 	okGates   [4096]bucket
 	strangers bucket // WHOIS caused by strangers

@@ -525,3 +525,45 @@ func TestContacts(t *testing.T) {
 		t.Errorf("%d of 100 refused", got)
 	}
 }
+
+// A node reads its peer cache at once only if no root answers at its start.
+func TestReviveFromCache(t *testing.T) {
+	t.Parallel()
+	for name, rooted := range map[string]bool{"with a root": true, "without": false} {
+		t.Run(name, func(t *testing.T) {
+			n := newInternet(t, 1, nats{})
+			n.online(t)
+			n.Run(time.Second)
+			b := vl1.PeerRecord{Identity: n.b.id.Public(), ProtocolVersion: 12, Endpoints: n.b.port.Endpoints()}
+			n.Detach(n.a.port)
+			n.Drop = func(from, to netip.AddrPort, _ []byte) bool {
+				return !rooted && (from == rootEndpoint || to == rootEndpoint)
+			}
+			read := 0
+			n.a = newHostWith(t, n.Net, nil, n.ids[1], func(c *vl1.Config) {
+				c.Planet = n.planet
+				c.StoredPeer = func(a identity.Address) *vl1.PeerRecord {
+					if a == n.b.id.Address() {
+						return &b
+					}
+					return nil
+				}
+				c.StoredPeers = func(int) []identity.Address {
+					read++
+					return []identity.Address{n.b.id.Address(), 0x0123456789}
+				}
+			}, leafAt(nil, "8.0.0.1")...)
+			n.Run(10 * time.Second)
+			if known := n.a.core.Peer(n.b.id.Address()) != nil; known == rooted || (read > 0) == rooted {
+				t.Errorf("cache read %d times, peer known: %v", read, known)
+			}
+			if !rooted && !direct(n.a, n.b) {
+				t.Error("no contact with a peer of the cache")
+			}
+			n.Run(30 * time.Minute)
+			if read > 1 {
+				t.Errorf("cache read %d times", read)
+			}
+		})
+	}
+}

@@ -136,6 +136,55 @@ func (c *Core) recall(w *Worker, out Out, now time.Time, a identity.Address) *Pe
 	return p
 }
 
+// reviving is the way back to peers in the cache if no root answers after the start:
+// else nobody could tell who shares networks with us, nor where they are.
+type reviving struct {
+	settled bool // a root answered, or the cache was read
+	list    []identity.Address
+}
+
+// Peers revived in all, and at a time.
+const (
+	maxRevived  = 64
+	revivedOnce = 8
+)
+
+// reviveDue reports whether peers are to be revived. Core.mu is held.
+func (c *Core) reviveDue(t int64) bool {
+	if len(c.revive.list) > 0 {
+		return true
+	}
+	if c.revive.settled {
+		return false
+	}
+	c.revive.settled = c.cfg.StoredPeers == nil || c.online.Load()
+	return !c.revive.settled && since(t, c.at(c.start)) >= reviveAfter
+}
+
+// revivePeers says HELLO to some of the peers in the cache.
+func (c *Core) revivePeers(w *Worker, out Out, now time.Time) {
+	c.mu.Lock()
+	first := !c.revive.settled
+	c.revive.settled = true
+	c.mu.Unlock()
+	if first {
+		list := c.cfg.StoredPeers(maxRevived)
+		c.mu.Lock()
+		c.revive.list = list
+		c.mu.Unlock()
+		c.log.Info("no root answers, trying peers as last seen", "peers", len(list))
+	}
+	c.mu.Lock()
+	list := c.revive.list[:min(len(c.revive.list), revivedOnce)]
+	c.revive.list = c.revive.list[len(list):]
+	c.mu.Unlock()
+	for _, a := range list {
+		if c.Peer(a) == nil {
+			c.recall(w, out, now, a)
+		}
+	}
+}
+
 // recallSender looks the unknown sender of a packet up in the cache: after a restart
 // it needs no new HELLO, which real nodes send to a root only every 225 s (chapter 02
 // §4.6). The packet may be forged, so that nothing is sent; and strangers

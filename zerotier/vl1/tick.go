@@ -62,6 +62,7 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 		c.lastHouse = t
 		c.keepHouse(t)
 	}
+	revive := c.reviveDue(t)
 	wait := tickEvery
 	if c.best.Load() == nil && len(c.roots) > 0 {
 		wait = tickEvery / 4
@@ -80,6 +81,9 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	}
 	for _, p := range flush {
 		c.flushQueue(w, out, now, p)
+	}
+	if revive {
+		c.revivePeers(w, out, now)
 	}
 	c.retry(w, out, now, nil)
 	return now.Add(wait)
