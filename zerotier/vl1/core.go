@@ -184,6 +184,7 @@ type Core struct {
 	peers  [peerShards]peerShard
 	count  atomic.Int64 // of peers
 	frags  packet.Reassembler
+	relays relayGates
 	stats  coreStats
 	worlds atomic.Pointer[worldSet]
 	best   atomic.Pointer[Peer] // best upstream with a path, nil without

@@ -40,6 +40,77 @@ func (m *meter) Send(_ vl1.SocketID, to netip.AddrPort, head, data []byte) {
 }
 func (m *meter) SendTTL(vl1.SocketID, netip.AddrPort, []byte, int) {}
 
+// relayed is how many bytes went to an address.
+func (m *meter) relayed(h *host) int { return m.bytes[h.port.Endpoints()[0].Addr()] }
+
+// A flood through a root leaves others their share: of what one source sends, and of what
+// is sent to one node, 100 MB a second are relayed. Less than that passes whole.
+func TestRelayIsBounded(t *testing.T) {
+	n, r, a, b := lab(t)
+	for range 3 {
+		a.send(n, b, 100)
+		b.send(n, a, 100)
+		n.Run(2 * time.Second)
+	}
+	w := r.core.NewWorker()
+	source := func(i int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 4000)
+	}
+	const size, tick = 1400, 10 * time.Millisecond
+	now := n.Now
+	// flood lets each source send to a node at a rate, for a second, and returns what was
+	// relayed.
+	flood := func(to *host, rate int, sources ...int) int {
+		out := newMeter()
+		p := packet.Packet(make([]byte, size))
+		for range int(time.Second / tick) {
+			now = now.Add(tick)
+			for range rate / int(time.Second/tick) / size {
+				for _, i := range sources {
+					packet.PutHeader(p, 1, to.id.Address(), 0x0123456789, packet.VerbFrame)
+					r.core.Receive(w, out, now, 1, source(i), p)
+				}
+			}
+		}
+		return out.relayed(to)
+	}
+	const mb = 1_000_000
+	if got := flood(b, 80*mb, 1); got < 79*mb {
+		t.Errorf("%d MB of 80 relayed", got/mb)
+	}
+	now = now.Add(time.Second)
+	before := r.core.Stats().RejectedBy(vl1.RejectRelayRate)
+	if got := flood(b, 300*mb, 1); got < 120*mb || got > 150*mb { // the first half second's worth at once
+		t.Errorf("%d MB of one source relayed", got/mb)
+	}
+	if r.core.Stats().RejectedBy(vl1.RejectRelayRate) == before {
+		t.Error("nothing was counted")
+	}
+	if got := flood(a, 50*mb, 2); got < 49*mb {
+		t.Errorf("%d MB of 50 of another source, to another node", got/mb)
+	}
+	now = now.Add(time.Second)
+	if got := flood(b, 60*mb, 3, 4, 5, 6, 7); got < 120*mb || got > 150*mb {
+		t.Errorf("%d MB of five sources relayed to one node", got/mb)
+	}
+	if got := flood(a, 50*mb, 8); got < 49*mb {
+		t.Errorf("%d MB of 50 to another node", got/mb)
+	}
+	p := packet.Packet(make([]byte, size))
+	if got := testing.AllocsPerRun(100, func() {
+		packet.PutHeader(p, 1, a.id.Address(), 0x0123456789, packet.VerbFrame)
+		r.core.Receive(w, discard{}, now, 1, source(9), p)
+	}); got != 0 {
+		t.Errorf("%v allocations", got)
+	}
+}
+
+// discard is an [vl1.Out] to nowhere.
+type discard struct{}
+
+func (discard) Send(vl1.SocketID, netip.AddrPort, []byte, []byte) {}
+func (discard) SendTTL(vl1.SocketID, netip.AddrPort, []byte, int) {}
+
 // voice makes packets of a node that isn't there.
 type voice struct {
 	id   *identity.Identity

@@ -1,7 +1,9 @@
 package vl1
 
 import (
+	"hash/maphash"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"ztgate/zerotier/identity"
@@ -65,10 +67,60 @@ func (c *Core) forward(w *Worker, out Out, now time.Time, src Source, dst *Peer,
 		w.stats.rejects[RejectNotRelayed].Add(1)
 		return false
 	}
+	t := c.at(now)
+	if !c.relays.allow(t, src.Endpoint.Addr(), packet.Fragment(datagram).Destination(), len(datagram)) {
+		w.stats.rejects[RejectRelayRate].Add(1)
+		return false
+	}
 	out.Send(r.path.sock, r.path.ep, nil, datagram)
-	r.path.lastOut.Store(c.at(now))
+	r.path.lastOut.Store(t)
 	c.stats.relayed.Add(1)
 	return direct
+}
+
+// What one source address may have relayed, and what may be relayed to one node
+// (chapter 02 §9): far more than relayed traffic ought to be, far less than a root's
+// line carries, so that one of them can't take it all. A datagram costs something
+// besides its bytes.
+const (
+	relayRate     = 100_000_000            // bytes a second
+	relayBurst    = int64(time.Second) / 2 // of them at once
+	relayCost     = 64                     // bytes
+	relayGateSize = 4096                   // sources, and destinations, told apart
+	relayNsByte   = 1_000_000_000 / relayRate
+)
+
+// relayGates are token buckets of the sources and destinations of relayed datagrams:
+// the time when each is full again. They are fixed in number, and those that share one
+// by chance share its rate.
+type relayGates struct {
+	source, destination [relayGateSize]atomic.Int64
+}
+
+// allow takes a datagram's bytes from the buckets of its source, of IPv6 a /64, and of
+// its destination.
+func (g *relayGates) allow(t int64, source netip.Addr, destination identity.Address, size int) bool {
+	if source.Is6() {
+		if p, err := source.Prefix(64); err == nil {
+			source = p.Addr()
+		}
+	}
+	cost := int64(size+relayCost) * relayNsByte
+	return takeRelay(&g.source[maphash.Comparable(endpointSeed, source)%relayGateSize], t, cost) &&
+		takeRelay(&g.destination[maphash.Comparable(endpointSeed, destination)%relayGateSize], t, cost)
+}
+
+func takeRelay(full *atomic.Int64, t, cost int64) bool {
+	for {
+		old := full.Load()
+		next := max(old, t) + cost
+		if next-t > relayBurst {
+			return false
+		}
+		if full.CompareAndSwap(old, next) {
+			return true
+		}
+	}
 }
 
 // introduce sends two peers each other's endpoint (chapter 02 §7.3).

@@ -34,12 +34,13 @@ const (
 	RejectQueueFull
 	RejectTooLong
 	RejectPeerLimit
+	RejectRelayRate
 	numRejects
 )
 
 var rejectNames = [numRejects]string{
 	"short", "own_address", "fragment", "mac", "suite", "compression", "malformed", "version", "identity",
-	"collision", "rate", "unexpected_reply", "not_upstream", "unknown_sender", "not_relayed", "hops", "queue_full", "too_long", "peer_limit",
+	"collision", "rate", "unexpected_reply", "not_upstream", "unknown_sender", "not_relayed", "hops", "queue_full", "too_long", "peer_limit", "relay_rate",
 }
 
 // String returns the label used in metrics.
