@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/internal/simnet"
 	"ztgate/zerotier/network"
@@ -383,5 +384,46 @@ func TestStrangersAreBounded(t *testing.T) {
 	}
 	if after.CredentialFlood == before.CredentialFlood {
 		t.Error("nothing was counted as flood")
+	}
+}
+
+// A network may name a node that is to be told what the filter does (chapter 03 §2.2).
+// It is told nothing: there is no switch that turns remote trace on.
+func TestNoRemoteTrace(t *testing.T) {
+	b := newBoard(t, 3)
+	x, y, observer := b.order[1], b.order[2], b.order[3]
+	n := b.create(func(n *controller.Network) {
+		n.RemoteTraceTarget, n.RemoteTraceLevel = observer.address().String(), 100
+		if err := n.Patch([]byte(`{"rulesSource":"drop ethertype ipv6; accept;"}`)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	told := 0
+	b.drop = func(from, to identity.Address, v packet.Verb) bool {
+		if v == packet.VerbRemoteTrace || to == observer.address() && from != b.root.address() {
+			told++
+		}
+		return false
+	}
+	b.join(n, x, y)
+	if c := x.config(n); c.TraceTarget != observer.address() || c.TraceLevel != 100 {
+		t.Fatalf("the configuration names %s, level %d", c.TraceTarget, c.TraceLevel)
+	}
+	if at, back := b.talk(n, x, y); !at || !back {
+		t.Fatal("no traffic")
+	}
+	x.write(n, y.mac(n), vl2.EtherTypeIPv6, frame)
+	x.put(y.address(), packet.VerbFrame, append(append(n.Append(nil), 0x86, 0xdd), frame...))
+	forged := &vl2.Tag{NetworkID: n, Timestamp: b.now.UnixMilli(), ID: 1, IssuedTo: x.address()}
+	if err := forged.Sign(x.id); err != nil {
+		t.Fatal(err)
+	}
+	x.put(y.address(), packet.VerbNetworkCredentials, vl2.AppendCredentials(nil, forged))
+	b.run(10*time.Second, time.Second)
+	if s := y.layer.Stats(); s.Filtered == 0 || s.RejectedCredentials == 0 {
+		t.Errorf("nothing to tell: %+v", s)
+	}
+	if told != 0 {
+		t.Errorf("%d packets for the observer", told)
 	}
 }

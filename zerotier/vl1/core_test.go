@@ -27,6 +27,7 @@ type host struct {
 	last  []byte
 	hops  uint8
 	suite packet.Suite
+	verbs map[packet.Verb]int // handed up
 }
 
 func (h *host) Receive(out vl1.Out, now time.Time, sock vl1.SocketID, from netip.AddrPort, d []byte) {
@@ -35,6 +36,10 @@ func (h *host) Receive(out vl1.Out, now time.Time, sock vl1.SocketID, from netip
 func (h *host) Tick(out vl1.Out, now time.Time) time.Time { return h.core.Tick(out, now) }
 func (h *host) PeerLearned(vl1.Out, time.Time, *vl1.Peer) {}
 func (h *host) HandlePacket(_ vl1.Out, _ time.Time, _ *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+	if h.verbs == nil {
+		h.verbs = make(map[packet.Verb]int)
+	}
+	h.verbs[p.Verb()]++
 	if p.Verb() == packet.VerbFrame {
 		h.got++
 		h.last = append(h.last[:0], p.Payload()...)

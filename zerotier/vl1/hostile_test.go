@@ -105,6 +105,20 @@ func TestRelayIsBounded(t *testing.T) {
 	}
 }
 
+// What others send as trace or as messages goes nowhere.
+func TestTraceIsDropped(t *testing.T) {
+	n, _, a, b := lab(t)
+	a.send(n, b, 100)
+	n.Run(2 * time.Second)
+	for _, v := range []packet.Verb{packet.VerbRemoteTrace, packet.VerbUserMessage} {
+		a.core.Send(a.w, a.port, n.Now, b.id.Address(), v, make([]byte, 5000), vl1.SendOpts{})
+	}
+	n.Run(time.Second)
+	if len(b.verbs) != 1 || b.verbs[packet.VerbFrame] == 0 {
+		t.Errorf("handed up: %v", b.verbs)
+	}
+}
+
 // discard is an [vl1.Out] to nowhere.
 type discard struct{}
 
