@@ -22,6 +22,7 @@ type member struct {
 	lastPush atomic.Int64                   // wall clock, ns: credentials sent
 	used     atomic.Int64                   // wall clock, ns
 	removed  atomic.Bool
+	greeting bool // in the list of those to be told our groups; guarded by joined.mu
 
 	mu    sync.Mutex // guards changes of record, gateOpen and sendOpen, and what follows
 	likes announcing // our groups, to it

@@ -472,6 +472,9 @@ func (n *joined) announceDue(w *vl1.Worker, out vl1.Out, now time.Time) {
 	every := slices.Collect(maps.Keys(n.announced))
 	greets := n.greets
 	n.greets = nil
+	for _, m := range greets {
+		m.greeting = false
+	}
 	maps.DeleteFunc(n.told, func(a identity.Address, _ announcing) bool { return !slices.Contains(upstream, a) })
 	n.mu.Unlock()
 	for _, a := range upstream {
@@ -588,7 +591,8 @@ func (n *joined) inVain(a identity.Address, now time.Time) {
 func (n *joined) greet(m *member) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if len(n.greets) < maxGreets { // else the periodic check finds it
+	if !m.greeting && len(n.greets) < maxGreets { // else the periodic check finds it
+		m.greeting = true
 		n.greets = append(n.greets, m)
 	}
 }

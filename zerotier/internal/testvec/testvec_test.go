@@ -26,7 +26,7 @@ var notCases = map[string]string{
 	"roots":          "the roots of the worlds",
 	"planet":         "the nodes of the packets start with it",
 	"arp_network_id": "the network of ndp_emulation", "arp_node_address": "the node of ndp_emulation", "arp_node_mac": "the node of ndp_emulation",
-	"delivered":         "what the scenes delivered: TestScenes of package network compares it scene by scene",
+	"delivered":         "what the scenes delivered: TestScenes of package network compares it, entry by entry",
 	"linux_device_name": "names of zerotier-one's interfaces; ours are the operator's to choose",
 }
 
