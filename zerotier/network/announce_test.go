@@ -204,7 +204,7 @@ func TestAnchorsAreKeptInContact(t *testing.T) {
 			if !n.RunUntil(40*time.Second, func() bool { return a.direct(b) && b.knows(id, a) }) {
 				t.Fatalf("direct %v, in its groups %v", a.direct(b), b.knows(id, a))
 			}
-			for range 40 {
+			for range 20 {
 				n.Run(30 * time.Second)
 				if !a.direct(b) || !b.knows(id, a) {
 					t.Fatalf("contact lost: direct %v, in its groups %v", a.direct(b), b.knows(id, a))
@@ -228,7 +228,7 @@ func TestAnchorsAreKeptInContact(t *testing.T) {
 			}
 			n.Seen = nil
 			r.ctl.config = nil
-			n.Run(25 * time.Minute)
+			n.Run(11 * time.Minute)
 			if !n.RunUntil(time.Minute, func() bool { return !a.direct(b) }) { // they still exchange groups now and then
 				t.Error("kept in contact though no network wants it")
 			}
