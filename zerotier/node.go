@@ -176,6 +176,8 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 		OnChange: n.networkChanged,
 		Wake:     n.kick,
 		Logger:   n.log,
+
+		LowBandwidth: n.cfg.LowBandwidth,
 	}
 	if n.cfg.Controller {
 		n.ctl, err = controller.New(controller.Config{

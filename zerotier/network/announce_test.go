@@ -5,8 +5,11 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/simnet"
 	"ztgate/zerotier/network"
 	"ztgate/zerotier/packet"
+	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
 )
 
@@ -244,4 +247,33 @@ func (h *host) direct(to *host) bool {
 		}
 	}
 	return false
+}
+
+// A member in low-bandwidth mode speaks far less by itself, and stays a member that
+// others find and hear.
+func TestLowBandwidth(t *testing.T) {
+	ids := testIDs(t)
+	n := simnet.New()
+	planet := &vl1.World{ID: 1, Timestamp: 1, Roots: []vl1.Root{{Identity: ids[0].Public(), Endpoints: []netip.AddrPort{ap("203.0.113.1:9993")}}}}
+	id := vl2.NetworkID(ids[0].Address())<<24 | 0x1
+	ctl := &authority{n: id, authorized: map[identity.Address]bool{ids[1].Address(): true, ids[2].Address(): true},
+		asked: make(map[identity.Address]int), members: make(map[identity.Address]bool)}
+	newHost(t, n, ids[0], planet, ctl, ap("203.0.113.1:9993"))
+	a := newHost(t, n, ids[1], planet, nil, ap("203.0.113.2:9993"), func(c *network.Config) { c.LowBandwidth = true })
+	b := newHost(t, n, ids[2], planet, nil, ap("203.0.113.3:9993"))
+	a.join(t, n, id)
+	b.join(t, n, id)
+	n.Run(10 * time.Second)
+	for i := range 18 {
+		n.Run(10 * time.Minute)
+		if toB, toA := talk(n, a, b, id); !toA || !toB {
+			t.Fatalf("after %d0 min: frames arrived at B %v, at A %v", i+1, toB, toA)
+		}
+		if !b.knows(id, a) {
+			t.Errorf("after %d0 min A isn't in its group at B", i+1)
+		}
+	}
+	if low, other := ctl.asked[a.id.Address()], ctl.asked[b.id.Address()]; low > 30 || other < 150 {
+		t.Errorf("asked the controller %d times in three hours, the other one %d times; want at most 30 and at least 150", low, other)
+	}
 }

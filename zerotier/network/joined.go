@@ -210,24 +210,33 @@ func (n *joined) tick(w *vl1.Worker, out vl1.Out, now time.Time) time.Time {
 	return now.Add(250 * time.Millisecond)
 }
 
+func (n *joined) pace(s *state) pace {
+	delta := time.Duration(0)
+	if s.cfg != nil {
+		delta = time.Duration(min(s.cfg.TimeDelta, maxTimeDelta)) * time.Millisecond
+	}
+	return n.l.cfg.paceOf(delta)
+}
+
 // requestDue reports whether to ask the controller, and notes that we do
 // (chapter 03 §1.3).
 func (n *joined) requestDue(now time.Time) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	s := n.snap.Load()
-	wait := checkEvery
+	p := n.pace(s)
+	wait := p.check
 	switch {
 	case n.lastRequest.IsZero():
 		wait = 0
 	case s.status == StatusOK && !s.updated.IsZero():
-		if now.Sub(s.updated) < configRefresh {
+		if now.Sub(s.updated) < p.refresh {
 			return false
 		}
 	case s.status == StatusRequesting && n.requests < 4:
 		wait = requestFirstWait // the controller ignores what comes within a second
 	case !n.refusedSince.IsZero() && now.Sub(n.refusedSince) > requestPatience:
-		wait = min(requestBackOff, now.Sub(n.refusedSince)/10+checkEvery)
+		wait = min(requestBackOff, now.Sub(n.refusedSince)/10+p.check)
 	}
 	if now.Sub(n.lastRequest) < wait {
 		return false

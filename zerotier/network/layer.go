@@ -53,6 +53,23 @@ type Config struct {
 	Controller Controller                                // nil: requests are refused
 	Wake       func()                                    // asks for Tick soon; nil = it comes by itself
 	Logger     *slog.Logger
+	// LowBandwidth asks and announces less often, see [pace].
+	LowBandwidth bool
+}
+
+// pace is how often the layer speaks by itself.
+type pace struct{ check, refresh, announce, gather time.Duration }
+
+// paceOf returns the pace of a network whose credentials agree within delta. In
+// low-bandwidth mode the chapter's times (03 §1.3, §5.6) are kept within what works:
+// a certificate must stay near those of members who renew theirs every minute, and
+// without any announcement others forget our groups.
+func (c *Config) paceOf(delta time.Duration) pace {
+	p := pace{checkEvery, configRefresh, announceEvery, gatherEvery}
+	if c.LowBandwidth {
+		p = pace{5 * p.check, max(p.refresh, min(64*p.refresh, delta/4)), groupExpiry / 2, 3 * p.gather}
+	}
+	return p
 }
 
 // Snapshot describes a joined network at one moment.
@@ -162,7 +179,7 @@ func New(cfg Config) *Layer {
 		l.log = slog.New(slog.DiscardHandler)
 	}
 	l.nets.Store(&map[vl2.NetworkID]*joined{})
-	l.groups.init()
+	l.groups.init(l.cfg.paceOf(0).gather)
 	l.creds = limiter{every: credentialGate, burst: credentialBurst, max: maxLimited}
 	l.needs = limiter{every: needCertGate, burst: 1, max: maxLimited}
 	l.gathers = limiter{every: 5 * time.Millisecond, burst: 400, max: maxLimited}

@@ -78,9 +78,12 @@ type groupTable struct {
 	waiting map[groupKey]*group      // those with waiting frames
 	perPeer map[identity.Address]int // groups a node is in
 	total   int                      // memberships
+
+	gatherEvery time.Duration
 }
 
-func (t *groupTable) init() {
+func (t *groupTable) init(gatherEvery time.Duration) {
+	t.gatherEvery = gatherEvery
 	t.m = make(map[groupKey]*group)
 	t.waiting = make(map[groupKey]*group)
 	t.perPeer = make(map[identity.Address]int)
@@ -179,7 +182,7 @@ func (t *groupTable) expire(now time.Time) {
 				t.drop(g, a)
 			}
 		}
-		if len(g.members) == 0 && len(g.waiting) == 0 && now.Sub(g.lastGather) >= gatherEvery {
+		if len(g.members) == 0 && len(g.waiting) == 0 && now.Sub(g.lastGather) >= t.gatherEvery {
 			delete(t.m, k)
 		}
 	}
@@ -199,7 +202,7 @@ func (t *groupTable) wait(k groupKey, f waitingFrame, now time.Time) (ask bool) 
 	if g == nil {
 		return false
 	}
-	every := gatherEvery
+	every := t.gatherEvery
 	if len(g.members) == 0 {
 		every = gatherEmptyEvery
 	}
@@ -439,8 +442,8 @@ func (a *announcing) hurry(now time.Time) {
 }
 
 // done notes an announcement. again says that it may have been in vain.
-func (a *announcing) done(now time.Time, again bool) {
-	a.last, a.due = now, now.Add(announceEvery)
+func (a *announcing) done(now time.Time, every time.Duration, again bool) {
+	a.last, a.due = now, now.Add(every)
 	if again {
 		a.due = now.Add(announceAgain)
 	}
@@ -507,7 +510,7 @@ func (n *joined) announceUpstream(w *vl1.Worker, out vl1.Out, now time.Time, s *
 		t.due = now
 	case !reachable:
 	case due:
-		t.done(now, first || len(fresh) > 0)
+		t.done(now, n.pace(s).announce, first || len(fresh) > 0)
 		fresh = every
 	case len(fresh) > 0 && t.due.Sub(now) > announceAgain:
 		t.due = now.Add(announceAgain)
@@ -548,7 +551,7 @@ func (n *joined) announceTo(w *vl1.Worker, out vl1.Out, now time.Time, s *state,
 	}
 	m.mu.Lock()
 	if due {
-		m.likes.done(now, proved)
+		m.likes.done(now, n.pace(s).announce, proved)
 	}
 	soon := m.likes.due.Sub(now) < memberCheck
 	m.mu.Unlock()

@@ -94,6 +94,7 @@ type authority struct {
 	authorized map[identity.Address]bool
 	config     func(*vl2.NetworkConfig)
 	requests   []request
+	asked      map[identity.Address]int // all requests there were
 	revoke     []identity.Address
 	members    map[identity.Address]bool
 }
@@ -107,6 +108,9 @@ type request struct {
 func (c *authority) HandleRequest(from *identity.Identity, id packet.ID, n vl2.NetworkID, _ []byte) {
 	if n.Controller() == c.n.Controller() {
 		c.requests = append(c.requests, request{from, id, n})
+		if c.asked != nil {
+			c.asked[from.Address()]++
+		}
 	}
 }
 func (c *authority) Authorized(vl2.NetworkID, identity.Address, time.Time) bool { return true }
@@ -176,12 +180,12 @@ func testIDs(t testing.TB) (ids []*identity.Identity) {
 	return ids
 }
 
-func newHost(t testing.TB, n *simnet.Net, id *identity.Identity, planet *vl1.World, ctl *authority, sock netip.AddrPort) *host {
-	return newHostFromCache(t, n, id, planet, ctl, sock, nil)
+func newHost(t testing.TB, n *simnet.Net, id *identity.Identity, planet *vl1.World, ctl *authority, sock netip.AddrPort, set ...func(*network.Config)) *host {
+	return newHostFromCache(t, n, id, planet, ctl, sock, nil, set...)
 }
 
 // newHostFromCache starts a host that has kept records of peers.
-func newHostFromCache(t testing.TB, n *simnet.Net, id *identity.Identity, planet *vl1.World, ctl *authority, sock netip.AddrPort, kept []vl1.PeerRecord) *host {
+func newHostFromCache(t testing.TB, n *simnet.Net, id *identity.Identity, planet *vl1.World, ctl *authority, sock netip.AddrPort, kept []vl1.PeerRecord, set ...func(*network.Config)) *host {
 	h := &host{id: id, ctl: ctl}
 	stored := func(a identity.Address) *vl1.PeerRecord {
 		for i := range kept {
@@ -202,6 +206,9 @@ func newHostFromCache(t testing.TB, n *simnet.Net, id *identity.Identity, planet
 	}}
 	if ctl != nil {
 		cfg.Controller = ctl
+	}
+	for _, f := range set {
+		f(&cfg)
 	}
 	h.layer = network.New(cfg)
 	core, err := vl1.New(vl1.Config{Identity: id, Planet: planet, Upper: h, Start: n.Now, SoftwareVersion: [3]int{1, 14, 1}, LocalEndpoints: h.port.Endpoints, StoredPeer: stored, StoredPeers: func(int) (all []identity.Address) {
