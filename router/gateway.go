@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -206,10 +207,19 @@ func (g *gateway) setUpLink(vpc VPCConfig) error {
 	return g.link.setAddresses(vpc.Address)
 }
 
-// runPlane runs the plane and keeps its mappings for the next run.
+// runPlane runs the plane and keeps its mappings for the next run, also for one
+// after this was killed.
 func (g *gateway) runPlane(ctx context.Context) error {
+	home := g.config().Home
+	keeping, stop := context.WithCancel(ctx)
+	var keeper sync.WaitGroup
+	keeper.Go(func() { keepMappings(keeping, home, g.plane.Mappings, g.log) })
 	err := g.plane.Run(ctx)
-	saveMappings(g.config().Home, g.plane.Mappings(), g.log)
+	stop()
+	keeper.Wait()
+	if err := saveMappings(home, g.plane.Mappings()); err != nil {
+		g.log.Warn("save mappings for the next run", "error", err)
+	}
 	return err
 }
 
