@@ -363,6 +363,11 @@ func (g *gateway) sync(nets []Network) {
 	if err := g.plane.SetNetworks(planes); err != nil {
 		g.log.Error("set networks of the forwarding plane", "error", err)
 	}
+	// A network that doesn't work now says nothing of the routes it had.
+	waiting := slices.ContainsFunc(nets, func(n Network) bool { return n.Status != StatusOK })
+	if err := g.link.guard(install, waiting); err != nil {
+		g.log.Error("set guard routes", "error", err)
+	}
 	if err := g.link.setRoutes(install); err != nil {
 		g.log.Error("set kernel routes", "error", err)
 	}

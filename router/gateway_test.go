@@ -18,6 +18,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"ztgate/router"
 	"ztgate/router/routertest"
@@ -123,6 +124,9 @@ func TestGatewayLife(t *testing.T) {
 			nw.Status = router.StatusDenied
 			node.SetNetwork(nw)
 			eventually(t, "loss of routes", func() bool { return len(routes(nl)) == 0 })
+			if got := guards(nl); strings.Join(got, " ") != "10.0.0.0/24 10.147.17.0/24" {
+				t.Errorf("without the network, guards %v keep its targets off other routes", got)
+			}
 			eventually(t, "loss of readiness", func() bool { return strings.Contains(logs.String(), "no longer ready") })
 			stop()
 		}()
@@ -133,6 +137,9 @@ func TestGatewayLife(t *testing.T) {
 		}
 		if _, err := nl.LinkByName("ztgt2"); err == nil {
 			t.Error("the TUN is still there")
+		}
+		if left := guards(nl); len(left) > 0 {
+			t.Errorf("guards are still there: %v", left)
 		}
 		if !node.Closed() {
 			t.Error("the node still runs")
@@ -158,14 +165,20 @@ func TestGatewayLife(t *testing.T) {
 	})
 }
 
-func routes(nl *netlink.Handle) []string {
+func routes(nl *netlink.Handle) []string { return routesOfType(nl, unix.RTN_UNICAST) }
+
+func guards(nl *netlink.Handle) []string { return routesOfType(nl, unix.RTN_BLACKHOLE) }
+
+func routesOfType(nl *netlink.Handle, kind int) []string {
 	list, err := nl.RouteList(nil, netlink.FAMILY_V4)
 	if err != nil {
 		return []string{err.Error()}
 	}
 	var out []string
 	for _, r := range list {
-		out = append(out, r.Dst.String())
+		if r.Type == kind {
+			out = append(out, r.Dst.String())
+		}
 	}
 	slices.Sort(out)
 	return out
