@@ -69,6 +69,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 		return err
 	}
 	defer g.link.undo()
+	g.link.failed = true // until it has ended as it was asked to
 	if err := g.setUpLink(cfg.VPC); err != nil {
 		return err
 	}
@@ -95,7 +96,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 	log.Info("starting", "version", Version, "address", info.Address, "node", cfg.Node, "home", cfg.Home, "socket", srv.socket(),
 		"listen", cfg.Listen, "tun", cfg.VPC.TUN, "controller", info.Controller)
 	started = true
-	return runAll(ctx, log,
+	err = runAll(ctx, log,
 		node.Run,
 		g.runPlane,
 		srv.run,
@@ -103,6 +104,8 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 		g.reloadOnHangup,
 		g.relays.run,
 		g.watch)
+	g.link.failed = err != nil
+	return err
 }
 
 // runAll runs the parts until one fails or ctx ends, and then waits for them, but
@@ -219,6 +222,9 @@ func (g *gateway) runPlane(ctx context.Context) error {
 	keeper.Wait()
 	if err := saveMappings(home, g.plane.Mappings()); err != nil {
 		g.log.Warn("save mappings for the next run", "error", err)
+	}
+	if errors.Is(err, os.ErrClosed) && ctx.Err() == nil {
+		err = fmt.Errorf("interface %q is gone: somebody deleted it: %w", g.config().VPC.TUN, err)
 	}
 	return err
 }
@@ -338,6 +344,7 @@ func (g *gateway) sync(nets []Network) {
 		nc := cfg.Network(n.ID)
 		problems := refusedRoutes(n, nc)
 		var routes []Route
+		left := 0
 		for _, r := range wantedRoutes(n, nc) {
 			fatal := false
 			for _, c := range conflicts(r.Target, cfg.VPC.Sources, kernel, cfg.VPC.TUN) {
@@ -348,16 +355,18 @@ func (g *gateway) sync(nets []Network) {
 				fatal = true
 				problems = append(problems, fmt.Sprintf("route %s is in another network too and is not used here: leave one of them", r.Target))
 			}
-			if !fatal {
-				routes = append(routes, r)
-				install = append(install, r)
+			if fatal {
+				left++
+				continue
 			}
+			routes = append(routes, r)
+			install = append(install, r)
 		}
 		g.report(n.ID, problems)
 		g.setNetwork(n.ID, cfg.VPC.TUN, problems)
 		if n.Status == StatusOK {
 			planes = append(planes, PlaneNetwork{ID: n.ID, MAC: n.MAC, MTU: n.MTU, Addresses: allowedAddresses(n, nc),
-				Routes: routes, Masquerade: cfg.Masquerade(n.ID), Masquerade6: cfg.NAT.Masquerade6, Exempt: cfg.NAT.Exempt, Direct: directLimit})
+				Routes: routes, Masquerade: cfg.Masquerade(n.ID), Masquerade6: cfg.NAT.Masquerade6, Exempt: cfg.NAT.Exempt, Direct: directLimit, Conflicts: left})
 		}
 	}
 	if err := g.plane.SetNetworks(planes); err != nil {

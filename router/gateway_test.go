@@ -112,7 +112,10 @@ func TestGatewayLife(t *testing.T) {
 			nw.Routes = append(nw.Routes, router.Route{Target: netip.MustParsePrefix("172.16.0.0/12"), Via: netip.MustParseAddr("10.147.17.9")})
 			node.SetNetwork(nw)
 			eventually(t, "routes", func() bool { return strings.Join(routes(nl), " ") == "10.0.0.0/24 10.147.17.0/24" })
-			eventually(t, "networks of the plane", func() bool { n := plane.Networks(); return len(n) == 1 && len(n[0].Routes) == 2 && n[0].Masquerade })
+			eventually(t, "networks of the plane", func() bool {
+				n := plane.Networks()
+				return len(n) == 1 && len(n[0].Routes) == 2 && n[0].Masquerade && n[0].Conflicts == 1
+			})
 			eventually(t, "groups", func() bool { return len(node.Groups(nwid)) == 1 })
 			eventually(t, "ready", func() bool { return strings.Contains(logs.String(), "msg=ready ") })
 			nets, err := client.Networks(ctx)

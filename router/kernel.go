@@ -29,6 +29,7 @@ type link struct {
 	log     *slog.Logger
 	addrs   []netip.Prefix
 	ownsMAC bool // a TAP, with on-link neighbours
+	failed  bool // guards stay behind: somebody will start us again
 }
 
 // openLink takes hold of an interface of the calling thread's network
@@ -234,8 +235,8 @@ func (k *link) guards() ([]netlink.Route, error) {
 }
 
 // guard makes the kernel discard packets to targets for as long as they have no
-// other route: while the network is down, and after this process was killed, they
-// would follow the default route with the clients' own addresses, or be answered
+// other route: while the network is down, and after this process was killed or
+// failed, they would follow the default route with the clients' own addresses, or be answered
 // by this host as unreachable. With keep, targets from before stay too.
 func (k *link) guard(targets []Route, keep bool) error {
 	have, err := k.guards()
@@ -294,8 +295,10 @@ func (k *link) route(r Route) *netlink.Route {
 
 // undo removes our routes and addresses; the interface may be gone already.
 func (k *link) undo() {
-	if err := k.guard(nil, false); err != nil {
-		k.log.Warn("clean up guard routes", "error", err)
+	if !k.failed {
+		if err := k.guard(nil, false); err != nil {
+			k.log.Warn("clean up guard routes", "error", err)
+		}
 	}
 	if _, err := k.nl.LinkByName(k.name); err == nil {
 		if err := errors.Join(k.setRoutes(nil), k.setAddresses(nil)); err != nil {

@@ -183,6 +183,12 @@ func TestGuards(t *testing.T) {
 	check(again, "10.0.0.0/24", "10.9.0.0/16", "fd00:77::/64")
 	guard(again, false, "10.9.0.0/16")
 	check(again, "10.9.0.0/16")
+	again.failed = true
+	again.undo()
+	if again, err = openLink("ztgt0", discard); err != nil {
+		t.Fatal(err)
+	}
+	check(again, "10.9.0.0/16")
 	again.undo()
 	check(a)
 	check(b, "10.0.0.0/24")

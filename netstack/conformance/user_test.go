@@ -415,6 +415,7 @@ func userRows() map[string]func(*bench) {
 			p := b.out(tcp(at(v1, 90), at(o1, 7000), segment{flags: psa8, seq: 6, ack: 2, data: "inside first"}))
 			want(b, "source", p.from(), at(ro, 9050))
 			b.note("leaves as %s", p.from())
+			b.forwardMasked()
 		},
 		"L-FWD": func(b *bench) {
 			b.start(func(s *setup) {
@@ -831,6 +832,29 @@ func (b *bench) concurrent(seen []*packet, out [][]byte) {
 	v, o := b.push(vpc)
 	want(b, "packets at the VPC", len(v), 4*len(seen))
 	want(b, "packets on the overlay", len(o), len(out))
+}
+
+// forwardMasked is L-LOSS-FWD for a forward whose target sees the router's address.
+func (b *bench) forwardMasked() {
+	if _, ok := b.r.(*engineRouter); !ok {
+		return
+	}
+	fw := func(s *setup) {
+		s.forwards = []forward{{protoTCP, at(ro, 9050), at(v1, 90)}}
+		s.engine = func(c *netstack.Config) { c.Forwards[0].Masquerade = true }
+	}
+	b.start(fw)
+	peer := b.in(tcp(at(o1, 7000), at(ro, 9050), segment{flags: syn, seq: 1})).from()
+	b.out(tcp(at(v1, 90), peer, segment{flags: syn | ack, seq: 5, ack: 2}))
+	b.in(tcp(at(o1, 7000), at(ro, 9050), segment{flags: ack, seq: 2, ack: 6}))
+	b.restart(fw)
+	b.none(vpc, tcp(at(v2, 90), peer, segment{flags: psa8, seq: 6, ack: 2, data: "a stranger"}))
+	p := b.out(tcp(at(v1, 90), peer, segment{flags: psa8, seq: 6, ack: 2, data: "inside first"}))
+	want(b, "source, masqueraded", p.from(), at(ro, 9050))
+	want(b, "destination, masqueraded", p.to(), at(o1, 7000))
+	p = b.in(tcp(at(o1, 7000), at(ro, 9050), segment{flags: psa8, seq: 2, ack: 6 + 12, data: "then the peer"}))
+	want(b, "peer as the target sees it", p.from(), peer)
+	b.note("also with masquerading, where the target knows the peer as %s", peer.Addr())
 }
 
 // neighbours checks ARP on the overlay.
