@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -62,14 +63,41 @@ type world struct {
 	astray  atomic.Int64 // packets that then left by the host's default route
 }
 
+// labName begins the prefix of every lab here; the number of the process and a
+// name follow.
+const labName = lab.DefaultPrefix + "f"
+
+var labNames = regexp.MustCompile(`^` + labName + `(\d+)[a-z]+`)
+
+// cleanUp removes the labs that killed runs left, once. Another run may be doing
+// the same.
+var cleanUp = sync.OnceValue(func() (err error) {
+	entries, _ := os.ReadDir("/run/netns") // without it there are none
+	done := map[string]bool{}
+	for _, e := range entries {
+		m := labNames.FindStringSubmatch(e.Name())
+		if m == nil || done[m[0]] {
+			continue
+		}
+		done[m[0]] = true
+		if pid, e := strconv.Atoi(m[1]); e == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			err = errors.Join(err, lab.Down(m[0]))
+		}
+	}
+	return err
+})
+
 func newWorld(t *testing.T, name string) *world {
 	t.Helper()
+	if err := cleanUp(); err != nil {
+		t.Logf("remove what a killed run left: %v", err)
+	}
 	binary := os.Getenv("ZTGATE")
 	if binary == "" {
 		t.Fatal("set ZTGATE to the path of the program to test (make conformance does)")
 	}
 	s, err := lab.Start(context.Background(), lab.Options{Binary: binary, Config: configuration, Progress: io.Discard,
-		Prefix: fmt.Sprintf("%sf%d%s", lab.DefaultPrefix, os.Getpid(), name)})
+		Prefix: fmt.Sprintf("%s%d%s", labName, os.Getpid(), name)})
 	w := &world{Scenario: s, t: t, rng: rand.New(rand.NewPCG(*seed, 3))}
 	if s != nil {
 		t.Cleanup(func() {
