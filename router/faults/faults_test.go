@@ -64,7 +64,7 @@ func (w *world) row(id string, f func(w *world) string) {
 		r := result{"fails", "see the log"}
 		defer func() {
 			if t.Skipped() {
-				r.verdict = "not run"
+				r = result{"not run", w.skipped}
 			}
 			resultsMu.Lock()
 			defer resultsMu.Unlock()
@@ -666,14 +666,12 @@ func tunGone(w *world) string {
 func (w *world) cgroup(hierarchy, file, limit string) (dir string, release func()) {
 	w.t.Helper()
 	root := filepath.Join("/sys/fs/cgroup", hierarchy)
-	if _, err := os.Stat(filepath.Join(root, file)); err != nil {
-		if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err != nil {
-			w.t.Skipf("no v1 hierarchy %s here", root)
-		}
+	if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err != nil {
+		w.skip("no v1 hierarchy %s here", root)
 	}
 	dir = filepath.Join(root, w.Prefix)
 	if err := os.Mkdir(dir, 0o755); err != nil {
-		w.t.Skipf("no group can be made in %s: %v", root, err)
+		w.skip("no group can be made in %s: %v", root, err)
 	}
 	pid := []byte(strconv.Itoa(w.GatewayProcess.PID))
 	release = sync.OnceFunc(func() {
@@ -682,11 +680,17 @@ func (w *world) cgroup(hierarchy, file, limit string) (dir string, release func(
 	})
 	w.t.Cleanup(release)
 	if err := os.WriteFile(filepath.Join(dir, file), []byte(limit), 0); err != nil {
-		w.t.Skipf("%s can't be set: %v", file, err)
+		w.skip("%s can't be set: %v", file, err)
 	}
 	_ = os.WriteFile(filepath.Join(dir, "memory.move_charge_at_immigrate"), []byte("3"), 0) // what it has already counts
 	w.must(os.WriteFile(filepath.Join(dir, "cgroup.procs"), pid, 0))
 	return dir, release
+}
+
+// skip ends a row that can't be run here.
+func (w *world) skip(format string, a ...any) {
+	w.skipped = fmt.Sprintf(format, a...)
+	w.t.Skip(w.skipped)
 }
 
 func number(path string) int {

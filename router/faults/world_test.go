@@ -52,8 +52,11 @@ nat:
 // world is a scenario, watched for leaks.
 type world struct {
 	*lab.Scenario
-	t      *testing.T
-	rng    *rand.Rand
+	t   *testing.T
+	rng *rand.Rand
+
+	skipped string // why the row that runs can't be run here
+
 	client *echoServer // in the VPC, behind the forward
 	office *echoServer
 	leaks  atomic.Int64
