@@ -8,7 +8,7 @@ FUZZTIME  ?= 10s
 RACE_PKGS := ./zerotier/... ./netstack/... ./router/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build have-libzt build-libzt test-libzt lab test race e2e interop conformance conformance-linux bench lint fuzz clean deps
+.PHONY: help build have-libzt build-libzt test-libzt lab test race e2e interop conformance conformance-linux soak bench lint fuzz clean deps
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,8 +56,14 @@ race:
 e2e: build
 	ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 20m ./router/e2e/...
 
-conformance: deps ## the NAT behaviour table: every row on the forwarding plane, with real programs (root)
+conformance: deps build ## the NAT behaviour table: every row on the forwarding plane, with real programs, loads and faults (root)
 	cd netstack/conformance && $(GO) test -count=1 -tags e2e -timeout 5m -run 'TestConformance|TestPrograms|TestLoad|TestFaults|TestUnderlay' -strict
+	ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 8m ./router/faults/ -table
+
+SOAK       ?= 24h
+SOAK_EVERY ?= 10m
+soak: build ## 30 % load for SOAK with a fault every SOAK_EVERY, and everything flat (root)
+	ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 0 -run TestSoak -v ./router/faults/ -table -soak $(SOAK) -soak-every $(SOAK_EVERY)
 
 conformance-linux: deps ## the same rows on the kernel's nftables masquerade, as a control (root)
 	cd netstack/conformance && $(GO) test -count=1 -tags e2e -timeout 5m -run TestLinux -table

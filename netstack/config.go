@@ -145,6 +145,7 @@ type Network struct {
 	Masquerade6 bool
 	Exempt      []netip.Prefix // destinations that see clients' own addresses
 	Direct      int            // largest IP packet that fits one datagram on the wire, 0 = unknown
+	Conflicts   int            // routes left out already because they overlap the VPC, for the metric
 }
 
 // Group is a multicast group a network's port wants.

@@ -132,23 +132,55 @@ func (e *Engine) hairpinForward(s *netSet, t *tuple, d decision, port uint16) de
 }
 
 // hairpin judges a packet of a VPC host to one of our addresses: for the mapping
-// of another VPC host (RFC 4787 REQ-9), or for ourselves.
+// of another VPC host (RFC 4787 REQ-9), for one of an earlier run, or for
+// ourselves.
 func (e *Engine) hairpin(s *netSet, t *tuple, d decision) decision {
-	p := s.owner(t.dst)
-	if p == nil || t.proto != ipkt.TCP && t.proto != ipkt.UDP {
+	if t.proto != ipkt.TCP && t.proto != ipkt.UDP {
 		d.do = doLocal
 		return d
 	}
-	host, port, ok := e.table.Owner(ipkt.Bytes(t.dst), t.proto, t.dport)
-	if !ok {
-		d.do = doLocal
-		return d
+	if p := s.owner(t.dst); p != nil {
+		if host, port, ok := e.table.Owner(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
+			d.port, d.server = p, ipkt.Addr(host)
+			d.flow = nat.NewFlow{Slot: p.slot, To: nat.VPC, Server: host, ServerPort: port, Source: nat.Masquerade, Address: ipkt.Bytes(t.dst),
+				Filtered: e.table.Filter(t.proto) == nat.AddressAndPortDependent}
+			e.allow(&d, t, d.server, port, policy.Out)
+			return d
+		}
 	}
-	d.port, d.server = p, ipkt.Addr(host)
-	d.flow = nat.NewFlow{Slot: p.slot, To: nat.VPC, Server: host, ServerPort: port, Source: nat.Masquerade, Address: ipkt.Bytes(t.dst),
-		Filtered: e.table.Filter(t.proto) == nat.AddressAndPortDependent}
-	e.allow(&d, t, d.server, port, policy.Out)
+	if host, port, ok := e.table.Resting(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
+		return e.resume(s, t, d, ipkt.Addr(host), port)
+	}
+	d.do = doLocal
 	return d
+}
+
+// resume judges a packet to a mapping without flows. The target of a masquerading
+// forward that speaks before its client does after a restart is answering that
+// client; to others nothing is said, since the mapping's owner may go on.
+func (e *Engine) resume(s *netSet, t *tuple, d decision, host netip.Addr, port uint16) decision {
+	for _, f := range s.forwards {
+		if f.Proto != t.proto || !f.Masquerade || f.To != netip.AddrPortFrom(t.src, t.sport) {
+			continue
+		}
+		d.port, d.hop = s.route(host)
+		if d.port == nil {
+			break
+		}
+		listen := f.Listen.Addr()
+		if listen.IsUnspecified() {
+			listen = d.port.address(host.Is6())
+		}
+		if listen != d.port.v4 && listen != d.port.v6 {
+			continue
+		}
+		d.server = host
+		d.flow = nat.NewFlow{Slot: d.port.slot, To: nat.Overlay, Server: ipkt.Bytes(host), ServerPort: port,
+			Source: nat.Map, Address: ipkt.Bytes(listen), Port: f.Listen.Port()}
+		e.allow(&d, t, host, port, policy.Out)
+		return d
+	}
+	return refuseWith(dropNoFlow)
 }
 
 // decideOverlay judges what comes from a network.

@@ -269,6 +269,7 @@ func (e *Engine) setNetworks(nets []Network) error {
 			return err
 		}
 		s.ports[n.ID] = p
+		s.conflicts += n.Conflicts
 		for _, a := range n.Addresses {
 			own(a)
 			e.addRoute(s, overlayRoute{target: a.Masked(), port: p})

@@ -177,7 +177,7 @@ var (
 	descNoPort    = prometheus.NewDesc("ztgate_nat_allocation_failures_total", "Flows refused for want of a port.", []string{"network", "protocol"}, nil)
 	descRefused   = prometheus.NewDesc("ztgate_flows_refused_total", "Flows refused by the table, by reason.", []string{"protocol", "reason"}, nil)
 	descLocal     = prometheus.NewDesc("ztgate_local_packets_total", "Packets for the gateway itself.", nil, nil)
-	descConflicts = prometheus.NewDesc("ztgate_route_conflicts", "Overlay routes that are not used because they overlap the VPC.", nil, nil)
+	descConflicts = prometheus.NewDesc("ztgate_route_conflicts", "Overlay routes that are not used because they overlap the VPC or a route of the kernel.", nil, nil)
 	descRules     = prometheus.NewDesc("ztgate_policy_rule_hits_total", "Flows that a rule of the policy decided.", []string{"rule"}, nil)
 	descFragBytes = prometheus.NewDesc("ztgate_fragment_bytes", "Bytes of fragments that wait for the rest of their packets.", nil, nil)
 	descPanics    = prometheus.NewDesc("ztgate_local_stack_panics_total", "Packets on which the stack for the gateway itself panicked.", nil, nil)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -69,6 +70,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 		return err
 	}
 	defer g.link.undo()
+	g.link.failed = true // until it has ended as it was asked to
 	if err := g.setUpLink(cfg.VPC); err != nil {
 		return err
 	}
@@ -95,7 +97,7 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 	log.Info("starting", "version", Version, "address", info.Address, "node", cfg.Node, "home", cfg.Home, "socket", srv.socket(),
 		"listen", cfg.Listen, "tun", cfg.VPC.TUN, "controller", info.Controller)
 	started = true
-	return runAll(ctx, log,
+	err = runAll(ctx, log,
 		node.Run,
 		g.runPlane,
 		srv.run,
@@ -103,6 +105,8 @@ func RunWith(ctx context.Context, cfg *Config, log *slog.Logger, parts Parts) (e
 		g.reloadOnHangup,
 		g.relays.run,
 		g.watch)
+	g.link.failed = err != nil
+	return err
 }
 
 // runAll runs the parts until one fails or ctx ends, and then waits for them, but
@@ -207,10 +211,22 @@ func (g *gateway) setUpLink(vpc VPCConfig) error {
 	return g.link.setAddresses(vpc.Address)
 }
 
-// runPlane runs the plane and keeps its mappings for the next run.
+// runPlane runs the plane and keeps its mappings for the next run, also for one
+// after this was killed.
 func (g *gateway) runPlane(ctx context.Context) error {
+	home := g.config().Home
+	keeping, stop := context.WithCancel(ctx)
+	var keeper sync.WaitGroup
+	keeper.Go(func() { keepMappings(keeping, home, g.plane.Mappings, g.log) })
 	err := g.plane.Run(ctx)
-	saveMappings(g.config().Home, g.plane.Mappings(), g.log)
+	stop()
+	keeper.Wait()
+	if err := saveMappings(home, g.plane.Mappings()); err != nil {
+		g.log.Warn("save mappings for the next run", "error", err)
+	}
+	if errors.Is(err, os.ErrClosed) && ctx.Err() == nil {
+		err = fmt.Errorf("interface %q is gone: somebody deleted it: %w", g.config().VPC.TUN, err)
+	}
 	return err
 }
 
@@ -329,6 +345,7 @@ func (g *gateway) sync(nets []Network) {
 		nc := cfg.Network(n.ID)
 		problems := refusedRoutes(n, nc)
 		var routes []Route
+		left := 0
 		for _, r := range wantedRoutes(n, nc) {
 			fatal := false
 			for _, c := range conflicts(r.Target, cfg.VPC.Sources, kernel, cfg.VPC.TUN) {
@@ -339,20 +356,27 @@ func (g *gateway) sync(nets []Network) {
 				fatal = true
 				problems = append(problems, fmt.Sprintf("route %s is in another network too and is not used here: leave one of them", r.Target))
 			}
-			if !fatal {
-				routes = append(routes, r)
-				install = append(install, r)
+			if fatal {
+				left++
+				continue
 			}
+			routes = append(routes, r)
+			install = append(install, r)
 		}
 		g.report(n.ID, problems)
 		g.setNetwork(n.ID, cfg.VPC.TUN, problems)
 		if n.Status == StatusOK {
 			planes = append(planes, PlaneNetwork{ID: n.ID, MAC: n.MAC, MTU: n.MTU, Addresses: allowedAddresses(n, nc),
-				Routes: routes, Masquerade: cfg.Masquerade(n.ID), Masquerade6: cfg.NAT.Masquerade6, Exempt: cfg.NAT.Exempt, Direct: directLimit})
+				Routes: routes, Masquerade: cfg.Masquerade(n.ID), Masquerade6: cfg.NAT.Masquerade6, Exempt: cfg.NAT.Exempt, Direct: directLimit, Conflicts: left})
 		}
 	}
 	if err := g.plane.SetNetworks(planes); err != nil {
 		g.log.Error("set networks of the forwarding plane", "error", err)
+	}
+	// A network that doesn't work now says nothing of the routes it had.
+	waiting := slices.ContainsFunc(nets, func(n Network) bool { return n.Status != StatusOK })
+	if err := g.link.guard(install, waiting); err != nil {
+		g.log.Error("set guard routes", "error", err)
 	}
 	if err := g.link.setRoutes(install); err != nil {
 		g.log.Error("set kernel routes", "error", err)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"ztgate/router"
 	"ztgate/router/routertest"
@@ -111,7 +112,10 @@ func TestGatewayLife(t *testing.T) {
 			nw.Routes = append(nw.Routes, router.Route{Target: netip.MustParsePrefix("172.16.0.0/12"), Via: netip.MustParseAddr("10.147.17.9")})
 			node.SetNetwork(nw)
 			eventually(t, "routes", func() bool { return strings.Join(routes(nl), " ") == "10.0.0.0/24 10.147.17.0/24" })
-			eventually(t, "networks of the plane", func() bool { n := plane.Networks(); return len(n) == 1 && len(n[0].Routes) == 2 && n[0].Masquerade })
+			eventually(t, "networks of the plane", func() bool {
+				n := plane.Networks()
+				return len(n) == 1 && len(n[0].Routes) == 2 && n[0].Masquerade && n[0].Conflicts == 1
+			})
 			eventually(t, "groups", func() bool { return len(node.Groups(nwid)) == 1 })
 			eventually(t, "ready", func() bool { return strings.Contains(logs.String(), "msg=ready ") })
 			nets, err := client.Networks(ctx)
@@ -123,6 +127,9 @@ func TestGatewayLife(t *testing.T) {
 			nw.Status = router.StatusDenied
 			node.SetNetwork(nw)
 			eventually(t, "loss of routes", func() bool { return len(routes(nl)) == 0 })
+			if got := guards(nl); strings.Join(got, " ") != "10.0.0.0/24 10.147.17.0/24" {
+				t.Errorf("without the network, guards %v keep its targets off other routes", got)
+			}
 			eventually(t, "loss of readiness", func() bool { return strings.Contains(logs.String(), "no longer ready") })
 			stop()
 		}()
@@ -133,6 +140,9 @@ func TestGatewayLife(t *testing.T) {
 		}
 		if _, err := nl.LinkByName("ztgt2"); err == nil {
 			t.Error("the TUN is still there")
+		}
+		if left := guards(nl); len(left) > 0 {
+			t.Errorf("guards are still there: %v", left)
 		}
 		if !node.Closed() {
 			t.Error("the node still runs")
@@ -158,14 +168,20 @@ func TestGatewayLife(t *testing.T) {
 	})
 }
 
-func routes(nl *netlink.Handle) []string {
+func routes(nl *netlink.Handle) []string { return routesOfType(nl, unix.RTN_UNICAST) }
+
+func guards(nl *netlink.Handle) []string { return routesOfType(nl, unix.RTN_BLACKHOLE) }
+
+func routesOfType(nl *netlink.Handle, kind int) []string {
 	list, err := nl.RouteList(nil, netlink.FAMILY_V4)
 	if err != nil {
 		return []string{err.Error()}
 	}
 	var out []string
 	for _, r := range list {
-		out = append(out, r.Dst.String())
+		if r.Type == kind {
+			out = append(out, r.Dst.String())
+		}
 	}
 	slices.Sort(out)
 	return out

@@ -122,6 +122,83 @@ func TestKernelSetUp(t *testing.T) {
 	k.undo()
 }
 
+// TestGuards: what a network reached goes nowhere else while the network is
+// down, and after a kill.
+func TestGuards(t *testing.T) {
+	inNamespace(t)
+	var links []*link
+	for _, name := range []string{"ztgt0", "ztgt1"} {
+		dev, err := openTUN(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dev.Close()
+		k, err := openLink(name, discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		links = append(links, k)
+	}
+	targets := func(list ...string) (out []Route) {
+		for _, p := range list {
+			out = append(out, Route{Target: netip.MustParsePrefix(p)})
+		}
+		return out
+	}
+	check := func(k *link, want ...string) {
+		t.Helper()
+		list, err := k.guards()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, r := range list {
+			got = append(got, r.Dst.String())
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("guards of %s are %q, want %q", k.name, got, want)
+		}
+	}
+	guard := func(k *link, keep bool, list ...string) {
+		t.Helper()
+		if err := k.guard(targets(list...), keep); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, b := links[0], links[1]
+	for range 2 {
+		guard(a, false, "10.0.0.0/24", "fd00:77::/64", "0.0.0.0/0")
+		guard(b, false, "10.0.0.0/24")
+		check(a, "10.0.0.0/24", "fd00:77::/64")
+		check(b, "10.0.0.0/24")
+	}
+	guard(a, true, "10.9.0.0/16") // a network that is down says nothing of its targets
+	check(a, "10.0.0.0/24", "10.9.0.0/16", "fd00:77::/64")
+	if k, err := a.others(); err != nil || len(k) != 0 {
+		t.Errorf("guards count as other people's routes: %v, %v", k, err)
+	}
+	again, err := openLink("ztgt0", discard) // after a kill
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(again, "10.0.0.0/24", "10.9.0.0/16", "fd00:77::/64")
+	guard(again, false, "10.9.0.0/16")
+	check(again, "10.9.0.0/16")
+	again.failed = true
+	again.undo()
+	if again, err = openLink("ztgt0", discard); err != nil {
+		t.Fatal(err)
+	}
+	check(again, "10.9.0.0/16")
+	again.undo()
+	check(a)
+	check(b, "10.0.0.0/24")
+	b.undo()
+	check(b)
+	a.undo()
+}
+
 func TestKernelOthers(t *testing.T) {
 	inNamespace(t)
 	for _, name := range []string{"ztgt0", "ztgt1"} {

@@ -1,14 +1,19 @@
 package router
 
 import (
+	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
+	"time"
 
 	"ztgate/internal/atomicfile"
 )
@@ -56,12 +61,73 @@ func readMappings(path string) (list []Mapping, err error) {
 }
 
 // saveMappings keeps the plane's mappings for the next run.
-func saveMappings(home string, list []Mapping, log *slog.Logger) {
-	b, err := json.Marshal(list)
-	if err == nil {
-		err = atomicfile.Write(filepath.Join(home, mappingsFile), b, 0o600)
+func saveMappings(home string, list []Mapping) error {
+	return atomicfile.Stream(filepath.Join(home, mappingsFile), 0o600, func(f io.Writer) error {
+		w := bufio.NewWriterSize(f, 64<<10) // a full table is 15 MB of text: it isn't held in memory
+		line := make([]byte, 0, 256)
+		for i, m := range list {
+			begin := ",\n"
+			if i == 0 {
+				begin = "["
+			}
+			line = append(line[:0], begin...)
+			line = append(line, `{"protocol":`...)
+			line = strconv.AppendUint(line, uint64(m.Protocol), 10)
+			line = append(line, `,"client":"`...)
+			line = m.Client.AppendTo(line) // zones, which would need quoting, are refused by the plane
+			line = append(line, `","external":"`...)
+			line = append(m.External.AppendTo(line), `"}`...)
+			_, _ = w.Write(line) // Flush returns the error
+		}
+		if len(list) == 0 {
+			_ = w.WriteByte('[')
+		}
+		_ = w.WriteByte(']')
+		return w.Flush()
+	})
+}
+
+const (
+	// keepEvery is how much a killed process may forget of its mappings.
+	keepEvery = 5 * time.Second
+	// keepShare bounds the time spent on large tables: 1 in keepShare.
+	keepShare = 100
+	// keepRetry is how often a failure is tried again, and logged.
+	keepRetry = time.Minute
+)
+
+// keepMappings saves the mappings from time to time if they have changed, until
+// ctx ends.
+func keepMappings(ctx context.Context, home string, mappings func() []Mapping, log *slog.Logger) {
+	seed := maphash.MakeSeed()
+	saved := sumMappings(seed, nil)
+	t := time.NewTimer(keepEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		start, wait := time.Now(), keepEvery
+		list := mappings()
+		if sum := sumMappings(seed, list); sum != saved {
+			if err := saveMappings(home, list); err != nil {
+				log.Warn("save mappings", "error", err)
+				wait = keepRetry
+			} else {
+				saved = sum
+			}
+		}
+		t.Reset(max(wait, keepShare*time.Since(start)))
 	}
-	if err != nil {
-		log.Warn("save mappings for the next run", "error", err)
+}
+
+func sumMappings(seed maphash.Seed, list []Mapping) uint64 {
+	var h maphash.Hash
+	h.SetSeed(seed)
+	for _, m := range list {
+		maphash.WriteComparable(&h, m)
 	}
+	return h.Sum64()
 }

@@ -278,6 +278,7 @@ type PlaneNetwork struct {
 	Masquerade6 bool
 	Exempt      []netip.Prefix
 	Direct      int // largest IP packet that fits one datagram on the wire
+	Conflicts   int // routes that are left out because they cover the VPC or a kernel route
 }
 
 // FlowFilter selects flows.

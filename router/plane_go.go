@@ -91,7 +91,7 @@ func (p enginePlane) SetNetworks(nets []PlaneNetwork) error {
 	list := make([]netstack.Network, len(nets))
 	for i, n := range nets {
 		list[i] = netstack.Network{ID: uint64(n.ID), MAC: n.MAC, MTU: n.MTU, Addresses: n.Addresses, Masquerade: n.Masquerade,
-			Masquerade6: n.Masquerade6, Exempt: n.Exempt, Direct: n.Direct}
+			Masquerade6: n.Masquerade6, Exempt: n.Exempt, Direct: n.Direct, Conflicts: n.Conflicts}
 		for _, r := range n.Routes {
 			list[i].Routes = append(list[i].Routes, netstack.Route(r))
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -13,6 +14,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,7 +43,8 @@ func listen(s *service, reg *prometheus.Registry) (_ *server, err error) {
 	if srv.sockets, err = listenSockets(s.config()); err != nil {
 		return nil, err
 	}
-	srv.control = newHTTPServer(s.controlHandler())
+	complaints := log.New(&errorLog{log: s.log}, "", 0)
+	srv.control = newHTTPServer(s.controlHandler(), complaints)
 	if s.config().Listen == "" {
 		return srv, nil
 	}
@@ -51,7 +55,7 @@ func listen(s *service, reg *prometheus.Registry) (_ *server, err error) {
 		return nil, fmt.Errorf("open HTTP server (listen from %s): %w", s.config().Origin("listen"), err)
 	}
 	s.registerMetrics(reg)
-	srv.public = newHTTPServer(s.httpHandler(reg))
+	srv.public = newHTTPServer(s.httpHandler(reg), complaints)
 	return srv, nil
 }
 
@@ -72,9 +76,35 @@ func Serve(ctx context.Context, cfg *Config, mode string, log *slog.Logger, node
 	})
 }
 
-func newHTTPServer(h http.Handler) *http.Server {
+func newHTTPServer(h http.Handler, complaints *log.Logger) *http.Server {
 	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second,
-		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: complaints}
+}
+
+// errorLogEvery is how often the HTTP servers' complaints are logged: without
+// descriptors they complain at every attempt to accept a connection.
+const errorLogEvery = time.Minute
+
+// errorLog writes complaints of HTTP servers to the log.
+type errorLog struct {
+	log *slog.Logger
+
+	mu   sync.Mutex
+	next time.Time
+	left int // out, since the last one
+}
+
+func (l *errorLog) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if now.Before(l.next) {
+		l.left++
+		return len(b), nil
+	}
+	l.log.Warn("HTTP server", "problem", strings.TrimSpace(string(b)), "left_out", l.left)
+	l.next, l.left = now.Add(errorLogEvery), 0
+	return len(b), nil
 }
 
 // listenSockets opens the control socket: the configured one, or the default one

@@ -4,12 +4,15 @@ package conformance
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,12 +28,41 @@ const namespacePrefix = "conformance"
 
 var namespaces atomic.Uint32
 
+// leftBehind matches names with the number of the process that made them.
+var leftBehind = regexp.MustCompile(`^(?:` + namespacePrefix + `-|` + labName + `)(\d+)-`)
+
+// leftOvers lists the namespaces of runs that were killed.
+func leftOvers() (names []string) {
+	entries, _ := os.ReadDir("/run/netns") // without it there are none
+	for _, e := range entries {
+		m := leftBehind.FindStringSubmatch(e.Name())
+		if m == nil {
+			continue
+		}
+		if pid, err := strconv.Atoi(m[1]); err == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// cleanUp removes the namespaces that killed runs left, once. Another run may be
+// doing the same.
+var cleanUp = sync.OnceFunc(func() {
+	for _, name := range leftOvers() {
+		if strings.HasPrefix(name, namespacePrefix) {
+			_ = run("ip", "netns", "del", name)
+		}
+	}
+})
+
 // namespace is a network namespace of a test.
 type namespace struct{ name string }
 
 // newNamespace makes a namespace that goes away with the test.
 func newNamespace(t *testing.T, role string) *namespace {
 	t.Helper()
+	cleanUp()
 	n := &namespace{fmt.Sprintf("%s-%d-%d%s", namespacePrefix, os.Getpid(), namespaces.Add(1), role)}
 	if err := run("ip", "netns", "add", n.name); err != nil {
 		t.Fatal(err)

@@ -20,8 +20,8 @@ var loads = []struct {
 	run func(*bench)
 }{
 	{"LF-1", newFlows}, {"LF-2", concurrentFlows}, {"LF-3", packetSizes}, {"LF-4", manyHosts}, {"LF-5", reordering},
-	{"LF-7", duplicates}, {"LF-16", clockJump}, {"LF-17", stopped}, {"LF-23", fragmentFlood}, {"LF-24", icmpFlood},
-	{"LF-25", malformedStorm}, {"LF-26", portScan},
+	{"LF-7", duplicates}, {"LF-11", peerGone}, {"LF-16", clockJump}, {"LF-17", stopped}, {"LF-23", fragmentFlood}, {"LF-24", icmpFlood},
+	{"LF-25", malformedStorm}, {"LF-26", portScan}, {"LF-27", day},
 }
 
 // TestLoad runs the loads one after the other, since they measure.

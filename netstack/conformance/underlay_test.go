@@ -8,14 +8,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// labPrefix names the namespaces of the lab this test runs.
-const labPrefix = "zglabconf"
+// labPrefix names the namespaces of the lab this test runs: several may run at
+// once.
+var labPrefix = fmt.Sprintf("%s%d", labName, os.Getpid())
+
+const labName = "zglabconf"
 
 // TestUnderlay looks at the datagrams that carry the overlay, between two real
 // nodes: rows 6040-a and 6040-b.
@@ -28,6 +32,13 @@ func TestUnderlay(t *testing.T) {
 	build.Dir, build.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build ztgate: %v: %s", err, tail(string(out)))
+	}
+	for _, name := range leftOvers() {
+		if prefix, _, ok := strings.Cut(name, "-"); ok && strings.HasPrefix(prefix, labName) {
+			if err := run(bin, "lab", "--down", "--prefix", prefix); err != nil {
+				t.Logf("remove what a killed run left: %v", err)
+			}
+		}
 	}
 	t.Cleanup(func() {
 		if err := run(bin, "lab", "--down", "--prefix", labPrefix); err != nil {

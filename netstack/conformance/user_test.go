@@ -18,6 +18,15 @@ func realHosts(b *bench) { panic(notHere("needs real hosts: make conformance run
 // established opens a TCP flow with a window of 64240 both ways.
 func (b *bench) established() *flow { return b.tcpFlow(at(v1, b.port()), at(o1, 80)) }
 
+// both runs what a row does with a TCP connection in both orientations: opened
+// from inside (TA), and from outside through a forward (TB).
+func (b *bench) both(row func(f *flow)) {
+	b.t.Helper()
+	row(b.established())
+	row(b.forwarded())
+	b.note("TA and TB")
+}
+
 func userRows() map[string]func(*bench) {
 	return map[string]func(*bench){
 		"L-PORT": func(b *bench) {
@@ -210,28 +219,27 @@ func userRows() map[string]func(*bench) {
 			b.note("8+8+16 delivered")
 		},
 		"L-RST-EXACT": func(b *bench) {
-			f := b.established()
-			f.pass(overlay, f.inSeg(int(rst), ""))
+			b.both(func(f *flow) {
+				f.pass(overlay, f.inSeg(int(rst), ""))
+			})
 			b.note("passed")
 		},
 		"L-RST-WIN": func(b *bench) {
-			f := b.established()
-			f.talk()
-			f.pass(overlay, tcp(f.out, f.ext, segment{flags: rst, seq: f.irs + 20000}))
-			b.advance(13 * time.Second)
-			f.talk()
+			b.both(func(f *flow) {
+				f.talk()
+				f.pass(overlay, tcp(f.out, f.ext, segment{flags: rst, seq: f.irs + 20000}))
+				b.advance(13 * time.Second)
+				f.talk()
+			})
 			b.note("passed, data 13 s later delivered")
 		},
 		"L-RST-OUT": func(b *bench) {
-			f := b.established()
-			f.talk()
-			b.none(overlay, tcp(f.out, f.ext, segment{flags: rst, seq: f.irs + 1<<30}))
-			f.talk()
-			f = b.forwarded()
-			f.talk()
-			b.none(overlay, tcp(f.out, f.ext, segment{flags: rst, seq: f.irs + 1<<30}))
-			f.talk()
-			b.note("dropped, flow lives, TA and TB")
+			b.both(func(f *flow) {
+				f.talk()
+				b.none(overlay, tcp(f.out, f.ext, segment{flags: rst, seq: f.irs + 1<<30}))
+				f.talk()
+			})
+			b.note("dropped, flow lives")
 		},
 		"L-RST-SYN": func(b *bench) {
 			f := b.tcpSyn(at(v1, b.port()), at(o1, 80))
@@ -240,12 +248,13 @@ func userRows() map[string]func(*bench) {
 			b.note("wrong one dropped, right one passed")
 		},
 		"L-TCP-OOW": func(b *bench) {
-			f := b.established()
-			f.talk()
-			b.none(overlay, tcp(f.out, f.ext, segment{flags: ack, seq: f.irs + 3<<28, ack: f.iss, data: "x"}))
-			b.none(vpc, tcp(f.in, f.out, segment{flags: ack, seq: f.iss + 3<<28, ack: f.irs, data: "x"}))
-			b.none(overlay, tcp(f.out, f.ext, segment{flags: ack, seq: f.irs, ack: f.iss + 1<<28, data: "x"}))
-			f.talk()
+			b.both(func(f *flow) {
+				f.talk()
+				b.none(overlay, tcp(f.out, f.ext, segment{flags: ack, seq: f.irs + 3<<28, ack: f.iss, data: "x"}))
+				b.none(vpc, tcp(f.in, f.out, segment{flags: ack, seq: f.iss + 3<<28, ack: f.irs, data: "x"}))
+				b.none(overlay, tcp(f.out, f.ext, segment{flags: ack, seq: f.irs, ack: f.iss + 1<<28, data: "x"}))
+				f.talk()
+			})
 			b.note("dropped all three, flow lives")
 		},
 		"L-TCP-PICKUP": func(b *bench) {
@@ -289,8 +298,10 @@ func userRows() map[string]func(*bench) {
 			p := tcp(at(v1, 4100), at(o1, 80), segment{flags: syn, seq: 1})
 			p[20+12] |= 0x0e
 			sameSegment(b, fixTransport(p), b.out(p))
-			f := b.established()
-			f.pass(vpc, tcp(f.in, f.out, segment{flags: ack | urg | 0x40, seq: f.iss, ack: f.irs, urgent: 0x1234, window: 77, data: "x"}))
+			b.both(func(f *flow) {
+				f.pass(vpc, tcp(f.in, f.out, segment{flags: ack | urg | 0x40, seq: f.iss, ack: f.irs, urgent: 0x1234, window: 77, data: "x"}))
+				f.pass(overlay, tcp(f.out, f.ext, segment{flags: ack | urg | 0x40, seq: f.irs, ack: f.iss, urgent: 0x1234, window: 77, data: "x"}))
+			})
 			b.note("options, sequence numbers, ECE and CWR, reserved bits, urgent pointer identical")
 		},
 		"L-SYNFLOOD":      func(b *bench) { floodWith(b, protoTCP) },
@@ -390,7 +401,13 @@ func userRows() map[string]func(*bench) {
 			b.restart()
 			b.none(overlay, tcp(f.out, f.ext, segment{flags: psa8, seq: f.irs, ack: f.iss, data: "first"}))
 			f.talk()
-			b.note("silent, then survives")
+			fw := func(s *setup) { s.forwards = []forward{{protoTCP, at(ro, 9050), at(v1, 90)}} }
+			f = b.forwarded()
+			f.talk()
+			b.restart(fw)
+			f.pass(overlay, f.inSeg(psa, "outside first"))
+			f.talk()
+			b.note("silent, then survives; TB: survives at once")
 		},
 		"L-LOSS-COLLIDED": func(b *bench) {
 			seed := func(s *setup) { s.seeded = true }
@@ -415,6 +432,7 @@ func userRows() map[string]func(*bench) {
 			p := b.out(tcp(at(v1, 90), at(o1, 7000), segment{flags: psa8, seq: 6, ack: 2, data: "inside first"}))
 			want(b, "source", p.from(), at(ro, 9050))
 			b.note("leaves as %s", p.from())
+			b.forwardMasked()
 		},
 		"L-FWD": func(b *bench) {
 			b.start(func(s *setup) {
@@ -552,10 +570,11 @@ func userRows() map[string]func(*bench) {
 			b.note("the flow is back on its port after a restart, at the first packet from inside")
 		},
 		"L-SSH": func(b *bench) {
-			f := b.established()
-			f.talk()
-			b.advance(10 * time.Minute)
-			f.talk()
+			b.both(func(f *flow) {
+				f.talk()
+				b.advance(10 * time.Minute)
+				f.talk()
+			})
 			b.note("session idle for 10 min, then used")
 		},
 		"L-HALFCLOSE": func(b *bench) {
@@ -831,6 +850,29 @@ func (b *bench) concurrent(seen []*packet, out [][]byte) {
 	v, o := b.push(vpc)
 	want(b, "packets at the VPC", len(v), 4*len(seen))
 	want(b, "packets on the overlay", len(o), len(out))
+}
+
+// forwardMasked is L-LOSS-FWD for a forward whose target sees the router's address.
+func (b *bench) forwardMasked() {
+	if _, ok := b.r.(*engineRouter); !ok {
+		return
+	}
+	fw := func(s *setup) {
+		s.forwards = []forward{{protoTCP, at(ro, 9050), at(v1, 90)}}
+		s.engine = func(c *netstack.Config) { c.Forwards[0].Masquerade = true }
+	}
+	b.start(fw)
+	peer := b.in(tcp(at(o1, 7000), at(ro, 9050), segment{flags: syn, seq: 1})).from()
+	b.out(tcp(at(v1, 90), peer, segment{flags: syn | ack, seq: 5, ack: 2}))
+	b.in(tcp(at(o1, 7000), at(ro, 9050), segment{flags: ack, seq: 2, ack: 6}))
+	b.restart(fw)
+	b.none(vpc, tcp(at(v2, 90), peer, segment{flags: psa8, seq: 6, ack: 2, data: "a stranger"}))
+	p := b.out(tcp(at(v1, 90), peer, segment{flags: psa8, seq: 6, ack: 2, data: "inside first"}))
+	want(b, "source, masqueraded", p.from(), at(ro, 9050))
+	want(b, "destination, masqueraded", p.to(), at(o1, 7000))
+	p = b.in(tcp(at(o1, 7000), at(ro, 9050), segment{flags: psa8, seq: 2, ack: 6 + 12, data: "then the peer"}))
+	want(b, "peer as the target sees it", p.from(), peer)
+	b.note("also with masquerading, where the target knows the peer as %s", peer.Addr())
 }
 
 // neighbours checks ARP on the overlay.

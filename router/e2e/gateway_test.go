@@ -3,11 +3,14 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -137,10 +140,7 @@ func TestGateway(t *testing.T) {
 	t.Run("garbage", func(t *testing.T) { testGarbage(t, s) })
 	t.Run("deauthorised", func(t *testing.T) { testDeauthorise(t, s) })
 	t.Run("gateway restarts", func(t *testing.T) { testGatewayRestart(t, s) })
-	t.Run("gateway killed", func(t *testing.T) {
-		s.GatewayProcess.Kill()
-		restart(t, s)
-	})
+	t.Run("gateway killed", func(t *testing.T) { testGatewayKilled(t, s) })
 	t.Run("root restarts", func(t *testing.T) { testRootRestart(t, s) })
 }
 
@@ -294,6 +294,72 @@ func testGatewayRestart(t *testing.T, s *lab.Scenario) {
 	after, err := os.ReadFile(filepath.Join(s.GatewayProcess.Home, "identity.secret"))
 	if err != nil || string(after) != string(before) {
 		t.Errorf("the identity changed: %v", err)
+	}
+}
+
+// testGatewayKilled: connections outlive a gateway that is killed, also one whose
+// port had been replaced and that speaks before the other owner of the port.
+func testGatewayKilled(t *testing.T, s *lab.Scenario) {
+	if err := s.VPC.AddAddress("eth0", netip.MustParsePrefix("172.31.0.11/24")); err != nil {
+		t.Fatal(err)
+	}
+	const port = 45_678
+	echoLines(t, s.Office, office+":7007")
+	dial := func(from string) (net.Conn, *bufio.Reader) {
+		var c net.Conn
+		if err := s.VPC.Do(func() (err error) {
+			d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from), Port: port}}
+			c, err = d.Dial("tcp", office+":7007")
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		r := bufio.NewReader(c)
+		if _, err := r.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+		return c, r
+	}
+	owner, fromOwner := dial("172.31.0.10")
+	other, fromOther := dial("172.31.0.11")
+	mapped := func() (string, error) {
+		b, err := os.ReadFile(filepath.Join(s.GatewayProcess.Home, "nat-mappings.json"))
+		if err != nil {
+			return "", err
+		}
+		var list []router.Mapping
+		if err := json.Unmarshal(b, &list); err != nil {
+			return "", err
+		}
+		for _, m := range list {
+			if m.Client == netip.MustParseAddrPort("172.31.0.11:45678") {
+				return m.External.String(), nil
+			}
+		}
+		return "", fmt.Errorf("the mapping isn't among the %d saved ones", len(list))
+	}
+	var before string
+	eventually(t, func() (err error) { before, err = mapped(); return err })
+	if strings.HasSuffix(before, ":45678") {
+		t.Fatalf("both clients have %s", before)
+	}
+	s.GatewayProcess.Kill()
+	restart(t, s)
+	for _, c := range []struct {
+		conn net.Conn
+		r    *bufio.Reader
+	}{{other, fromOther}, {owner, fromOwner}} {
+		_ = c.conn.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := fmt.Fprintln(c.conn, "still there"); err != nil {
+			t.Error(err)
+		}
+		if line, err := c.r.ReadString('\n'); err != nil || line != "still there\n" {
+			t.Errorf("connection from %s: %q, %v", c.conn.LocalAddr(), line, err)
+		}
+	}
+	if after, err := mapped(); err != nil || after != before {
+		t.Errorf("external endpoint %s, %v, before %s", after, err, before)
 	}
 }
 

@@ -16,9 +16,9 @@ import (
 // Iperf says how iperf3 measures.
 type Iperf struct {
 	UDP      bool
-	Reverse  bool // the server sends
-	Bitrate  string
-	Length   int // of UDP payloads
+	Reverse  bool   // the server sends
+	Bitrate  string // "" = as fast as it goes
+	Length   int    // of UDP payloads
 	Streams  int
 	Duration time.Duration
 }
@@ -50,8 +50,11 @@ func RunIperf(ctx context.Context, server, client *Namespace, to netip.Addr, o I
 		return r, err
 	}
 	args := []string{"-c", to.String(), "-p", port, "-J", "-t", strconv.Itoa(int(o.Duration.Seconds())), "-P", strconv.Itoa(max(o.Streams, 1)), "--connect-timeout", "5000"}
+	if o.Bitrate != "" {
+		args = append(args, "-b", o.Bitrate)
+	}
 	if o.UDP {
-		args = append(args, "-u", "-b", o.Bitrate, "-l", strconv.Itoa(o.Length))
+		args = append(args, "-u", "-l", strconv.Itoa(o.Length))
 	}
 	if o.Reverse {
 		args = append(args, "-R")

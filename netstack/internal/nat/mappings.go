@@ -3,6 +3,7 @@ package nat
 import (
 	"math/bits"
 	"net/netip"
+	"slices"
 	"time"
 
 	"ztgate/netstack/internal/ipkt"
@@ -18,18 +19,30 @@ type Mapping struct {
 // maxImportedPools bounds what a list of mappings may claim: a pool takes 70 KB.
 const maxImportedPools = 64
 
-// Mappings lists all mappings, also those that rest.
+// Mappings lists all mappings, also those that rest. The lock is held for a few
+// hundred ports at a time: mappings that begin or end meanwhile may be missed.
 func (t *Table) Mappings() (out []Mapping) {
+	const step = 4 // words
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, p := range t.pools[1:] {
+	pools := slices.Clone(t.pools[1:])
+	n := 0
+	for _, p := range pools {
+		n += p.inUse + p.rests
+	}
+	t.mu.Unlock()
+	out = make([]Mapping, 0, n)
+	for _, p := range pools {
 		ext := ipkt.Addr(p.key.ext)
-		for w, left := range p.used {
-			for ; left != 0; left &= left - 1 {
-				port := uint16(w*64 + bits.TrailingZeros64(left))
-				m := p.at(port)
-				out = append(out, Mapping{p.key.proto, netip.AddrPortFrom(ipkt.Addr(m.client), m.port), netip.AddrPortFrom(ext, port)})
+		for first := 0; first < len(p.used); first += step {
+			t.mu.Lock()
+			for w := first; w < first+step; w++ {
+				for left := p.used[w]; left != 0; left &= left - 1 {
+					port := uint16(w*64 + bits.TrailingZeros64(left))
+					m := p.at(port)
+					out = append(out, Mapping{p.key.proto, netip.AddrPortFrom(ipkt.Addr(m.client), m.port), netip.AddrPortFrom(ext, port)})
+				}
 			}
+			t.mu.Unlock()
 		}
 	}
 	return out

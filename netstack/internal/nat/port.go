@@ -403,6 +403,15 @@ func (p *pool) expire(t *Table, now uint32) {
 
 // Owner returns whose an external port is.
 func (t *Table) Owner(ext [16]byte, proto uint8, port uint16) (client [16]byte, clientPort uint16, ok bool) {
+	return t.owner(ext, proto, port, false)
+}
+
+// Resting returns whose an external port was that rests.
+func (t *Table) Resting(ext [16]byte, proto uint8, port uint16) (client [16]byte, clientPort uint16, ok bool) {
+	return t.owner(ext, proto, port, true)
+}
+
+func (t *Table) owner(ext [16]byte, proto uint8, port uint16, resting bool) (client [16]byte, clientPort uint16, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	i, ok := t.byAddr[poolKey{ext, proto}]
@@ -410,7 +419,7 @@ func (t *Table) Owner(ext [16]byte, proto uint8, port uint16) (client [16]byte, 
 		return client, 0, false
 	}
 	p := t.pools[i]
-	if !p.used.has(port) || p.resting.has(port) {
+	if !p.used.has(port) || p.resting.has(port) != resting {
 		return client, 0, false
 	}
 	m := p.at(port)

@@ -23,7 +23,7 @@ const (
 	maxPending  = 256 // unresolved addresses
 	maxQueued   = 64  // packets per unresolved address
 	lifetime    = int64(2 * time.Minute)
-	refreshFrom = int64(time.Minute) // a used entry of this age is asked for again
+	refreshFrom = int64(30 * time.Second) // a used entry of this age is asked for again
 	retryEvery  = int64(time.Second)
 	maxTries    = 5
 )
@@ -105,11 +105,23 @@ func (t *Table) Lookup(now int64, a netip.Addr) (MAC, bool) {
 		return MAC{}, false
 	}
 	if now-e.confirmed >= refreshFrom {
-		if asked := e.asked.Load(); now-asked >= retryEvery && e.asked.CompareAndSwap(asked, now) {
-			t.ask(a, &e.mac)
+		if asked := e.asked.Load(); now-asked >= refreshFrom && e.asked.CompareAndSwap(asked, now) {
+			t.refresh(now, a, e)
 		}
 	}
 	return e.mac, true
+}
+
+// refresh asks a known neighbour whether it is still there. If it doesn't answer,
+// [Table.Tick] forgets it: a host that is gone would mean silence for the whole
+// lifetime (RFC 4861 §7.3.3).
+func (t *Table) refresh(now int64, a netip.Addr, e *entry) {
+	t.mu.Lock()
+	if t.waiting[a] == nil && len(t.waiting) < maxPending {
+		t.waiting[a] = &pending{asked: now, tries: 1}
+	}
+	t.mu.Unlock()
+	t.ask(a, &e.mac)
 }
 
 // Resolve keeps a copy of an IP packet until the address is resolved, and asks.
@@ -169,7 +181,8 @@ func (t *Table) learn(now int64, a netip.Addr, mac MAC, directed bool) []Waiting
 	return p.packets
 }
 
-// Tick repeats questions. It returns the packets whose address didn't answer.
+// Tick repeats questions, and forgets neighbours that don't answer. It returns the
+// packets that waited for them.
 func (t *Table) Tick(now int64) (failed []Waiting) {
 	var ask []netip.Addr
 	t.mu.Lock()
@@ -180,6 +193,7 @@ func (t *Table) Tick(now int64) (failed []Waiting) {
 		if p.tries >= maxTries {
 			failed = append(failed, p.packets...)
 			delete(t.waiting, a)
+			delete(t.entries, a)
 			continue
 		}
 		p.asked = now
