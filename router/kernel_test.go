@@ -128,7 +128,7 @@ func TestGuards(t *testing.T) {
 	inNamespace(t)
 	var links []*link
 	for _, name := range []string{"ztgt0", "ztgt1"} {
-		dev, err := openTUN(name)
+		dev, err := tuntap.OpenTUN(name)
 		if err != nil {
 			t.Fatal(err)
 		}
