@@ -551,7 +551,7 @@ func restart(w *world, kill bool) string {
 	ready := w.startGateway()
 	w.orderly.Store(false)
 	outage := time.Since(down).Round(10 * time.Millisecond)
-	if ready > 5*time.Second {
+	if ready > 10*time.Second {
 		w.t.Errorf("ready after %v", ready)
 	}
 	w.sniff(w.Office, "zt0", isTCP, func(b []byte, at *unix.SockaddrLinklayer) {
