@@ -58,12 +58,12 @@ e2e: build
 
 conformance: deps build ## the NAT behaviour table: every row on the forwarding plane, with real programs, loads and faults (root)
 	cd netstack/conformance && $(GO) test -count=1 -tags e2e -timeout 5m -run 'TestConformance|TestPrograms|TestLoad|TestFaults|TestUnderlay' -strict
-	ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 8m ./router/faults/ -table
+	cd router/faults && ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 8m -table
 
 SOAK       ?= 24h
 SOAK_EVERY ?= 10m
 soak: build ## 30 % load for SOAK with a fault every SOAK_EVERY, and everything flat (root)
-	ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 0 -run TestSoak -v ./router/faults/ -table -soak $(SOAK) -soak-every $(SOAK_EVERY)
+	cd router/faults && ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 0 -run TestSoak -v -table -soak $(SOAK) -soak-every $(SOAK_EVERY)
 
 conformance-linux: deps ## the same rows on the kernel's nftables masquerade, as a control (root)
 	cd netstack/conformance && $(GO) test -count=1 -tags e2e -timeout 5m -run TestLinux -table
