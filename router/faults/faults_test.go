@@ -324,7 +324,7 @@ func deauthorised(w *world) string {
 	if err := s.exchange(); err != nil {
 		w.t.Errorf("the TCP connection didn't go on: %v", err)
 	}
-	return fmt.Sprintf("both ways stop %v after it, resume %v after it is taken back with mappings and a TCP connection kept; log and metric say ACCESS_DENIED; meanwhile V heard %v, nothing by the default route", stopped, resumed, refused)
+	return fmt.Sprintf("both ways stop %v after it, resume %v after it is taken back with mappings and a TCP connection kept; log and metric say ACCESS_DENIED; meanwhile V heard %v, nothing by the default route", max(stopped, 0), resumed, refused)
 }
 
 // changed gives the gateway another address and the network other routes.
