@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -72,12 +73,13 @@ func TestKeepMappings(t *testing.T) {
 		path := filepath.Join(home, mappingsFile)
 		var logged bytes.Buffer
 		log := slog.New(slog.NewTextHandler(&logged, nil))
-		var list []Mapping
+		var list atomic.Pointer[[]Mapping]
+		list.Store(new([]Mapping))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			keepMappings(ctx, home, func() []Mapping { return list }, log)
+			keepMappings(ctx, home, func() []Mapping { return *list.Load() }, log)
 		}()
 		pass := func(d time.Duration) {
 			time.Sleep(d)
@@ -88,10 +90,10 @@ func TestKeepMappings(t *testing.T) {
 			t.Error("a file without mappings was written")
 		}
 		one := Mapping{6, netip.MustParseAddrPort("172.31.0.10:4000"), netip.MustParseAddrPort("10.147.17.5:50000")}
-		list = []Mapping{one}
+		list.Store(&[]Mapping{one})
 		pass(keepEvery)
-		if got, err := readMappings(path); err != nil || !slices.Equal(got, list) {
-			t.Fatalf("kept %v, %v, want %v", got, err, list)
+		if got, err := readMappings(path); err != nil || !slices.Equal(got, []Mapping{one}) {
+			t.Fatalf("kept %v, %v, want %v", got, err, one)
 		}
 		if err := os.Remove(path); err != nil { // to see whether it is written again
 			t.Fatal(err)
@@ -100,7 +102,7 @@ func TestKeepMappings(t *testing.T) {
 		if _, err := os.Stat(path); err == nil {
 			t.Error("mappings that are the same were written again")
 		}
-		list = append(list, one)
+		list.Store(&[]Mapping{one, one})
 		pass(keepEvery)
 		if got, err := readMappings(path); err != nil || len(got) != 2 {
 			t.Errorf("kept %v, %v, want two", got, err)
@@ -108,7 +110,7 @@ func TestKeepMappings(t *testing.T) {
 		if err := os.RemoveAll(home); err != nil {
 			t.Fatal(err)
 		}
-		list = nil
+		list.Store(new([]Mapping))
 		pass(10 * time.Minute)
 		if n := strings.Count(logged.String(), "save mappings"); n < 9 || n > 11 {
 			t.Errorf("%d messages in 10 minutes: %s", n, &logged)
