@@ -6,7 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"ztgate/internal/atomicfile"
 	"ztgate/zerotier/identity"
@@ -228,6 +230,32 @@ func (h *home) peer(a identity.Address) *vl1.PeerRecord {
 		return nil
 	}
 	return r
+}
+
+// latestPeers lists peers of the cache, at most limit, those written last first.
+func (h *home) latestPeers(limit int) []identity.Address {
+	entries, err := os.ReadDir(h.path("peers.d"))
+	if err != nil {
+		return nil // the cache is a help, not a need
+	}
+	type file struct {
+		peer    identity.Address
+		written time.Time
+	}
+	var files []file
+	for _, e := range entries {
+		if a, ok := vl1.ParsePeerFile(e.Name()); ok {
+			if info, err := e.Info(); err == nil {
+				files = append(files, file{a, info.ModTime()})
+			}
+		}
+	}
+	slices.SortFunc(files, func(a, b file) int { return b.written.Compare(a.written) })
+	var out []identity.Address
+	for _, f := range files[:min(len(files), limit)] {
+		out = append(out, f.peer)
+	}
+	return out
 }
 
 func (h *home) storePeer(r vl1.PeerRecord) error {

@@ -2,7 +2,10 @@ package zerotier
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -46,5 +49,28 @@ func TestKeeper(t *testing.T) {
 		if n != rounds[i].want {
 			t.Errorf("%d records stored after round %d, want %d", n, i, rounds[i].want)
 		}
+	}
+}
+
+// The peers written last come first, whatever else lies in the directory.
+func TestLatestPeers(t *testing.T) {
+	h := &home{dir: t.TempDir()}
+	if err := os.Mkdir(h.path("peers.d"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range []string{"0000000003.peer", "0000000001.peer", "rubbish", "0000000002.peer", "1.peer"} {
+		path := h.path("peers.d", name)
+		at := time.Unix(int64(1000+i), 0)
+		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chtimes(path, at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for limit, want := range map[int][]identity.Address{10: {2, 1, 3}, 2: {2, 1}} {
+		if got := h.latestPeers(limit); !slices.Equal(got, want) {
+			t.Errorf("latest %d: got %v, want %v", limit, got, want)
+		}
+	}
+	if got := (&home{dir: t.TempDir()}).latestPeers(10); got != nil {
+		t.Errorf("without a cache: got %v", got)
 	}
 }

@@ -213,16 +213,29 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	return nil
 }
 
+// maxGreeted bounds how many peers of the cache are greeted at the start.
+const maxGreeted = 64
+
+// joinStored joins the networks of the last run and greets the peers it had lately.
+// They know us at ports that are gone, and without a root nobody tells them the new
+// ones.
 func (n *Node) joinStored() error {
 	stored, err := n.home.networks()
 	if err != nil {
 		return err
+	}
+	var greet []identity.Address
+	if len(stored) > 0 {
+		greet = n.home.latestPeers(maxGreeted)
 	}
 	return n.send(func(t *txWorker, now time.Time) error {
 		for id, cached := range stored {
 			if err := n.layer.Join(t.out, now, id, cached); err != nil {
 				return err
 			}
+		}
+		for _, a := range greet {
+			n.core.Lookup(t.vw, t.out, now, a)
 		}
 		return nil
 	})
