@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -131,7 +130,7 @@ func TestInteropRoaming(t *testing.T) {
 			for _, i := range numbers {
 				n := m.Nodes[i]
 				names = append(names, n.Name)
-				if err := errors.Join(n.NS.RemoveAddress(lab.MeshLink, lab.MeshAddress(10+i)), n.NS.AddAddress(lab.MeshLink, lab.MeshAddress(100+i))); err != nil {
+				if err := n.Renumber(100 + i); err != nil {
 					t.Fatal(err)
 				}
 			}
