@@ -417,9 +417,7 @@ func (e *every) killRoot(t *testing.T, flows map[pair]*flow) {
 	e.each(t, "root killed: connections go on, others can be made", func(m, g party) error {
 		return errors.Join(flows[pair{m.name, g.name}].alive(patience), both(m, g, portPlain, true))
 	})
-	if err := e.Root.Start(e.Context()); err != nil {
-		t.Fatal(err)
-	}
+	bringBack(t, e.Mesh)
 	for i, k := range nodeMakes(t) {
 		start := time.Now()
 		n, err := e.Add(e.Context(), lab.MeshMember{Name: "late" + strconv.Itoa(i), ZeroTierOne: k.path})

@@ -175,6 +175,28 @@ func keepPeers(t *testing.T, m *lab.Mesh) {
 	keeps(t, m.Root, list)
 }
 
+// bringBack starts the root again and waits until it sees all members: only then can
+// it tell new ones about them.
+func bringBack(t *testing.T, m *lab.Mesh) {
+	t.Helper()
+	start := time.Now()
+	if err := m.Root.Start(m.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range m.Nodes {
+		if err := within(6*patience, func() error {
+			list, err := m.Root.Endpoints(context.Background(), n)
+			if err == nil && len(list) == 0 {
+				err = fmt.Errorf("the root doesn't see %s", n.Name)
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("the root sees all %v after its start", time.Since(start).Round(100*time.Millisecond))
+}
+
 // keeps waits until others are in the peer cache of a node.
 func keeps(t *testing.T, n *lab.Node, others []*lab.Node) {
 	t.Helper()
@@ -202,9 +224,7 @@ func TestInteropRootRestart(t *testing.T) {
 				return within(patience, func() error { return ping(from, overlayOf(j)) })
 			})
 		}
-		if err := m.Root.Start(m.Context()); err != nil {
-			t.Fatal(err)
-		}
+		bringBack(t, m)
 		start := time.Now()
 		for _, spec := range []lab.MeshMember{{Name: "late"}, {Name: "latereal", ZeroTierOne: reference(t)}} {
 			n, err := m.Add(m.Context(), spec)
