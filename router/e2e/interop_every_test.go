@@ -458,7 +458,7 @@ func (e *every) roam(t *testing.T, flows map[pair]*flow) {
 		e.each(t, side.name+" roams: connections go on, others can be made", func(m, g party) error {
 			other := make(chan error)
 			go func() { other <- flows[pair{m.name, g.name}].alive(4 * patience) }()
-			err := within(2*patience, func() error { return errors.Join(in(m, g, portPlain), out(m, g, portPlain)) })
+			err := within(4*patience, func() error { return errors.Join(in(m, g, portPlain), out(m, g, portPlain)) })
 			return errors.Join(err, <-other)
 		})
 	}
