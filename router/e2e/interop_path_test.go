@@ -184,7 +184,7 @@ func bringBack(t *testing.T, m *lab.Mesh) {
 		t.Fatal(err)
 	}
 	for _, n := range m.Nodes {
-		if err := within(6*patience, func() error {
+		if err := within(10*patience, func() error { // a killed zerotier-one may be deaf for minutes all the same
 			list, err := m.Root.Endpoints(context.Background(), n)
 			if err == nil && len(list) == 0 {
 				err = fmt.Errorf("the root doesn't see %s", n.Name)
