@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"sync"
 	"testing"
@@ -128,6 +129,22 @@ func TestLocalPorts(t *testing.T) {
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestLocalSource: of several addresses on a network the one next to the
+// destination is spoken from.
+func TestLocalSource(t *testing.T) {
+	p := &port{v4: netip.MustParseAddr("10.0.0.1"), v6: netip.MustParseAddr("fd00::1"), Network: Network{Addresses: []netip.Prefix{
+		netip.MustParsePrefix("fd00::1/88"), netip.MustParsePrefix("fc00:1::1/40"), netip.MustParsePrefix("10.0.0.1/24"), netip.MustParsePrefix("10.1.0.1/24"),
+	}}}
+	for dst, want := range map[string]string{
+		"fd00::2": "fd00::1", "fc00:1:2::1": "fc00:1::1", "2001:db8::1": "fd00::1",
+		"10.0.0.9": "10.0.0.1", "10.1.0.9": "10.1.0.1", "192.0.2.1": "10.0.0.1",
+	} {
+		if got := p.source(netip.MustParseAddr(dst)); got.String() != want {
+			t.Errorf("to %s from %s, want %s", dst, got, want)
+		}
 	}
 }
 

@@ -150,15 +150,27 @@ func (l *localStack) run(ctx context.Context) {
 	l.s.Close()
 }
 
+// source returns our address on the network to speak to dst from: one of the same
+// prefix if there is one (as rule 8 of RFC 6724 §5 has it), since a host need have no
+// route to others.
+func (p *port) source(dst netip.Addr) netip.Addr {
+	for _, a := range p.Addresses {
+		if a.Contains(dst) {
+			return a.Addr()
+		}
+	}
+	return p.address(dst.Is6())
+}
+
 // localSource returns the gateway's address on the network that leads to dst.
 func (e *Engine) localSource(dst netip.Addr) (tcpip.FullAddress, tcpip.NetworkProtocolNumber, error) {
 	p, _ := e.set.Load().route(dst)
 	if p == nil {
 		return tcpip.FullAddress{}, 0, fmt.Errorf("no network has a route to %s", dst)
 	}
-	src, proto := p.v4, ipv4.ProtocolNumber
+	src, proto := p.source(dst), ipv4.ProtocolNumber
 	if dst.Is6() {
-		src, proto = p.v6, ipv6.ProtocolNumber
+		proto = ipv6.ProtocolNumber
 	}
 	if !src.IsValid() {
 		return tcpip.FullAddress{}, 0, fmt.Errorf("network %s gave us no address of the family of %s", networkLabel(p.ID), dst)

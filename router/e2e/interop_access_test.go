@@ -48,8 +48,7 @@ func accessRules() []rule {
 // Rules, tags and capabilities are enforced alike by both kinds of nodes, on
 // sending and on receipt, whoever the controller is.
 func TestInteropRules(t *testing.T) {
-	eachRoot(t, func(t *testing.T, root string) {
-		m := mesh(t, root, members(t))
+	eachRoot(t, "rules on sending and on receipt, tags, capabilities of each", func(t *testing.T, m *lab.Mesh) {
 		id := network(t, m, map[string]any{
 			"rules": accessRules(),
 			"tags":  []rule{{"id": tagDepartment, "default": 3}},
@@ -121,8 +120,7 @@ func TestInteropRules(t *testing.T) {
 // De-authorisation cuts traffic of any kind of member both ways, and another
 // authorisation brings it back.
 func TestInteropDeauthorise(t *testing.T) {
-	eachRoot(t, func(t *testing.T, root string) {
-		m := mesh(t, root, members(t))
+	eachRoot(t, "de-authorised member is cut off both ways, comes back", func(t *testing.T, m *lab.Mesh) {
 		id := network(t, m, nil)
 		inboxes := make([]*inbox, len(m.Nodes))
 		for i, n := range m.Nodes {

@@ -35,8 +35,7 @@ func addressesOf(s lab.NetworkState) (rfc4193, sixPlane, v4 netip.Addr) {
 // Both forms of derived IPv6 addresses work between all kinds of members, and
 // multicast and broadcast reach all of them.
 func TestInteropAddresses(t *testing.T) {
-	eachRoot(t, func(t *testing.T, root string) {
-		m := mesh(t, root, members(t))
+	eachRoot(t, "6PLANE and RFC 4193, multicast, broadcast", func(t *testing.T, m *lab.Mesh) {
 		for _, n := range m.Nodes {
 			if err := n.NS.Sysctl("net/ipv4/icmp_echo_ignore_broadcasts", "0"); err != nil {
 				t.Fatal(err)
@@ -160,6 +159,7 @@ func testGroup(t *testing.T, m *lab.Mesh, states []lab.NetworkState) {
 func TestInteropAdHoc(t *testing.T) {
 	t.Parallel()
 	real := reference(t)
+	recordTest(t, row{property: "ad-hoc networks, IPv6 and IPv4", root: version(t, real), controller: "-", member: memberNames(t), gateway: "-"})
 	m := mesh(t, real, members(t))
 	joinAll := func(t *testing.T, id router.NetworkID) []lab.NetworkState {
 		out := make([]lab.NetworkState, len(m.Nodes))

@@ -15,6 +15,7 @@ import (
 func TestInteropHome(t *testing.T) {
 	t.Parallel()
 	real := reference(t)
+	recordTest(t, row{property: "home moves between makes", root: nameOurs, controller: nameOurs, member: memberNames(t), gateway: "-"})
 	m := mesh(t, "", []lab.MeshMember{{Name: "mover", ZeroTierOne: real}, {Name: "ours"}, {Name: "real", ZeroTierOne: real}})
 	id := network(t, m, nil)
 	allReach(t, m)

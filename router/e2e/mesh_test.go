@@ -27,16 +27,30 @@ func overlayOf(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 77, 0, byt
 // older returns the path of a second, older zerotier-one, or "".
 func older() string { return os.Getenv("ZT_ONE_OLD") }
 
-// eachRoot runs f with every kind of root and controller that there is, at once.
-func eachRoot(t *testing.T, f func(t *testing.T, root string)) {
-	roots := map[string]string{"ours": "", "real": reference(t)}
-	if older() != "" {
-		roots["old"] = older()
-	}
-	for name, root := range roots {
-		t.Run("root_"+name, func(t *testing.T) {
+// eachRoot runs f for each make of a root that is the controller too, at once, with
+// a mesh of members around it. How it goes is recorded as a property of them.
+func eachRoot(t *testing.T, property string, f func(t *testing.T, m *lab.Mesh)) {
+	t.Parallel()
+	for _, k := range nodeMakes(t) {
+		t.Run("root_"+k.name, func(t *testing.T) {
 			t.Parallel()
-			f(t, root)
+			recordTest(t, row{property: property, root: k.name, controller: k.name, member: memberNames(t), gateway: "-"})
+			f(t, mesh(t, k.path, members(t)))
+		})
+	}
+}
+
+// eachCrossed is eachRoot, but the controller is a node of its own and of another
+// make.
+func eachCrossed(t *testing.T, property string, f func(t *testing.T, m *lab.Mesh)) {
+	t.Parallel()
+	makes := nodeMakes(t)
+	for i, root := range makes {
+		controller := makes[(i+1)%len(makes)]
+		t.Run("root_"+root.name+"_controller_"+controller.name, func(t *testing.T) {
+			t.Parallel()
+			recordTest(t, row{property: property, root: root.name, controller: controller.name, member: memberNames(t), gateway: "-"})
+			f(t, startMesh(t, lab.MeshOptions{Prefix: nameOf(t), Root: root.path, Separate: true, Controller: controller.path, Members: members(t)}))
 		})
 	}
 }
@@ -51,13 +65,33 @@ func members(t *testing.T) []lab.MeshMember {
 	return []lab.MeshMember{{Name: "ours"}, {Name: "real", ZeroTierOne: reference(t)}, third}
 }
 
+// memberNames are the makes of members, as in a row of the table.
+func memberNames(t *testing.T) string {
+	var names []string
+	for _, m := range members(t) {
+		names = append(names, version(t, m.ZeroTierOne))
+	}
+	return strings.Join(names, ",")
+}
+
+// nameOf is a short name of a test for namespaces: many run at once.
+func nameOf(t *testing.T) string {
+	own := strings.ToLower(strings.TrimPrefix(t.Name(), "TestInterop"))
+	return strings.NewReplacer("/root_", "", "_controller_", "", ".", "").Replace(own)
+}
+
 // mesh brings nodes up for the length of the test.
 func mesh(t *testing.T, root string, list []lab.MeshMember) *lab.Mesh {
 	t.Helper()
+	return startMesh(t, lab.MeshOptions{Prefix: nameOf(t), Root: root, Members: list})
+}
+
+// startMesh is mesh with all its options.
+func startMesh(t *testing.T, mo lab.MeshOptions) *lab.Mesh {
+	t.Helper()
 	o := options(t)
-	own := strings.ToLower(strings.TrimPrefix(t.Name(), "TestInterop")) // many run at once
-	own = strings.ReplaceAll(own, "/root_", "")
-	m, err := lab.StartMesh(context.Background(), lab.MeshOptions{Binary: o.Binary, Prefix: o.Prefix + own, Root: root, Members: list})
+	mo.Binary, mo.Prefix = o.Binary, o.Prefix+mo.Prefix
+	m, err := lab.StartMesh(context.Background(), mo)
 	if m != nil {
 		t.Cleanup(func() {
 			if t.Failed() {
@@ -126,6 +160,9 @@ func joined(t *testing.T, n *lab.Node, id router.NetworkID) lab.NetworkState {
 		}
 		if s.Status != router.StatusOK || s.Device == "" || len(s.Addresses) == 0 {
 			return fmt.Errorf("%s: network %s is %s with %v on %q", n.Name, id, s.Status, s.Addresses, s.Device)
+		}
+		if n.VPC != nil && !n.Real() {
+			return nil // the kernel has none of them
 		}
 		out, err := n.NS.Run(context.Background(), "ip", "-o", "addr", "show", "dev", s.Device)
 		if err != nil {
@@ -208,20 +245,20 @@ func allDirect(t *testing.T, m *lab.Mesh) {
 // what arrives.
 func accept(t *testing.T, n *lab.Node, at netip.AddrPort) {
 	t.Helper()
-	serve(t, n, at, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
+	serve(t, n.NS, at, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
 }
 
 // echoOn is accept, but what arrives goes back.
-func echoOn(t *testing.T, n *lab.Node, at netip.AddrPort) {
+func echoOn(t *testing.T, n *lab.Namespace, at netip.AddrPort) {
 	t.Helper()
 	serve(t, n, at, func(c net.Conn) { _, _ = io.Copy(c, c) })
 }
 
-func serve(t *testing.T, n *lab.Node, at netip.AddrPort, f func(net.Conn)) {
+func serve(t *testing.T, n *lab.Namespace, at netip.AddrPort, f func(net.Conn)) {
 	t.Helper()
 	var l net.Listener
 	eventually(t, func() (err error) { // a new IPv6 address takes a moment
-		l, err = n.NS.Listen("tcp", at.String())
+		l, err = n.Listen("tcp", at.String())
 		return err
 	})
 	t.Cleanup(func() { _ = l.Close() })

@@ -1,10 +1,12 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -12,13 +14,15 @@ import (
 	"ztgate/router"
 )
 
-// Mesh is a set of plain members around one root with a controller, each of them
-// ours or a zerotier-one of some version, on one underlay network and a spare one.
+// Mesh is a set of members and gateways around one root and one controller, each
+// of them ours or a zerotier-one of some version, on one underlay network and a
+// spare one.
 type Mesh struct {
 	*Topology
-	Inet  *Namespace // holds the two underlay networks, a bridge each
-	Root  *Node
-	Nodes []*Node // without the root
+	Inet       *Namespace // holds the two underlay networks, a bridge each
+	Root       *Node
+	Controller *Node   // the root, unless it is separate
+	Nodes      []*Node // without these
 
 	opts   MeshOptions
 	planet string
@@ -28,16 +32,30 @@ type Mesh struct {
 type MeshOptions struct {
 	Binary   string // our own program
 	Prefix   string // of names
+	Libzt    string // a build of it with libzt, for members that want that
 	LogLevel string // of our processes, default info
 	Root     string // path of the zerotier-one to be root and controller, "" = ours
 	Members  []MeshMember
+
+	// A separate controller is a node of its own: the zerotier-one at a path, "" =
+	// ours.
+	Separate   bool
+	Controller string
 }
 
 // MeshMember is a node to be started.
 type MeshMember struct {
 	Name        string
 	ZeroTierOne string // path of the zerotier-one it is, "" = ours
+	Libzt       bool   // ours on libzt
 	Spare       bool   // it is on the spare underlay network too
+
+	// Gateway says that it has a VPC of its own with one host. Forwarded are the
+	// ports of TCP that lead from its overlay address to the same ports of that host.
+	Gateway   bool
+	Forwarded []uint16
+
+	controller bool // root or controller or both
 }
 
 // Interfaces of a node in the underlay.
@@ -49,9 +67,11 @@ const (
 )
 
 // MeshAddress returns the underlay address of a node: number 0 is the root, the
-// members follow. Numbers up to 200 are free for roaming.
+// members follow. Numbers up to 200 are free for roaming. Each is in a /24 of its
+// own: a zerotier-one checks one new identity in 4 s for each of these, so that it
+// would learn of a dozen neighbours within a minute only.
 func MeshAddress(number int) netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(number + 1)}), 24)
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(number + 1), 1}), 16)
 }
 
 func spareAddress(number int) netip.Prefix {
@@ -65,11 +85,14 @@ type Node struct {
 	Address string // of the node, 10 hex digits
 	Process *Process
 	Home    string
+	VPC     *Namespace // the host behind a gateway, else nil
 
-	mesh *Mesh
-	real string // path of the zerotier-one
-	ours *router.Client
-	ref  *referenceAPI
+	mesh   *Mesh
+	spec   MeshMember
+	number int    // of its underlay address
+	real   string // path of the zerotier-one
+	ours   *router.Client
+	ref    *referenceAPI
 }
 
 // NetworkState is how a node sees a network it has joined.
@@ -96,7 +119,7 @@ func StartMesh(ctx context.Context, o MeshOptions) (*Mesh, error) {
 	if err := errors.Join(m.Inet.Bridge("br0"), m.Inet.Bridge("br1")); err != nil {
 		return m, err
 	}
-	if m.Root, err = m.node(0, MeshMember{Name: "root", ZeroTierOne: o.Root}); err != nil {
+	if m.Root, err = m.node(0, MeshMember{Name: "root", ZeroTierOne: o.Root, controller: true}); err != nil {
 		return m, err
 	}
 	m.planet = filepath.Join(m.Dir, "planet")
@@ -108,6 +131,14 @@ func StartMesh(ctx context.Context, o MeshOptions) (*Mesh, error) {
 	}
 	if err := m.Root.Start(ctx); err != nil {
 		return m, err
+	}
+	if m.Controller = m.Root; o.Separate {
+		if m.Controller, err = m.node(1, MeshMember{Name: "controller", ZeroTierOne: o.Controller, controller: true}); err != nil {
+			return m, err
+		}
+		if err := m.Controller.Start(ctx); err != nil {
+			return m, err
+		}
 	}
 	for _, spec := range o.Members {
 		if _, err := m.Add(ctx, spec); err != nil {
@@ -138,7 +169,7 @@ func (m *Mesh) Host(name string, number int) (*Node, error) {
 func (m *Mesh) Planet() string { return m.planet }
 
 func (m *Mesh) node(number int, spec MeshMember) (*Node, error) {
-	n := &Node{Name: spec.Name, mesh: m, real: spec.ZeroTierOne}
+	n := &Node{Name: spec.Name, mesh: m, spec: spec, number: number, real: spec.ZeroTierOne}
 	var err error
 	if n.NS, err = m.Namespace(n.Name); err != nil {
 		return nil, err
@@ -155,9 +186,34 @@ func (m *Mesh) node(number int, spec MeshMember) (*Node, error) {
 		return nil, err
 	}
 	id, err := router.NewIdentity(filepath.Join(n.Home, "identity.secret"), filepath.Join(n.Home, "identity.public"), false)
+	if err != nil {
+		return n, err
+	}
 	n.Address = id.Address
+	if spec.Gateway {
+		err = n.makeVPC()
+	}
 	return n, err
 }
+
+// makeVPC puts a host behind a gateway, with a default route through it.
+func (n *Node) makeVPC() (err error) {
+	if n.VPC, err = n.mesh.Namespace(n.Name + "vpc"); err != nil {
+		return err
+	}
+	if err := Connect(n.NS, "eth-vpc", n.VPC, "eth0"); err != nil {
+		return err
+	}
+	return errors.Join(
+		n.NS.AddAddress("eth-vpc", gwVPC),
+		n.VPC.AddAddress("eth0", clientVPC),
+		n.VPC.AddRoute(netip.PrefixFrom(netip.IPv4Unspecified(), 0), gwVPC.Addr()),
+		n.NS.Sysctl("net/ipv4/ip_forward", "1"),
+	)
+}
+
+// VPCHost is the address of the host behind every gateway of a mesh.
+var VPCHost = clientVPC.Addr()
 
 // Real reports whether the node is a zerotier-one.
 func (n *Node) Real() bool { return n.real != "" }
@@ -169,16 +225,11 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	defer cancel()
 	if n.Real() {
 		n.Process, n.ref, err = n.mesh.startReference(n.NS, n.Name, n.real, n.mesh.planet, nil)
-	} else {
-		args := []string{"member", "--node", "go", "--listen", "", "--planet", n.mesh.planet, "--log-level", n.mesh.opts.LogLevel}
-		if n == n.mesh.Root {
-			args = append(args, "--controller", "--port", fmt.Sprint(rootPort))
-		} else {
-			args = append(args, "--tun", officeTUN)
+		if err == nil && n.VPC != nil {
+			err = handMade(ctx, n.NS, n.spec.Forwarded)
 		}
-		socket := filepath.Join(n.Home, "ztgate.sock")
-		n.Process, err = n.mesh.Topology.Start(n.NS, n.Name, n.mesh.opts.Binary, append(args, "--socket", socket)...)
-		n.ours = router.NewClient(socket)
+	} else {
+		err = n.startOurs()
 	}
 	if err != nil {
 		return err
@@ -191,6 +242,65 @@ func (n *Node) Start(ctx context.Context) (err error) {
 		}
 		return err
 	})
+}
+
+func (n *Node) startOurs() error {
+	socket := filepath.Join(n.Home, "ztgate.sock")
+	command, more := "member", []string{"--tun", officeTUN}
+	switch {
+	case n.spec.controller:
+		more = []string{"--controller", "--port", fmt.Sprint(rootPort)}
+	case n.VPC != nil:
+		config := filepath.Join(n.Home, "ztgate.yaml")
+		if err := os.WriteFile(config, []byte(forwardsText(n.spec.Forwarded)), 0o600); err != nil {
+			return err
+		}
+		command, more = "run", []string{"--tun", gatewayTUN, "--source", vpcSources.String(), "--interface", "eth-vpc", "--config", config}
+	}
+	binary, node := n.mesh.opts.Binary, router.NodeGo
+	if n.spec.Libzt {
+		binary, node = n.mesh.opts.Libzt, router.NodeLibzt
+	}
+	args := append([]string{command, "--node", node, "--listen", "", "--planet", n.mesh.planet, "--log-level", n.mesh.opts.LogLevel, "--socket", socket}, more...)
+	var err error
+	n.Process, err = n.mesh.Topology.Start(n.NS, n.Name, binary, args...)
+	n.ours = router.NewClient(socket)
+	return err
+}
+
+// forwardsText is the configuration of a gateway of ours.
+func forwardsText(ports []uint16) string {
+	if len(ports) == 0 {
+		return "forwards: []\n"
+	}
+	text := "forwards:\n"
+	for _, p := range ports {
+		text += fmt.Sprintf("  - {listen: \"tcp/%d\", to: \"%s:%d\", from: overlay, masquerade: false}\n", p, VPCHost, p)
+	}
+	return text
+}
+
+// Ping sends an echo request from the node's own address in the overlay and
+// returns an error unless it is answered within a second or so.
+func (n *Node) Ping(ctx context.Context, to netip.Addr) error {
+	if n.VPC != nil && !n.Real() { // its addresses in the overlay are not the kernel's
+		_, err := n.ours.Ping(ctx, router.PingRequest{Host: to.String(), TimeoutMS: 1000})
+		return err
+	}
+	out, err := n.NS.Run(ctx, "ping", "-n", "-c", "1", "-W", "1", to.String())
+	if err != nil {
+		lines := bytes.Split(bytes.TrimSpace(out), []byte("\n"))
+		return fmt.Errorf("%s: no answer from %s: %w: %s", n.Name, to, err, lines[len(lines)-1])
+	}
+	return nil
+}
+
+// Renumber gives the node another address in the underlay, that of a number, and
+// takes the one it had.
+func (n *Node) Renumber(number int) error {
+	err := errors.Join(n.NS.RemoveAddress(MeshLink, MeshAddress(n.number)), n.NS.AddAddress(MeshLink, MeshAddress(number)))
+	n.number = number
+	return err
 }
 
 // Become makes the node, which must be stopped, the other program at its next
@@ -287,17 +397,17 @@ func (n *Node) setPort(ctx context.Context, link string, to ...string) error {
 	return nil
 }
 
-// CreateNetwork makes a network at the root's controller. The patch has the keys
+// CreateNetwork makes a network at the controller. The patch has the keys
 // of chapter 04 §7.
 func (m *Mesh) CreateNetwork(ctx context.Context, patch map[string]any) (router.NetworkID, error) {
-	if m.Root.ref != nil {
-		rec, err := m.Root.ref.createNetwork(ctx, patch)
+	if m.Controller.ref != nil {
+		rec, err := m.Controller.ref.createNetwork(ctx, patch)
 		if err != nil {
 			return 0, err
 		}
 		return networkOf(rec)
 	}
-	rec, err := m.Root.ours.CreateNetwork(ctx, patch)
+	rec, err := m.Controller.ours.CreateNetwork(ctx, patch)
 	if err != nil {
 		return 0, err
 	}
@@ -306,18 +416,18 @@ func (m *Mesh) CreateNetwork(ctx context.Context, patch map[string]any) (router.
 
 // SetNetwork changes a network at the controller.
 func (m *Mesh) SetNetwork(ctx context.Context, id router.NetworkID, patch map[string]any) error {
-	if m.Root.ref != nil {
-		return m.Root.ref.setNetwork(ctx, id, patch)
+	if m.Controller.ref != nil {
+		return m.Controller.ref.setNetwork(ctx, id, patch)
 	}
-	_, err := m.Root.ours.SetNetwork(ctx, id.String(), patch)
+	_, err := m.Controller.ours.SetNetwork(ctx, id.String(), patch)
 	return err
 }
 
 // SetMember changes a member at the controller, with the keys of chapter 04 §8.
 func (m *Mesh) SetMember(ctx context.Context, id router.NetworkID, n *Node, patch map[string]any) error {
-	if m.Root.ref != nil {
-		return m.Root.ref.setMember(ctx, id, n.Address, patch)
+	if m.Controller.ref != nil {
+		return m.Controller.ref.setMember(ctx, id, n.Address, patch)
 	}
-	_, err := m.Root.ours.SetMember(ctx, id.String(), n.Address, patch)
+	_, err := m.Controller.ours.SetMember(ctx, id.String(), n.Address, patch)
 	return err
 }

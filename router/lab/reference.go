@@ -208,6 +208,23 @@ func masquerade(ctx context.Context, n *Namespace, device string) error {
 	return nil
 }
 
+// handMade makes a zerotier-one a gateway between its networks and a VPC, whatever
+// their interfaces will be called, with ports that lead to the host behind it.
+func handMade(ctx context.Context, n *Namespace, ports []uint16) error {
+	if err := masquerade(ctx, n, "zt*"); err != nil {
+		return err
+	}
+	rules := "table ip nat {\n\tchain prerouting {\n\t\ttype nat hook prerouting priority dstnat;\n"
+	for _, p := range ports {
+		rules += fmt.Sprintf("\t\tiifname \"zt*\" tcp dport %d dnat to %s\n", p, VPCHost)
+	}
+	out, err := n.Input(ctx, rules+"\t}\n}\n", "nft", "-f", "-")
+	if err != nil {
+		return fmt.Errorf("forward ports in %q: %w: %s", n.Name, err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
 // hasAddress waits for an address on an interface of the namespace.
 func (n *Namespace) hasAddress(device string, a netip.Addr) error {
 	l, err := n.nl.LinkByName(device)

@@ -1,11 +1,12 @@
 /*
- * A member on libzt, for TestInteropLibzt. It joins a network and echoes TCP on a
- * port. A line on standard input asks for a connection to an echo server; once
- * something came back, the number is printed:
+ * A member on libzt, for TestInteropEvery. It joins a network and echoes TCP on some
+ * ports. A line on standard input asks for a connection to an echo server, and the
+ * number is printed once something came back; or it joins one more network:
  *
  *     connect ADDRESS PORT NUMBER
+ *     join NETWORK
  *
- * Usage: libztmember HOME PLANET NETWORK PORT
+ * Usage: libztmember HOME PLANET NETWORK PORT...
  */
 #include <ZeroTierSockets.h>
 #include <inttypes.h>
@@ -14,7 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static unsigned short port;
 static char own[ZTS_IP_MAX_STR_LEN];
 
 static void *echo(void *arg)
@@ -28,8 +28,9 @@ static void *echo(void *arg)
 	return NULL;
 }
 
-static void *serve(void *unused)
+static void *serve(void *arg)
 {
+	unsigned short port = (intptr_t)arg;
 	int l = zts_socket(ZTS_AF_INET, ZTS_SOCK_STREAM, 0);
 	if (l < 0 || zts_bind(l, own, port) < 0 || zts_listen(l, 16) < 0) {
 		fprintf(stderr, "can't listen on %s port %d\n", own, port);
@@ -43,7 +44,7 @@ static void *serve(void *unused)
 		if (fd >= 0 && pthread_create(&t, NULL, echo, (void *)(intptr_t)fd) == 0)
 			pthread_detach(t);
 	}
-	return unused;
+	return NULL;
 }
 
 struct order {
@@ -75,13 +76,13 @@ int main(int argc, char **argv)
 	pthread_t t;
 	FILE *f;
 	size_t len;
+	int i;
 
-	if (argc != 5 || !(f = fopen(argv[2], "rb")))
+	if (argc < 5 || !(f = fopen(argv[2], "rb")))
 		return 2;
 	len = fread(planet, 1, sizeof planet, f);
 	fclose(f);
 	network = strtoull(argv[3], NULL, 16);
-	port = atoi(argv[4]);
 	if (zts_init_from_storage(argv[1]) || zts_init_set_roots(planet, len) || zts_init_allow_port_mapping(0) || zts_node_start())
 		return 1;
 	while (!zts_node_is_online())
@@ -93,9 +94,15 @@ int main(int argc, char **argv)
 		zts_util_delay(50);
 	printf("joined %s\n", own);
 	fflush(stdout);
-	pthread_create(&t, NULL, serve, NULL);
+	for (i = 4; i < argc; i++)
+		pthread_create(&t, NULL, serve, (void *)(intptr_t)atoi(argv[i]));
 	while (fgets(line, sizeof line, stdin)) {
-		struct order *o = malloc(sizeof *o);
+		struct order *o;
+		if (sscanf(line, "join %" SCNx64, &network) == 1) {
+			zts_net_join(network);
+			continue;
+		}
+		o = malloc(sizeof *o);
 		if (o && sscanf(line, "connect %63s %d %d", o->to, &o->port, &o->number) == 3 && pthread_create(&t, NULL, try, o) == 0)
 			pthread_detach(t); /* a connection that fails takes long */
 	}
