@@ -13,9 +13,21 @@ import (
 // outbox holds revocations for one node: receivers drop a second packet of
 // credentials within 1000 ms (chapter 03 §3.9).
 type outbox struct {
-	pending []*vl2.Revocation
+	pending []posted
 	last    time.Time // sent
 }
+
+// posted is a revocation to be sent, and sent again: nobody acknowledges them, a
+// packet can be lost or come too soon behind another one, and the certificate
+// would be good for hours.
+type posted struct {
+	*vl2.Revocation
+	at   time.Time // not before
+	sent int
+}
+
+// repeatAfter is how long a revocation waits after each time it was sent.
+var repeatAfter = [...]time.Duration{2500 * time.Millisecond, 10 * time.Second}
 
 func (c *Controller) newRevocation(n *network, target identity.Address, threshold int64, id uint32) (*vl2.Revocation, error) {
 	r := &vl2.Revocation{
@@ -102,8 +114,8 @@ func (c *Controller) post(to identity.Address, list ...*vl2.Revocation) {
 		c.outboxes[to] = box
 	}
 	for _, r := range list {
-		if !slices.Contains(box.pending, r) {
-			box.pending = append(box.pending, r)
+		if !slices.ContainsFunc(box.pending, func(p posted) bool { return p.Revocation == r }) {
+			box.pending = append(box.pending, posted{Revocation: r})
 		}
 	}
 	if over := len(box.pending) - maxOutbox; over > 0 {
@@ -116,25 +128,48 @@ func (c *Controller) post(to identity.Address, list ...*vl2.Revocation) {
 func (c *Controller) flush(now time.Time) (next time.Time) {
 	next = now.Add(sweepInterval)
 	for to, box := range c.outboxes {
-		d := now.Sub(box.last)
-		switch {
-		case !box.last.IsZero() && d >= 0 && d < credentialsInterval:
-		case len(box.pending) == 0:
+		if len(box.pending) == 0 {
 			delete(c.outboxes, to)
 			continue
-		default:
-			var list []vl2.Credential
-			for _, r := range box.pending[:min(len(box.pending), maxPerPacket)] {
-				list = append(list, r)
-			}
-			box.pending = slices.Delete(box.pending, 0, len(list))
-			box.last = now
-			c.stats.revocations.Add(uint64(len(list)))
-			c.send(to, packet.VerbNetworkCredentials, vl2.AppendCredentials(nil, list...), false)
 		}
-		if t := box.last.Add(credentialsInterval); t.Before(next) {
+		if d := now.Sub(box.last); box.last.IsZero() || d < 0 || d >= credentialsInterval {
+			if list := box.take(now); len(list) > 0 {
+				box.last = now
+				c.stats.revocations.Add(uint64(len(list)))
+				c.send(to, packet.VerbNetworkCredentials, vl2.AppendCredentials(nil, list...), false)
+			}
+		}
+		t := now.Add(sweepInterval)
+		for _, p := range box.pending {
+			if p.at.Before(t) {
+				t = p.at
+			}
+		}
+		if gap := box.last.Add(credentialsInterval); t.Before(gap) {
+			t = gap
+		}
+		if t.Before(next) {
 			next = t
 		}
 	}
 	return next
+}
+
+// take returns what is due, at most a packet full.
+func (b *outbox) take(now time.Time) (list []vl2.Credential) {
+	kept := b.pending[:0]
+	for _, p := range b.pending {
+		if len(list) < maxPerPacket && !now.Before(p.at) {
+			list = append(list, p.Revocation)
+			if p.sent == len(repeatAfter) {
+				continue
+			}
+			p.at = now.Add(repeatAfter[p.sent])
+			p.sent++
+		}
+		kept = append(kept, p)
+	}
+	clear(b.pending[len(kept):])
+	b.pending = kept
+	return list
 }

@@ -111,12 +111,38 @@ func TestRevocationsAreSpaced(t *testing.T) {
 	if got := r.revoked(r.take(), "bob"); len(got) != maxPerPacket {
 		t.Errorf("%d in the second packet", len(got))
 	}
-	r.advance(2 * time.Second)
+	r.advance(time.Second)
 	if got := r.revoked(r.take(), "bob"); len(got) != 101-maxPerPacket {
 		t.Errorf("%d in the third packet", len(got))
 	}
-	if r.advance(2 * credentialsInterval); len(r.c.outboxes) != 0 {
+	if r.advance(time.Minute); len(r.c.outboxes) != 0 {
 		t.Error("an empty outbox stays")
+	}
+}
+
+// TestRevocationsAreRepeated: nobody acknowledges them.
+func TestRevocationsAreRepeated(t *testing.T) {
+	r := newRig(t)
+	n := r.create(nil)
+	r.authorize(n.ID, "alice", "bob")
+	r.join("bob", n.ID)
+	r.update(n.ID, r.addr("alice"), func(m *Member) { m.Authorized = false })
+	sent := 0
+	for second := range 60 {
+		for range 10 {
+			r.advance(100 * time.Millisecond)
+			for range r.revoked(r.take(), "bob") {
+				if sent++; sent == 3 && second > 15 {
+					t.Errorf("the third one after %d s", second)
+				}
+			}
+		}
+		if want := map[int]int{0: 1, 2: 2, 20: 3}[second]; want != 0 && sent != want {
+			t.Errorf("after %d s it was sent %d times, want %d", second+1, sent, want)
+		}
+	}
+	if sent != 3 || len(r.c.outboxes) != 0 {
+		t.Errorf("sent %d times, %d outboxes are left", sent, len(r.c.outboxes))
 	}
 }
 
