@@ -242,7 +242,7 @@ func (g *gateway) watch(ctx context.Context) error {
 	if err := g.joinConfigured(); err != nil {
 		return err
 	}
-	return g.follow(ctx, changes, g.sync)
+	return g.follow(ctx, changes, g.sync, g.link.toggled)
 }
 
 // natSeed keys the choice of external ports, so that it is the same after a
@@ -267,8 +267,8 @@ func (s *service) joinConfigured() error {
 }
 
 // follow calls sync after changes and from time to time, and logs what is
-// waited for.
-func (s *service) follow(ctx context.Context, changes <-chan struct{}, sync func([]Network)) error {
+// waited for. disturbed tells once a second whether somebody undid something.
+func (s *service) follow(ctx context.Context, changes <-chan struct{}, sync func([]Network), disturbed func() bool) error {
 	last := map[NetworkID]Network{}
 	step := func() {
 		nets := s.networks()
@@ -294,10 +294,15 @@ func (s *service) follow(ctx context.Context, changes <-chan struct{}, sync func
 		case <-resync.C:
 			step()
 		case <-look.C:
+			if disturbed() {
+				step()
+			}
 			s.observe(time.Now())
 		}
 	}
 }
+
+func undisturbed() bool { return false }
 
 // logChanges logs what changed in the networks since last, which it updates.
 func (s *service) logChanges(last map[NetworkID]Network, nets []Network) {

@@ -30,6 +30,7 @@ type link struct {
 	addrs   []netip.Prefix
 	ownsMAC bool // a TAP, with on-link neighbours
 	failed  bool // guards stay behind: somebody will start us again
+	down    bool // as last seen
 }
 
 // openLink takes hold of an interface of the calling thread's network
@@ -83,6 +84,21 @@ func (k *link) up(mtu int) error {
 		return fmt.Errorf("set interface %q up: %w", k.name, err)
 	}
 	return nil
+}
+
+// toggled reports that somebody set the interface up or down since the last call.
+// The kernel forgets our routes when it goes down.
+func (k *link) toggled() bool {
+	l, err := k.nl.LinkByIndex(k.l.Attrs().Index)
+	if err != nil {
+		return false // it is gone, which its reader notices
+	}
+	was := k.down
+	k.down = l.Attrs().Flags&net.FlagUp == 0
+	if k.down && !was {
+		k.log.Warn("the interface was set down: packets from clients don't arrive; set it up again", "interface", k.name)
+	}
+	return k.down != was
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

@@ -97,6 +97,18 @@ func TestKernelSetUp(t *testing.T) {
 			t.Errorf("routes %q, want %q", got, want)
 		}
 	}
+	// Set down by somebody, and up again: the routes are back at once.
+	if k.toggled() {
+		t.Error("toggled without reason")
+	}
+	for _, set := range []func(netlink.Link) error{k.nl.LinkSetDown, k.nl.LinkSetUp} {
+		if err := set(k.l); err != nil {
+			t.Fatal(err)
+		}
+		if !k.toggled() || k.toggled() {
+			t.Error("a change of the interface isn't noticed once")
+		}
+	}
 	if mtu, err := dev.MTU(); err != nil || mtu != 2800 {
 		t.Errorf("MTU %d, %v", mtu, err)
 	}

@@ -95,7 +95,7 @@ func (m *member) run(ctx context.Context) error {
 	if err := m.joinConfigured(); err != nil {
 		return err
 	}
-	err := m.follow(ctx, changes, m.sync)
+	err := m.follow(ctx, changes, m.sync, undisturbed)
 	m.closeAll()
 	return errors.Join(err, m.readers.Wait())
 }

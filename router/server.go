@@ -72,7 +72,7 @@ func Serve(ctx context.Context, cfg *Config, mode string, log *slog.Logger, node
 	changes, stop := node.Watch()
 	defer stop()
 	return runAll(ctx, log, srv.run, s.targets.Run, func(ctx context.Context) error {
-		return s.follow(ctx, changes, func([]Network) {})
+		return s.follow(ctx, changes, func([]Network) {}, undisturbed)
 	})
 }
 
