@@ -426,7 +426,7 @@ func (e *every) killRoot(t *testing.T, flows map[pair]*flow) {
 		}
 		number := len(e.Nodes) - 1
 		admit(t, e.Mesh, e.id, number, n)
-		joined(t, n, e.id)
+		joinedLate(t, e.Mesh, n, e.id)
 		addr := overlayOf(number)
 		echoOn(t, n.NS, netip.AddrPortFrom(addr, portPlain))
 		late := party{makeOf: k, node: n, addr: addr}

@@ -232,7 +232,7 @@ func TestInteropRootRestart(t *testing.T) {
 				t.Fatal(err)
 			}
 			admit(t, m, id, len(m.Nodes)-1, n)
-			joined(t, n, id)
+			joinedLate(t, m, n, id)
 		}
 		pairs(t, m, func(from, to *lab.Node, i, j int) error {
 			err := within(4*patience, func() error { return ping(from, overlayOf(j)) })
