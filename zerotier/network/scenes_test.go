@@ -430,6 +430,7 @@ func testScenesAroundController(t *testing.T, count *testvec.Tally) {
 		elsewhere = "the configurations that the controller sent are in netconf.json, and TestConfigs of package controller compares them"
 		proof     = "our certificate goes before the groups that are nothing without it, so that the next frame needs none"
 		strict    = "a member that was put out neither sends nor accepts, and nothing is sent to it (chapter 03 §3.11, §3.12: SHOULD)"
+		thrice    = "nobody acknowledges a revocation: our controller sends it three times (chapter 04 §11)"
 	)
 	compared := map[string]string{ // what the reference was observed to do, and why we differ
 		"alice": "", "bob": "", "bob_missing_credentials_after_1500ms": "", "bob_status_after_deauthorisation": "", "alice_allows_bob": "",
@@ -578,7 +579,8 @@ func testScenesAroundController(t *testing.T, count *testvec.Tally) {
 				alice.layer.Leave(n)
 			}
 			bob.layer.Leave(vecThree)
-		}, differ: map[string]string{"bob>ctrl NETWORK_CONFIG_REQUEST": "after a minute of refusals we ask less often (chapter 03 §1.3: SHOULD)"},
+		}, differ: map[string]string{"bob>ctrl NETWORK_CONFIG_REQUEST": "after a minute of refusals we ask less often (chapter 03 §1.3: SHOULD)",
+			"ctrl>alice REVOCATION": thrice, "ctrl>bob REVOCATION": thrice},
 			check: func() {
 				if got, want := int(bob.status(vecOne)), int(st.vec.Delivered["bob_status_after_deauthorisation"].(float64)); got != want {
 					t.Errorf("bob's status is %d, want %d", got, want)
