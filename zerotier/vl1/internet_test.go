@@ -526,6 +526,38 @@ func TestContacts(t *testing.T) {
 	}
 }
 
+// A peer of the cache whose first HELLO was lost, or that was known already from a
+// packet of its own, is greeted again.
+func TestReviveAgain(t *testing.T) {
+	n := newInternet(t, 1, nats{})
+	n.online(t)
+	n.Run(time.Second)
+	b := vl1.PeerRecord{Identity: n.b.id.Public(), ProtocolVersion: 12, Endpoints: n.b.port.Endpoints()}
+	n.Detach(n.a.port)
+	lost := true
+	n.Drop = func(from, to netip.AddrPort, _ []byte) bool {
+		return lost || from == rootEndpoint || to == rootEndpoint
+	}
+	n.a = newHostWith(t, n.Net, nil, n.ids[1], func(c *vl1.Config) {
+		c.Planet = n.planet
+		c.StoredPeer = func(a identity.Address) *vl1.PeerRecord {
+			if a == n.b.id.Address() {
+				return &b
+			}
+			return nil
+		}
+		c.StoredPeers = func(int) []identity.Address { return []identity.Address{n.b.id.Address()} }
+	}, leafAt(nil, "8.0.0.1")...)
+	n.Run(7 * time.Second)
+	if n.a.core.Peer(n.b.id.Address()) == nil || direct(n.a, n.b) {
+		t.Fatal("want a peer that is known and wasn't reached")
+	}
+	lost = false
+	if !n.RunUntil(15*time.Second, func() bool { return direct(n.a, n.b) }) {
+		t.Error("no contact after the second round")
+	}
+}
+
 // A node reads its peer cache at once only if no root answers at its start.
 func TestReviveFromCache(t *testing.T) {
 	t.Parallel()

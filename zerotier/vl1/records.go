@@ -137,50 +137,89 @@ func (c *Core) recall(w *Worker, out Out, now time.Time, a identity.Address) *Pe
 }
 
 // reviving is the way back to peers in the cache if no root answers after the start:
-// else nobody could tell who shares networks with us, nor where they are.
+// else nobody could tell who shares networks with us, nor where they are. One HELLO
+// may be lost, or come too soon behind one from before the restart, so there are
+// several rounds for who wasn't reached.
 type reviving struct {
-	settled bool // a root answered, or the cache was read
-	list    []identity.Address
+	done   bool               // a root answered, or all rounds are over
+	rounds int                // begun
+	last   int64              // when the latest one began
+	all    []identity.Address // newest in the cache
+	list   []identity.Address // left of a round
 }
 
-// Peers revived in all, and at a time.
+// Peers revived in all, at a time, and how often.
 const (
-	maxRevived  = 64
-	revivedOnce = 8
+	maxRevived   = 64
+	revivedOnce  = 8
+	reviveRounds = 5 // 5, 10, 20, 40 and 80 s apart
 )
 
 // reviveDue reports whether peers are to be revived. Core.mu is held.
 func (c *Core) reviveDue(t int64) bool {
-	if len(c.revive.list) > 0 {
-		return true
-	}
-	if c.revive.settled {
+	r := &c.revive
+	switch {
+	case r.done:
 		return false
+	case c.cfg.StoredPeers == nil || c.online.Load() && r.rounds == 0 || len(r.list) == 0 && r.rounds == reviveRounds:
+		r.done, r.all = true, nil
+		return false
+	case len(r.list) > 0:
+		return true
+	case r.rounds == 0:
+		return since(t, c.at(c.start)) >= reviveAfter
 	}
-	c.revive.settled = c.cfg.StoredPeers == nil || c.online.Load()
-	return !c.revive.settled && since(t, c.at(c.start)) >= reviveAfter
+	return since(t, r.last) >= reviveAfter<<r.rounds
 }
 
 // revivePeers says HELLO to some of the peers in the cache.
 func (c *Core) revivePeers(w *Worker, out Out, now time.Time) {
+	r := &c.revive
 	c.mu.Lock()
-	first := !c.revive.settled
-	c.revive.settled = true
+	first := r.rounds == 0
 	c.mu.Unlock()
+	var all []identity.Address
 	if first {
-		list := c.cfg.StoredPeers(maxRevived)
-		c.mu.Lock()
-		c.revive.list = list
-		c.mu.Unlock()
-		c.log.Info("no root answers, trying peers as last seen", "peers", len(list))
+		all = c.cfg.StoredPeers(maxRevived)
+		c.log.Info("no root answers, trying peers as last seen", "peers", len(all))
 	}
 	c.mu.Lock()
-	list := c.revive.list[:min(len(c.revive.list), revivedOnce)]
-	c.revive.list = c.revive.list[len(list):]
+	if first {
+		r.all = all
+	}
+	if len(r.list) == 0 {
+		r.list, r.last = r.all, c.at(now)
+		r.rounds++
+	}
+	list := r.list[:min(len(r.list), revivedOnce)]
+	r.list = r.list[len(list):]
 	c.mu.Unlock()
 	for _, a := range list {
-		if c.Peer(a) == nil {
+		if p := c.Peer(a); p == nil {
 			c.recall(w, out, now, a)
+		} else {
+			c.greetAgain(w, out, now, p)
+		}
+	}
+}
+
+// greetAgain says HELLO to the old endpoints of a known peer without a path.
+func (c *Core) greetAgain(w *Worker, out Out, now time.Time, p *Peer) {
+	c.mu.Lock()
+	reached := len(p.paths) > 0
+	c.mu.Unlock()
+	if reached {
+		return
+	}
+	rec := c.cfg.StoredPeer(p.id.Address())
+	if rec == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, ep := range rec.Endpoints[:min(len(rec.Endpoints), maxPaths)] {
+		if c.allowed(p, ep) {
+			c.sendHello(w, out, now, p, 0, ep)
 		}
 	}
 }
