@@ -558,6 +558,46 @@ func TestReviveAgain(t *testing.T) {
 	}
 }
 
+// Once a root answers, it tells where peers are: silent ones aren't greeted any more.
+func TestReviveEndsWithARoot(t *testing.T) {
+	n := newInternet(t, 1, nats{})
+	n.online(t)
+	n.Run(time.Second)
+	b := vl1.PeerRecord{Identity: n.b.id.Public(), ProtocolVersion: 12, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("8.9.9.9:9993")}}
+	n.Detach(n.a.port)
+	rooted, greeted := false, 0
+	n.Drop = func(from, to netip.AddrPort, _ []byte) bool {
+		if to == b.Endpoints[0] {
+			greeted++
+		}
+		return !rooted && (from == rootEndpoint || to == rootEndpoint)
+	}
+	n.a = newHostWith(t, n.Net, nil, n.ids[1], func(c *vl1.Config) {
+		c.Planet = n.planet
+		c.StoredPeer = func(a identity.Address) *vl1.PeerRecord {
+			if a == n.b.id.Address() {
+				return &b
+			}
+			return nil
+		}
+		c.StoredPeers = func(int) []identity.Address { return []identity.Address{n.b.id.Address()} }
+	}, leafAt(nil, "8.0.0.1")...)
+	n.Run(20 * time.Second)
+	before := greeted
+	if before < 2 {
+		t.Fatalf("greeted %d times in the first two rounds", before)
+	}
+	rooted = true
+	if !n.RunUntil(time.Minute, n.a.core.Online) {
+		t.Fatal("the root doesn't answer")
+	}
+	before = greeted
+	n.Run(5 * time.Minute)
+	if greeted != before {
+		t.Errorf("greeted %d times more", greeted-before)
+	}
+}
+
 // A node reads its peer cache at once only if no root answers at its start.
 func TestReviveFromCache(t *testing.T) {
 	t.Parallel()

@@ -126,14 +126,19 @@ func (c *Core) recall(w *Worker, out Out, now time.Time, a identity.Address) *Pe
 		return nil
 	}
 	c.mu.Lock()
-	for _, ep := range endpoints {
+	c.tryEndpoints(w, out, now, p, endpoints)
+	c.mu.Unlock()
+	c.peerLearned(w, out, now, p)
+	return p
+}
+
+// tryEndpoints says HELLO to old endpoints of a peer. Core.mu is held.
+func (c *Core) tryEndpoints(w *Worker, out Out, now time.Time, p *Peer, endpoints []netip.AddrPort) {
+	for _, ep := range endpoints[:min(len(endpoints), maxPaths)] {
 		if c.allowed(p, ep) {
 			c.sendHello(w, out, now, p, 0, ep)
 		}
 	}
-	c.mu.Unlock()
-	c.peerLearned(w, out, now, p)
-	return p
 }
 
 // reviving is the way back to peers in the cache if no root answers after the start:
@@ -161,11 +166,11 @@ func (c *Core) reviveDue(t int64) bool {
 	switch {
 	case r.done:
 		return false
-	case c.cfg.StoredPeers == nil || c.online.Load() && r.rounds == 0 || len(r.list) == 0 && r.rounds == reviveRounds:
-		r.done, r.all = true, nil
-		return false
 	case len(r.list) > 0:
 		return true
+	case c.cfg.StoredPeers == nil || c.online.Load() || r.rounds == reviveRounds:
+		r.done, r.all = true, nil
+		return false
 	case r.rounds == 0:
 		return since(t, c.at(c.start)) >= reviveAfter
 	}
@@ -211,16 +216,10 @@ func (c *Core) greetAgain(w *Worker, out Out, now time.Time, p *Peer) {
 	if reached {
 		return
 	}
-	rec := c.cfg.StoredPeer(p.id.Address())
-	if rec == nil {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, ep := range rec.Endpoints[:min(len(rec.Endpoints), maxPaths)] {
-		if c.allowed(p, ep) {
-			c.sendHello(w, out, now, p, 0, ep)
-		}
+	if rec := c.cfg.StoredPeer(p.id.Address()); rec != nil {
+		c.mu.Lock()
+		c.tryEndpoints(w, out, now, p, rec.Endpoints)
+		c.mu.Unlock()
 	}
 }
 
@@ -264,7 +263,7 @@ func (c *Core) fromCache(now time.Time, a identity.Address, limit int) (*Peer, [
 			protocol: uint8(rec.ProtocolVersion), major: uint8(rec.Version[0]), minor: uint8(rec.Version[1]), revision: uint16(rec.Version[2]),
 		}))
 	}
-	return p, rec.Endpoints[:min(len(rec.Endpoints), maxPaths)]
+	return p, rec.Endpoints
 }
 
 const (
