@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"sync"
@@ -73,91 +72,30 @@ func openTAP(id NetworkID, name string, mac MAC, log *slog.Logger) (_ *tap, err 
 // read passes frames from the kernel to the node until the file is closed.
 func (t *tap) read(node Node) error {
 	defer close(t.done)
-	r := &tapReader{tap: t, node: node, seg: tuntap.Segmenter{Link: tuntap.EthernetLen}, large: make([]byte, tuntap.MaxRead), sizes: make([]int, tapBatch)}
+	r := tuntap.NewReader(tuntap.EthernetLen)
+	bufs, sizes := make([][]byte, tapBatch), make([]int, tapBatch)
 	store := make([]byte, tapBatch*(tapHeadroom+maxFrame))
-	for i := range tapBatch {
-		r.bufs = append(r.bufs, store[i*(tapHeadroom+maxFrame):][:tapHeadroom+maxFrame:tapHeadroom+maxFrame])
+	for i := range bufs {
+		bufs[i] = store[i*(tapHeadroom+maxFrame):][: tapHeadroom+maxFrame : tapHeadroom+maxFrame]
 	}
 	for {
-		err := t.raw.Read(r.drain)
+		n, err := r.ReadBatch(t.raw, bufs, sizes, tapHeadroom)
+		if n > 0 {
+			sent, werr := node.WriteFrames(uint64(t.id), bufs[:n], sizes[:n], tapHeadroom)
+			t.dropped.Add(uint64(n - sent))
+			if werr != nil {
+				err = werr
+			}
+		}
 		switch {
 		case t.closed.Load():
 			return nil // asked to stop: err is shutdown noise
+		case errors.Is(err, tuntap.ErrPacket):
+			t.dropped.Add(1)
 		case err != nil:
 			return fmt.Errorf("read %q: %w", t.name, err)
-		case r.failed != nil:
-			return fmt.Errorf("read %q: %w", t.name, r.failed)
 		}
 	}
-}
-
-// tapReader collects frames for one call of the node.
-type tapReader struct {
-	tap    *tap
-	node   Node
-	seg    tuntap.Segmenter
-	large  []byte
-	bufs   [][]byte
-	sizes  []int
-	n      int
-	failed error
-}
-
-// drain reads all that is there, so that there are batches under load and no
-// delay without. It returns false if there was nothing.
-func (r *tapReader) drain(fd uintptr) bool {
-	got := false
-	for {
-		m, err := unix.Read(int(fd), r.large)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case errors.Is(err, unix.EAGAIN):
-			r.flush()
-			return got || r.failed != nil
-		case err == nil && m == 0:
-			err = io.EOF
-		}
-		if err != nil {
-			r.failed = err
-			return true
-		}
-		got = true
-		if err := r.cut(r.large[:m]); err != nil {
-			r.tap.dropped.Add(1)
-		}
-	}
-}
-
-// cut appends the frames in what was read from the kernel.
-func (r *tapReader) cut(b []byte) error {
-	if err := r.seg.Start(b); err != nil {
-		return err
-	}
-	for r.seg.Pending() {
-		if r.n == len(r.bufs) {
-			r.flush()
-		}
-		size, err := r.seg.Next(r.bufs[r.n][tapHeadroom:])
-		if err != nil {
-			return err
-		}
-		r.sizes[r.n] = size
-		r.n++
-	}
-	return nil
-}
-
-func (r *tapReader) flush() {
-	if r.n == 0 {
-		return
-	}
-	sent, err := r.node.WriteFrames(uint64(r.tap.id), r.bufs[:r.n], r.sizes[:r.n], tapHeadroom)
-	if err != nil {
-		r.failed = err
-	}
-	r.tap.dropped.Add(uint64(r.n - sent))
-	r.n = 0
 }
 
 // deliver passes frames from the node to the kernel. A frame that the kernel

@@ -34,7 +34,7 @@ type Segmenter struct {
 func (s *Segmenter) Start(b []byte) error {
 	s.pending = false
 	if len(b) < vnetLen+s.Link+1 {
-		return errPacket
+		return ErrPacket
 	}
 	h, b := b[:vnetLen], b[vnetLen:]
 	u16 := func(i int) int { return int(binary.NativeEndian.Uint16(h[i:])) }
@@ -43,7 +43,7 @@ func (s *Segmenter) Start(b []byte) error {
 		if h[0]&vnetNeedsChecksum != 0 {
 			start, field := u16(6), u16(6)+u16(8)
 			if start >= len(b) || field+2 > len(b) {
-				return errPacket
+				return ErrPacket
 			}
 			// The field holds the sum of the pseudo-header already.
 			putSum(b[field:], fold(sum(b[start:], 0)))
@@ -58,26 +58,26 @@ func (s *Segmenter) Start(b []byte) error {
 	}
 	if p.l4 < s.Link+ipLen || p.l4 >= len(b) || s.size == 0 || b[p.ip]>>4 != 4 && !p.v6() ||
 		s.Link == EthernetLen && binary.BigEndian.Uint16(b[12:]) != etherType(b[p.ip]>>4) {
-		return errPacket
+		return ErrPacket
 	}
 	switch s.kind {
 	case vnetTCP4, vnetTCP6:
 		p.protocol = unix.IPPROTO_TCP
 		if p.l4+20 > len(b) || p.v6() != (s.kind == vnetTCP6) {
-			return errPacket
+			return ErrPacket
 		}
 		p.head = p.l4 + int(b[p.l4+12]>>4)*4
 		if p.head < p.l4+20 {
-			return errPacket
+			return ErrPacket
 		}
 	case vnetUDP:
 		p.protocol = unix.IPPROTO_UDP
 		p.head = p.l4 + udpLen
 	default:
-		return errPacket
+		return ErrPacket
 	}
 	if p.head >= len(b) {
-		return errPacket
+		return ErrPacket
 	}
 	s.pending = true
 	return nil
@@ -93,7 +93,7 @@ func (s *Segmenter) Next(out []byte) (int, error) {
 	if s.kind == unix.VIRTIO_NET_HDR_GSO_NONE {
 		s.pending = false
 		if len(p.b) > len(out) {
-			return 0, errPacket
+			return 0, ErrPacket
 		}
 		return copy(out, p.b), nil
 	}
@@ -103,7 +103,7 @@ func (s *Segmenter) Next(out []byte) (int, error) {
 	n := p.head + len(payload)
 	if n > len(out) {
 		s.pending = false
-		return 0, errPacket
+		return 0, ErrPacket
 	}
 	q := *p
 	q.b = out[:n]

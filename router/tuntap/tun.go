@@ -3,8 +3,6 @@ package tuntap
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"sync"
 	"syscall"
 
@@ -20,20 +18,8 @@ type TUN struct {
 	tun.Device
 	raw     syscall.RawConn
 	writers sync.Pool // of *Writer
-
-	seg   Segmenter // of the reader
-	large []byte
-	drain func(fd uintptr) bool
-	topUp func(fd uintptr)
-	bufs  [][]byte
-	sizes []int
-	at    int // offset in bufs
-	n     int
-	err   error
+	reader  *Reader
 }
-
-// MaxRead is the most that the kernel hands over at once.
-const MaxRead = vnetLen + EthernetLen + 4 + 1<<16
 
 // OpenTUN creates or attaches to a TUN, in the network namespace of the calling
 // thread. Its errors say what is missing.
@@ -52,8 +38,7 @@ func OpenTUN(name string) (*TUN, error) {
 		_ = dev.Close()
 		return nil, fmt.Errorf("create tun %q: %w", name, err)
 	}
-	t := &TUN{Device: dev, raw: raw, large: make([]byte, MaxRead)}
-	t.drain, t.topUp = t.readAll, func(fd uintptr) { t.readAll(fd) }
+	t := &TUN{Device: dev, raw: raw, reader: NewReader(0)}
 	udp := false
 	cerr := raw.Control(func(fd uintptr) { udp, err = SetOffloads(int(fd)) }) // again, since the library doesn't tell
 	if err = errors.Join(err, cerr); err != nil {
@@ -64,74 +49,11 @@ func OpenTUN(name string) (*TUN, error) {
 	return t, nil
 }
 
-// packetError is about one packet: reading goes on.
-type packetError struct{}
-
-func (packetError) Error() string   { return "malformed packet from the kernel" }
-func (packetError) Temporary() bool { return true }
-
-var errPacket error = packetError{}
-
 // Read waits for packets and puts them at offset into bufs, with their lengths in
 // sizes. It returns how many there are; an error with a method Temporary that
 // returns true is about a packet that was lost. One goroutine reads at a time.
 func (t *TUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	t.bufs, t.sizes, t.at, t.n, t.err = bufs, sizes, offset, 0, nil
-	t.cut()
-	var err error
-	switch {
-	case t.err != nil || t.n == len(bufs):
-	case t.n > 0: // what was left of an earlier read goes together with what waits
-		err = t.raw.Control(t.topUp)
-	default:
-		err = t.raw.Read(t.drain)
-	}
-	t.bufs, t.sizes = nil, nil
-	if err != nil {
-		return t.n, os.ErrClosed
-	}
-	return t.n, t.err
-}
-
-// cut moves what the segmenter has to the caller's buffers.
-func (t *TUN) cut() {
-	for t.seg.Pending() && t.n < len(t.bufs) {
-		size, err := t.seg.Next(t.bufs[t.n][t.at:])
-		if err != nil {
-			t.err = err
-			continue
-		}
-		t.sizes[t.n] = size
-		t.n++
-	}
-}
-
-// readAll reads until nothing waits or there is no room. It returns false if
-// there is nothing.
-func (t *TUN) readAll(fd uintptr) bool {
-	for t.n < len(t.bufs) {
-		m, err := unix.Read(int(fd), t.large)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case errors.Is(err, unix.EAGAIN):
-			return t.n > 0 || t.err != nil
-		case errors.Is(err, unix.EBADFD):
-			err = os.ErrClosed
-		case err == nil && m == 0:
-			err = io.EOF
-		}
-		if err != nil {
-			t.err = err
-			return true
-		}
-		if err := t.seg.Start(t.large[:m]); err != nil {
-			t.err = err
-			return true
-		}
-		t.cut()
-	}
-	return true
+	return t.reader.ReadBatch(t.raw, bufs, sizes, offset)
 }
 
 // Write writes the packets at offset in bufs, which it may change. It returns how

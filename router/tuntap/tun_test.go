@@ -210,9 +210,9 @@ func TestTUN(t *testing.T) {
 
 // A large packet that doesn't fit the caller's buffers goes on with the next read.
 func TestReadInParts(t *testing.T) {
-	tun := &TUN{large: make([]byte, MaxRead)}
+	tun := &TUN{reader: NewReader(0)}
 	frame, tcp := tcpFrame(false, make([]byte, 3500))
-	if err := tun.seg.Start(append(vnet(vnetNeedsChecksum, vnetTCP4, 1000, tcp-EthernetLen, 16), frame[EthernetLen:]...)); err != nil {
+	if err := tun.reader.seg.Start(append(vnet(vnetNeedsChecksum, vnetTCP4, 1000, tcp-EthernetLen, 16), frame[EthernetLen:]...)); err != nil {
 		t.Fatal(err)
 	}
 	bufs, sizes := [][]byte{make([]byte, 2000), make([]byte, 2000)}, make([]int, 2)
@@ -222,7 +222,7 @@ func TestReadInParts(t *testing.T) {
 			t.Fatalf("read %d: %d packets, %v", i, n, err)
 		}
 	}
-	if sizes[1] != tcp-EthernetLen+32+500 || tun.seg.Pending() {
+	if sizes[1] != tcp-EthernetLen+32+500 || tun.reader.seg.Pending() {
 		t.Errorf("last packet has %d bytes", sizes[1])
 	}
 }

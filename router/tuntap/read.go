@@ -1,0 +1,104 @@
+package tuntap
+
+import (
+	"errors"
+	"io"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxRead is the most that the kernel hands over at once.
+const MaxRead = vnetLen + EthernetLen + 4 + 1<<16
+
+// Reader reads packets from an interface in batches: all that waits, so that there
+// are batches under load and no delay without. One goroutine uses it.
+type Reader struct {
+	seg   Segmenter
+	large []byte
+	drain func(fd uintptr) bool
+	topUp func(fd uintptr)
+	bufs  [][]byte
+	sizes []int
+	at    int // offset in bufs
+	n     int
+	err   error
+}
+
+// NewReader makes one for packets with a link header of a length.
+func NewReader(link int) *Reader {
+	r := &Reader{seg: Segmenter{Link: link}, large: make([]byte, MaxRead)}
+	r.drain, r.topUp = r.readAll, func(fd uintptr) { r.readAll(fd) }
+	return r
+}
+
+// packetError is about one packet: reading goes on.
+type packetError struct{}
+
+func (packetError) Error() string   { return "malformed packet from the kernel" }
+func (packetError) Temporary() bool { return true }
+
+// ErrPacket says that one packet was lost.
+var ErrPacket error = packetError{}
+
+// ReadBatch waits for packets and puts them at offset into bufs, with their lengths
+// in sizes. It returns how many there are, also with an error.
+func (r *Reader) ReadBatch(raw syscall.RawConn, bufs [][]byte, sizes []int, offset int) (int, error) {
+	r.bufs, r.sizes, r.at, r.n, r.err = bufs, sizes, offset, 0, nil
+	r.cut()
+	var err error
+	switch {
+	case r.err != nil || r.n == len(bufs):
+	case r.n > 0: // what was left of an earlier read goes together with what waits
+		err = raw.Control(r.topUp)
+	default:
+		err = raw.Read(r.drain)
+	}
+	r.bufs, r.sizes = nil, nil
+	if err != nil {
+		return r.n, os.ErrClosed
+	}
+	return r.n, r.err
+}
+
+// cut moves what the segmenter has to the caller's buffers.
+func (r *Reader) cut() {
+	for r.seg.Pending() && r.n < len(r.bufs) {
+		size, err := r.seg.Next(r.bufs[r.n][r.at:])
+		if err != nil {
+			r.err = err
+			continue
+		}
+		r.sizes[r.n] = size
+		r.n++
+	}
+}
+
+// readAll reads until nothing waits or there is no room. It returns false if
+// there is nothing.
+func (r *Reader) readAll(fd uintptr) bool {
+	for r.n < len(r.bufs) {
+		m, err := unix.Read(int(fd), r.large)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN):
+			return r.n > 0 || r.err != nil
+		case errors.Is(err, unix.EBADFD):
+			err = os.ErrClosed
+		case err == nil && m == 0:
+			err = io.EOF
+		}
+		if err != nil {
+			r.err = err
+			return true
+		}
+		if err := r.seg.Start(r.large[:m]); err != nil {
+			r.err = err
+			return true
+		}
+		r.cut()
+	}
+	return true
+}
