@@ -4,11 +4,8 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"testing"
 	"time"
 
@@ -16,29 +13,14 @@ import (
 
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/ownnet"
 	"ztgate/zerotier/portmap"
 	"ztgate/zerotier/vl1"
 )
 
-const mappingChild = "ZTGATE_TEST_MAPPING"
-
 // A member hears of a mapped port and tries it. The test runs itself in a network
 // namespace of its own, where the external address is on another interface.
-func TestMappingIsAnnounced(t *testing.T) {
-	if os.Getenv(mappingChild) != "" {
-		mappingIsAnnounced(t)
-		return
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("needs root for a network namespace")
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^TestMappingIsAnnounced$", "-test.v")
-	cmd.Env = append(os.Environ(), mappingChild+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("in the namespace: %v\n%s", err, out)
-	}
-}
+func TestMappingIsAnnounced(t *testing.T) { ownnet.Run(t, mappingIsAnnounced) }
 
 // fakeMapper has the mappings that it is given.
 type fakeMapper struct {

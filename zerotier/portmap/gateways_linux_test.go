@@ -3,33 +3,16 @@ package portmap
 import (
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
-	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
-)
 
-const gatewaysChild = "ZTGATE_TEST_GATEWAYS"
+	"ztgate/zerotier/internal/ownnet"
+)
 
 // The routers are those of the default routes, by metric, as far as we are behind a
 // NAT there. The test runs itself in a network namespace of its own.
-func TestGateways(t *testing.T) {
-	if os.Getenv(gatewaysChild) != "" {
-		gateways(t)
-		return
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("needs root for a network namespace")
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^TestGateways$", "-test.v")
-	cmd.Env = append(os.Environ(), gatewaysChild+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("in the namespace: %v\n%s", err, out)
-	}
-}
+func TestGateways(t *testing.T) { ownnet.Run(t, gateways) }
 
 func gateways(t *testing.T) {
 	must := func(err error) {

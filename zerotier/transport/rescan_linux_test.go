@@ -5,35 +5,18 @@ package transport
 import (
 	"context"
 	"net/netip"
-	"os"
-	"os/exec"
 	"slices"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-)
 
-const rescanChild = "ZTGATE_TEST_RESCAN"
+	"ztgate/zerotier/internal/ownnet"
+)
 
 // Addresses come and go at run time. The test runs itself in a network namespace
 // of its own.
-func TestFollowAddresses(t *testing.T) {
-	if os.Getenv(rescanChild) != "" {
-		followAddresses(t)
-		return
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("needs root for a network namespace")
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^TestFollowAddresses$", "-test.v")
-	cmd.Env = append(os.Environ(), rescanChild+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("in the namespace: %v\n%s", err, out)
-	}
-}
+func TestFollowAddresses(t *testing.T) { ownnet.Run(t, followAddresses) }
 
 func followAddresses(t *testing.T) {
 	must := func(err error) {
