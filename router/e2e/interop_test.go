@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ztgate/router/lab"
+	"ztgate/router/lab/labtest"
 )
 
 // reference returns the path of a zerotier-one and skips without one.
@@ -188,17 +189,7 @@ func start(t *testing.T, o lab.Options) *lab.Scenario {
 	t.Helper()
 	s, err := lab.Start(context.Background(), o)
 	if s != nil {
-		t.Cleanup(func() {
-			if t.Failed() {
-				for _, p := range s.Processes() {
-					t.Log("\n" + p.Tail(30))
-				}
-			}
-			if err := s.Close(); err != nil {
-				t.Error(err)
-			}
-			_ = os.RemoveAll(s.LogDir)
-		})
+		labtest.End(t, s.Topology)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 
 	"ztgate/router"
 	"ztgate/router/lab"
+	"ztgate/router/lab/labtest"
 )
 
 // subnet is the overlay's; members are its .10 and following.
@@ -93,17 +94,7 @@ func startMesh(t *testing.T, mo lab.MeshOptions) *lab.Mesh {
 	mo.Binary, mo.Prefix = o.Binary, o.Prefix+mo.Prefix
 	m, err := lab.StartMesh(context.Background(), mo)
 	if m != nil {
-		t.Cleanup(func() {
-			if t.Failed() {
-				for _, p := range m.Processes() {
-					t.Log("\n" + p.Tail(20))
-				}
-			}
-			if err := m.Close(); err != nil {
-				t.Error(err)
-			}
-			_ = os.RemoveAll(m.LogDir)
-		})
+		labtest.End(t, m.Topology)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 
 	"ztgate/router"
 	"ztgate/router/lab"
+	"ztgate/router/lab/labtest"
 )
 
 // natFilter is a home router's: nothing comes in unasked, and every destination sees
@@ -83,17 +84,7 @@ func startHomes(t *testing.T, conf string) *homes {
 		t.Fatal(err)
 	}
 	h := &homes{Topology: top}
-	t.Cleanup(func() {
-		if t.Failed() {
-			for _, p := range h.Processes() {
-				t.Log("\n" + p.Tail(30))
-			}
-		}
-		if err := h.Close(); err != nil {
-			t.Error(err)
-		}
-		_ = os.RemoveAll(h.LogDir)
-	})
+	labtest.End(t, h.Topology)
 	must := func(err error) {
 		t.Helper()
 		if err != nil {

@@ -26,6 +26,7 @@ import (
 
 	"ztgate/router"
 	"ztgate/router/lab"
+	"ztgate/router/lab/labtest"
 )
 
 // Hosts of the scenario. V2 is a second address of the client, office2 a second
@@ -103,17 +104,7 @@ func newWorld(t *testing.T, name string) *world {
 		Prefix: fmt.Sprintf("%s%d%s", labName, os.Getpid(), name)})
 	w := &world{Scenario: s, t: t, rng: rand.New(rand.NewPCG(*seed, 3))}
 	if s != nil {
-		t.Cleanup(func() {
-			if t.Failed() {
-				for _, p := range s.Processes() {
-					t.Log("\n" + p.Tail(30))
-				}
-			}
-			if err := s.Close(); err != nil {
-				t.Error(err)
-			}
-			_ = os.RemoveAll(s.LogDir)
-		})
+		labtest.End(t, s.Topology)
 	}
 	if err != nil {
 		t.Fatal(err)
