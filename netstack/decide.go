@@ -469,13 +469,13 @@ func (e *Engine) stillAllowed(s *netSet, f *nat.Flow) bool {
 	if p == nil && (f.From() == nat.Overlay || f.To() == nat.Overlay) {
 		return false
 	}
-	t := tuple{f.Proto, ipkt.Addr(f.Client), ipkt.Addr(f.Target), f.ClientPort, f.TargetPort}
+	t := tuple{f.Proto(), ipkt.Addr(f.Client()), ipkt.Addr(f.Target()), f.ClientPort(), f.TargetPort()}
 	d := e.decide(s, f.From(), p, &t)
 	switch {
 	case d.do != doOpen, d.flow.To != f.To(), d.flow.Slot != f.Slot,
-		d.flow.Source != nat.Keep != f.Translated(), f.Translated() && d.flow.Address != f.External,
-		d.flow.Source == nat.Map && d.flow.Port != 0 && d.flow.Port != f.ExtPort,
-		ipkt.Bytes(d.server) != f.Server, d.flow.ServerPort != 0 && d.flow.ServerPort != f.ServerPort:
+		d.flow.Source != nat.Keep != f.Translated(), f.Translated() && d.flow.Address != f.External(),
+		d.flow.Source == nat.Map && d.flow.Port != 0 && d.flow.Port != f.ExtPort(),
+		ipkt.Bytes(d.server) != f.Server(), d.flow.ServerPort != 0 && d.flow.ServerPort != f.ServerPort():
 		return false
 	}
 	f.Generation.Store(s.generation)
@@ -564,7 +564,7 @@ func (e *Engine) Explain(q Question) Explanation {
 	defer e.release(w)
 	if f, _ := e.table.Find(e.clock(), e.table.TupleKey(side, t.proto, t.src, t.dst, t.sport, t.dport)); f != nil {
 		x.Established = true
-		x.Source = netip.AddrPortFrom(ipkt.Addr(f.External), f.ExtPort)
+		x.Source = netip.AddrPortFrom(ipkt.Addr(f.External()), f.ExtPort())
 	}
 	return x
 }

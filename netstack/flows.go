@@ -43,11 +43,11 @@ func (e *Engine) Flows(q FlowFilter) (out []FlowInfo) {
 	at := func(t int64) time.Time { return e.start.Add(time.Duration(t)) }
 	e.table.Walk(func(i nat.Info) bool {
 		f := FlowInfo{
-			Protocol: protocolName(i.Proto), State: i.State, FromVPC: i.From() == nat.VPC,
-			Client:   netip.AddrPortFrom(ipkt.Addr(i.Client), i.ClientPort),
-			Server:   netip.AddrPortFrom(ipkt.Addr(i.Server), i.ServerPort),
-			External: netip.AddrPortFrom(ipkt.Addr(i.External), i.ExtPort),
-			Target:   netip.AddrPortFrom(ipkt.Addr(i.Target), i.TargetPort),
+			Protocol: protocolName(i.Proto()), State: i.State, FromVPC: i.From() == nat.VPC,
+			Client:   netip.AddrPortFrom(ipkt.Addr(i.Client()), i.ClientPort()),
+			Server:   netip.AddrPortFrom(ipkt.Addr(i.Server()), i.ServerPort()),
+			External: netip.AddrPortFrom(ipkt.Addr(i.External()), i.ExtPort()),
+			Target:   netip.AddrPortFrom(ipkt.Addr(i.Target()), i.TargetPort()),
 			Created:  at(i.Created), LastSeen: at(i.Last),
 		}
 		if int(i.Slot) < len(networks) {

@@ -124,16 +124,16 @@ var allDrops = drops()
 func (r *rig) account() {
 	r.t.Helper()
 	s := &r.e.stats
-	p := r.e.set.Load().ports[testNet]
 	sum := func(f *forwarded, way int) (n uint64) {
 		for i := way << classShift; i < (way+1)<<classShift; i++ {
 			n += f.t[i].packets.Load()
 		}
 		return n
 	}
-	out := [numLegs]uint64{
-		legVPC:     sum(p.fwd, wayVPCToOverlay) + sum(&s.vpc, wayLocal) + sum(&s.vpc, wayVPCToVPC),
-		legOverlay: sum(p.fwd, wayOverlayToVPC) + sum(p.fwd, wayLocal),
+	out := [numLegs]uint64{legVPC: sum(&s.vpc, wayLocal) + sum(&s.vpc, wayVPCToVPC)}
+	for _, p := range r.e.set.Load().ports {
+		out[legVPC] += sum(p.fwd, wayVPCToOverlay)
+		out[legOverlay] += sum(p.fwd, wayOverlayToVPC) + sum(p.fwd, wayLocal)
 	}
 	for l := range numLegs {
 		dropped := uint64(0)

@@ -290,9 +290,9 @@ func (w *worker) icmpError(side Side, p *port, v *ipkt.View) {
 // serverOf returns where packets of a direction go on the overlay.
 func serverOf(f *nat.Flow, dir int) netip.Addr {
 	if dir == nat.FromClient {
-		return ipkt.Addr(f.Server)
+		return ipkt.Addr(f.Server())
 	}
-	return ipkt.Addr(f.Client)
+	return ipkt.Addr(f.Client())
 }
 
 // jumboMSS is what a VPC client with a large MTU announces: its segments then
@@ -507,10 +507,10 @@ func (e *Engine) uniqueID(now int64, f *nat.Flow, dir int, v *ipkt.View) {
 func (t *idTable) choose(now int64, f *nat.Flow, id uint16) uint16 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	want := idSlot{src: f.External, dst: f.Server, proto: f.Proto, owner: f.Client, original: id}
+	want := idSlot{src: f.External(), dst: f.Server(), proto: f.Proto(), owner: f.Client(), original: id}
 	// A packet that got another ID keeps it for all its fragments.
 	for i, c := 0, id; i < 8; i++ {
-		s := &t.slots[(uint32(c)*0x9e37+uint32(f.Server[15])*0x85eb+uint32(f.Proto))%uint32(len(t.slots))]
+		s := &t.slots[(uint32(c)*0x9e37+uint32(want.dst[15])*0x85eb+uint32(want.proto))%uint32(len(t.slots))]
 		same := s.src == want.src && s.dst == want.dst && s.proto == want.proto && s.id == c
 		if !same || now-s.at >= idLifetime || s.owner == want.owner && s.original == id {
 			want.id, want.at = c, now

@@ -43,6 +43,8 @@ var wayNames = [numWays]string{"vpc_to_overlay", "overlay_to_vpc", "local", "vpc
 
 // A class says how a packet is counted: way, family and protocol in one number.
 const (
+	classProto = 1<<2 - 1
+	classV6    = 1 << 2
 	classShift = 3 // of the way
 	numClasses = numWays << classShift
 	noClass    = 0xff // not at all
@@ -51,7 +53,7 @@ const (
 func makeClass(way int, v6 bool, proto int) uint8 {
 	c := uint8(way)<<classShift | uint8(proto)
 	if v6 {
-		c |= 1 << (classShift - 1)
+		c |= classV6
 	}
 	return c
 }
@@ -97,21 +99,35 @@ func (f *forwarded) local() (n uint64) {
 	return n
 }
 
-// tally adds up a batch before it is counted.
+// tally adds up a batch before it is counted. Packets of a class mostly come in a
+// row.
 type tally struct {
-	to   *forwarded
-	used [numClasses]struct{ packets, bytes uint64 }
+	to             *forwarded
+	class          uint8
+	packets, bytes uint64
+	used           [numClasses]struct{ packets, bytes uint64 }
 }
 
 func (t *tally) add(class uint8, bytes uint64) {
-	if class != noClass {
-		u := &t.used[class]
-		u.packets++
-		u.bytes += bytes
+	if class != t.class {
+		t.turn(class)
 	}
+	t.packets++
+	t.bytes += bytes
+}
+
+// turn begins another row.
+func (t *tally) turn(class uint8) {
+	if t.class != noClass {
+		u := &t.used[t.class]
+		u.packets += t.packets
+		u.bytes += t.bytes
+	}
+	t.class, t.packets, t.bytes = class, 0, 0
 }
 
 func (t *tally) flush() {
+	t.turn(noClass)
 	for class := range t.used {
 		if u := &t.used[class]; u.packets > 0 {
 			t.to.t[class].add(u.packets, u.bytes)

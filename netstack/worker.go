@@ -16,16 +16,20 @@ type worker struct {
 	now    int64
 	second uint16 // of now, and one
 	set    *netSet
-	views  [maxBatch]ipkt.View
-	keys   [maxBatch]nat.Key
-	refs   [maxBatch]nat.Ref
-	state  [maxBatch]uint8
-	run    run
-	sink   uint32 // keeps the compiler from dropping loads that only warm the cache
-	out    outBatch
-	vpc    vpcBatch
-	rx     [numLegs]struct{ packets, bytes uint64 }
-	hits   uint64
+	// What the quick way needs of all this:
+	table      *nat.Table
+	coarse     uint32 // now
+	generation uint32
+	slots      []*port
+	view       ipkt.View
+	key        nat.Key
+	quick      [maxBatch]quick
+	run        run
+	sink       uint32 // keeps the compiler from dropping loads that only warm the cache
+	out        outBatch
+	vpc        vpcBatch
+	rx         [numLegs]struct{ packets, bytes uint64 }
+	hits       uint64
 }
 
 // run is packets of one direction of a flow in a row, which are counted at once.
@@ -51,13 +55,6 @@ func (r *run) flush() {
 	*r = run{}
 }
 
-// What the first look at a packet found.
-const (
-	pktRefused uint8 = iota
-	pktKeyed         // has a tuple
-	pktOdd           // a fragment, or an ICMP message without a tuple
-)
-
 func (e *Engine) worker() *worker {
 	e.idleMu.Lock()
 	var w *worker
@@ -66,12 +63,13 @@ func (e *Engine) worker() *worker {
 	}
 	e.idleMu.Unlock()
 	if w == nil {
-		w = &worker{e: e, reader: e.table.NewReader()}
+		w = &worker{e: e, table: e.table, reader: e.table.NewReader()}
 		w.out.e, w.vpc.e = e, e
 	}
 	w.reader.Enter()
 	w.now, w.set = e.clock(), e.set.Load()
 	w.second = uint16(w.now/int64(time.Second) + 1)
+	w.coarse, w.generation, w.slots = nat.Coarse(w.now), w.set.generation, w.set.slots
 	return w
 }
 
@@ -91,47 +89,13 @@ func (e *Engine) release(w *worker) {
 		e.stats.hits.Add(w.hits)
 		w.hits = 0
 	}
-	w.set = nil
+	w.set, w.slots = nil, nil
 	e.idleMu.Lock()
 	e.idle = append(e.idle, w)
 	e.idleMu.Unlock()
 }
 
 func legOf(s Side) leg { return leg(s) }
-
-// receive checks a packet and prepares its lookup.
-func (w *worker) receive(side Side, i int, b []byte) {
-	l := legOf(side)
-	w.rx[l].packets++
-	w.rx[l].bytes += uint64(len(b))
-	v := &w.views[i]
-	switch r := ipkt.Parse(b, v); {
-	case r != ipkt.OK:
-		w.e.drop(l, drop(r))
-		w.state[i] = pktRefused
-	case v.Fragment || !w.e.table.KeyOf(side, v, &w.keys[i]):
-		w.state[i] = pktOdd
-	default:
-		w.state[i] = pktKeyed
-	}
-}
-
-// touch warms the cache for the lookups of a batch, in short loops of their own:
-// so the processor waits for many packets at once.
-func (w *worker) touch(n int) {
-	t := w.e.table
-	for i := range n {
-		w.refs[i] = 0
-		if w.state[i] == pktKeyed {
-			w.refs[i] = t.Begin(&w.keys[i])
-		}
-	}
-	sink := uint32(0)
-	for i := range n {
-		sink += t.Touch(w.refs[i])
-	}
-	w.sink = sink
-}
 
 // vpcBatch handles packets from the VPC side, which lie at vpcOffset.
 func (e *Engine) vpcBatch(bufs [][]byte, sizes []int) {
@@ -141,16 +105,16 @@ func (e *Engine) vpcBatch(bufs [][]byte, sizes []int) {
 	}
 	e.stats.batches[legVPC].observe(len(bufs))
 	w := e.worker()
+	r := &w.rx[legVPC]
+	r.packets += uint64(len(bufs))
 	for i := range bufs {
-		w.receive(nat.VPC, i, bufs[i][vpcOffset:vpcOffset+sizes[i]])
+		r.bytes += uint64(sizes[i])
+		w.quick[i].begin(e.table, nat.VPC, bufs[i][vpcOffset:vpcOffset+sizes[i]])
 	}
-	w.touch(len(bufs))
-	for i := range bufs {
-		switch w.state[i] {
-		case pktKeyed:
-			w.known(nat.VPC, nil, &w.views[i], &w.keys[i], bufs[i])
-		case pktOdd:
-			w.odd(nat.VPC, nil, &w.views[i])
+	w.lookUp(len(bufs))
+	for i, b := range bufs {
+		if !w.quickOut(&w.quick[i], b) {
+			w.packet(nat.VPC, nil, b[vpcOffset:vpcOffset+sizes[i]], b)
 		}
 	}
 	e.release(w)
@@ -170,58 +134,63 @@ func (e *Engine) deliver(nwid uint64, frames [][]byte) {
 	e.stats.batches[legOverlay].observe(len(frames))
 	w := e.worker()
 	p := w.set.ports[nwid]
+	r := &w.rx[legOverlay]
+	r.packets += uint64(len(frames))
 	for i, f := range frames {
-		w.frame(p, i, f)
+		r.bytes += uint64(max(len(f)-ethernetLen, 0))
+		if p != nil && p.takes(f) {
+			w.quick[i].begin(e.table, nat.Overlay, f[ethernetLen:])
+		} else {
+			w.quick[i].size = 0
+		}
 	}
-	w.touch(len(frames))
-	for i := range frames {
-		switch v := &w.views[i]; w.state[i] {
-		case pktKeyed:
-			w.known(nat.Overlay, p, v, &w.keys[i], frames[i])
-		case pktOdd:
-			w.odd(nat.Overlay, p, v)
+	w.lookUp(len(frames))
+	for i, f := range frames {
+		if !w.quickIn(p, &w.quick[i], f) {
+			w.frame(p, f)
 		}
 	}
 	e.release(w)
 }
 
-// frame judges an Ethernet frame and prepares the packet in it.
-func (w *worker) frame(p *port, i int, f []byte) {
+// frame judges an Ethernet frame.
+func (w *worker) frame(p *port, f []byte) {
 	e := w.e
-	refused := func(d drop) {
-		w.rx[legOverlay].packets++
-		w.rx[legOverlay].bytes += uint64(max(len(f)-ethernetLen, 0))
-		w.state[i] = pktRefused
-		if d != 0 {
-			e.drop(legOverlay, d)
-		}
-	}
 	switch {
 	case p == nil:
-		refused(dropNetwork)
+		e.drop(legOverlay, dropNetwork)
 		return
 	case len(f) < ethernetLen:
-		refused(dropMalformed)
+		e.drop(legOverlay, dropMalformed)
 		return
 	case macAt(f) != p.mac && f[0]&1 == 0:
-		refused(dropNotForUs)
+		e.drop(legOverlay, dropNotForUs)
 		return
 	}
 	switch uint16(f[12])<<8 | uint16(f[13]) {
 	case 0x0800, 0x86dd:
-		w.receive(nat.Overlay, i, f[ethernetLen:])
-		v := &w.views[i]
-		if w.state[i] != pktRefused && (f[0]&1 != 0 || isNDP(v)) {
-			w.state[i] = pktRefused
-			w.group(p, v)
-		}
+		w.packet(nat.Overlay, p, f[ethernetLen:], f)
 	case 0x0806:
-		refused(0)
 		w.countLocal(legOverlay, p, 0x0806, len(f)-ethernetLen, false)
 		ready, from := p.neigh.HandleARP(w.now, f[ethernetLen:])
 		e.sendReady(w.now, p, ready, from)
 	default:
-		refused(dropEtherType)
+		e.drop(legOverlay, dropEtherType)
+	}
+}
+
+// packet handles a packet of any kind. buf is as in known.
+func (w *worker) packet(side Side, p *port, b, buf []byte) {
+	v := &w.view
+	switch r := ipkt.Parse(b, v); {
+	case r != ipkt.OK:
+		w.e.drop(legOf(side), drop(r))
+	case p != nil && (buf[0]&1 != 0 || isNDP(v)):
+		w.group(p, v)
+	case v.Fragment || !w.e.table.KeyOf(side, v, &w.key):
+		w.odd(side, p, v)
+	default:
+		w.known(side, p, v, &w.key, buf)
 	}
 }
 

@@ -201,6 +201,7 @@ func FuzzParse(f *testing.F) {
 	six[0], six[5], six[6], six[8], six[24], six[40], six[44], six[53] = 0x60, 28, 44, 0xfd, 0xfc, 17, 1, 20
 	f.Add(six)
 	f.Fuzz(func(t *testing.T, b []byte) {
+		checkPlain(t, b)
 		var v View
 		if Parse(b, &v) != OK {
 			return
@@ -234,4 +235,74 @@ func FuzzParse(f *testing.F) {
 			Fragment4(&v, 88, func([]byte) {})
 		}
 	})
+}
+
+// plain calls Plain4 or Plain6.
+func plain(b []byte) (size int, proto uint8) {
+	switch {
+	case len(b) > 0 && b[0] == 0x45:
+		return Plain4(b)
+	case len(b) > 0 && b[0]>>4 == 6:
+		return Plain6(b)
+	}
+	return 0, 0
+}
+
+// checkPlain compares Plain4 and Plain6 with Parse.
+func checkPlain(t testing.TB, b []byte) {
+	t.Helper()
+	var v View
+	why := Parse(b, &v)
+	size, proto := plain(b)
+	usual := why == OK && (v.Proto == TCP || v.Proto == UDP) && !v.Fragment && !v.HasOptions && v.TTL > 1
+	switch {
+	case size != 0 && (!usual || size != len(v.B) || proto != v.Proto || v.L4 != map[bool]int{false: 20, true: 40}[v.V6]):
+		t.Errorf("plain, %d bytes of protocol %d, but Parse says %v: %x", size, proto, why, b)
+	case size == 0 && usual && !(v.V6 && ([8]byte(v.Src[:]) == [8]byte{} || [8]byte(v.Dst[:]) == [8]byte{})):
+		t.Errorf("not plain: %x", b)
+	}
+}
+
+// TestPlain compares Plain4 and Plain6 with Parse on packets with a byte or a bit
+// changed.
+func TestPlain(t *testing.T) {
+	six := func(proto byte, transport []byte) []byte {
+		b := append(make([]byte, 40), transport...)
+		b[0], b[5], b[6], b[7], b[8], b[24] = 0x60, byte(len(transport)), proto, 64, 0xfd, 0xfc
+		return b
+	}
+	tcp := make([]byte, 24)
+	tcp[12] = 6 << 4
+	four := append(udp4("10.0.0.1", "10.0.0.2", 1, 2, nil)[:20], tcp...)
+	four[3], four[9] = byte(len(four)), TCP
+	FixHeader(four)
+	udp := []byte{0, 1, 0, 2, 0, 12, 0, 0, 1, 2, 3, 4}
+	seen := 0
+	for _, b := range [][]byte{udp4("10.0.0.1", "10.0.0.2", 1, 2, []byte("hello")), four, six(UDP, udp), six(TCP, tcp)} {
+		if size, _ := plain(b); size == 0 {
+			t.Errorf("not plain: %x", b)
+		}
+		for i := range b {
+			for _, to := range []byte{0, 1, 2, 44, 59, 0x7f, 0x80, 0xff, b[i] ^ 1, b[i] ^ 0x10, b[i] ^ 0x20, b[i] ^ 0x40, b[i] + 1, b[i] - 1} {
+				for _, n := range []int{len(b), len(b) + 8, len(b) - 1, len(b) - 4, i} {
+					p := append(append([]byte(nil), b...), make([]byte, 8)...)[:n]
+					if i >= n {
+						continue
+					}
+					p[i] = to
+					checkPlain(t, p)
+					if n >= 20 && p[0]>>4 == 4 && p[0]&15 >= 5 && int(p[0]&15)*4 <= n {
+						FixHeader(p)
+						checkPlain(t, p)
+					}
+					if size, _ := plain(p); size > 0 {
+						seen++
+					}
+				}
+			}
+		}
+	}
+	if seen < 1000 {
+		t.Errorf("only %d changed packets were plain", seen)
+	}
 }

@@ -44,7 +44,7 @@ func BenchmarkSweep(b *testing.B) {
 			}
 		}
 		p.r.Leave()
-		now := coarse(p.now + int64(130*time.Second))
+		now := Coarse(p.now + int64(130*time.Second))
 		var held []time.Duration
 		b.StartTimer()
 		for more := true; more; {

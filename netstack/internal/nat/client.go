@@ -27,7 +27,7 @@ func (t *Table) clientOf(a [16]byte) *client {
 
 // leaveClient takes a removed flow off its client.
 func (t *Table) leaveClient(f *Flow, state uint32) {
-	c := t.clientOf(f.Client)
+	c := t.clientOf(f.Client())
 	c.flows--
 	if !isClosed(state) {
 		c.live--
@@ -67,7 +67,7 @@ func (t *Table) closedList(f *Flow) *list {
 func (t *Table) joinLists(id uint32, f *Flow) {
 	switch s := f.state.Load(); {
 	case isHalfOpen(s):
-		c := t.clientOf(f.Client)
+		c := t.clientOf(f.Client())
 		t.enlist(&c.opening, id, f)
 		c.halfOpen++
 		t.crowd(c)
@@ -80,7 +80,7 @@ func (t *Table) joinLists(id uint32, f *Flow) {
 func (t *Table) leaveLists(f *Flow, state uint32) {
 	switch {
 	case isHalfOpen(state):
-		c := t.clientOf(f.Client)
+		c := t.clientOf(f.Client())
 		t.unlist(&c.opening, f)
 		c.halfOpen--
 		t.crowd(c)

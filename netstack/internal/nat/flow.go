@@ -1,7 +1,8 @@
 package nat
 
 import (
-	"encoding/binary"
+	"math"
+	"math/bits"
 	"net/netip"
 	"sync/atomic"
 
@@ -12,17 +13,15 @@ import (
 // (67 ms), so that packets rarely write it. 32 bits last for nine years.
 const coarseShift = 26
 
-func coarse(now int64) uint32 { return uint32(now >> coarseShift) }
+// Coarse turns nanoseconds into coarse time.
+func Coarse(now int64) uint32 { return uint32(now >> coarseShift) }
 
-// idFlags of a flow, fixed when it opens.
+// Flags of a flow, fixed when it opens.
 const (
-	flagFromOverlay uint8 = 1 << iota // the side of its client
-	flagToOverlay                     // the side of its server
-	flagV6
-	flagSource      // the source is translated
-	flagDestination // the destination is translated
-	flagMapped      // holds a reference to a mapping of its pool
-	flagFiltered    // nothing passes to the server before it sent something itself
+	flagSource      uint8 = 1 << iota // the source is translated
+	flagDestination                   // the destination is translated
+	flagMapped                        // holds a reference to a mapping of its pool
+	flagFiltered                      // nothing passes to the server before it sent something itself
 )
 
 // Directions of a flow.
@@ -31,36 +30,102 @@ const (
 	FromServer = 1
 )
 
+// The ends of a flow: the first packet as it came, and as it went.
+const (
+	endClient   = iota // its source
+	endTarget          // its destination
+	endServer          // its destination behind us
+	endExternal        // its source behind us
+	numEnds
+)
+
 // Flow is one flow with both its directions. It has no pointers and fills three
-// cache lines: what identifies it; how it is translated and its state, which are
-// read for every packet and rarely written; what packets count. The two
-// directions share the third line, because the TCP window check of either needs
-// both.
+// cache lines: what IPv6 and rare events need; what identifies and translates IPv4
+// packets, and the state, which are read for every packet and rarely written; what
+// packets count. The two directions share the third line, because the TCP window
+// check of either needs both.
 //
 // Fields without atomics don't change while the flow can be found. A flow is
 // valid until its reader leaves, see [Reader].
 type Flow struct {
-	Client, Target   [16]byte // the first packet as it came
-	Server, External [16]byte // and as it went: destination and source
+	hi           [numEnds][12]byte // the first twelve bytes of the ends' addresses, the last four are in tuples
+	created      uint32            // coarse
+	lprev, lnext uint32            // list of its client's half-open or its pool's closed flows; free list
+	pool         uint16
+	flags        uint8
 
-	ClientPort, TargetPort uint16 // or echo identifier
-	ServerPort, ExtPort    uint16
-	Proto                  uint8
-	flags                  uint8
-	Slot                   uint16 // the network, as the engine numbers them
-	pool                   uint16
-	addrDelta              uint16        // to the IPv4 header checksum, from the client
-	l4Delta                uint16        // to the transport checksum
-	Generation             atomic.Uint32 // of policy and routes when it was judged
-	state                  atomic.Uint32
-	last                   atomic.Uint32 // coarse
-	next                   [2]atomic.Uint32
-	Hop                    atomic.Uint64 // next hop on the overlay, in the engine's own form
-	created                uint32        // coarse
-	lprev, lnext           uint32        // list of its client's half-open or its pool's closed flows; free list
+	tuples     [2]tuple      // of client and target, server and external
+	Hop        atomic.Uint64 // next hop on the overlay, in the engine's own form
+	next       [2]atomic.Uint32
+	Generation atomic.Uint32 // of policy and routes when it was judged
+	state      atomic.Uint32
+	last       atomic.Uint32 // coarse
+	Slot       uint16        // the network, as the engine numbers them
+	addrDelta  uint16        // to the IPv4 header checksum, from the client
 
 	dir [2]direction
 }
+
+// tuple is what packets of a direction have in their headers when they come, in
+// the byte order of the wire, as little-endian words read it. What they have when
+// they go is the other direction's with its halves exchanged.
+type tuple struct {
+	addrs uint64 // source and destination, of IPv6 their last four bytes
+	ports uint32 // or an echo identifier
+	kind  uint16 // see kindOf
+	delta uint16 // to the transport checksum
+}
+
+// kindOf puts protocol, side and family into a number.
+func kindOf(proto uint8, side Side, v6 bool) uint16 {
+	k := uint16(proto) | uint16(side)<<8
+	if v6 {
+		k |= 1 << 9
+	}
+	return k
+}
+
+func (t *tuple) proto() uint8 { return uint8(t.kind) }
+func (t *tuple) side() Side   { return Side(t.kind >> 8 & 1) }
+
+// addr returns the address of an end.
+func (f *Flow) addr(end int) (a [16]byte) {
+	copy(a[:], f.hi[end][:])
+	le.PutUint32(a[12:], uint32(f.tuples[end>>1].addrs>>(end&1*32)))
+	return a
+}
+
+// port returns the port of an end.
+func (f *Flow) port(end int) uint16 {
+	return bits.ReverseBytes16(uint16(f.tuples[end>>1].ports >> (end & 1 * 16)))
+}
+
+func (f *Flow) setAddr(end int, a [16]byte) {
+	t, shift := &f.tuples[end>>1], end&1*32
+	copy(f.hi[end][:], a[:])
+	t.addrs = t.addrs&^(math.MaxUint32<<shift) | uint64(le.Uint32(a[12:]))<<shift
+}
+
+func (f *Flow) setPort(end int, p uint16) {
+	t, shift := &f.tuples[end>>1], end&1*16
+	t.ports = t.ports&^(math.MaxUint16<<shift) | uint32(bits.ReverseBytes16(p))<<shift
+}
+
+// Client and ClientPort, or echo identifier, are the source of the first packet as it came.
+func (f *Flow) Client() [16]byte   { return f.addr(endClient) }
+func (f *Flow) ClientPort() uint16 { return f.port(endClient) }
+
+// Target and TargetPort are its destination.
+func (f *Flow) Target() [16]byte   { return f.addr(endTarget) }
+func (f *Flow) TargetPort() uint16 { return f.port(endTarget) }
+
+// Server and ServerPort are its destination as it went.
+func (f *Flow) Server() [16]byte   { return f.addr(endServer) }
+func (f *Flow) ServerPort() uint16 { return f.port(endServer) }
+
+// External and ExtPort are its source as it went.
+func (f *Flow) External() [16]byte { return f.addr(endExternal) }
+func (f *Flow) ExtPort() uint16    { return f.port(endExternal) }
 
 // direction is what one direction of a flow counts and announces.
 type direction struct {
@@ -83,22 +148,17 @@ func (f *Flow) Counters(dir int) (packets, bytes uint64) {
 	return f.dir[dir].packets.Load(), f.dir[dir].bytes.Load()
 }
 
-// From returns the side of the client, To that of the server.
-func (f *Flow) From() Side { return Side(f.flags & flagFromOverlay) }
+// Proto returns the IP protocol.
+func (f *Flow) Proto() uint8 { return f.tuples[0].proto() }
+
+// From returns the side of the client.
+func (f *Flow) From() Side { return f.tuples[0].side() }
 
 // To returns the side of the server.
-func (f *Flow) To() Side { return Side(f.flags & flagToOverlay >> 1) }
+func (f *Flow) To() Side { return f.tuples[1].side() }
 
 // Exit returns the side to which packets of a direction go.
-func (f *Flow) Exit(dir int) Side {
-	if dir == FromClient {
-		return f.To()
-	}
-	return f.From()
-}
-
-// V6 reports an IPv6 flow.
-func (f *Flow) V6() bool { return f.flags&flagV6 != 0 }
+func (f *Flow) Exit(dir int) Side { return f.tuples[1-dir].side() }
 
 // Translated reports whether the source is another one behind us.
 func (f *Flow) Translated() bool { return f.flags&flagSource != 0 }
@@ -164,31 +224,24 @@ func keyOf(side Side, v *ipkt.View, k *Key) bool {
 
 // copyWords copies an address as it was just written, see [ipkt.View].
 func copyWords(to, from *[16]byte) {
-	le := binary.LittleEndian
 	a, b := le.Uint64(from[:]), le.Uint64(from[8:])
 	le.PutUint64(to[:], a)
 	le.PutUint64(to[8:], b)
 }
 
 // key returns the tuple of packets of a direction.
-func (f *Flow) key(dir int) (k Key) {
-	k.proto = f.Proto
-	if dir == FromClient {
-		k.src, k.dst, k.sport, k.dport, k.side = f.Client, f.Target, f.ClientPort, f.TargetPort, f.From()
-	} else {
-		k.src, k.dst, k.sport, k.dport, k.side = f.Server, f.External, f.ServerPort, f.ExtPort, f.To()
-	}
-	return k
+func (f *Flow) key(dir int) Key {
+	return Key{src: f.addr(2 * dir), dst: f.addr(2*dir + 1), sport: f.port(2 * dir), dport: f.port(2*dir + 1),
+		proto: f.Proto(), side: f.tuples[dir].side()}
 }
 
 // is reports whether k is the tuple of packets of a direction.
 func (f *Flow) is(dir int, k *Key) bool {
-	if dir == FromClient {
-		return f.Client == k.src && f.Target == k.dst && f.ClientPort == k.sport && f.TargetPort == k.dport &&
-			f.Proto == k.proto && f.From() == k.side
-	}
-	return f.Server == k.src && f.External == k.dst && f.ServerPort == k.sport && f.ExtPort == k.dport &&
-		f.Proto == k.proto && f.To() == k.side
+	t := &f.tuples[dir]
+	ports := uint32(bits.ReverseBytes16(k.sport)) | uint32(bits.ReverseBytes16(k.dport))<<16
+	addrs := uint64(le.Uint32(k.src[12:])) | uint64(le.Uint32(k.dst[12:]))<<32
+	return t.addrs == addrs && t.ports == ports && t.proto() == k.proto && t.side() == k.side &&
+		f.hi[2*dir] == [12]byte(k.src[:]) && f.hi[2*dir+1] == [12]byte(k.dst[:])
 }
 
 // TupleKey makes the key of a tuple.

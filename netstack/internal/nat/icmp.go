@@ -89,19 +89,19 @@ func (t *Table) TranslateError(now int64, side Side, v *ipkt.View) (f *Flow, dir
 		return f, dir
 	}
 	if dir == FromClient {
-		q.set(true, f.Server, f.ServerPort)
-		q.set(false, f.External, f.ExtPort)
+		q.set(true, f.Server(), f.ServerPort())
+		q.set(false, f.External(), f.ExtPort())
 		if f.Translated() { // also when a router behind the client sent it (RFC 5508 REQ-5)
-			setAddr(v, true, f.External)
+			setAddr(v, true, f.External())
 		}
-		setAddr(v, false, f.Server)
+		setAddr(v, false, f.Server())
 	} else {
-		q.set(true, f.Client, f.ClientPort)
-		q.set(false, f.Target, f.TargetPort)
+		q.set(true, f.Client(), f.ClientPort())
+		q.set(false, f.Target(), f.TargetPort())
 		if f.Redirected() { // what lies behind a forward stays hidden
-			setAddr(v, true, f.Target)
+			setAddr(v, true, f.Target())
 		}
-		setAddr(v, false, f.Client)
+		setAddr(v, false, f.Client())
 	}
 	finish(v)
 	return f, dir

@@ -55,7 +55,7 @@ func (t *Table) Import(now int64, list []Mapping) (n int) {
 	defer t.mu.Unlock()
 	rest := t.rest
 	if rest == 0 {
-		rest = coarse(int64(2 * time.Minute))
+		rest = Coarse(int64(2 * time.Minute))
 	}
 	for i := range list[:min(len(list), t.set.MaxFlows)] {
 		m := &list[i]
@@ -74,7 +74,7 @@ func (t *Table) Import(now int64, list []Mapping) (n int) {
 			continue
 		}
 		p.add(t, &owner, m.Client.Port(), m.External.Port())
-		p.layDown(m.External.Port(), coarse(now)+rest)
+		p.layDown(m.External.Port(), Coarse(now)+rest)
 		n++
 	}
 	return n

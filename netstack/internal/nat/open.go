@@ -57,7 +57,7 @@ func (t *Table) Open(now int64, k *Key, v *ipkt.View, n *NewFlow) (*Flow, int, R
 		t.mu.Lock()
 		f, ref := t.lookup(k)
 		if f == nil {
-			if ref, why = t.open(coarse(now), k, v, n); why == Accepted {
+			if ref, why = t.open(Coarse(now), k, v, n); why == Accepted {
 				f = t.flow(ref >> 1)
 			}
 		}
@@ -143,7 +143,7 @@ func (t *Table) openFor(now uint32, c *client, k *Key, v *ipkt.View, n *NewFlow)
 	t.joinLists(id, f)
 	t.wheel.add(t, id, f)
 	t.count++
-	class := ClassOf(f.Proto)
+	class := ClassOf(f.Proto())
 	t.stats.Live[class].Add(1)
 	t.stats.Created[class].Add(1)
 	return id<<1 | FromClient, Accepted
@@ -160,28 +160,24 @@ func (t *Table) evictOwn(c *client) bool {
 }
 
 func (t *Table) fill(now uint32, f *Flow, k *Key, v *ipkt.View, n *NewFlow) {
-	f.Client, f.ClientPort = k.src, k.sport
-	f.Target, f.TargetPort = k.dst, k.dport
-	f.External, f.ExtPort = k.src, k.sport
-	f.Server, f.ServerPort = k.dst, k.dport
-	f.Proto, f.Slot, f.created = k.proto, n.Slot, now
-	if k.side == Overlay {
-		f.flags |= flagFromOverlay
+	for _, end := range [...]int{endClient, endExternal} {
+		f.setAddr(end, k.src)
+		f.setPort(end, k.sport)
 	}
-	if n.To == Overlay {
-		f.flags |= flagToOverlay
+	for _, end := range [...]int{endTarget, endServer} {
+		f.setAddr(end, k.dst)
+		f.setPort(end, k.dport)
 	}
-	if v.V6 {
-		f.flags |= flagV6
-	}
+	f.tuples[0].kind, f.tuples[1].kind = kindOf(k.proto, k.side, v.V6), kindOf(k.proto, n.To, v.V6)
+	f.Slot, f.created = n.Slot, now
 	if n.Filtered {
 		f.flags |= flagFiltered
 	}
 	if n.Server != [16]byte{} {
 		f.flags |= flagDestination
-		f.Server = n.Server
+		f.setAddr(endServer, n.Server)
 		if n.ServerPort != 0 {
-			f.ServerPort = n.ServerPort
+			f.setPort(endServer, n.ServerPort)
 		}
 	}
 	f.Generation.Store(n.Generation)
@@ -196,9 +192,9 @@ func (t *Table) translate(now uint32, f *Flow, n *NewFlow) Refusal {
 	case Keep:
 	case Map:
 		f.flags |= flagSource
-		f.External = n.Address
+		f.setAddr(endExternal, n.Address)
 		if n.Port != 0 {
-			f.ExtPort = n.Port
+			f.setPort(endExternal, n.Port)
 		}
 	case Masquerade:
 		f.flags |= flagSource
@@ -231,11 +227,13 @@ func (t *Table) taken(f *Flow) bool {
 // share gives a flow a port of others that isn't used towards its server.
 func (t *Table) share(f *Flow) Refusal {
 	const tries = 128
-	ranges := portRange(f.Proto, f.ClientPort)
+	client, clientPort := f.Client(), f.ClientPort()
+	ranges := portRange(f.Proto(), clientPort)
 	n := uint64(ranges[0][1]) + 1 - uint64(ranges[0][0])
 	for round := range uint64(tries) {
-		f.ExtPort = ranges[0][0] + uint16(t.endpointHash(&f.Client, f.ClientPort, round+1)>>16%n)
-		if !t.pools[f.pool].reserved.has(f.ExtPort) && !t.taken(f) {
+		port := ranges[0][0] + uint16(t.endpointHash(&client, clientPort, round+1)>>16%n)
+		f.setPort(endExternal, port)
+		if !t.pools[f.pool].reserved.has(port) && !t.taken(f) {
 			return Accepted
 		}
 	}

@@ -228,13 +228,15 @@ func (p *pool) scan(class int, from uint16) uint16 {
 
 // acquire gives a flow its external port. t.mu is held.
 func (t *Table) acquire(now uint32, f *Flow, ext [16]byte) Refusal {
-	i := t.poolOf(ext, f.Proto)
+	i := t.poolOf(ext, f.Proto())
 	if i == 0 {
 		return NoPort
 	}
-	p, c, class := t.pools[i], t.clientOf(f.Client), ClassOf(f.Proto)
-	f.External, f.pool, p.slot = ext, i, f.Slot
-	port := p.find(t, &f.Client, f.ClientPort)
+	client, clientPort := f.Client(), f.ClientPort()
+	p, c, class := t.pools[i], t.clientOf(client), ClassOf(f.Proto())
+	f.setAddr(endExternal, ext)
+	f.pool, p.slot = i, f.Slot
+	port := p.find(t, &client, clientPort)
 	if port != 0 && p.resting.has(port) && p.reserved.has(port) { // forwarded since
 		p.wake(port)
 		p.drop(t, port)
@@ -246,7 +248,7 @@ func (t *Table) acquire(now uint32, f *Flow, ext [16]byte) Refusal {
 			c.ports[class]++
 		}
 		p.at(port).n++
-		f.ExtPort = port
+		f.setPort(endExternal, port)
 		f.flags |= flagMapped
 		return Accepted
 	}
@@ -254,16 +256,16 @@ func (t *Table) acquire(now uint32, f *Flow, ext [16]byte) Refusal {
 		return ClientPorts
 	}
 	p.expire(t, now)
-	if port = p.choose(t, &f.Client, f.ClientPort); port == 0 {
+	if port = p.choose(t, &client, clientPort); port == 0 {
 		port = t.reuse(p, f)
 	}
 	if port == 0 {
 		p.failures++
 		return NoPort
 	}
-	p.add(t, &f.Client, f.ClientPort, port)
+	p.add(t, &client, clientPort, port)
 	c.ports[class]++
-	f.ExtPort = port
+	f.setPort(endExternal, port)
 	f.flags |= flagMapped
 	return Accepted
 }
@@ -286,27 +288,28 @@ func (p *pool) add(t *Table, client *[16]byte, clientPort, port uint16) {
 // where only answers pass.
 func (t *Table) reuse(p *pool, f *Flow) uint16 {
 	const tries = 64
+	client, clientPort := f.Client(), f.ClientPort()
 	for range tries {
 		id := p.closed.first
 		if id == 0 {
 			break
 		}
 		old := t.flow(id)
-		port := old.ExtPort
+		port := old.ExtPort()
 		t.remove(id, old, Evicted)
-		if p.free(port) && sameClass(f.Proto, port, f.ClientPort) {
+		if p.free(port) && sameClass(f.Proto(), port, clientPort) {
 			return port
 		}
-		if c := p.choose(t, &f.Client, f.ClientPort); c != 0 {
+		if c := p.choose(t, &client, clientPort); c != 0 {
 			return c
 		}
 	}
-	if t.Filter(f.Proto) == EndpointIndependent {
+	if t.Filter(f.Proto()) == EndpointIndependent {
 		return 0
 	}
 	port := p.restList.first
 	for range tries {
-		if port == 0 || sameClass(f.Proto, port, f.ClientPort) && !p.reserved.has(port) {
+		if port == 0 || sameClass(f.Proto(), port, clientPort) && !p.reserved.has(port) {
 			break
 		}
 		port = p.at(port).link
@@ -321,19 +324,20 @@ func (t *Table) reuse(p *pool, f *Flow) uint16 {
 // release takes a flow off its mapping. t.mu is held.
 func (t *Table) release(f *Flow, why Reason) {
 	p := t.pools[f.pool]
-	m := p.at(f.ExtPort)
+	port := f.ExtPort()
+	m := p.at(port)
 	if m.n--; m.n > 0 {
 		return
 	}
-	if c := t.clients[f.Client]; c != nil {
-		c.ports[ClassOf(f.Proto)]--
+	if c := t.clients[f.Client()]; c != nil {
+		c.ports[ClassOf(f.Proto())]--
 	}
 	if t.rest == 0 || why == Closed || isClosed(f.state.Load()) {
-		p.drop(t, f.ExtPort)
+		p.drop(t, port)
 		return
 	}
-	end := f.last.Load() + t.idle[ClassOf(f.Proto)][f.state.Load()&stateMask]
-	p.layDown(f.ExtPort, min(t.now, end)+t.rest)
+	end := f.last.Load() + t.idle[ClassOf(f.Proto())][f.state.Load()&stateMask]
+	p.layDown(port, min(t.now, end)+t.rest)
 }
 
 // layDown lets a mapping without flows rest until a time.

@@ -55,7 +55,7 @@ const (
 
 // Follow keeps the state of a flow and says whether the packet may pass.
 func (t *Table) Follow(now int64, f *Flow, dir int, v *ipkt.View) Verdict {
-	if f.Proto == ipkt.TCP && v.First {
+	if f.Proto() == ipkt.TCP && v.First {
 		return t.followTCP(now, f, dir, v)
 	}
 	state := f.state.Load()
@@ -72,7 +72,7 @@ func (t *Table) Follow(now int64, f *Flow, dir int, v *ipkt.View) Verdict {
 }
 
 func (t *Table) refresh(now int64, f *Flow) {
-	if c := coarse(now); int32(c-f.last.Load()) > 0 {
+	if c := Coarse(now); int32(c-f.last.Load()) > 0 {
 		f.last.Store(c)
 	}
 }
@@ -99,14 +99,14 @@ func (t *Table) setState(now int64, f *Flow, old, to uint32) {
 	id := ref >> 1
 	t.leaveLists(f, old)
 	if isClosed(old) && !isClosed(to) {
-		t.clientOf(f.Client).live++
+		t.clientOf(f.Client()).live++
 	} else if !isClosed(old) && isClosed(to) {
-		t.clientOf(f.Client).live--
+		t.clientOf(f.Client()).live--
 	}
-	last := coarse(now)
+	last := Coarse(now)
 	if s := to & stateMask; s == stateReset || s == stateRefused {
 		// A RST may end a flow sooner, never later (RFC 7857 §8).
-		class := ClassOf(f.Proto)
+		class := ClassOf(f.Proto())
 		if end := f.last.Load() + t.idle[class][old&stateMask]; int32(end-last-t.idle[class][s]) < 0 {
 			last = end - t.idle[class][s]
 		}
@@ -149,9 +149,11 @@ type segment struct {
 	part          bool // the first fragment: its end is not known
 }
 
-func segmentOf(v *ipkt.View) segment {
-	h := v.B[v.L4:]
-	s := segment{seq: binary.BigEndian.Uint32(h[4:]), ack: binary.BigEndian.Uint32(h[8:]), win: binary.BigEndian.Uint16(h[14:]), flags: v.Flags, part: v.Fragment}
+// segmentOf reads a segment that begins with its header; part means that it is
+// only the first fragment.
+func segmentOf(h []byte, part bool) segment {
+	_ = h[19]
+	s := segment{seq: binary.BigEndian.Uint32(h[4:]), ack: binary.BigEndian.Uint32(h[8:]), win: binary.BigEndian.Uint16(h[14:]), flags: h[13], part: part}
 	n := uint32(len(h) - int(h[12]>>4)*4)
 	s.data = n > 0
 	if s.flags&tcpSYN != 0 {
@@ -171,7 +173,7 @@ func (t *Table) followTCP(now int64, f *Flow, dir int, v *ipkt.View) Verdict {
 	if !validFlags[v.Flags&0x3f] {
 		return BadFlags
 	}
-	s := segmentOf(v)
+	s := segmentOf(v.B[v.L4:], v.Fragment)
 	state := f.state.Load()
 	if v.Flags&(tcpSYN|tcpRST|tcpFIN) == 0 && state&stateMask == stateEstablished {
 		if !t.inWindow(f, dir, &s) {
@@ -305,7 +307,7 @@ func (t *Table) reopen(now int64, f *Flow) {
 		f.dir[i].window.Store(0)
 	}
 	t.setState(now, f, old, stateNew)
-	class := ClassOf(f.Proto)
+	class := ClassOf(f.Proto())
 	t.stats.Removed[class][Closed].Add(1)
 	t.stats.Created[class].Add(1)
 }

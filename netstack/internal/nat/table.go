@@ -14,7 +14,6 @@ package nat
 
 import (
 	crand "crypto/rand"
-	"encoding/binary"
 	"math/bits"
 	"math/rand/v2"
 	"sync"
@@ -104,9 +103,9 @@ func New(s Settings) *Table {
 	}
 	switch {
 	case s.PortRest == 0:
-		t.rest = coarse(int64(2 * time.Minute))
+		t.rest = Coarse(int64(2 * time.Minute))
 	case s.PortRest > 0:
-		t.rest = coarse(int64(s.PortRest))
+		t.rest = Coarse(int64(s.PortRest))
 	}
 	t.setIdle(&s.Timeouts)
 	t.buckets = make([]atomic.Uint32, max(1024, 1<<bits.Len(uint(s.MaxFlows*4-1))))
@@ -131,7 +130,7 @@ func (t *Table) setIdle(to *Timeouts) {
 			case ClassICMP:
 				d = to.ICMP
 			}
-			t.idle[class][state] = coarse(int64(d))
+			t.idle[class][state] = Coarse(int64(d))
 		}
 	}
 }
@@ -196,14 +195,15 @@ func mix(a, b uint64) uint64 {
 // sum computes the hash of a key with the table's seed: nobody outside can aim at
 // one chain.
 func (t *Table) sum(k *Key) {
-	le := binary.LittleEndian // not its method, which would be called through a pointer
 	h := mix(le.Uint64(k.src[8:])^t.seed[0], le.Uint64(k.dst[8:])^t.seed[1])
 	if s, d := le.Uint64(k.src[:]), le.Uint64(k.dst[:]); s|d != 0 {
 		h ^= mix(s^t.seed[2], d^t.seed[3])
 	}
-	ports := uint64(k.sport)<<32 | uint64(k.dport)<<16 | uint64(k.proto)<<8 | uint64(k.side)
-	k.hash = uint32(mix(h^t.seed[4], ports^t.seed[5]))
+	k.hash = t.sumPorts(h, uint64(k.sport)<<32|uint64(k.dport)<<16|uint64(k.proto)<<8|uint64(k.side))
 }
+
+// sumPorts adds all but the addresses to a hash.
+func (t *Table) sumPorts(h, ports uint64) uint32 { return uint32(mix(h^t.seed[4], ports^t.seed[5])) }
 
 func (t *Table) bucket(k *Key) *atomic.Uint32 { return &t.buckets[k.hash&uint32(len(t.buckets)-1)] }
 
@@ -216,32 +216,15 @@ func (t *Table) KeyOf(side Side, v *ipkt.View, k *Key) bool {
 	return true
 }
 
-// Ref is where the lookup of a key begins.
-type Ref uint32
-
-// Begin loads where Find of a key begins, and Touch what it needs next. So a batch
-// waits for memory once and not once per packet: Begin is called for all packets,
-// then Touch, then Find. The result of Touch is of no use but must be used.
-func (t *Table) Begin(k *Key) Ref { return Ref(t.bucket(k).Load()) }
-
-// Touch is the second step, see Begin.
-func (t *Table) Touch(ref Ref) uint32 {
-	if ref == 0 {
-		return 0
-	}
-	f := t.flow(uint32(ref) >> 1)
-	return uint32(f.Client[15]) ^ uint32(f.ClientPort) ^ f.dir[0].end.Load()
-}
-
 // Find returns the flow of a key and the packet's direction, nil if there is none.
 func (t *Table) Find(now int64, k *Key) (*Flow, int) {
 	f, ref := t.lookup(k)
 	if f == nil {
 		return nil, 0
 	}
-	if t.expired(coarse(now), f) {
+	if t.expired(Coarse(now), f) {
 		t.mu.Lock()
-		if f.state.Load() != stateDead && t.expired(coarse(now), f) {
+		if f.state.Load() != stateDead && t.expired(Coarse(now), f) {
 			t.remove(ref>>1, f, t.ending(f))
 		}
 		t.mu.Unlock()
@@ -263,7 +246,7 @@ func (t *Table) lookup(k *Key) (*Flow, uint32) {
 
 // expired reports a flow that was idle for too long.
 func (t *Table) expired(now uint32, f *Flow) bool {
-	return int32(now-f.last.Load()) > int32(t.idle[ClassOf(f.Proto)][f.state.Load()&stateMask])
+	return int32(now-f.last.Load()) > int32(t.idle[ClassOf(f.Proto())][f.state.Load()&stateMask])
 }
 
 // ending returns why a flow ends that is idle for too long.
@@ -389,7 +372,7 @@ func (t *Table) remove(id uint32, f *Flow, why Reason) {
 	}
 	t.leaveClient(f, state)
 	f.state.Store(stateDead)
-	class := ClassOf(f.Proto)
+	class := ClassOf(f.Proto())
 	t.count--
 	t.stats.Live[class].Add(-1)
 	t.stats.Removed[class][why].Add(1)

@@ -20,7 +20,7 @@ const (
 // add puts a flow in. Its direction 0 has the link to the next one, 1 to the
 // previous one.
 func (w *wheel) add(t *Table, id uint32, f *Flow) {
-	due := (f.last.Load() + t.idle[ClassOf(f.Proto)][f.state.Load()&stateMask] + 1) >> tickShift
+	due := (f.last.Load() + t.idle[ClassOf(f.Proto())][f.state.Load()&stateMask] + 1) >> tickShift
 	slot := min(max(due, w.at), w.at+wheelSlots-1) % wheelSlots
 	next := w.slots[slot]
 	f.dir[0].timer, f.dir[1].timer = next, headMark|slot
@@ -48,7 +48,7 @@ func (w *wheel) remove(t *Table, f *Flow) {
 func (t *Table) Sweep(now int64) {
 	for more := true; more; {
 		t.mu.Lock()
-		more = t.sweepSome(coarse(now))
+		more = t.sweepSome(Coarse(now))
 		t.mu.Unlock()
 	}
 }
