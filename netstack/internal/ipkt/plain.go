@@ -53,7 +53,7 @@ func Plain4(b []byte) (size int, proto uint8) {
 	return size, TCP
 }
 
-// Plain6 is Plain4 for IPv6 without extension headers.
+// Plain6 is Plain4 for IPv6 without extension headers, up to 65,535 bytes.
 func Plain6(b []byte) (size int, proto uint8) {
 	if len(b) < len(Head6{}) {
 		return 0, 0
@@ -66,7 +66,7 @@ func Plain6(b []byte) (size int, proto uint8) {
 		return 0, 0
 	}
 	size = 40 + int(binary.BigEndian.Uint16(h[4:]))
-	if size < len(h) || size > len(b) {
+	if size < len(h) || size > min(len(b), 0xffff) {
 		return 0, 0
 	}
 	if h[6] == UDP {
