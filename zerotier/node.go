@@ -150,7 +150,10 @@ func New(cfg Config) (_ *Node, err error) {
 	}
 	n.udp, err = transport.Open(transport.Config{
 		Port: cfg.Port, NoSecondary: cfg.NoSecondaryPort, Bind: cfg.Bind, Logger: n.log,
-		TCPRelay: cfg.TCPRelay, ForceTCPRelay: cfg.ForceTCPRelay,
+		// Peers send to the path that they used last: after a quick restart it should lead
+		// somewhere.
+		WantSecondary: n.ownPort(1),
+		TCPRelay:      cfg.TCPRelay, ForceTCPRelay: cfg.ForceTCPRelay,
 		Version: [3]int{VersionMajor, VersionMinor, VersionRevision},
 		Exclude: func(_ string, a netip.Addr) bool { return n.insideNetwork(a) },
 		OnRescan: func() {

@@ -151,6 +151,25 @@ func TestPortInUse(t *testing.T) {
 	}
 }
 
+// After a restart the secondary port is the same one.
+func TestSecondaryPort(t *testing.T) {
+	home := newHome(t)
+	port := func() int {
+		n, err := open(t, Config{Home: home})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, second, _ := n.udp.PortNumbers()
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return second
+	}
+	if a, b := port(), port(); a == 0 || a != b {
+		t.Errorf("secondary port %d, then %d", a, b)
+	}
+}
+
 func TestPlanetRevisions(t *testing.T) {
 	id, err := identity.Parse(secret(t))
 	if err != nil {

@@ -40,11 +40,17 @@ func (n *Node) gateways() ([]portmap.Gateway, error) {
 	}), err
 }
 
-// openMappedPort opens the tertiary port. The wanted one follows from our address: a
-// node that was killed finds its mapping again instead of leaving one more behind.
+// ownPort returns the i-th of the ports that follow from our address, so that they
+// are the same after a restart.
+func (n *Node) ownPort(i int) int {
+	const low, count, apart = 20000, 65536 - 20000, 15187
+	return low + int((uint64(n.id.Address())+uint64(i)*apart)%count)
+}
+
+// openMappedPort opens the tertiary port, mostly the one of the last time: a node that
+// was killed finds its mapping again instead of leaving one more behind.
 func (n *Node) openMappedPort() (uint16, error) {
-	const low, count = 20000, 65536 - 20000
-	port, err := n.udp.OpenTertiary(low + int(uint64(n.id.Address())%count))
+	port, err := n.udp.OpenTertiary(n.ownPort(0))
 	return uint16(port), err
 }
 

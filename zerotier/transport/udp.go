@@ -63,7 +63,8 @@ func (e *PortInUseError) Is(target error) bool { return target == ErrPortInUse }
 // Config says which sockets to open.
 type Config struct {
 	Port          int  // primary port, 0 = a free random one
-	SecondaryPort int  // 0 = a free random one
+	SecondaryPort int  // 0 = WantSecondary or another one
+	WantSecondary int  // a first choice, 0 = none; if it is taken, a free random one
 	NoSecondary   bool // primary port only
 
 	// Bind replaces the addresses of the interfaces by a fixed list, which may
@@ -166,7 +167,11 @@ func Open(cfg Config) (*UDP, error) {
 	}
 	err := u.openPort(primary, cfg.Port)
 	if err == nil && !cfg.NoSecondary {
-		err = u.openPort(secondary, cfg.SecondaryPort)
+		if cfg.SecondaryPort != 0 {
+			err = u.openPort(secondary, cfg.SecondaryPort)
+		} else {
+			err = u.openWanted(secondary, cfg.WantSecondary)
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, u.Close())
@@ -208,6 +213,21 @@ func (u *UDP) openPort(which, port int) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.openPortLocked(which, port)
+}
+
+// openWanted opens a port if it is free, else a random one.
+func (u *UDP) openWanted(which, want int) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.openWantedLocked(which, want)
+}
+
+func (u *UDP) openWantedLocked(which, want int) error {
+	err := u.openPortLocked(which, want)
+	if want != 0 && errors.Is(err, ErrPortInUse) {
+		err = u.openPortLocked(which, 0)
+	}
+	return err
 }
 
 func (u *UDP) openPortLocked(which, port int) error {
@@ -371,10 +391,7 @@ func (u *UDP) OpenTertiary(want int) (int, error) {
 	case u.ports[tertiary] != 0:
 		return u.ports[tertiary], nil
 	}
-	err := u.openPortLocked(tertiary, want)
-	if errors.Is(err, ErrPortInUse) {
-		err = u.openPortLocked(tertiary, 0)
-	}
+	err := u.openWantedLocked(tertiary, want)
 	return u.ports[tertiary], err
 }
 
@@ -387,10 +404,12 @@ func (u *UDP) RebindSecondary() error {
 	if u.closed || u.cfg.SecondaryPort != 0 || u.ports[secondary] == 0 {
 		return nil
 	}
-	old := uint16(u.ports[secondary])
-	u.ports[secondary] = 0
-	u.removeLocked(func(s *socket) bool { return s.local.Port() == old })
-	return u.openPortLocked(secondary, 0)
+	old := u.ports[secondary]
+	if err := u.openPortLocked(secondary, 0); err != nil {
+		return err // and the old one stays
+	}
+	u.removeLocked(func(s *socket) bool { return int(s.local.Port()) == old })
+	return nil
 }
 
 // Run reads from all sockets until ctx ends, which is not an error, and follows

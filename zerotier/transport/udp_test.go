@@ -218,6 +218,25 @@ func TestPortInUse(t *testing.T) {
 	}
 }
 
+// The wanted secondary port is used unless it is taken, and left when asked to.
+func TestWantSecondary(t *testing.T) {
+	first := open(t, Config{})
+	want := first.Ports()[1]
+	if u := open(t, Config{WantSecondary: want}); u.Ports()[1] == want || u.Ports()[1] == 0 {
+		t.Errorf("secondary port %d, want another than the taken %d", u.Ports()[1], want)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	u := open(t, Config{WantSecondary: want})
+	if got := u.Ports()[1]; got != want {
+		t.Errorf("secondary port %d, want %d", got, want)
+	}
+	if err := u.RebindSecondary(); err != nil || u.Ports()[1] == want {
+		t.Errorf("moved to %d, %v", u.Ports()[1], err)
+	}
+}
+
 func TestRebindSecondary(t *testing.T) {
 	u := newSink(t, Config{})
 	before := u.Ports()
