@@ -228,6 +228,47 @@ func TestIdlePathStays(t *testing.T) {
 	}
 }
 
+// A peer that is started again behind another port of its host is found soon,
+// whether it sends from there or by a root: either casts doubt on the path that leads
+// to the old port.
+func TestRestartAtAnotherPort(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"by a root", "direct"} {
+		n, r, a, b := lab(t)
+		n.Run(time.Second)
+		exchange := func(b *host) {
+			a.send(n, b, 100)
+			b.send(n, a, 100)
+			n.Run(100 * time.Millisecond)
+		}
+		for range 30 {
+			exchange(b)
+		}
+		if !direct(a, b) || !direct(b, a) {
+			t.Fatal("not direct")
+		}
+		n.Detach(b.port)
+		b = newHostWith(t, n, nil, b.id, func(c *vl1.Config) {
+			c.Planet = r.core.Planet()
+			if name == "direct" {
+				c.StoredPeer = func(x identity.Address) *vl1.PeerRecord {
+					if x != a.id.Address() {
+						return nil
+					}
+					return &vl1.PeerRecord{Identity: a.id.Public(), Endpoints: []netip.AddrPort{ap("203.0.113.2:9993")}}
+				}
+			}
+		}, ap("203.0.113.3:31415"))
+		start := n.Now
+		if !n.RunUntil(time.Minute, func() bool { exchange(b); return b.got > 0 }) {
+			t.Fatalf("%s: nothing arrives a minute after the restart", name)
+		}
+		if took := n.Now.Sub(start); took > 5*time.Second {
+			t.Errorf("%s: the first frame arrived %v after the restart", name, took)
+		}
+	}
+}
+
 func TestRootRestart(t *testing.T) {
 	t.Parallel()
 	n, r, a, b := lab(t)

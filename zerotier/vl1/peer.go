@@ -24,6 +24,7 @@ type Peer struct {
 	lastNontrivial atomic.Int64
 	lastData       atomic.Int64 // sent
 	lastTrust      atomic.Int64
+	lastRelayed    atomic.Int64
 	nextPush       atomic.Int64
 	nextDoubt      atomic.Int64
 
@@ -196,10 +197,15 @@ func (pa *path) quality(t int64) int64 {
 	switch {
 	case pa.silent(t):
 		l += unknownLatency + min(since(t, pa.lastIn.Load()), 140*time.Second)
-	case pa.suspect != 0 && since(t, pa.suspect) >= pathProbeEvery:
+	case pa.doubted(t):
 		l += unknownLatency / 2
 	}
 	return int64(l/time.Microsecond) * int64(8-pa.scope)
+}
+
+// doubted reports a path with a probe that should have been answered by now.
+func (pa *path) doubted(t int64) bool {
+	return pa.suspect != 0 && since(t, pa.suspect) >= pathProbeEvery
 }
 
 func (pa *path) silent(t int64) bool {
@@ -232,12 +238,17 @@ func (p *Peer) bestPath(t int64) (best *path) {
 }
 
 // updateRoute decides anew where packets for p go: a direct path that is heard,
-// else the best root, else a silent direct path (chapter 02 §4.5, §4.8).
+// else the best root, else a silent direct path (chapter 02 §4.5, §4.8). Of a peer that
+// itself sends by a root, one missing answer is enough.
 func (c *Core) updateRoute(p *Peer, t int64) {
 	direct := p.bestPath(t)
+	heard := direct != nil && !direct.silent(t)
+	if l := p.lastRelayed.Load(); heard && l != 0 && direct.doubted(t) && since(t, l) < 2*doubtEvery {
+		heard = false
+	}
 	var want route
 	switch relay := c.best.Load(); {
-	case direct != nil && (!direct.silent(t) || c.IsUpstream(p.addr)):
+	case direct != nil && (heard || c.IsUpstream(p.addr)):
 		want = route{path: direct}
 	case relay != nil && relay != p && relay.bestPathLockedOrRoute() != nil:
 		want = route{path: relay.bestPathLockedOrRoute(), relay: true}

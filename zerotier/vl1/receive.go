@@ -186,8 +186,11 @@ func (c *Core) heard(w *Worker, out Out, now time.Time, p *Peer, src Source, ver
 		} else {
 			c.heardElsewhere(w, out, now, p, src, verb, confirmed)
 		}
-	} else if r := p.route.Load(); r != nil && !r.relay && t >= p.nextDoubt.Load() {
-		c.doubt(w, out, now, p)
+	} else {
+		touch(&p.lastRelayed, t)
+		if r := p.route.Load(); r != nil && !r.relay && t >= p.nextDoubt.Load() {
+			c.doubt(w, out, now, p)
+		}
 	}
 	if t >= p.nextPush.Load() && p.trusted(t) {
 		c.pushPaths(w, out, now, p, src)
@@ -207,6 +210,7 @@ func (c *Core) doubt(w *Worker, out Out, now time.Time, p *Peer) {
 			c.probe(w, out, now, p, pa.sock, pa.ep)
 		}
 	}
+	c.routesChanged(p, t)
 }
 
 // heardElsewhere handles a direct packet that came on another path than the last
@@ -226,11 +230,23 @@ func (c *Core) heardElsewhere(w *Worker, out Out, now time.Time, p *Peer, src So
 			c.routesChanged(p, t)
 			return
 		}
-		if pa.ep.Addr() == src.Endpoint.Addr() && !pa.silent(t) {
+		if pa.ep.Addr() == src.Endpoint.Addr() && !pa.silent(t) && !pa.doubted(t) {
 			alias = pa
 		}
 	}
-	if alias != nil || !c.allowed(p, src.Endpoint) {
+	if alias != nil {
+		// Another port of the same host: the peer has several, or was started again.
+		quiet := pathSuspectAfter
+		if verb == packet.VerbHello {
+			quiet = 0
+		}
+		if alias.suspect == 0 && since(t, alias.probed) >= pathProbeEvery && since(t, alias.lastIn.Load()) >= quiet {
+			alias.noteProbe(t)
+			c.probe(w, out, now, p, alias.sock, alias.ep)
+		}
+		return
+	}
+	if !c.allowed(p, src.Endpoint) {
 		return
 	}
 	if verb == packet.VerbOK {
