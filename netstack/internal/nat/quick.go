@@ -7,7 +7,7 @@ import (
 	"ztgate/netstack/internal/ipkt"
 )
 
-// The quick way of packets that [ipkt.Plain] accepts and whose flow is established:
+// The quick way of packets that [ipkt.Plain4] or [ipkt.Plain6] accept and whose flow is established:
 // what Find, Follow and Rewrite do, in few steps and on whole words. It is left
 // before anything has changed when a packet needs more than that. Hash, Begin and
 // Touch are called for all packets of a batch, one after the other, then Match: so
