@@ -1,5 +1,7 @@
 package nat
 
+import "runtime"
+
 // wheel orders flows by when they may have to go. Packets don't move a flow in
 // it: when its time comes and it was used meanwhile, it gets a later one. Each
 // slot is half a second, and times beyond the last slot are looked at again.
@@ -14,7 +16,7 @@ const (
 	// headMark marks the link of a slot's first flow, which is the slot.
 	headMark = 1 << 31
 	// sweepStep is how many flows are looked at while the lock is held: some 20 µs.
-	sweepStep = 128
+	sweepStep = 32
 )
 
 // add puts a flow in. Its direction 0 has the link to the next one, 1 to the
@@ -50,6 +52,9 @@ func (t *Table) Sweep(now int64) {
 		t.mu.Lock()
 		more = t.sweepSome(Coarse(now))
 		t.mu.Unlock()
+		// Who waits for the lock is awake later than this goroutine has it again: without
+		// this it would wait for many rounds.
+		runtime.Gosched()
 	}
 }
 
