@@ -526,6 +526,21 @@ func TestContacts(t *testing.T) {
 	}
 }
 
+// restartA starts A, which was detached, with B's record in its cache; newest lists
+// the cache.
+func (n *internet) restartA(t *testing.T, b *vl1.PeerRecord, newest func() []identity.Address) {
+	n.a = newHostWith(t, n.Net, nil, n.ids[1], func(c *vl1.Config) {
+		c.Planet = n.planet
+		c.StoredPeer = func(a identity.Address) *vl1.PeerRecord {
+			if a == b.Identity.Address() {
+				return b
+			}
+			return nil
+		}
+		c.StoredPeers = func(int) []identity.Address { return newest() }
+	}, leafAt(nil, "8.0.0.1")...)
+}
+
 // A peer of the cache whose first HELLO was lost, or that was known already from a
 // packet of its own, is greeted again.
 func TestReviveAgain(t *testing.T) {
@@ -538,16 +553,7 @@ func TestReviveAgain(t *testing.T) {
 	n.Drop = func(from, to netip.AddrPort, _ []byte) bool {
 		return lost || from == rootEndpoint || to == rootEndpoint
 	}
-	n.a = newHostWith(t, n.Net, nil, n.ids[1], func(c *vl1.Config) {
-		c.Planet = n.planet
-		c.StoredPeer = func(a identity.Address) *vl1.PeerRecord {
-			if a == n.b.id.Address() {
-				return &b
-			}
-			return nil
-		}
-		c.StoredPeers = func(int) []identity.Address { return []identity.Address{n.b.id.Address()} }
-	}, leafAt(nil, "8.0.0.1")...)
+	n.restartA(t, &b, func() []identity.Address { return []identity.Address{n.b.id.Address()} })
 	n.Run(7 * time.Second)
 	if n.a.core.Peer(n.b.id.Address()) == nil || direct(n.a, n.b) {
 		t.Fatal("want a peer that is known and wasn't reached")
@@ -572,16 +578,7 @@ func TestReviveEndsWithARoot(t *testing.T) {
 		}
 		return !rooted && (from == rootEndpoint || to == rootEndpoint)
 	}
-	n.a = newHostWith(t, n.Net, nil, n.ids[1], func(c *vl1.Config) {
-		c.Planet = n.planet
-		c.StoredPeer = func(a identity.Address) *vl1.PeerRecord {
-			if a == n.b.id.Address() {
-				return &b
-			}
-			return nil
-		}
-		c.StoredPeers = func(int) []identity.Address { return []identity.Address{n.b.id.Address()} }
-	}, leafAt(nil, "8.0.0.1")...)
+	n.restartA(t, &b, func() []identity.Address { return []identity.Address{n.b.id.Address()} })
 	n.Run(20 * time.Second)
 	before := greeted
 	if before < 2 {
@@ -612,19 +609,10 @@ func TestReviveFromCache(t *testing.T) {
 				return !rooted && (from == rootEndpoint || to == rootEndpoint)
 			}
 			read := 0
-			n.a = newHostWith(t, n.Net, nil, n.ids[1], func(c *vl1.Config) {
-				c.Planet = n.planet
-				c.StoredPeer = func(a identity.Address) *vl1.PeerRecord {
-					if a == n.b.id.Address() {
-						return &b
-					}
-					return nil
-				}
-				c.StoredPeers = func(int) []identity.Address {
-					read++
-					return []identity.Address{n.b.id.Address(), 0x0123456789}
-				}
-			}, leafAt(nil, "8.0.0.1")...)
+			n.restartA(t, &b, func() []identity.Address {
+				read++
+				return []identity.Address{n.b.id.Address(), 0x0123456789}
+			})
 			n.Run(10 * time.Second)
 			if known := n.a.core.Peer(n.b.id.Address()) != nil; known == rooted || (read > 0) == rooted {
 				t.Errorf("cache read %d times, peer known: %v", read, known)
