@@ -22,31 +22,24 @@ func (q *quick) begin(t *nat.Table, side Side, b []byte) {
 	if len(b) == 0 {
 		return
 	}
-	switch b[0] >> 4 {
-	case 4:
-		if b[0] != 0x45 {
-			return
+	switch {
+	case b[0] == 0x45:
+		if size, proto := ipkt.Plain4(b); size != 0 {
+			q.size, q.class = uint16(size), uint8(nat.ClassOf(proto))
+			q.ref = nat.Ref(t.Hash4(side, (*ipkt.Head4)(b)))
 		}
-		size, proto := ipkt.Plain4(b)
-		if size == 0 {
-			return
+	case b[0]>>4 == 6:
+		if size, proto := ipkt.Plain6(b); size != 0 {
+			q.size, q.class = uint16(size), classV6|uint8(nat.ClassOf(proto))
+			q.ref = nat.Ref(t.Hash6(side, (*ipkt.Head6)(b)))
 		}
-		q.size, q.class = uint16(size), uint8(nat.ClassOf(proto))
-		q.ref = nat.Ref(t.Hash4(side, (*ipkt.Head4)(b)))
-	case 6:
-		size, proto := ipkt.Plain6(b)
-		if size == 0 {
-			return
-		}
-		q.size, q.class = uint16(size), classV6|uint8(nat.ClassOf(proto))
-		q.ref = nat.Ref(t.Hash6(side, (*ipkt.Head6)(b)))
 	}
 }
 
 // lookUp begins the lookups of a batch, in short loops of their own: so the
 // processor waits for many packets at once.
 func (w *worker) lookUp(n int) {
-	t := w.e.table
+	t := w.table
 	batch := w.quick[:n]
 	for i := range batch {
 		if q := &batch[i]; q.size != 0 {
@@ -124,19 +117,16 @@ func (w *worker) match(q *quick, side Side, b []byte) (*nat.Flow, int) {
 
 // pass lets the flow judge the packet, and translates it.
 func (w *worker) pass(q *quick, f *nat.Flow, dir int, b []byte) bool {
-	switch v6, tcp := q.v6(), q.class&classProto == nat.ClassTCP; {
-	case !tcp:
-		if !w.table.PassUDP(w.coarse, f, dir) {
+	l4 := 20
+	if q.v6() {
+		l4 = 40
+	}
+	if q.class&classProto == nat.ClassTCP {
+		if !w.table.PassTCP(w.coarse, f, dir, b[l4:]) {
 			return false
 		}
-	case v6:
-		if !w.table.PassTCP(w.coarse, f, dir, b[40:]) {
-			return false
-		}
-	default:
-		if !w.table.PassTCP(w.coarse, f, dir, b[20:]) {
-			return false
-		}
+	} else if !w.table.PassUDP(w.coarse, f, dir) {
+		return false
 	}
 	if q.v6() {
 		f.Forward6(dir, b)

@@ -109,7 +109,7 @@ func (e *Engine) vpcBatch(bufs [][]byte, sizes []int) {
 	r.packets += uint64(len(bufs))
 	for i := range bufs {
 		r.bytes += uint64(sizes[i])
-		w.quick[i].begin(e.table, nat.VPC, bufs[i][vpcOffset:vpcOffset+sizes[i]])
+		w.quick[i].begin(w.table, nat.VPC, bufs[i][vpcOffset:vpcOffset+sizes[i]])
 	}
 	w.lookUp(len(bufs))
 	for i, b := range bufs {
@@ -139,7 +139,7 @@ func (e *Engine) deliver(nwid uint64, frames [][]byte) {
 	for i, f := range frames {
 		r.bytes += uint64(max(len(f)-ethernetLen, 0))
 		if p != nil && p.takes(f) {
-			w.quick[i].begin(e.table, nat.Overlay, f[ethernetLen:])
+			w.quick[i].begin(w.table, nat.Overlay, f[ethernetLen:])
 		} else {
 			w.quick[i].size = 0
 		}

@@ -80,35 +80,44 @@ func (p *player) send(side Side, b []byte) (string, Refusal) {
 
 // quick is send for what may go the quick way; it reports whether the packet did.
 func (p *player) quick(side Side, b []byte) bool {
+	plain, l4, ttl := ipkt.Plain6, 40, 7
 	if b[0] == 0x45 {
-		size, proto := ipkt.Plain4(b)
-		if size == 0 {
-			return false
-		}
-		h := (*ipkt.Head4)(b)
-		f, dir := p.tab.Match4(p.tab.Begin(p.tab.Hash4(side, h)), side, h)
-		if f == nil || proto == ipkt.UDP && !p.tab.PassUDP(Coarse(p.now), f, dir) || proto == ipkt.TCP && !p.tab.PassTCP(Coarse(p.now), f, dir, b[20:size]) {
-			return false
-		}
-		f.Forward4(dir, b)
-		b[8]++ // only this way takes one off
-		ipkt.FixHeader(b)
-		f.Count(dir, 1, uint64(size))
-		return true
+		plain, l4, ttl = ipkt.Plain4, 20, 8
 	}
-	size, proto := ipkt.Plain6(b)
+	size, proto := plain(b)
 	if size == 0 {
 		return false
 	}
-	h := (*ipkt.Head6)(b)
-	f, dir := p.tab.Match6(p.tab.Begin(p.tab.Hash6(side, h)), side, h)
-	if f == nil || proto == ipkt.UDP && !p.tab.PassUDP(Coarse(p.now), f, dir) || proto == ipkt.TCP && !p.tab.PassTCP(Coarse(p.now), f, dir, b[40:size]) {
+	f, dir := p.match(p.begin(side, b), side, b)
+	if f == nil || proto == ipkt.UDP && !p.tab.PassUDP(Coarse(p.now), f, dir) || proto == ipkt.TCP && !p.tab.PassTCP(Coarse(p.now), f, dir, b[l4:size]) {
 		return false
 	}
-	f.Forward6(dir, b)
-	b[7]++
+	if l4 == 20 {
+		f.Forward4(dir, b)
+	} else {
+		f.Forward6(dir, b)
+	}
+	b[ttl]++ // only this way takes one off
+	if l4 == 20 {
+		ipkt.FixHeader(b)
+	}
 	f.Count(dir, 1, uint64(size))
 	return true
+}
+
+// begin and match are the lookup of the quick way.
+func (p *player) begin(side Side, b []byte) Ref {
+	if b[0] == 0x45 {
+		return p.tab.Begin(p.tab.Hash4(side, (*ipkt.Head4)(b)))
+	}
+	return p.tab.Begin(p.tab.Hash6(side, (*ipkt.Head6)(b)))
+}
+
+func (p *player) match(ref Ref, side Side, b []byte) (*Flow, int) {
+	if b[0] == 0x45 {
+		return p.tab.Match4(ref, side, (*ipkt.Head4)(b))
+	}
+	return p.tab.Match6(ref, side, (*ipkt.Head6)(b))
 }
 
 func (p *player) want(what string, side Side, b []byte, want string) {
@@ -744,16 +753,8 @@ func TestMatch(t *testing.T) {
 			t.Fatal(why)
 		}
 		addrs, proto, ports := 12, 9, 20
-		match := func(ref Ref, side Side, b []byte) *Flow {
-			f, _ := p.tab.Match4(ref, side, (*ipkt.Head4)(b))
-			return f
-		}
 		if v.V6 {
 			addrs, proto, ports = 8, 6, 40
-			match = func(ref Ref, side Side, b []byte) *Flow {
-				f, _ := p.tab.Match6(ref, side, (*ipkt.Head6)(b))
-				return f
-			}
 		}
 		back := bytes.Clone(b)
 		n := (ports - addrs) / 2
@@ -763,16 +764,11 @@ func TestMatch(t *testing.T) {
 		copy(back[ports+2:], b[ports:ports+2])
 		for side, b := range [][]byte{VPC: b, Overlay: back} {
 			side := Side(side)
-			var ref Ref
-			if v.V6 {
-				ref = p.tab.Begin(p.tab.Hash6(side, (*ipkt.Head6)(b)))
-			} else {
-				ref = p.tab.Begin(p.tab.Hash4(side, (*ipkt.Head4)(b)))
-			}
-			if match(ref, side, b) == nil {
+			ref := p.begin(side, b)
+			if f, _ := p.match(ref, side, b); f == nil {
 				t.Fatalf("%s isn't found", pkttest.Describe(b))
 			}
-			if match(ref, 1-side, b) != nil {
+			if f, _ := p.match(ref, 1-side, b); f != nil {
 				t.Errorf("%s is found from the other side", pkttest.Describe(b))
 			}
 			for i := proto * 8; i < (ports+4)*8; i++ {
@@ -780,7 +776,7 @@ func TestMatch(t *testing.T) {
 					continue
 				}
 				b[i/8] ^= 1 << (i % 8)
-				if match(ref, side, b) != nil {
+				if f, _ := p.match(ref, side, b); f != nil {
 					t.Errorf("found with bit %d changed: %x", i, b)
 				}
 				b[i/8] ^= 1 << (i % 8)

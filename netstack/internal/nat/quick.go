@@ -7,9 +7,9 @@ import (
 	"ztgate/netstack/internal/ipkt"
 )
 
-// The quick way of packets that [ipkt.Plain4] or [ipkt.Plain6] accept and whose flow is established:
-// what Find, Follow and Rewrite do, in few steps and on whole words. It is left
-// before anything has changed when a packet needs more than that. Hash, Begin and
+// The quick way of packets that [ipkt.Plain4] or [ipkt.Plain6] accept and whose flow
+// is established: what Find, Follow and Rewrite do, in few steps and on whole words.
+// It is left before anything has changed when a packet needs more than that. Hash, Begin and
 // Touch are called for all packets of a batch, one after the other, then Match: so
 // a batch waits for memory once and not once per packet.
 
@@ -34,7 +34,7 @@ func mapped(a uint32) uint64 { return uint64(a)<<32 | 0xffff<<16 }
 type Ref uint32
 
 // Begin loads where the lookup of a hash begins.
-func (t *Table) Begin(hash uint32) Ref { return Ref(t.buckets[hash&uint32(len(t.buckets)-1)].Load()) }
+func (t *Table) Begin(hash uint32) Ref { return Ref(t.bucket(hash).Load()) }
 
 // Touch loads what a lookup needs next. Its result is of no use but must be used.
 func (t *Table) Touch(ref Ref, v6 bool) uint32 {

@@ -205,7 +205,9 @@ func (t *Table) sum(k *Key) {
 // sumPorts adds all but the addresses to a hash.
 func (t *Table) sumPorts(h, ports uint64) uint32 { return uint32(mix(h^t.seed[4], ports^t.seed[5])) }
 
-func (t *Table) bucket(k *Key) *atomic.Uint32 { return &t.buckets[k.hash&uint32(len(t.buckets)-1)] }
+func (t *Table) bucket(hash uint32) *atomic.Uint32 {
+	return &t.buckets[hash&uint32(len(t.buckets)-1)]
+}
 
 // KeyOf fills k from a packet of a side; false if it has no tuple.
 func (t *Table) KeyOf(side Side, v *ipkt.View, k *Key) bool {
@@ -234,7 +236,7 @@ func (t *Table) Find(now int64, k *Key) (*Flow, int) {
 }
 
 func (t *Table) lookup(k *Key) (*Flow, uint32) {
-	for ref := t.bucket(k).Load(); ref != 0; {
+	for ref := t.bucket(k.hash).Load(); ref != 0; {
 		f := t.flow(ref >> 1)
 		if f.is(int(ref&1), k) {
 			return f, ref
@@ -259,7 +261,7 @@ func (t *Table) ending(f *Flow) Reason {
 
 // link makes a direction of a flow findable. t.mu is held.
 func (t *Table) link(id uint32, f *Flow, dir int, k *Key) {
-	b := t.bucket(k)
+	b := t.bucket(k.hash)
 	f.next[dir].Store(b.Load())
 	b.Store(id<<1 | uint32(dir))
 }
@@ -269,7 +271,7 @@ func (t *Table) unlink(id uint32, f *Flow, dir int) {
 	k := f.key(dir)
 	t.sum(&k)
 	want := id<<1 | uint32(dir)
-	at := t.bucket(&k)
+	at := t.bucket(k.hash)
 	for ref := at.Load(); ref != 0; ref = at.Load() {
 		if ref == want {
 			at.Store(f.next[dir].Load())
