@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"weak"
 
 	crand "crypto/rand"
 
@@ -350,7 +351,14 @@ func (c *Core) NewWorker() *Worker {
 	c.mu.Lock()
 	c.workers = append(c.workers, w.stats)
 	c.mu.Unlock()
-	runtime.AddCleanup(w, c.retire, w.stats)
+	// The core refers to workers itself and by its upper layer: with more than a weak
+	// pointer back, none of them would ever be garbage.
+	core := weak.Make(c)
+	runtime.AddCleanup(w, func(st *workerStats) {
+		if c := core.Value(); c != nil {
+			c.retire(st)
+		}
+	}, w.stats)
 	return w
 }
 

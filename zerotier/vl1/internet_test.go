@@ -396,7 +396,7 @@ func TestDay(t *testing.T) {
 		}
 	}
 	t.Logf("heap %d KiB after 3 hours, %d KiB after %d", earlyHeap>>10, lateHeap>>10, hours)
-	if lateHeap > earlyHeap+2<<20 {
+	if lateHeap > earlyHeap+256<<10 {
 		t.Errorf("the heap grew from %d to %d KiB", earlyHeap>>10, lateHeap>>10)
 	}
 	if g := runtime.NumGoroutine(); g > goroutines {

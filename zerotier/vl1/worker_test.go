@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"testing"
 	"time"
+	"weak"
 
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/internal/testvec"
@@ -16,9 +17,13 @@ type noUpper struct{}
 func (noUpper) HandlePacket(Out, time.Time, *Peer, packet.Packet, Source) (r Result) { return r }
 func (noUpper) PeerLearned(Out, time.Time, *Peer)                                    {}
 
-// Workers that nobody holds any more, e.g. because a pool dropped them, go, and
-// what they counted stays.
-func TestWorkersAreFreed(t *testing.T) {
+// withWorker is an upper layer that holds a worker, as the network layer does.
+type withWorker struct {
+	noUpper
+	w *Worker
+}
+
+func testIdentity(t *testing.T) *identity.Identity {
 	var v struct {
 		Valid []struct {
 			Secret string `json:"text_secret"`
@@ -29,7 +34,33 @@ func TestWorkersAreFreed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := New(Config{Identity: id, Upper: noUpper{}, Start: time.Unix(1, 0)})
+	return id
+}
+
+// A core that nobody holds any more goes with its workers.
+func TestCoreIsFreed(t *testing.T) {
+	gone := func() weak.Pointer[Core] {
+		upper := &withWorker{}
+		c, err := New(Config{Identity: testIdentity(t), Upper: upper, Start: time.Unix(1, 0)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		upper.w = c.NewWorker()
+		return weak.Make(c)
+	}()
+	for range 1000 {
+		if runtime.GC(); gone.Value() == nil {
+			return
+		}
+		runtime.Gosched()
+	}
+	t.Error("the core is still there")
+}
+
+// Workers that nobody holds any more, e.g. because a pool dropped them, go, and
+// what they counted stays.
+func TestWorkersAreFreed(t *testing.T) {
+	c, err := New(Config{Identity: testIdentity(t), Upper: noUpper{}, Start: time.Unix(1, 0)})
 	if err != nil {
 		t.Fatal(err)
 	}
