@@ -16,13 +16,13 @@ type worker struct {
 	now    int64
 	second uint16 // of now, and one
 	set    *netSet
+	view   ipkt.View // of the packet that takes the long way
+	key    nat.Key   // and its tuple
 	// What the quick way needs of all this:
 	table      *nat.Table
 	coarse     uint32 // now
 	generation uint32
 	slots      []*port
-	view       ipkt.View
-	key        nat.Key
 	quick      [maxBatch]quick
 	run        run
 	sink       uint32 // keeps the compiler from dropping loads that only warm the cache
@@ -187,7 +187,7 @@ func (w *worker) packet(side Side, p *port, b, buf []byte) {
 		w.e.drop(legOf(side), drop(r))
 	case p != nil && (buf[0]&1 != 0 || isNDP(v)):
 		w.group(p, v)
-	case v.Fragment || !w.e.table.KeyOf(side, v, &w.key):
+	case v.Fragment || !w.table.KeyOf(side, v, &w.key):
 		w.odd(side, p, v)
 	default:
 		w.known(side, p, v, &w.key, buf)
