@@ -37,6 +37,17 @@ func testIdentity(t *testing.T) *identity.Identity {
 	return id
 }
 
+// collected frees what is garbage until gone holds, or it never will.
+func collected(gone func() bool) bool {
+	for range 1000 {
+		if runtime.GC(); gone() {
+			return true
+		}
+		runtime.Gosched()
+	}
+	return false
+}
+
 // A core that nobody holds any more goes with its workers.
 func TestCoreIsFreed(t *testing.T) {
 	gone := func() weak.Pointer[Core] {
@@ -48,13 +59,9 @@ func TestCoreIsFreed(t *testing.T) {
 		upper.w = c.NewWorker()
 		return weak.Make(c)
 	}()
-	for range 1000 {
-		if runtime.GC(); gone.Value() == nil {
-			return
-		}
-		runtime.Gosched()
+	if !collected(func() bool { return gone.Value() == nil }) {
+		t.Error("the core is still there")
 	}
-	t.Error("the core is still there")
 }
 
 // Workers that nobody holds any more, e.g. because a pool dropped them, go, and
@@ -73,14 +80,8 @@ func TestWorkersAreFreed(t *testing.T) {
 		defer c.mu.Unlock()
 		return len(c.workers)
 	}
-	for range 1000 {
-		if runtime.GC(); left() == 1 { // the timer's
-			break
-		}
-		runtime.Gosched()
-	}
-	if n := left(); n != 1 {
-		t.Errorf("%d workers left", n)
+	if !collected(func() bool { return left() == 1 }) { // the timer's
+		t.Errorf("%d workers left", left())
 	}
 	if s := c.Stats(); s.RxDatagrams != count || s.RejectedBy(RejectShort) != count {
 		t.Errorf("%d datagrams counted, want %d", s.RxDatagrams, count)
