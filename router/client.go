@@ -23,6 +23,9 @@ type Client struct {
 	http *http.Client
 }
 
+// ClientSocket returns the control socket that a command should use.
+func ClientSocket(src Sources) string { return findSocket(Location(src)) }
+
 // findSocket returns the control socket to use: the given one; else that of an
 // explicitly chosen home; else the default one; else that of the default home.
 func findSocket(socket, home string, homeGiven bool) string {

@@ -34,9 +34,10 @@ func Flags() []Flag {
 	return out
 }
 
-// ClientSocket returns the control socket that a command should use. A faulty
-// configuration doesn't keep commands from working.
-func ClientSocket(src Sources) string {
+// Location returns the control socket and the home that a command should use, and
+// whether the home was chosen. A faulty configuration doesn't keep commands from
+// working.
+func Location(src Sources) (socket, home string, homeGiven bool) {
 	cfg, err := Load(src)
 	if err != nil {
 		l := newLoader(src)
@@ -53,7 +54,7 @@ func ClientSocket(src Sources) string {
 		}
 		cfg = l.cfg
 	}
-	return findSocket(cfg.Socket, cfg.Home, cfg.Origin("home") != "default")
+	return cfg.Socket, cfg.Home, cfg.Origin("home") != "default"
 }
 
 // Load makes the configuration. Its error lists everything that is wrong, one

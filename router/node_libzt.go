@@ -23,8 +23,6 @@ import (
 	"ztgate/zerotier/vl2"
 )
 
-func init() { nodeMakes[NodeLibzt] = newLibztNode }
-
 // libztNode is the node on libzt.
 type libztNode struct {
 	*bindings.Node

@@ -6,38 +6,33 @@ import (
 	"strings"
 )
 
-// Makes of a node.
+// Implementations of a node.
 const (
 	NodeGo    = "go"
 	NodeLibzt = "libzt"
 )
 
-// nodeMakes are those of this build, by name.
-var nodeMakes = map[string]func(NodeConfig) (Node, error){NodeGo: newGoNode}
-
-// DefaultNode is the make of the node unless configured: libzt where it is built
-// in.
+// DefaultNode is the implementation of the node unless configured: libzt where it
+// is built in.
 func DefaultNode() string {
-	if nodeMakes[NodeLibzt] != nil {
+	if libztBuilt {
 		return NodeLibzt
 	}
 	return NodeGo
 }
 
-// NodeMakes lists the makes of this build.
+// NodeMakes lists the implementations in this program.
 func NodeMakes() []string {
-	var out []string
-	for name := range nodeMakes {
-		out = append(out, name)
+	if libztBuilt {
+		return []string{NodeGo, NodeLibzt}
 	}
-	slices.Sort(out)
-	return out
+	return []string{NodeGo}
 }
 
-// checkNode refuses a make that this build doesn't have.
+// checkNode refuses an implementation that this program doesn't have.
 func checkNode(name string) error {
 	switch {
-	case nodeMakes[name] != nil:
+	case slices.Contains(NodeMakes(), name):
 		return nil
 	case name == NodeLibzt:
 		return fmt.Errorf("this program was built without libzt: use --node go, or a program from make build-libzt")
@@ -54,7 +49,10 @@ func newNode(cfg NodeConfig) (Node, error) {
 	if err := checkNode(name); err != nil {
 		return nil, usagef("node %q: %w", name, err)
 	}
-	return nodeMakes[name](cfg)
+	if name == NodeLibzt {
+		return newLibztNode(cfg)
+	}
+	return newGoNode(cfg)
 }
 
 // DefaultParts returns the nodes of this build and the forwarding plane of this

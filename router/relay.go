@@ -18,7 +18,7 @@ import (
 // host's kernel and never reach the TUN, so connections and datagrams are taken
 // there and carried on by the forwarding plane's host stack.
 type relays struct {
-	plane   Plane
+	plane   relayPlane
 	log     *slog.Logger
 	results *prometheus.CounterVec
 
@@ -27,6 +27,13 @@ type relays struct {
 	conns  map[io.Closer]struct{} // of clients
 	closed bool
 	wg     sync.WaitGroup
+}
+
+// relayPlane is what forwards on the host's addresses need of the forwarding plane.
+type relayPlane interface {
+	Explain(q Question) Explanation
+	DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
+	DialUDP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 }
 
 // What becomes of a relayed connection or session.
@@ -43,7 +50,7 @@ const (
 	relayBuffer  = 64 << 10
 )
 
-func newRelays(plane Plane, reg prometheus.Registerer, log *slog.Logger) *relays {
+func newRelays(plane relayPlane, reg prometheus.Registerer, log *slog.Logger) *relays {
 	r := &relays{plane: plane, log: log, open: map[Forward]io.Closer{}, conns: map[io.Closer]struct{}{},
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ztgate_relayed_connections_total",
 			Help: "TCP connections and UDP sessions of forwards on the host's own addresses, by what became of them."}, []string{"protocol", "result"})}

@@ -5,15 +5,10 @@ import (
 	"errors"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
-
-// reloadable are the settings that a running gateway can change, by key or
-// section. Flows that are still allowed go on.
-var reloadable = []string{"networks", "nat.masquerade", "nat.masquerade6", "nat.exempt", "policy.default", "targets"}
 
 // Reloaded says what a reload did.
 type Reloaded struct {
@@ -22,9 +17,6 @@ type Reloaded struct {
 	Restart []string `json:"restart"` // keys that wait for a restart
 }
 
-// Reload reads the configuration again from where it came from.
-func (c *Config) Reload() (*Config, error) { return Load(c.sources) }
-
 // reloadConfig reads and applies the configuration. A faulty one changes nothing.
 func (s *service) reloadConfig() (any, error) {
 	if s.reload == nil {
@@ -32,39 +24,11 @@ func (s *service) reloadConfig() (any, error) {
 	}
 	s.reloading.Lock()
 	defer s.reloading.Unlock()
-	old := s.config()
-	next, err := old.Reload()
+	next, changed, restart, err := s.config().Reload()
 	if err != nil {
 		return nil, err
 	}
-	r := Reloaded{Schema: Schema, Changed: []string{}, Restart: []string{}}
-	for _, set := range settings {
-		was, is := set.get(old), set.get(next)
-		if slices.Equal(was, is) {
-			continue
-		}
-		if slices.Contains(reloadable, set.key) {
-			r.Changed = append(r.Changed, set.key)
-			continue
-		}
-		r.Restart = append(r.Restart, set.key)
-		if err := set.set(next, was); err != nil { // the old value stays in force
-			return nil, err
-		}
-	}
-	next.Underlay = old.Underlay
-	for _, part := range []struct {
-		key     string
-		changed bool
-	}{
-		{"policy.rules", !slices.EqualFunc(old.Policy.Rules, next.Policy.Rules, func(a, b PolicyRule) bool { return a.String() == b.String() })},
-		{"forwards", !slices.Equal(old.Forwards, next.Forwards)},
-		{"maps", !slices.Equal(old.Maps, next.Maps)},
-	} {
-		if part.changed {
-			r.Changed = append(r.Changed, part.key)
-		}
-	}
+	r := Reloaded{Schema: Schema, Changed: changed, Restart: restart}
 	if err := s.reload(next); err != nil {
 		return nil, err
 	}

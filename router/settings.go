@@ -24,6 +24,7 @@ type setting struct {
 	list    bool
 	boolean bool
 	secret  bool
+	live    bool // a running gateway can change it; flows that are still allowed go on
 	set     func(*Config, []string) error
 	get     func(*Config) []string
 }
@@ -113,6 +114,8 @@ func list[T fmt.Stringer](key, flag, usage string, def []string, parse func(stri
 
 func (s *setting) alias(names ...string) *setting { s.aliases = names; return s }
 
+func live(s *setting) *setting { s.live = true; return s }
+
 // settings is the one table of all values; flags, environment, file and
 // `config show` follow from it.
 var settings = []*setting{
@@ -140,7 +143,7 @@ var settings = []*setting{
 	boolean("controller", "controller", "also be a network controller", false, func(c *Config) *bool { return &c.Controller }),
 	secret(text("identity.secret", "", "secret identity, or file:PATH", "", func(c *Config) *string { return &c.IdentitySecret })).alias("ZEROTIER_IDENTITY_SECRET"),
 	text("identity.public", "", "public identity, or file:PATH", "", func(c *Config) *string { return &c.IdentityPublic }).alias("ZEROTIER_IDENTITY_PUBLIC"),
-	networksSetting(),
+	live(networksSetting()),
 	scalar("tcp_relay", "", "", "auto", func(c *Config, v string) error {
 		if _, err := netip.ParseAddrPort(v); err != nil && v != "auto" && v != "off" {
 			return errors.New("use auto, off or ADDRESS:PORT")
@@ -156,9 +159,9 @@ var settings = []*setting{
 	addressSetting(),
 	number("vpc.mtu", "mtu", "MTU of the TUN, in bytes", DefaultMTU, 1280, 65535, func(c *Config) *int { return &c.VPC.MTU }),
 	interfacesSetting(),
-	boolean("nat.masquerade", "masquerade", "hide clients behind the gateway's overlay address", true, func(c *Config) *bool { return &c.NAT.Masquerade }),
-	boolean("nat.masquerade6", "", "", false, func(c *Config) *bool { return &c.NAT.Masquerade6 }),
-	list("nat.exempt", "", "", nil, parsePrefix, func(c *Config) *[]netip.Prefix { return &c.NAT.Exempt }),
+	live(boolean("nat.masquerade", "masquerade", "hide clients behind the gateway's overlay address", true, func(c *Config) *bool { return &c.NAT.Masquerade })),
+	live(boolean("nat.masquerade6", "", "", false, func(c *Config) *bool { return &c.NAT.Masquerade6 })),
+	live(list("nat.exempt", "", "", nil, parsePrefix, func(c *Config) *[]netip.Prefix { return &c.NAT.Exempt })),
 	number("nat.max_flows_per_client", "", "", 0, 0, 16<<20, func(c *Config) *int { return &c.NAT.MaxFlowsPerClient }),
 	number("nat.max_ports_per_client", "", "", 0, 0, 65535, func(c *Config) *int { return &c.NAT.MaxPortsPerClient }),
 	number("nat.max_half_open", "", "", 0, 0, 16<<20, func(c *Config) *int { return &c.NAT.MaxHalfOpen }),
@@ -178,8 +181,8 @@ var settings = []*setting{
 	duration("nat.timeouts.udp_unanswered", "", "", 0, func(c *Config) *time.Duration { return &c.NAT.Timeouts.UDPUnanswered }),
 	duration("nat.timeouts.udp", "", "", 5*time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.UDP }),
 	duration("nat.timeouts.icmp", "", "", time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.ICMP }),
-	word("policy.default", "policy-default", "what happens to flows that no rule matches: accept, drop, reject", "accept", actions, func(c *Config) *string { return &c.Policy.Default }),
-	list("targets", "target", "overlay service that must answer before the gateway is ready, as in tcp://10.0.0.10:443; repeatable", nil, ParseTarget, func(c *Config) *[]Target { return &c.Targets }),
+	live(word("policy.default", "policy-default", "what happens to flows that no rule matches: accept, drop, reject", "accept", actions, func(c *Config) *string { return &c.Policy.Default })),
+	live(list("targets", "target", "overlay service that must answer before the gateway is ready, as in tcp://10.0.0.10:443; repeatable", nil, ParseTarget, func(c *Config) *[]Target { return &c.Targets })),
 }
 
 var actions = []string{"accept", "drop", "reject"}

@@ -1,0 +1,5 @@
+//go:build libzt && cgo
+
+package router
+
+const libztBuilt = true
