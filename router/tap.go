@@ -69,8 +69,13 @@ func openTAP(id NetworkID, name string, mac MAC, log *slog.Logger) (_ *tap, err 
 	return t, nil
 }
 
+// frameWriter takes Ethernet frames into a network, as netstack.Overlay does.
+type frameWriter interface {
+	WriteFrames(nwid uint64, bufs [][]byte, sizes []int, offset int) (int, error)
+}
+
 // read passes frames from the kernel to the node until the file is closed.
-func (t *tap) read(node Node) error {
+func (t *tap) read(node frameWriter) error {
 	defer close(t.done)
 	r := tuntap.NewReader(tuntap.EthernetLen)
 	bufs, sizes := make([][]byte, tapBatch), make([]int, tapBatch)
