@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
-	"ztgate/netstack"
 )
 
 func writeFile(t *testing.T, text string) string {
@@ -269,22 +267,4 @@ func FuzzYAML(f *testing.F) {
 			l.cfg.Values()
 		}
 	})
-}
-
-func TestNATSettings(t *testing.T) {
-	load := func(nat string) netstack.NAT {
-		t.Helper()
-		c, err := Load(Sources{Flags: map[string][]string{"config": {writeFile(t, "nat: {"+nat+"}\n")}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return natSettings(c.NAT, [32]byte{})
-	}
-	if s := load(""); s.NoWindow || s.NoPickup || s.PortRest != 2*time.Minute || s.Timeouts.TCPHalfClosed != 0 {
-		t.Errorf("defaults: %+v", s)
-	}
-	s := load("window_check: false, pickup: false, port_rest: 1s, timeouts: {tcp_half_closed: 1h}")
-	if !s.NoWindow || !s.NoPickup || s.PortRest != time.Second || s.Timeouts.TCPHalfClosed != time.Hour {
-		t.Errorf("got %+v", s)
-	}
 }

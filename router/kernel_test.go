@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
+	"ztgate/internal/nettest"
 	"ztgate/router/tuntap"
 )
 
@@ -84,7 +85,7 @@ func TestKernelSetUp(t *testing.T) {
 		if err := k.up(2800); err != nil {
 			t.Fatal(err)
 		}
-		if err := k.setAddresses(pfx("100.127.255.1/32", "fd00:9::1/128")); err != nil {
+		if err := k.setAddresses(nettest.Prefixes("100.127.255.1/32", "fd00:9::1/128")); err != nil {
 			t.Fatal(err)
 		}
 		if err := k.setRoutes([]Route{{Target: netip.MustParsePrefix("10.0.0.0/24"), Via: netip.MustParseAddr("10.147.17.9")},
@@ -228,7 +229,7 @@ func TestKernelOthers(t *testing.T) {
 	if err := other.up(1500); err != nil {
 		t.Fatal(err)
 	}
-	if err := other.setAddresses(pfx("172.31.0.1/16")); err != nil {
+	if err := other.setAddresses(nettest.Prefixes("172.31.0.1/16")); err != nil {
 		t.Fatal(err)
 	}
 	k, err := openLink("ztgt0", discard)
@@ -252,7 +253,7 @@ func TestCheckHost(t *testing.T) {
 	}
 	failed := func() []string {
 		var out []string
-		for _, c := range checkHost(VPCConfig{TUN: "lo", Interfaces: []string{"nosuch0"}, Sources: pfx("fd00::/32")}) {
+		for _, c := range checkHost(VPCConfig{TUN: "lo", Interfaces: []string{"nosuch0"}, Sources: nettest.Prefixes("fd00::/32")}) {
 			if !c.OK {
 				out = append(out, c.Name)
 			}
@@ -283,7 +284,7 @@ func TestTAP(t *testing.T) {
 	if err := p.link.up(2800); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.link.setAddresses(pfx("10.147.17.5/24")); err != nil {
+	if err := p.link.setAddresses(nettest.Prefixes("10.147.17.5/24")); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.link.setRoutes([]Route{{Target: netip.MustParsePrefix("10.0.0.0/24"), Via: netip.MustParseAddr("10.147.17.9")}}); err != nil {
@@ -324,7 +325,6 @@ func TestTAP(t *testing.T) {
 
 // frameSink is a node of which only the frames matter.
 type frameSink struct {
-	Node
 	frames chan []byte
 }
 

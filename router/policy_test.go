@@ -2,17 +2,37 @@ package router
 
 import (
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
+	"time"
 
+	"ztgate/netstack"
 	"ztgate/netstack/policy"
 )
 
-func TestCompilePolicy(t *testing.T) {
-	c, err := Load(Sources{Flags: map[string][]string{"config": {writeFile(t, goodFile)}}})
+// loadText loads a configuration file with this text.
+func loadText(t *testing.T, text string) *Config {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "ztgate.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(Sources{Flags: map[string][]string{"config": {path}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := compilePolicy(c.Policy)
+	return c
+}
+
+func TestCompilePolicy(t *testing.T) {
+	p := compilePolicy(loadText(t, `
+policy:
+  default: drop
+  rules:
+    - {action: accept, proto: tcp, to: "10.0.0.10/32", ports: ["443", 8000-8099]}
+    - {action: reject, from: 172.31.9.0/24}
+`).Policy)
 	for _, tt := range []struct {
 		proto    uint8
 		src, dst string
@@ -31,5 +51,19 @@ func TestCompilePolicy(t *testing.T) {
 	}
 	if got, _ := compilePolicy(PolicyConfig{Default: "accept"}).Match(&policy.Flow{Proto: 6, Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), Port: 1}); got != policy.Accept {
 		t.Errorf("default %v, want accept", got)
+	}
+}
+
+func TestNATSettings(t *testing.T) {
+	load := func(nat string) netstack.NAT {
+		t.Helper()
+		return natSettings(loadText(t, "nat: {"+nat+"}\n").NAT, [32]byte{})
+	}
+	if s := load(""); s.NoWindow || s.NoPickup || s.PortRest != 2*time.Minute || s.Timeouts.TCPHalfClosed != 0 {
+		t.Errorf("defaults: %+v", s)
+	}
+	s := load("window_check: false, pickup: false, port_rest: 1s, timeouts: {tcp_half_closed: 1h}")
+	if !s.NoWindow || !s.NoPickup || s.PortRest != time.Second || s.Timeouts.TCPHalfClosed != time.Hour {
+		t.Errorf("got %+v", s)
 	}
 }

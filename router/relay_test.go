@@ -16,7 +16,6 @@ import (
 
 // dialPlane connects to a listener of the test instead of an overlay.
 type dialPlane struct {
-	Plane
 	to      string
 	verdict atomic.Value
 }

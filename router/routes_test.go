@@ -5,18 +5,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"ztgate/internal/nettest"
 )
 
-func pfx(list ...string) []netip.Prefix {
-	var out []netip.Prefix
-	for _, s := range list {
-		out = append(out, netip.MustParsePrefix(s))
-	}
-	return out
-}
-
 func TestWantedRoutes(t *testing.T) {
-	n := Network{Status: StatusOK, Addresses: pfx("10.147.17.5/24", "fd00:77::5/64"), Routes: []Route{
+	n := Network{Status: StatusOK, Addresses: nettest.Prefixes("10.147.17.5/24", "fd00:77::5/64"), Routes: []Route{
 		{Target: netip.MustParsePrefix("10.147.17.0/24")},
 		{Target: netip.MustParsePrefix("10.0.0.0/24"), Via: netip.MustParseAddr("10.147.17.9")},
 		{Target: netip.MustParsePrefix("172.31.0.0/16"), Via: netip.MustParseAddr("10.147.17.5")}, // through ourselves
@@ -49,7 +43,7 @@ func TestWantedRoutes(t *testing.T) {
 func TestConflicts(t *testing.T) {
 	kernel := []kernelRoute{{netip.MustParsePrefix("0.0.0.0/0"), "eth0"}, {netip.MustParsePrefix("172.31.16.0/20"), "eth0"},
 		{netip.MustParsePrefix("10.147.17.0/24"), "zt0"}, {netip.MustParsePrefix("10.9.0.0/16"), "ztg0"}}
-	sources := pfx("172.31.0.0/16")
+	sources := nettest.Prefixes("172.31.0.0/16")
 	tests := []struct {
 		target string
 		fatal  bool

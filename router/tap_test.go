@@ -4,6 +4,8 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+
+	"ztgate/internal/nettest"
 )
 
 // TestTAPTransfer sends real TCP through a TAP into a second one and back, each
@@ -14,7 +16,7 @@ func TestTAPTransfer(t *testing.T) {
 		conn net.Conn
 	}
 	macs := [2]MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}
-	addrs := pfx("10.147.17.1/24", "10.147.17.2/24")
+	addrs := nettest.Prefixes("10.147.17.1/24", "10.147.17.2/24")
 	var ends [2]end
 	listening := make(chan net.Listener, 1)
 	accepted := make(chan net.Conn, 1)
@@ -92,10 +94,7 @@ func TestTAPTransfer(t *testing.T) {
 }
 
 // wireTo is a node that hands frames to another TAP.
-type wireTo struct {
-	Node
-	tap *tap
-}
+type wireTo struct{ tap *tap }
 
 func (w *wireTo) WriteFrames(_ uint64, bufs [][]byte, sizes []int, offset int) (int, error) {
 	frames := make([][]byte, len(bufs))
