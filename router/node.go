@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"ztgate/zerotier/identity"
 )
 
 // Node is what the gateway needs of an overlay node.
@@ -46,7 +48,7 @@ type NodeConfig struct {
 // orbiter is a node that can use moons.
 type orbiter interface {
 	// Orbit begins to use a moon; seed is one of its roots.
-	Orbit(id uint64, seed string) error
+	Orbit(id uint64, seed identity.Address) error
 	Deorbit(id uint64) (bool, error)
 	Moons() []Moon
 }
