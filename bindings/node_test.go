@@ -22,6 +22,7 @@ import (
 
 	"ztgate/bindings"
 	"ztgate/router"
+	"ztgate/zerotier/ztnode"
 )
 
 // wire carries datagrams between the nodes of a test.
@@ -183,13 +184,13 @@ func await(t *testing.T, n *node, what string, f func() bool) {
 	}
 }
 
-func networkOf(n *node, id uint64) (bindings.Network, bool) {
+func networkOf(n *node, id ztnode.NetworkID) (ztnode.Network, bool) {
 	for _, v := range n.Networks() {
 		if v.ID == id {
 			return v, true
 		}
 	}
-	return bindings.Network{}, false
+	return ztnode.Network{}, false
 }
 
 func frame(dst, src [6]byte, kind uint16, payload []byte) []byte {
@@ -241,7 +242,7 @@ func TestFrames(t *testing.T) {
 	r := start(t, w, home, rootEndpoint, planet)
 	a := start(t, w, newHome(t), aEndpoint, planet)
 	b := start(t, w, newHome(t), bEndpoint, planet)
-	var nets [2]bindings.Network
+	var nets [2]ztnode.Network
 	for i, n := range []*node{a, b} {
 		if err := n.Join(adhoc); err != nil {
 			t.Fatal(err)
@@ -255,7 +256,7 @@ func TestFrames(t *testing.T) {
 			t.Errorf("network %+v", v)
 		}
 	}
-	v4 := func(v bindings.Network) netip.Addr {
+	v4 := func(v ztnode.Network) netip.Addr {
 		for _, p := range v.Addresses {
 			if p.Addr().Is4() {
 				return p.Addr()
@@ -485,8 +486,11 @@ func TestNewIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	i := again.Info()
-	if _, joined := networkOf(&node{Node: again}, adhoc); i.Address != address || !joined || !bytes.Equal(i.Planet, planet) {
-		t.Errorf("after a restart: %s, joined %v, planet kept %v", i.Address, joined, bytes.Equal(i.Planet, planet))
+	want, err := router.ShowPlanet(planet)
+	must(t, err)
+	kept := i.PlanetID == want.ID && i.PlanetTimestamp == want.Timestamp
+	if _, joined := networkOf(&node{Node: again}, adhoc); i.Address != address || !joined || !kept {
+		t.Errorf("after a restart: %s, joined %v, planet kept %v", i.Address, joined, kept)
 	}
 	must(t, again.Close())
 }
@@ -509,7 +513,7 @@ func TestLeaks(t *testing.T) {
 	go func() { done <- n.Run(ctx) }()
 	cycle := func(times int) {
 		for i := range times {
-			id := adhoc + uint64(i%16)<<32
+			id := adhoc + ztnode.NetworkID(i%16)<<32
 			must(t, n.Join(id), n.Leave(id))
 		}
 	}

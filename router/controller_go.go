@@ -8,7 +8,6 @@ import (
 
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
-	"ztgate/zerotier/vl2"
 )
 
 // goController is the controller of the node in pure Go.
@@ -28,13 +27,13 @@ func controllerError(err error) error {
 func (g goController) Networks() ([]NetworkID, error) {
 	out := []NetworkID{}
 	for _, n := range g.c.Networks() {
-		out = append(out, NetworkID(n.ID))
+		out = append(out, n.ID)
 	}
 	return out, nil
 }
 
 func (g goController) Network(id NetworkID) (json.RawMessage, error) {
-	n, ok := g.c.Network(vl2.NetworkID(id))
+	n, ok := g.c.Network(id)
 	if !ok {
 		return nil, noNetwork(id)
 	}
@@ -46,13 +45,12 @@ func noNetwork(id NetworkID) error {
 }
 
 func (g goController) SetNetwork(id NetworkID, patch json.RawMessage) (json.RawMessage, error) {
-	nid := vl2.NetworkID(id)
-	if _, ok := g.c.Network(nid); id != 0 && ok {
-		n, err := g.c.UpdateNetwork(nid, func(n *controller.Network) error { return n.Patch(patch) })
+	if _, ok := g.c.Network(id); id != 0 && ok {
+		n, err := g.c.UpdateNetwork(id, func(n *controller.Network) error { return n.Patch(patch) })
 		return marshalRecord(n, err)
 	}
 	rec := controller.DefaultNetwork()
-	rec.ID = nid
+	rec.ID = id
 	if err := rec.Patch(patch); err != nil {
 		return nil, controllerError(err)
 	}
@@ -68,15 +66,15 @@ func marshalRecord(rec any, err error) (json.RawMessage, error) {
 }
 
 func (g goController) DeleteNetwork(id NetworkID) error {
-	return controllerError(g.c.DeleteNetwork(vl2.NetworkID(id)))
+	return controllerError(g.c.DeleteNetwork(id))
 }
 
 func (g goController) Members(id NetworkID) ([]json.RawMessage, error) {
-	if _, ok := g.c.Network(vl2.NetworkID(id)); !ok {
+	if _, ok := g.c.Network(id); !ok {
 		return nil, noNetwork(id)
 	}
 	out := []json.RawMessage{}
-	for _, m := range g.c.Members(vl2.NetworkID(id)) {
+	for _, m := range g.c.Members(id) {
 		b, err := json.Marshal(m)
 		if err != nil {
 			return nil, fmt.Errorf("member %s: %w", m.Address, err)
@@ -91,7 +89,7 @@ func (g goController) Member(id NetworkID, address string) (json.RawMessage, err
 	if err != nil {
 		return nil, err
 	}
-	m, ok := g.c.Member(vl2.NetworkID(id), a)
+	m, ok := g.c.Member(id, a)
 	if !ok {
 		return nil, usagef("member %s of network %s: not known to this controller", address, id)
 	}
@@ -103,7 +101,7 @@ func (g goController) SetMember(id NetworkID, address string, patch json.RawMess
 	if err != nil {
 		return nil, err
 	}
-	m, err := g.c.UpdateMember(vl2.NetworkID(id), a, func(m *controller.Member) error { return m.Patch(patch) })
+	m, err := g.c.UpdateMember(id, a, func(m *controller.Member) error { return m.Patch(patch) })
 	return marshalRecord(m, err)
 }
 
@@ -112,7 +110,7 @@ func (g goController) DeleteMember(id NetworkID, address string) error {
 	if err != nil {
 		return err
 	}
-	return controllerError(g.c.DeleteMember(vl2.NetworkID(id), a))
+	return controllerError(g.c.DeleteMember(id, a))
 }
 
 func memberAddress(s string) (identity.Address, error) {

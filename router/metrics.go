@@ -7,6 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"ztgate/zerotier/ztnode"
 )
 
 // registerStandard registers the collectors that need nothing but the process.
@@ -70,7 +72,7 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	c.peers(ch, gauge)
 	for _, n := range c.s.networks() {
-		for _, status := range statuses {
+		for _, status := range ztnode.Statuses() {
 			gauge(descNet, one(n.Status == status), n.ID.String(), status)
 		}
 		if !n.Certificate.IsZero() {
@@ -97,7 +99,7 @@ func (c *stateCollector) peers(ch chan<- prometheus.Metric, gauge func(*promethe
 	}
 	rtt := map[string]*histogram{}
 	for _, path := range []string{"direct_ipv4", "direct_ipv6", "relay", "none"} {
-		for _, role := range roles {
+		for _, role := range ztnode.Roles() {
 			count[key{role, path}] = 0
 		}
 		h := &histogram{buckets: map[float64]uint64{}}

@@ -3,6 +3,9 @@ package router
 import (
 	"fmt"
 	"strconv"
+
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/ztnode"
 )
 
 // Moons lists moons.
@@ -10,9 +13,6 @@ type Moons struct {
 	Schema int    `json:"schema"`
 	Moons  []Moon `json:"moons"`
 }
-
-// moonID is the text form, as zerotier-cli prints it.
-func moonID(id uint64) string { return fmt.Sprintf("%016x", id) }
 
 func parseMoonID(s string) (uint64, error) {
 	id, err := strconv.ParseUint(s, 16, 64)
@@ -52,8 +52,12 @@ func (s *service) orbit(text, seed string) (any, error) {
 	if seed == "" {
 		seed = fmt.Sprintf("%010x", id)
 	}
-	if err := o.Orbit(id, seed); err != nil {
-		return nil, fmt.Errorf("orbit %s: %w", moonID(id), err)
+	root, err := identity.ParseAddress(seed)
+	if err != nil {
+		return nil, usagef("orbit %s: seed %q: want the address of one of the moon's roots, 10 hex digits", ztnode.MoonID(id), seed)
+	}
+	if err := o.Orbit(id, root); err != nil {
+		return nil, fmt.Errorf("orbit %s: %w", ztnode.MoonID(id), err)
 	}
 	return s.moons()
 }
@@ -72,7 +76,7 @@ func (s *service) deorbit(text string) (any, error) {
 		return nil, err
 	}
 	if !used {
-		return nil, usagef("moon %s is not orbited: see ztgate moons", moonID(id))
+		return nil, usagef("moon %s is not orbited: see ztgate moons", ztnode.MoonID(id))
 	}
 	return s.moons()
 }

@@ -3,161 +3,15 @@ package router
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"ztgate/zerotier/identity"
 )
-
-// NetworkID is the 64-bit ID of an overlay network, 16 hex digits in text.
-type NetworkID uint64
-
-// ParseNetworkID reads 16 hex digits.
-func ParseNetworkID(s string) (NetworkID, error) {
-	v, err := strconv.ParseUint(s, 16, 64)
-	if err != nil || len(s) != 16 || v == 0 {
-		return 0, fmt.Errorf("network ID %q: want 16 hex digits, as in 8056c2e21c000001", s)
-	}
-	return NetworkID(v), nil
-}
-
-func (id NetworkID) String() string { return fmt.Sprintf("%016x", uint64(id)) }
-
-// MarshalText implements encoding.TextMarshaler.
-func (id NetworkID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (id *NetworkID) UnmarshalText(b []byte) (err error) {
-	if string(b) == NetworkID(0).String() {
-		*id = 0 // none, as in a flow that ends here
-		return nil
-	}
-	*id, err = ParseNetworkID(string(b))
-	return err
-}
-
-// MAC is an Ethernet address.
-type MAC [6]byte
-
-func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
-
-// MarshalText implements encoding.TextMarshaler.
-func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (m *MAC) UnmarshalText(b []byte) error {
-	hw, err := net.ParseMAC(string(b))
-	if err != nil || len(hw) != len(m) {
-		return fmt.Errorf("MAC address %q: want six bytes in hex", b)
-	}
-	copy(m[:], hw)
-	return nil
-}
-
-// Status words of a network, as ZeroTier has them.
-const (
-	StatusRequesting = "REQUESTING_CONFIGURATION"
-	StatusOK         = "OK"
-	StatusDenied     = "ACCESS_DENIED"
-	StatusNotFound   = "NOT_FOUND"
-	StatusPortError  = "PORT_ERROR"
-	StatusTooOld     = "CLIENT_TOO_OLD"
-	StatusAuth       = "AUTHENTICATION_REQUIRED"
-)
-
-// Statuses lists all status words.
-var statuses = [...]string{StatusRequesting, StatusOK, StatusDenied, StatusNotFound, StatusPortError, StatusTooOld, StatusAuth}
-
-// Roles lists the roles of a peer.
-var roles = [...]string{"LEAF", "MOON", "PLANET"}
-
-// NodeInfo describes the node itself.
-type NodeInfo struct {
-	Address         string           `json:"address"`
-	Identity        string           `json:"publicIdentity"`
-	Online          bool             `json:"online"`
-	Version         string           `json:"version"`
-	PrimaryPort     int              `json:"primaryPort"`
-	SecondaryPort   int              `json:"secondaryPort"`
-	TertiaryPort    int              `json:"tertiaryPort"` // the one that routers map; 0 = not open, as the others
-	PlanetID        uint64           `json:"planetWorldId"`
-	PlanetTimestamp int64            `json:"planetWorldTimestamp"` // ms since the epoch
-	Root            bool             `json:"root"`
-	Controller      bool             `json:"controller"`
-	Surface         []netip.AddrPort `json:"surfaceAddresses"`
-	Listening       []netip.AddrPort `json:"listeningOn"`
-	PortMapping     bool             `json:"portMappingEnabled"`
-	PortMappings    []PortMapping    `json:"portMappings,omitempty"`
-}
-
-// PortMapping is a UDP port that a router in front of this host leads to it.
-type PortMapping struct {
-	External netip.AddrPort `json:"external"`
-	Port     uint16         `json:"port"` // our own
-	Gateway  netip.Addr     `json:"gateway"`
-	Protocol string         `json:"protocol"` // pcp, natpmp or upnp
-	Expires  time.Time      `json:"expires"`
-}
-
-// Network is a joined network.
-type Network struct {
-	ID          NetworkID      `json:"id"`
-	Name        string         `json:"name"`
-	Status      string         `json:"status"`
-	Type        string         `json:"type"`
-	MAC         MAC            `json:"mac"`
-	MTU         int            `json:"mtu"`
-	Addresses   []netip.Prefix `json:"assignedAddresses"`
-	Routes      []Route        `json:"routes"`
-	DNSDomain   string         `json:"dnsDomain,omitempty"`
-	DNSServers  []netip.Addr   `json:"dnsServers,omitempty"`
-	Bridge      bool           `json:"bridge"`
-	Broadcast   bool           `json:"broadcastEnabled"`
-	Revision    uint64         `json:"netconfRevision"`
-	Certificate time.Time      `json:"certificateExpiry,omitzero"`
-	AuthURL     string         `json:"authenticationURL,omitempty"`
-	Device      string         `json:"portDeviceName,omitempty"`
-	Problems    []string       `json:"problems,omitempty"` // routes not installed, and why
-}
-
-// Route is a managed route. Without Via the target is on the network itself.
-type Route struct {
-	Target netip.Prefix `json:"target"`
-	Via    netip.Addr   `json:"via,omitzero"`
-}
-
-// Peer is a node that ours knows.
-type Peer struct {
-	Address     string    `json:"address"`
-	Role        string    `json:"role"`
-	Version     string    `json:"version"`
-	Latency     float64   `json:"latency"` // ms, -1 unknown
-	Relayed     bool      `json:"relayed"`
-	Link        string    `json:"link"`   // DIRECT or RELAY
-	Cipher      int       `json:"cipher"` // cipher suite of what we send
-	LastReceive time.Time `json:"lastReceive,omitzero"`
-	Paths       []Path    `json:"paths"`
-}
-
-// Path is a way to a peer.
-type Path struct {
-	Endpoint    netip.AddrPort `json:"address"`
-	Preferred   bool           `json:"preferred"`
-	Expired     bool           `json:"expired"`
-	LastSend    time.Time      `json:"lastSend,omitzero"`
-	LastReceive time.Time      `json:"lastReceive,omitzero"`
-	Latency     float64        `json:"latency"` // ms, -1 unknown
-}
-
-// Group is a multicast group of a network.
-type Group struct {
-	MAC MAC
-	ADI uint32
-}
 
 // Node is what the gateway needs of an overlay node.
 type Node interface {
@@ -191,19 +45,10 @@ type NodeConfig struct {
 	Registerer prometheus.Registerer
 }
 
-// Moon is a moon that is used or waited for.
-type Moon struct {
-	ID        string       `json:"id"`
-	Waiting   bool         `json:"waiting"`
-	Seed      string       `json:"seed,omitempty"` // who is asked while waiting
-	Timestamp int64        `json:"timestamp,omitempty"`
-	Roots     []PlanetRoot `json:"roots"`
-}
-
 // orbiter is a node that can use moons.
 type orbiter interface {
 	// Orbit begins to use a moon; seed is one of its roots.
-	Orbit(id uint64, seed string) error
+	Orbit(id uint64, seed identity.Address) error
 	Deorbit(id uint64) (bool, error)
 	Moons() []Moon
 }

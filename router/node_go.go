@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -71,93 +70,12 @@ func portError(err error) error {
 	return err
 }
 
-func (g *goNode) Info() NodeInfo {
-	i := g.Node.Info()
-	v := NodeInfo{Address: i.Address, Identity: i.Identity, Online: i.Online, Version: i.Version,
-		PrimaryPort: i.PrimaryPort, SecondaryPort: i.SecondaryPort, TertiaryPort: i.TertiaryPort,
-		PlanetID: i.PlanetID, PlanetTimestamp: i.PlanetTimestamp, Root: i.Root, Controller: i.Controller, Surface: i.Surface,
-		Listening: i.Listening, PortMapping: i.PortMapping}
-	for _, m := range i.PortMappings {
-		v.PortMappings = append(v.PortMappings, PortMapping(m))
-	}
-	return v
-}
-
-func (g *goNode) Peers() []Peer {
-	var out []Peer
-	for _, p := range g.Node.Peers() {
-		v := Peer{Address: p.Address, Role: p.Role, Version: p.Version, Latency: latency(p.Latency), Relayed: p.Relayed,
-			Cipher: p.Suite, LastReceive: p.LastReceive, Paths: []Path{}}
-		for _, pa := range p.Paths {
-			v.Paths = append(v.Paths, Path{Endpoint: pa.Endpoint, Preferred: pa.Preferred, Expired: pa.Expired,
-				LastSend: pa.LastSend, LastReceive: pa.LastReceive, Latency: latency(pa.Latency)})
-		}
-		out = append(out, v)
-	}
-	return out
-}
-
-func latency(d time.Duration) float64 {
-	if d < 0 {
-		return -1
-	}
-	return milliseconds(d)
-}
-
-func (g *goNode) Networks() []Network {
-	out := []Network{}
-	for _, n := range g.Node.Networks() {
-		v := Network{ID: NetworkID(n.ID), Name: n.Name, Status: n.Status, Type: n.Type, MAC: n.MAC, MTU: n.MTU,
-			Addresses: n.Addresses, DNSDomain: n.DNSDomain, DNSServers: n.DNSServers, Bridge: n.Bridge, Broadcast: n.Broadcast,
-			Revision: n.Revision, Certificate: n.CertificateExpiry, AuthURL: n.AuthURL}
-		for _, r := range n.Routes {
-			v.Routes = append(v.Routes, Route(r))
-		}
-		out = append(out, v)
-	}
-	return out
-}
-
-func (g *goNode) Join(id NetworkID) error  { return g.Node.Join(uint64(id)) }
-func (g *goNode) Leave(id NetworkID) error { return g.Node.Leave(uint64(id)) }
-
-func (g *goNode) SetMulticastGroups(id NetworkID, groups []Group) {
-	list := make([]zerotier.MulticastGroup, len(groups))
-	for i, gr := range groups {
-		list[i] = zerotier.MulticastGroup{MAC: gr.MAC, ADI: gr.ADI}
-	}
-	g.Node.SetMulticastGroups(uint64(id), list)
-}
-
 func (g *goNode) Controller() Controller {
 	c := g.Node.Controller()
 	if c == nil {
 		return nil
 	}
 	return goController{c}
-}
-
-func (g *goNode) Orbit(id uint64, seed string) error {
-	a, err := memberAddress(seed)
-	if err != nil {
-		return err
-	}
-	return g.Node.Orbit(id, a)
-}
-
-func (g *goNode) Moons() []Moon {
-	out := []Moon{}
-	for _, m := range g.Node.Moons() {
-		v := Moon{ID: moonID(m.ID), Waiting: m.World == nil, Roots: []PlanetRoot{}}
-		if m.World != nil {
-			v.Timestamp = m.World.Timestamp
-			v.Roots = describe(m.World).Roots
-		} else {
-			v.Seed = m.Seed.String()
-		}
-		out = append(out, v)
-	}
-	return out
 }
 
 // ciphers names the cipher suites.

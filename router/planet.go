@@ -40,13 +40,6 @@ type Planet struct {
 	Roots     []PlanetRoot `json:"roots"`
 }
 
-// PlanetRoot is one root.
-type PlanetRoot struct {
-	Address   string           `json:"address"`
-	Identity  string           `json:"identity"`
-	Endpoints []netip.AddrPort `json:"stableEndpoints"`
-}
-
 // MakePlanet makes and signs a planet. It returns the file's content and the
 // signing key that later revisions need.
 func MakePlanet(spec PlanetSpec) (file []byte, key string, p Planet, err error) {
@@ -138,12 +131,10 @@ func ShowPlanet(file []byte) (Planet, error) {
 }
 
 func describe(w *vl1.World) Planet {
-	p := Planet{Schema: Schema, Type: "moon", ID: w.ID, Timestamp: w.Timestamp, UpdateKey: hex.EncodeToString(w.UpdateKey[:])}
+	p := Planet{Schema: Schema, Type: "moon", ID: w.ID, Timestamp: w.Timestamp, UpdateKey: hex.EncodeToString(w.UpdateKey[:]),
+		Roots: w.PlanetRoots()}
 	if w.IsPlanet() {
 		p.Type = "planet"
-	}
-	for _, r := range w.Roots {
-		p.Roots = append(p.Roots, PlanetRoot{r.Identity.Address().String(), r.Identity.String(), r.Endpoints})
 	}
 	return p
 }

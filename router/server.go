@@ -221,7 +221,7 @@ func (s *service) controlHandler() http.Handler {
 	get("GET /v1/status", func(*http.Request) (any, error) { return s.status(), nil })
 	get("GET /v1/info", func(*http.Request) (any, error) { return s.info(), nil })
 	get("GET /v1/health", func(*http.Request) (any, error) { return s.health(), nil })
-	get("GET /v1/networks", func(*http.Request) (any, error) { return Networks{Schema, s.networks()}, nil })
+	get("GET /v1/networks", func(*http.Request) (any, error) { return Networks{Schema, s.networkViews()}, nil })
 	get("GET /v1/peers", func(*http.Request) (any, error) { return Peers{Schema, s.peers()}, nil })
 	get("GET /v1/config", func(*http.Request) (any, error) {
 		return Configuration{Schema, s.config().Values(), s.config().Warnings}, nil
@@ -346,9 +346,9 @@ func (s *service) join(text string) (any, error) {
 	return Networks{Schema, s.only(id)}, nil
 }
 
-func (s *service) only(id NetworkID) []Network {
-	out := []Network{}
-	for _, n := range s.networks() {
+func (s *service) only(id NetworkID) []NetworkView {
+	out := []NetworkView{}
+	for _, n := range s.networkViews() {
 		if n.ID == id {
 			out = append(out, n)
 		}

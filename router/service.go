@@ -87,13 +87,18 @@ func (s *service) forgetNetworks(keep []Network) {
 func (s *service) networks() []Network {
 	nets := s.node.Networks()
 	slices.SortFunc(nets, func(a, b Network) int { return cmp.Compare(a.ID, b.ID) })
+	return nets
+}
+
+func (s *service) networkViews() []NetworkView {
+	nets := s.networks()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i := range nets {
-		nets[i].Device = s.devices[nets[i].ID]
-		nets[i].Problems = s.problems[nets[i].ID]
+	out := make([]NetworkView, len(nets))
+	for i, n := range nets {
+		out[i] = NetworkView{n, s.devices[n.ID], s.problems[n.ID]}
 	}
-	return nets
+	return out
 }
 
 func (s *service) info() Info {
@@ -228,7 +233,7 @@ func (s *service) observe(now time.Time) {
 }
 
 func (s *service) status() Status {
-	st := Status{Schema: Schema, Info: s.info(), Health: s.health(), Networks: s.networks(),
+	st := Status{Schema: Schema, Info: s.info(), Health: s.health(), Networks: s.networkViews(),
 		Targets: s.targets.states(), Limit: s.config().NAT.MaxFlows}
 	for _, p := range s.node.Peers() {
 		st.Peers.Total++

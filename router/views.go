@@ -50,10 +50,17 @@ func (i Info) State() string {
 	return "OFFLINE"
 }
 
+// NetworkView is a joined network and what became of it on this host.
+type NetworkView struct {
+	Network
+	Device   string   `json:"portDeviceName,omitempty"`
+	Problems []string `json:"problems,omitempty"` // routes not installed, and why
+}
+
 // Networks lists the joined networks.
 type Networks struct {
-	Schema   int       `json:"schema"`
-	Networks []Network `json:"networks"`
+	Schema   int           `json:"schema"`
+	Networks []NetworkView `json:"networks"`
 }
 
 // Peers lists the known peers.
@@ -84,7 +91,7 @@ type Status struct {
 	Schema   int           `json:"schema"`
 	Info     Info          `json:"info"`
 	Health   Health        `json:"health"`
-	Networks []Network     `json:"networks"`
+	Networks []NetworkView `json:"networks"`
 	Targets  []TargetState `json:"targets"`
 	Peers    PeerCounts    `json:"peers"`
 	Flows    int           `json:"flows"`

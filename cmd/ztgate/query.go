@@ -69,7 +69,7 @@ func millis(v float64) string {
 	return fmt.Sprintf("%.2f ms", v)
 }
 
-func networkTable(w io.Writer, nets []router.Network) {
+func networkTable(w io.Writer, nets []router.NetworkView) {
 	row(w, "NETWORK", "NAME", "MAC", "STATUS", "TYPE", "DEVICE", "ADDRESSES")
 	for _, n := range nets {
 		row(w, n.ID, n.Name, n.MAC, n.Status, n.Type, n.Device, join(n.Addresses))

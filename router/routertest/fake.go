@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"ztgate/router"
+	"ztgate/zerotier/identity"
 )
 
 // Node is a node whose state tests set.
@@ -186,8 +187,8 @@ func (n *Node) Leave(id router.NetworkID) error {
 }
 
 // Orbit waits for a moon for ever.
-func (n *Node) Orbit(id uint64, seed string) error {
-	n.change(func() { n.moons[id] = seed })
+func (n *Node) Orbit(id uint64, seed identity.Address) error {
+	n.change(func() { n.moons[id] = seed.String() })
 	return nil
 }
 
