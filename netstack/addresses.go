@@ -10,11 +10,11 @@ func (s *netSet) isOwn(a netip.Addr) bool       { _, ok := s.own[a]; return ok }
 func (s *netSet) isBroadcast(a netip.Addr) bool { _, ok := s.broadcasts[a]; return ok }
 
 // owner returns the network on which an address is ours, nil for the VPC side.
-func (s *netSet) owner(a netip.Addr) *port {
-	for _, p := range s.ports {
-		for _, x := range p.Addresses {
+func (s *netSet) owner(a netip.Addr) *attachment {
+	for _, at := range s.attachments {
+		for _, x := range at.Addresses {
 			if x.Addr() == a {
-				return p
+				return at
 			}
 		}
 	}

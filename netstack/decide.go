@@ -15,23 +15,23 @@ type tuple struct {
 	sport, dport uint16
 }
 
-// doing is what happens to a packet that belongs to no flow.
-type doing uint8
+// action is what happens to a packet that belongs to no flow.
+type action uint8
 
 const (
-	doOpen doing = iota
-	doLocal
-	doDrop
-	doReject // and tell the sender
+	actOpen action = iota
+	actLocal
+	actDrop
+	actReject // and tell the sender
 )
 
 // decision is what happens to a packet that belongs to no flow, and why.
 type decision struct {
-	do     doing
+	do     action
 	reason drop
 	answer ipkt.ErrorKind
 	rule   int // of the policy; see below
-	port   *port
+	at     *attachment
 	hop    netip.Addr
 	server netip.Addr // who gets it, behind any translation
 	flow   nat.NewFlow
@@ -40,10 +40,10 @@ type decision struct {
 // ruleNone means that the policy wasn't asked; -1 is its default.
 const ruleNone = -2
 
-func refuseWith(d drop) decision { return decision{do: doDrop, reason: d, rule: ruleNone} }
+func refuseWith(d drop) decision { return decision{do: actDrop, reason: d, rule: ruleNone} }
 
 func tellWith(d drop, kind ipkt.ErrorKind) decision {
-	return decision{do: doReject, reason: d, answer: kind, rule: ruleNone}
+	return decision{do: actReject, reason: d, answer: kind, rule: ruleNone}
 }
 
 // decideVPC judges what comes from the VPC side.
@@ -67,14 +67,14 @@ func (e *Engine) decideVPC(s *netSet, t *tuple) decision {
 	if !forwardable(d.server) || s.isBroadcast(d.server) || s.isOwn(d.server) {
 		return refuseWith(dropForbidden)
 	}
-	d.port, d.hop = s.route(d.server)
-	if d.port == nil {
+	d.at, d.hop = s.route(d.server)
+	if d.at == nil {
 		if d.flow.Server == [16]byte{} || !e.inVPC(s, d.server) {
 			return tellWith(dropNoRoute, ipkt.NoRoute)
 		}
 		return e.hairpinForward(s, t, d, port)
 	}
-	d.flow.Slot, d.flow.To = d.port.slot, nat.Overlay
+	d.flow.Slot, d.flow.To = d.at.slot, OverlaySide
 	if !e.allow(&d, t, d.server, port, policy.Out) {
 		return d
 	}
@@ -84,31 +84,31 @@ func (e *Engine) decideVPC(s *netSet, t *tuple) decision {
 // sourceToOverlay says how a VPC host appears on the overlay: as the network's
 // configuration says, or masqueraded.
 func sourceToOverlay(s *netSet, t *tuple, d decision, masquerade bool) decision {
-	p, v6 := d.port, t.src.Is6()
-	// What a forward leads to answers from the forward's address, even when the flow
+	at, v6 := d.at, t.src.Is6()
+	// The target of a forward answers from the forward's address, even when the flow
 	// isn't known any more.
 	if f := s.backwards[forwardKey{t.src, t.sport, t.proto}]; f != nil {
 		listen := f.Listen.Addr()
 		if listen.IsUnspecified() {
-			listen = p.address(v6)
+			listen = at.address(v6)
 		}
-		if listen == p.v4 || listen == p.v6 {
+		if listen == at.v4 || listen == at.v6 {
 			d.flow.Source, d.flow.Address, d.flow.Port = nat.Map, ipkt.Bytes(listen), f.Listen.Port()
 			return d
 		}
 	}
-	if a, ok := s.translate(VPCSide, false, p.ID, t.src); ok {
+	if a, ok := s.translate(VPCSide, false, at.ID, t.src); ok {
 		d.flow.Source, d.flow.Address = nat.Map, ipkt.Bytes(a)
 		return d
 	}
-	wanted := p.Masquerade
+	wanted := at.Masquerade
 	if v6 {
-		wanted = p.Masquerade6
+		wanted = at.Masquerade6
 	}
-	if !masquerade && (!wanted || contains(p.Exempt, d.server)) {
+	if !masquerade && (!wanted || contains(at.Exempt, d.server)) {
 		return d
 	}
-	a := p.address(v6)
+	a := at.address(v6)
 	if !a.IsValid() {
 		return tellWith(dropNoAddress, ipkt.NoRoute)
 	}
@@ -116,13 +116,13 @@ func sourceToOverlay(s *netSet, t *tuple, d decision, masquerade bool) decision 
 	return d
 }
 
-// hairpinForward leads a forward from the VPC back into it. The target sees the
+// hairpinForward forwards a connection from the VPC back into it. The target sees the
 // forward's own address, as other clients' targets do (RFC 4787 REQ-9 a).
 func (e *Engine) hairpinForward(s *netSet, t *tuple, d decision, port uint16) decision {
-	d.flow.To = nat.VPC
-	d.port = s.owner(t.dst)
-	if d.port != nil {
-		d.flow.Slot = d.port.slot
+	d.flow.To = VPCSide
+	d.at = s.owner(t.dst)
+	if d.at != nil {
+		d.flow.Slot = d.at.slot
 	}
 	if !e.allow(&d, t, d.server, port, policy.Out) {
 		return d
@@ -136,22 +136,22 @@ func (e *Engine) hairpinForward(s *netSet, t *tuple, d decision, port uint16) de
 // ourselves.
 func (e *Engine) hairpin(s *netSet, t *tuple, d decision) decision {
 	if t.proto != ipkt.TCP && t.proto != ipkt.UDP {
-		d.do = doLocal
+		d.do = actLocal
 		return d
 	}
-	if p := s.owner(t.dst); p != nil {
+	if at := s.owner(t.dst); at != nil {
 		if host, port, ok := e.table.Owner(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
-			d.port, d.server = p, ipkt.Addr(host)
-			d.flow = nat.NewFlow{Slot: p.slot, To: nat.VPC, Server: host, ServerPort: port, Source: nat.Masquerade, Address: ipkt.Bytes(t.dst),
+			d.at, d.server = at, ipkt.Addr(host)
+			d.flow = nat.NewFlow{Slot: at.slot, To: VPCSide, Server: host, ServerPort: port, Source: nat.Masquerade, Address: ipkt.Bytes(t.dst),
 				Filtered: e.table.Filter(t.proto) == nat.AddressAndPortDependent}
 			e.allow(&d, t, d.server, port, policy.Out)
 			return d
 		}
 	}
-	if host, port, ok := e.table.Resting(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
+	if host, port, ok := e.table.Quarantined(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
 		return e.resume(s, t, d, ipkt.Addr(host), port)
 	}
-	d.do = doLocal
+	d.do = actLocal
 	return d
 }
 
@@ -163,19 +163,19 @@ func (e *Engine) resume(s *netSet, t *tuple, d decision, host netip.Addr, port u
 		if f.Proto != t.proto || !f.Masquerade || f.To != netip.AddrPortFrom(t.src, t.sport) {
 			continue
 		}
-		d.port, d.hop = s.route(host)
-		if d.port == nil {
+		d.at, d.hop = s.route(host)
+		if d.at == nil {
 			break
 		}
 		listen := f.Listen.Addr()
 		if listen.IsUnspecified() {
-			listen = d.port.address(host.Is6())
+			listen = d.at.address(host.Is6())
 		}
-		if listen != d.port.v4 && listen != d.port.v6 {
+		if listen != d.at.v4 && listen != d.at.v6 {
 			continue
 		}
 		d.server = host
-		d.flow = nat.NewFlow{Slot: d.port.slot, To: nat.Overlay, Server: ipkt.Bytes(host), ServerPort: port,
+		d.flow = nat.NewFlow{Slot: d.at.slot, To: OverlaySide, Server: ipkt.Bytes(host), ServerPort: port,
 			Source: nat.Map, Address: ipkt.Bytes(listen), Port: f.Listen.Port()}
 		e.allow(&d, t, host, port, policy.Out)
 		return d
@@ -184,16 +184,16 @@ func (e *Engine) resume(s *netSet, t *tuple, d decision, host netip.Addr, port u
 }
 
 // decideOverlay judges what comes from a network.
-func (e *Engine) decideOverlay(s *netSet, p *port, t *tuple) decision {
-	if d := e.checkOverlay(s, p, t.src, t.dst); d != 0 {
+func (e *Engine) decideOverlay(s *netSet, at *attachment, t *tuple) decision {
+	if d := e.checkOverlay(s, at, t.src, t.dst); d != 0 {
 		return refuseWith(d)
 	}
-	d := decision{rule: ruleNone, server: t.dst, port: p}
-	d.flow.Slot, d.flow.To = p.slot, nat.VPC
+	d := decision{rule: ruleNone, server: t.dst, at: at}
+	d.flow.Slot, d.flow.To = at.slot, VPCSide
 	port := t.dport
 	invited, masquerade := false, false
 	if s.isOwn(t.dst) {
-		if s.owner(t.dst) != p {
+		if s.owner(t.dst) != at {
 			return refuseWith(dropNoFlow)
 		}
 		if f := s.forward(t.proto, t.dst, t.dport); f != nil {
@@ -207,7 +207,7 @@ func (e *Engine) decideOverlay(s *netSet, p *port, t *tuple) decision {
 		} else {
 			return localFromOverlay(t)
 		}
-	} else if a, ok := s.translate(VPCSide, true, p.ID, t.dst); ok {
+	} else if a, ok := s.translate(VPCSide, true, at.ID, t.dst); ok {
 		d.server = a
 		d.flow.Server = ipkt.Bytes(a)
 		invited = true
@@ -226,7 +226,7 @@ func (e *Engine) decideOverlay(s *netSet, p *port, t *tuple) decision {
 	if !invited && (d.rule < 0 || e.pol.Load().Rule(d.rule).Direction != policy.In) {
 		return refuseWith(dropNoFlow)
 	}
-	if a, ok := s.translate(OverlaySide, false, p.ID, t.src); ok {
+	if a, ok := s.translate(OverlaySide, false, at.ID, t.src); ok {
 		d.flow.Source, d.flow.Address = nat.Map, ipkt.Bytes(a)
 	} else if masquerade {
 		a := s.vpc4
@@ -234,7 +234,7 @@ func (e *Engine) decideOverlay(s *netSet, p *port, t *tuple) decision {
 			a = s.vpc6
 		}
 		if !a.IsValid() {
-			a = p.address(t.src.Is6())
+			a = at.address(t.src.Is6())
 		}
 		d.flow.Source, d.flow.Address = nat.Masquerade, ipkt.Bytes(a)
 	}
@@ -262,22 +262,22 @@ func localFromOverlay(t *tuple) decision {
 	default:
 		return refuseWith(dropNoFlow)
 	}
-	return decision{do: doLocal, rule: ruleNone, server: t.dst}
+	return decision{do: actLocal, rule: ruleNone, server: t.dst}
 }
 
 // allow asks the policy.
 func (e *Engine) allow(d *decision, t *tuple, server netip.Addr, port uint16, dir policy.Direction) bool {
 	f := policy.Flow{Proto: t.proto, Src: t.src, Dst: server, Port: port, Direction: dir}
-	if d.port != nil {
-		f.Network = d.port.ID
+	if d.at != nil {
+		f.Network = d.at.ID
 	}
 	var action policy.Action
 	action, d.rule = e.pol.Load().Match(&f)
 	switch action {
 	case policy.Drop:
-		d.do, d.reason = doDrop, dropPolicy
+		d.do, d.reason = actDrop, dropPolicy
 	case policy.Reject:
-		d.do, d.reason, d.answer = doReject, dropPolicy, ipkt.Prohibited
+		d.do, d.reason, d.answer = actReject, dropPolicy, ipkt.Prohibited
 	}
 	return action == policy.Accept
 }
@@ -296,7 +296,7 @@ func (e *Engine) checkVPC(s *netSet, src, dst netip.Addr) drop {
 			return dropSource
 		}
 	default:
-		if p, _ := s.route(src); p != nil {
+		if at, _ := s.route(src); at != nil {
 			return dropSpoofed
 		}
 	}
@@ -305,7 +305,7 @@ func (e *Engine) checkVPC(s *netSet, src, dst netip.Addr) drop {
 
 // checkOverlay does so for the overlay side: a source must be one that we would
 // send to over the same network (RFC 3704).
-func (e *Engine) checkOverlay(s *netSet, p *port, src, dst netip.Addr) drop {
+func (e *Engine) checkOverlay(s *netSet, at *attachment, src, dst netip.Addr) drop {
 	switch {
 	case s.isOwn(src):
 		return dropSpoofed
@@ -314,7 +314,7 @@ func (e *Engine) checkOverlay(s *netSet, p *port, src, dst netip.Addr) drop {
 	case !forwardable(src) || s.isBroadcast(src):
 		return dropSource
 	}
-	if r, _ := s.route(src); r != p {
+	if r, _ := s.route(src); r != at {
 		return dropSpoofed
 	}
 	return 0
@@ -325,16 +325,16 @@ func (e *Engine) inVPC(s *netSet, a netip.Addr) bool {
 	if len(e.cfg.VPC.Sources) > 0 {
 		return contains(e.cfg.VPC.Sources, a)
 	}
-	p, _ := s.route(a)
-	return p == nil
+	at, _ := s.route(a)
+	return at == nil
 }
 
 // decide judges a tuple from a side.
-func (e *Engine) decide(s *netSet, side Side, p *port, t *tuple) decision {
-	if side == nat.VPC {
+func (e *Engine) decide(s *netSet, side Side, at *attachment, t *tuple) decision {
+	if side == VPCSide {
 		return e.decideVPC(s, t)
 	}
-	return e.decideOverlay(s, p, t)
+	return e.decideOverlay(s, at, t)
 }
 
 // tupleOf returns the tuple of a packet.
@@ -347,14 +347,14 @@ func (e *Engine) stillAllowed(s *netSet, f *nat.Flow) bool {
 	if int(f.Slot) >= len(s.slots) {
 		return false
 	}
-	p := s.slots[f.Slot]
-	if p == nil && (f.From() == nat.Overlay || f.To() == nat.Overlay) {
+	at := s.slots[f.Slot]
+	if at == nil && (f.From() == OverlaySide || f.To() == OverlaySide) {
 		return false
 	}
 	t := tuple{f.Proto(), ipkt.Addr(f.Client()), ipkt.Addr(f.Target()), f.ClientPort(), f.TargetPort()}
-	d := e.decide(s, f.From(), p, &t)
+	d := e.decide(s, f.From(), at, &t)
 	switch {
-	case d.do != doOpen, d.flow.To != f.To(), d.flow.Slot != f.Slot,
+	case d.do != actOpen, d.flow.To != f.To(), d.flow.Slot != f.Slot,
 		d.flow.Source != nat.Keep != f.Translated(), f.Translated() && d.flow.Address != f.External(),
 		d.flow.Source == nat.Map && d.flow.Port != 0 && d.flow.Port != f.ExtPort(),
 		ipkt.Bytes(d.server) != f.Server(), d.flow.ServerPort != 0 && d.flow.ServerPort != f.ServerPort():

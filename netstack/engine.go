@@ -55,7 +55,7 @@ type Engine struct {
 	mu         sync.Mutex // guards changes of set
 	generation uint32
 	slots      map[uint64]uint16 // numbers of networks, for as long as the engine lives
-	forwards   []Forward
+	forwards   []PortForward
 	maps       []AddressMap
 }
 
@@ -98,7 +98,7 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e.pol.Store(pol)
 	e.errors.init()
-	e.frags = frag.New(func(side uint8, n int) { e.dropN(legOf(Side(side)), dropFragment, n) })
+	e.frags = frag.New(func(side uint8, n int) { e.dropN(Side(side), dropFragment, n) })
 	local, err := newLocalStack(e.sendLocal)
 	if err != nil {
 		return nil, fmt.Errorf("netstack: %w", err)
@@ -148,8 +148,8 @@ func (e *Engine) timers(ctx context.Context) {
 func (e *Engine) tick(now int64) {
 	e.table.Sweep(now)
 	e.frags.Expire(now)
-	for _, p := range e.set.Load().ports {
-		for _, packet := range p.neigh.Tick(now) {
+	for _, at := range e.set.Load().attachments {
+		for _, packet := range at.neigh.Tick(now) {
 			e.unresolved(now, packet)
 		}
 	}
@@ -169,7 +169,7 @@ func (e *Engine) SetPolicy(p *policy.Policy) {
 
 // SetTranslation replaces forwards and address maps. Flows that go on as they are
 // stay.
-func (e *Engine) SetTranslation(forwards []Forward, maps []AddressMap) error {
+func (e *Engine) SetTranslation(forwards []PortForward, maps []AddressMap) error {
 	if err := checkTranslation(forwards, maps); err != nil {
 		return err
 	}
@@ -177,8 +177,8 @@ func (e *Engine) SetTranslation(forwards []Forward, maps []AddressMap) error {
 	defer e.mu.Unlock()
 	e.forwards, e.maps = slices.Clone(forwards), slices.Clone(maps)
 	var nets []Network
-	for _, p := range e.set.Load().ports {
-		nets = append(nets, p.Network)
+	for _, at := range e.set.Load().attachments {
+		nets = append(nets, at.Network)
 	}
 	return e.setNetworks(nets)
 }
@@ -193,11 +193,11 @@ func (e *Engine) SetNetworks(nets []Network) error {
 
 // MulticastGroups lists the groups in which others look for our IPv6 addresses.
 func (e *Engine) MulticastGroups(nwid uint64) (out []Group) {
-	p := e.set.Load().ports[nwid]
-	if p == nil {
+	at := e.set.Load().attachments[nwid]
+	if at == nil {
 		return nil
 	}
-	for _, a := range p.Addresses {
+	for _, a := range at.Addresses {
 		if a.Addr().Is6() {
 			b := a.Addr().As16()
 			out = append(out, Group{MAC: [6]byte{0x33, 0x33, 0xff, b[13], b[14], b[15]}})
@@ -208,14 +208,14 @@ func (e *Engine) MulticastGroups(nwid uint64) (out []Group) {
 
 // Neighbour returns the MAC of an address on a network if it is known.
 func (e *Engine) Neighbour(nwid uint64, a netip.Addr) ([6]byte, bool) {
-	p := e.set.Load().ports[nwid]
-	if p == nil {
+	at := e.set.Load().attachments[nwid]
+	if at == nil {
 		return [6]byte{}, false
 	}
-	return p.neigh.Lookup(e.clock(), a)
+	return at.neigh.Lookup(e.clock(), a)
 }
 
-// readDevice is the way of packets from the VPC side.
+// readDevice reads packets from the VPC side.
 func (e *Engine) readDevice(ctx context.Context) error {
 	n := min(e.dev.BatchSize(), maxBatch)
 	store := make([]byte, n*(vpcOffset+readSize))
@@ -231,7 +231,7 @@ func (e *Engine) readDevice(ctx context.Context) error {
 			return nil
 		case err == nil:
 		case lostOne(err):
-			e.drop(legVPC, dropDevice)
+			e.drop(VPCSide, dropDevice)
 		default:
 			return fmt.Errorf("read VPC device: %w", err)
 		}

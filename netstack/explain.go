@@ -37,10 +37,10 @@ type Explanation struct {
 // and counts nothing.
 func (e *Engine) Explain(q Question) Explanation {
 	s := e.set.Load()
-	side, p := nat.VPC, (*port)(nil)
+	side, at := VPCSide, (*attachment)(nil)
 	if q.FromOverlay {
-		side, p = nat.Overlay, s.ports[q.Network]
-		if p == nil {
+		side, at = OverlaySide, s.attachments[q.Network]
+		if at == nil {
 			return Explanation{Verdict: "drop", Reason: dropNetwork.String(), Rule: ruleNone}
 		}
 	}
@@ -48,23 +48,23 @@ func (e *Engine) Explain(q Question) Explanation {
 	if !t.src.IsValid() || !t.dst.IsValid() || t.src.Is4() != t.dst.Is4() {
 		return Explanation{Verdict: "drop", Reason: dropMalformed.String(), Rule: ruleNone}
 	}
-	d := e.decide(s, side, p, &t)
+	d := e.decide(s, side, at, &t)
 	x := Explanation{Rule: d.rule, Source: q.Src, Destination: q.Dst, SourceHow: "keep", FlowsOfTable: e.table.Len()}
-	x.Verdict = map[doing]string{doOpen: "forward", doLocal: "local", doDrop: "drop", doReject: "reject"}[d.do]
-	if d.port != nil {
-		x.Network = d.port.ID
+	x.Verdict = map[action]string{actOpen: "forward", actLocal: "local", actDrop: "drop", actReject: "reject"}[d.do]
+	if d.at != nil {
+		x.Network = d.at.ID
 	}
-	if d.do == doDrop || d.do == doReject {
+	if d.do == actDrop || d.do == actReject {
 		x.Reason = d.reason.String()
 		return x
 	}
-	if d.do == doLocal {
+	if d.do == actLocal {
 		return x
 	}
 	x.MTU = e.vpcMTU
-	if d.flow.To == nat.Overlay {
-		x.NextHop, x.MTU = d.hop, d.port.MTU
-		x.NextHopMAC, _ = d.port.neigh.Lookup(e.clock(), d.hop)
+	if d.flow.To == OverlaySide {
+		x.NextHop, x.MTU = d.hop, d.at.MTU
+		x.NextHopMAC, _ = d.at.neigh.Lookup(e.clock(), d.hop)
 		if r := s.lookup(d.server); r != nil {
 			x.Route = r.target
 		}

@@ -12,33 +12,33 @@ import (
 
 // fragment holds a fragment back. When its packet is complete all of them go on,
 // each by itself.
-func (w *worker) fragment(side Side, p *port, v *ipkt.View) {
-	e, l := w.e, legOf(side)
+func (w *worker) fragment(side Side, at *attachment, v *ipkt.View) {
+	e := w.e
 	if v.First && v.TTL <= 1 && !w.set.isOwn(v.Destination()) {
-		e.refuse(w.now, l, dropTTL, ipkt.TimeExceeded, v)
+		e.refuse(w.now, side, dropTTL, ipkt.TimeExceeded, v)
 		return
 	}
 	parts, res := e.frags.Add(w.now, uint8(side), v)
 	switch res {
 	case frag.Duplicate:
-		e.drop(l, dropDuplicate)
+		e.drop(side, dropDuplicate)
 	case frag.Overlap:
-		e.drop(l, dropOverlap)
+		e.drop(side, dropOverlap)
 	case frag.TooMany:
-		e.drop(l, dropFragment)
+		e.drop(side, dropFragment)
 	}
 	if len(parts) > 0 {
-		w.whole(side, p, parts)
+		w.forwardFragments(side, at, parts)
 	}
 }
 
-// whole sends the fragments of one packet on. The first one decides.
-func (w *worker) whole(side Side, p *port, parts [][]byte) {
-	e, l := w.e, legOf(side)
+// forwardFragments sends the fragments of one packet on. The first one decides.
+func (w *worker) forwardFragments(side Side, at *attachment, parts [][]byte) {
+	e := w.e
 	var first, v ipkt.View
 	var k nat.Key
 	if ipkt.Parse(parts[0], &first) != ipkt.OK || !e.table.KeyOf(side, &first, &k) {
-		e.dropN(l, dropICMPType, len(parts)) // a fragmented ICMP error
+		e.dropN(side, dropICMPType, len(parts)) // a fragmented ICMP error
 		return
 	}
 	f, dir := e.table.Find(w.now, &k)
@@ -48,26 +48,26 @@ func (w *worker) whole(side Side, p *port, parts [][]byte) {
 	}
 	if f == nil {
 		t := tupleOf(&first)
-		if d := e.decide(w.set, side, p, &t); d.do == doLocal {
+		if d := e.decide(w.set, side, at, &t); d.do == actLocal {
 			for _, b := range parts {
 				if ipkt.Parse(b, &v) == ipkt.OK {
-					w.toLocal(l, p, &v)
+					w.toLocal(side, at, &v)
 				}
 			}
 			return
 		}
-		if f, dir = w.unknown(side, p, &first, &k); f == nil {
-			e.dropN(l, dropFragment, len(parts)-1)
+		if f, dir = w.unknown(side, at, &first, &k); f == nil {
+			e.dropN(side, dropFragment, len(parts)-1)
 			return
 		}
 	}
-	if p != nil && f.Slot != p.slot {
-		e.dropN(l, dropSpoofed, len(parts))
+	if at != nil && f.Slot != at.slot {
+		e.dropN(side, dropSpoofed, len(parts))
 		return
 	}
 	for _, b := range parts {
 		if ipkt.Parse(b, &v) != ipkt.OK { // it did before
-			e.drop(l, dropMalformed)
+			e.drop(side, dropMalformed)
 			continue
 		}
 		w.forward(side, f, dir, &v, nil)

@@ -8,8 +8,8 @@ import (
 
 // icmpError translates an ICMP error about a packet of a flow, or hands it to our
 // own stack.
-func (w *worker) icmpError(side Side, p *port, v *ipkt.View) {
-	e, l, s := w.e, legOf(side), w.set
+func (w *worker) icmpError(side Side, at *attachment, v *ipkt.View) {
+	e, s := w.e, w.set
 	src, dst := v.Source(), v.Destination()
 	// Whoever sent it, it is about a flow or it isn't: only impossible sources are
 	// refused (RFC 4787 REQ-12 a).
@@ -23,52 +23,52 @@ func (w *worker) icmpError(side Side, p *port, v *ipkt.View) {
 		bad = dropForbidden
 	case !forwardable(src):
 		bad = dropSource
-	case side == nat.VPC:
+	case side == VPCSide:
 		bad = e.checkVPC(s, src, dst)
 	case e.inVPC(s, src):
 		bad = dropSpoofed
 	}
 	if bad != 0 {
-		e.drop(l, bad)
+		e.drop(side, bad)
 		return
 	}
 	f, dir := e.table.TranslateError(w.now, side, v)
 	if f == nil {
-		if s.isOwn(dst) && (side == nat.VPC || s.owner(dst) == p) {
-			w.toLocal(l, p, v)
+		if s.isOwn(dst) && (side == VPCSide || s.owner(dst) == at) {
+			w.toLocal(side, at, v)
 			return
 		}
-		e.drop(l, dropNoFlow)
+		e.drop(side, dropNoFlow)
 		return
 	}
-	if p != nil && f.Slot != p.slot {
-		e.drop(l, dropSpoofed)
+	if at != nil && f.Slot != at.slot {
+		e.drop(side, dropSpoofed)
 		return
 	}
 	if v.TTL <= 1 {
-		e.drop(l, dropTTL)
+		e.drop(side, dropTTL)
 		return
 	}
 	v.DecrementTTL()
 	exit := f.Exit(dir)
 	class := classOf(side, exit, v)
-	out := (*port)(nil)
+	out := (*attachment)(nil)
 	if int(f.Slot) < len(s.slots) {
 		out = s.slots[f.Slot]
 	}
 	switch {
-	case exit == nat.VPC:
+	case exit == VPCSide:
 		w.toVPC(out, class, v, 65535, nil)
 	case out == nil:
-		e.drop(l, dropNetwork)
+		e.drop(side, dropNetwork)
 	default:
 		w.toOverlay(out, f, dir, class, v, nil)
 	}
 }
 
-// sendError sends an ICMP error about a packet from a leg back to its sender, from
-// our address on that leg.
-func (e *Engine) sendError(now int64, l leg, kind ipkt.ErrorKind, v *ipkt.View, mtu int) {
+// sendError sends an ICMP error about a packet from a side back to its sender,
+// from our address on that side.
+func (e *Engine) sendError(now int64, side Side, kind ipkt.ErrorKind, v *ipkt.View, mtu int) {
 	s := e.set.Load()
 	to := v.Source()
 	if !v.MayAnswer() || s.isBroadcast(to) || s.isBroadcast(v.Destination()) || !forwardable(to) ||
@@ -79,14 +79,14 @@ func (e *Engine) sendError(now int64, l leg, kind ipkt.ErrorKind, v *ipkt.View, 
 	if v.V6 {
 		src = s.vpc6
 	}
-	if l == legOverlay {
-		if p, _ := s.route(to); p != nil {
-			src = p.address(v.V6)
+	if side == OverlaySide {
+		if at, _ := s.route(to); at != nil {
+			src = at.address(v.V6)
 		}
 	}
 	if !src.IsValid() {
-		for _, p := range s.ports {
-			if src = p.address(v.V6); src.IsValid() {
+		for _, at := range s.attachments {
+			if src = at.address(v.V6); src.IsValid() {
 				break
 			}
 		}
@@ -94,9 +94,9 @@ func (e *Engine) sendError(now int64, l leg, kind ipkt.ErrorKind, v *ipkt.View, 
 	if !src.IsValid() {
 		return
 	}
-	e.stats.errors[l][kind].Add(1)
+	e.stats.errors[side][kind].Add(1)
 	b := ipkt.AppendError(nil, kind, ipkt.Bytes(src), v, mtu)
-	if l == legVPC {
+	if side == VPCSide {
 		e.writeVPC(b)
 		return
 	}
@@ -106,8 +106,8 @@ func (e *Engine) sendError(now int64, l leg, kind ipkt.ErrorKind, v *ipkt.View, 
 	}
 }
 
-// turned returns the view of the reply to v.
-func turned(v *ipkt.View) *ipkt.View {
+// reversed returns the view of the reply to v.
+func reversed(v *ipkt.View) *ipkt.View {
 	r := *v
 	r.Src, r.Dst, r.SPort, r.DPort = v.Dst, v.Src, v.DPort, v.SPort
 	switch {
@@ -128,20 +128,20 @@ func (e *Engine) unresolved(now int64, p neigh.Waiting) {
 	}
 	w := e.worker()
 	defer e.release(w)
-	const l = legVPC // all that goes to the overlay comes from there
+	const side = VPCSide // all that goes to the overlay comes from there
 	var v ipkt.View
 	if ipkt.Parse(p.Packet, &v) != ipkt.OK {
-		e.drop(l, dropUnresolved)
+		e.drop(side, dropUnresolved)
 		return
 	}
 	// The packet is translated already: turn that back for its sender.
 	var k nat.Key
-	if r := turned(&v); e.table.KeyOf(nat.Overlay, r, &k) {
+	if r := reversed(&v); e.table.KeyOf(OverlaySide, r, &k) {
 		if f, dir := e.table.Find(now, &k); f != nil {
 			f.Undo(1-dir, &v)
-			e.refuse(now, l, dropUnresolved, ipkt.HostUnreachable, &v)
+			e.refuse(now, side, dropUnresolved, ipkt.HostUnreachable, &v)
 			return
 		}
 	}
-	e.drop(l, dropUnresolved)
+	e.drop(side, dropUnresolved)
 }

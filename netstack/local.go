@@ -36,8 +36,8 @@ const (
 )
 
 // localStack is the gateway's own host: it owns the gateway's addresses, answers
-// pings and makes connections. It sees IP packets only; the engine gives them
-// their way.
+// pings and makes connections. It sees IP packets only; the engine routes
+// them.
 type localStack struct {
 	s    *stack.Stack
 	link *channel.Endpoint
@@ -153,27 +153,27 @@ func (l *localStack) run(ctx context.Context) {
 // source returns our address on the network to speak to dst from: one of the same
 // prefix if there is one (as rule 8 of RFC 6724 §5 has it), since a host need have no
 // route to others.
-func (p *port) source(dst netip.Addr) netip.Addr {
-	for _, a := range p.Addresses {
+func (at *attachment) source(dst netip.Addr) netip.Addr {
+	for _, a := range at.Addresses {
 		if a.Contains(dst) {
 			return a.Addr()
 		}
 	}
-	return p.address(dst.Is6())
+	return at.address(dst.Is6())
 }
 
-// localSource returns the gateway's address on the network that leads to dst.
+// localSource returns the gateway's address on the network by which dst is reached.
 func (e *Engine) localSource(dst netip.Addr) (tcpip.FullAddress, tcpip.NetworkProtocolNumber, error) {
-	p, _ := e.set.Load().route(dst)
-	if p == nil {
+	at, _ := e.set.Load().route(dst)
+	if at == nil {
 		return tcpip.FullAddress{}, 0, fmt.Errorf("no network has a route to %s", dst)
 	}
-	src, proto := p.source(dst), ipv4.ProtocolNumber
+	src, proto := at.source(dst), ipv4.ProtocolNumber
 	if dst.Is6() {
 		proto = ipv6.ProtocolNumber
 	}
 	if !src.IsValid() {
-		return tcpip.FullAddress{}, 0, fmt.Errorf("network %s gave us no address of the family of %s", networkLabel(p.ID), dst)
+		return tcpip.FullAddress{}, 0, fmt.Errorf("network %s gave us no address of the family of %s", networkLabel(at.ID), dst)
 	}
 	return tcpip.FullAddress{NIC: localNIC, Addr: tcpip.AddrFromSlice(src.AsSlice())}, proto, nil
 }

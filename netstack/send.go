@@ -9,18 +9,18 @@ import (
 
 // sendIP sends a packet of our own by its destination.
 func (e *Engine) sendIP(now int64, s *netSet, v *ipkt.View) {
-	p, hop := s.route(v.Destination())
-	if p == nil {
+	at, hop := s.route(v.Destination())
+	if at == nil {
 		e.writeVPC(v.B)
 		return
 	}
-	mac, ok := p.neigh.Lookup(now, hop)
+	mac, ok := at.neigh.Lookup(now, hop)
 	if !ok {
-		p.neigh.Resolve(now, hop, v.B, noClass)
+		at.neigh.Resolve(now, hop, v.B, noClass)
 		return
 	}
-	h := ethernetHeader(mac, p.MAC, v.V6)
-	e.writeFrame(p.ID, append(h[:], v.B...))
+	h := ethernetHeader(mac, at.MAC, v.V6)
+	e.writeFrame(at.ID, append(h[:], v.B...))
 }
 
 // writeFrame sends one frame; for everything but established flows.
@@ -30,7 +30,7 @@ func (e *Engine) writeFrame(nwid uint64, frame []byte) bool {
 	if err != nil || n == 0 {
 		return false
 	}
-	e.stats.traffic[legOverlay][tx].add(1, uint64(len(frame)-ethernetLen))
+	e.stats.traffic[OverlaySide][tx].add(1, uint64(len(frame)-ethernetLen))
 	return true
 }
 
@@ -42,32 +42,32 @@ func (e *Engine) writeVPC(b []byte) {
 }
 
 // sendReady sends packets that waited for a neighbour.
-func (e *Engine) sendReady(now int64, p *port, packets []neigh.Waiting, hop netip.Addr) {
+func (e *Engine) sendReady(now int64, at *attachment, packets []neigh.Waiting, hop netip.Addr) {
 	if len(packets) == 0 {
 		return
 	}
-	mac, ok := p.neigh.Lookup(now, hop)
+	mac, ok := at.neigh.Lookup(now, hop)
 	for _, waiting := range packets {
 		class := waiting.Class
 		var v ipkt.View
 		if !ok || ipkt.Parse(waiting.Packet, &v) != ipkt.OK {
 			if class != noClass {
-				e.drop(legVPC, dropUnresolved)
+				e.drop(VPCSide, dropUnresolved)
 			}
 			continue
 		}
-		h := ethernetHeader(mac, p.MAC, v.V6)
+		h := ethernetHeader(mac, at.MAC, v.V6)
 		each := func(b []byte) {
 			switch {
-			case e.writeFrame(p.ID, append(h[:], b...)):
-				p.fwd.countClass(class, 1, uint64(len(b)))
+			case e.writeFrame(at.ID, append(h[:], b...)):
+				at.fwd.countClass(class, 1, uint64(len(b)))
 			case class != noClass:
-				e.drop(legVPC, dropOverlay)
+				e.drop(VPCSide, dropOverlay)
 			}
 			class = noClass
 		}
-		if len(v.B) > p.MTU {
-			ipkt.Fragment4(&v, p.MTU, each)
+		if len(v.B) > at.MTU {
+			ipkt.Fragment4(&v, at.MTU, each)
 			continue
 		}
 		each(v.B)

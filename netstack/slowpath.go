@@ -10,41 +10,41 @@ import (
 
 // unknown judges a packet that belongs to no flow. It returns the flow it opened,
 // nil if the packet goes no further.
-func (w *worker) unknown(side Side, p *port, v *ipkt.View, k *nat.Key) (*nat.Flow, int) {
-	e, l := w.e, legOf(side)
+func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*nat.Flow, int) {
+	e := w.e
 	t := tupleOf(v)
-	d := e.decide(w.set, side, p, &t)
-	if d.do == doOpen || d.do == doReject && d.reason == dropPolicy {
+	d := e.decide(w.set, side, at, &t)
+	if d.do == actOpen || d.do == actReject && d.reason == dropPolicy {
 		if v.TTL <= 1 { // before the policy answers: traceroute shows this hop
-			e.refuse(w.now, l, dropTTL, ipkt.TimeExceeded, v)
+			e.refuse(w.now, side, dropTTL, ipkt.TimeExceeded, v)
 			return nil, 0
 		}
 	}
 	switch d.do {
-	case doLocal:
-		w.toLocal(l, p, v)
+	case actLocal:
+		w.toLocal(side, at, v)
 		return nil, 0
-	case doDrop:
+	case actDrop:
 		e.countRule(&d)
-		e.drop(l, d.reason)
+		e.drop(side, d.reason)
 		return nil, 0
-	case doReject:
+	case actReject:
 		e.countRule(&d)
 		if d.reason == dropPolicy && v.Proto == ipkt.TCP {
-			e.reset(w.now, l, v)
+			e.reset(w.now, side, v)
 		} else {
-			e.refuse(w.now, l, d.reason, d.answer, v)
+			e.refuse(w.now, side, d.reason, d.answer, v)
 		}
 		return nil, 0
 	}
 	if !v.ChecksumOK() {
-		e.drop(l, dropChecksum)
+		e.drop(side, dropChecksum)
 		return nil, 0
 	}
 	d.flow.Generation = w.set.generation
 	f, dir, why := e.table.Open(w.now, k, v, &d.flow)
 	if why != nat.Accepted {
-		e.refused(w.now, l, v, why)
+		e.refused(w.now, side, v, why)
 		return nil, 0
 	}
 	e.countRule(&d)
@@ -59,7 +59,7 @@ func (e *Engine) countRule(d *decision) {
 
 // refused counts why a flow couldn't be opened and tells the sender, if it came
 // from the VPC, that there is no room (decision D3).
-func (e *Engine) refused(now int64, l leg, v *ipkt.View, why nat.Refusal) {
+func (e *Engine) refused(now int64, side Side, v *ipkt.View, why nat.Refusal) {
 	d := dropOfProtocol(v.Proto)
 	switch why {
 	case nat.TableFull:
@@ -69,33 +69,33 @@ func (e *Engine) refused(now int64, l leg, v *ipkt.View, why nat.Refusal) {
 	case nat.NoPort, nat.Clash:
 		d = dropNoPort
 	case nat.NotFirst:
-		e.drop(l, dropNotFirst)
+		e.drop(side, dropNotFirst)
 		return
 	case nat.Protocol:
-		e.drop(l, d)
+		e.drop(side, d)
 		return
 	}
 	e.logRefusals(now, d)
-	if l == legVPC {
-		e.refuse(now, l, d, ipkt.HostUnreachable, v)
+	if side == VPCSide {
+		e.refuse(now, side, d, ipkt.HostUnreachable, v)
 		return
 	}
-	e.drop(l, d)
+	e.drop(side, d)
 }
 
-func (e *Engine) refuse(now int64, l leg, d drop, kind ipkt.ErrorKind, v *ipkt.View) {
-	e.drop(l, d)
-	e.sendError(now, l, kind, v, 0)
+func (e *Engine) refuse(now int64, side Side, d drop, kind ipkt.ErrorKind, v *ipkt.View) {
+	e.drop(side, d)
+	e.sendError(now, side, kind, v, 0)
 }
 
 // reset refuses a TCP connection as its opener understands it best.
-func (e *Engine) reset(now int64, l leg, v *ipkt.View) {
-	e.drop(l, dropPolicy)
+func (e *Engine) reset(now int64, side Side, v *ipkt.View) {
+	e.drop(side, dropPolicy)
 	if v.Flags&ipkt.RST != 0 || !e.errors.allow(now, v.Source(), false) {
 		return
 	}
 	b := ipkt.AppendReset(nil, v)
-	if l == legVPC {
+	if side == VPCSide {
 		e.writeVPC(b)
 		return
 	}
@@ -107,55 +107,54 @@ func (e *Engine) reset(now int64, l leg, v *ipkt.View) {
 
 // toLocal hands a packet to the gateway's own stack. From the overlay only what is
 // expected there: the stack would answer everything else.
-func (w *worker) toLocal(l leg, p *port, v *ipkt.View) {
-	if l == legOverlay && v.First && (v.Proto == ipkt.TCP || v.Proto == ipkt.UDP) && !w.e.local.expects(v) {
-		w.e.drop(l, dropNoFlow)
+func (w *worker) toLocal(side Side, at *attachment, v *ipkt.View) {
+	if side == OverlaySide && v.First && (v.Proto == ipkt.TCP || v.Proto == ipkt.UDP) && !w.e.local.expects(v) {
+		w.e.drop(side, dropNoFlow)
 		return
 	}
 	if !w.e.local.inject(v.B) {
-		w.e.drop(l, dropLocal)
+		w.e.drop(side, dropLocal)
 		return
 	}
-	w.countLocal(l, p, uint16(v.Proto), len(v.B), v.V6)
+	w.countLocal(side, at, uint16(v.Proto), len(v.B), v.V6)
 }
 
 // countLocal counts a packet for ourselves.
-func (w *worker) countLocal(l leg, p *port, proto uint16, n int, v6 bool) {
+func (w *worker) countLocal(side Side, at *attachment, proto uint16, n int, v6 bool) {
 	fwd := &w.e.stats.vpc
-	if l == legOverlay {
-		fwd = p.fwd
+	if side == OverlaySide {
+		fwd = at.fwd
 	}
 	class := nat.ClassOther
 	if proto < 256 {
 		class = nat.ClassOf(uint8(proto))
 	}
-	fwd.countClass(makeClass(wayLocal, v6, class), 1, uint64(n))
+	fwd.countClass(makeClass(pathLocal, v6, class), 1, uint64(n))
 }
 
 func isNDP(v *ipkt.View) bool { return neigh.IsNDP(v) }
 
 // group handles what came to all members of a network, and neighbour discovery:
 // nothing of it is forwarded (RFC 1812 §5.3.4).
-func (w *worker) group(p *port, v *ipkt.View) {
+func (w *worker) group(at *attachment, v *ipkt.View) {
 	if isNDP(v) {
-		w.countLocal(legOverlay, p, ipkt.ICMPv6, len(v.B), true)
-		ready, from := p.neigh.HandleNDP(w.now, v)
-		w.e.sendReady(w.now, p, ready, from)
+		w.countLocal(OverlaySide, at, ipkt.ICMPv6, len(v.B), true)
+		ready, from := at.neigh.HandleNDP(w.now, v)
+		w.e.sendReady(w.now, at, ready, from)
 		return
 	}
-	w.e.drop(legOverlay, dropForbidden)
+	w.e.drop(OverlaySide, dropForbidden)
 }
 
-// odd handles fragments and ICMP messages that are no queries.
-func (w *worker) odd(side Side, p *port, v *ipkt.View) {
-	l := legOf(side)
+// untupled handles fragments and ICMP messages that are no queries.
+func (w *worker) untupled(side Side, at *attachment, v *ipkt.View) {
 	switch {
 	case v.Fragment:
-		w.fragment(side, p, v)
+		w.fragment(side, at, v)
 	case v.IsICMPError():
-		w.icmpError(side, p, v)
+		w.icmpError(side, at, v)
 	default:
-		w.e.drop(l, dropICMPType)
+		w.e.drop(side, dropICMPType)
 	}
 }
 
@@ -173,16 +172,16 @@ const jumboMSS = 2760
 
 // clamp lowers the MSS of a SYN so that segments of both directions fit both
 // sides: one datagram on the wire, unless the client's MTU allows whole frames.
-func (e *Engine) clamp(l leg, p *port, v *ipkt.View) {
+func (e *Engine) clamp(side Side, at *attachment, v *ipkt.View) {
 	headers := 40
 	if v.V6 {
 		headers = 60
 	}
-	limit := min(p.MTU, e.vpcMTU) - headers
-	if p.Direct > headers && v.MSS() < jumboMSS {
-		limit = min(limit, p.Direct-headers)
+	limit := min(at.MTU, e.vpcMTU) - headers
+	if at.Direct > headers && v.MSS() < jumboMSS {
+		limit = min(limit, at.Direct-headers)
 	}
 	if v.ClampMSS(uint16(min(limit, 65535))) {
-		e.stats.clamped[l].Add(1)
+		e.stats.clamped[side].Add(1)
 	}
 }

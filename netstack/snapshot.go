@@ -9,19 +9,19 @@ import (
 	"ztgate/netstack/internal/neigh"
 )
 
-// netSet is everything a packet's way is judged by. It is immutable.
+// netSet is everything that packets are judged and routed by. It is immutable.
 type netSet struct {
-	generation uint32
-	ports      map[uint64]*port
-	slots      []*port                 // by number; nil = not joined
-	routes     []overlayRoute          // longest prefix first
-	own        map[netip.Addr]struct{} // addresses of the gateway on any side
-	broadcasts map[netip.Addr]struct{} // of attached subnets
-	forwards   map[forwardKey]*Forward
-	backwards  map[forwardKey]*Forward // by target, those without masquerading
-	maps       []AddressMap
-	vpc4, vpc6 netip.Addr // of the gateway on the VPC side
-	conflicts  int        // overlay routes that would lead VPC traffic astray
+	generation  uint32
+	attachments map[uint64]*attachment
+	slots       []*attachment           // by number; nil = not joined
+	routes      []overlayRoute          // longest prefix first
+	own         map[netip.Addr]struct{} // addresses of the gateway on any side
+	broadcasts  map[netip.Addr]struct{} // of attached subnets
+	forwards    map[forwardKey]*PortForward
+	backwards   map[forwardKey]*PortForward // by target, those without masquerading
+	maps        []AddressMap
+	vpc4, vpc6  netip.Addr // of the gateway on the VPC side
+	conflicts   int        // overlay routes that would lead VPC traffic astray
 }
 
 type forwardKey struct {
@@ -33,31 +33,31 @@ type forwardKey struct {
 type overlayRoute struct {
 	target netip.Prefix
 	via    netip.Addr
-	port   *port // nil = the VPC side
+	at     *attachment // nil = the VPC side
 }
 
-// port is the attachment to one network.
-type port struct {
+// attachment is how the gateway takes part in one network.
+type attachment struct {
 	Network
 	mac    uint64 // MAC as a number
 	slot   uint16
 	neigh  *neigh.Table
-	v4, v6 netip.Addr // ours on the network
-	fwd    *forwarded // kept when the network's configuration changes
+	v4, v6 netip.Addr    // ours on the network
+	fwd    *pathCounters // kept when the network's configuration changes
 }
 
 // address returns our address of a family on the network.
-func (p *port) address(v6 bool) netip.Addr {
+func (at *attachment) address(v6 bool) netip.Addr {
 	if v6 {
-		return p.v6
+		return at.v6
 	}
-	return p.v4
+	return at.v4
 }
 
 func (e *Engine) setNetworks(nets []Network) error {
 	old := e.set.Load()
 	e.generation++
-	s := &netSet{generation: e.generation, ports: make(map[uint64]*port), own: make(map[netip.Addr]struct{}),
+	s := &netSet{generation: e.generation, attachments: make(map[uint64]*attachment), own: make(map[netip.Addr]struct{}),
 		broadcasts: make(map[netip.Addr]struct{}), maps: e.maps}
 	var local []netip.Prefix
 	own := func(a netip.Prefix) {
@@ -80,38 +80,38 @@ func (e *Engine) setNetworks(nets []Network) error {
 		}
 	}
 	for _, n := range nets {
-		p, err := e.newPort(old, n)
+		at, err := e.attach(old, n)
 		if err != nil {
 			return err
 		}
-		s.ports[n.ID] = p
+		s.attachments[n.ID] = at
 		s.conflicts += n.Conflicts
 		for _, a := range n.Addresses {
 			own(a)
-			e.addRoute(s, overlayRoute{target: a.Masked(), port: p})
+			e.addRoute(s, overlayRoute{target: a.Masked(), at: at})
 		}
 		for _, r := range n.Routes {
 			if _, mine := s.own[r.Via]; !mine {
-				e.addRoute(s, overlayRoute{r.Target.Masked(), r.Via, p})
+				e.addRoute(s, overlayRoute{r.Target.Masked(), r.Via, at})
 			}
 		}
 	}
 	// Stable: where prefixes are equal, the VPC's come first.
 	slices.SortStableFunc(s.routes, func(a, b overlayRoute) int { return b.target.Bits() - a.target.Bits() })
-	s.slots = make([]*port, len(e.slots))
-	for _, p := range s.ports {
-		s.slots[p.slot] = p
-		p.neigh.SetProxy(s.aliases(p.ID))
+	s.slots = make([]*attachment, len(e.slots))
+	for _, at := range s.attachments {
+		s.slots[at.slot] = at
+		at.neigh.SetProxy(s.aliases(at.ID))
 	}
 	e.setForwards(s)
 	if err := e.local.setAddresses(local); err != nil {
 		return fmt.Errorf("netstack: %w", err)
 	}
 	e.set.Store(s)
-	for _, p := range s.ports {
-		for _, a := range p.Addresses {
-			if _, had := old.ownOn(p.ID)[a.Addr()]; !had {
-				p.neigh.Announce(a.Addr())
+	for _, at := range s.attachments {
+		for _, a := range at.Addresses {
+			if _, had := old.ownOn(at.ID)[a.Addr()]; !had {
+				at.neigh.Announce(a.Addr())
 			}
 		}
 	}
@@ -120,11 +120,11 @@ func (e *Engine) setNetworks(nets []Network) error {
 
 // ownOn returns our addresses on a network.
 func (s *netSet) ownOn(network uint64) map[netip.Addr]struct{} {
-	if s == nil || s.ports[network] == nil {
+	if s == nil || s.attachments[network] == nil {
 		return nil
 	}
 	out := make(map[netip.Addr]struct{})
-	for _, a := range s.ports[network].Addresses {
+	for _, a := range s.attachments[network].Addresses {
 		out[a.Addr()] = struct{}{}
 	}
 	return out
@@ -136,12 +136,12 @@ func (e *Engine) addRoute(s *netSet, r overlayRoute) {
 	for _, p := range e.cfg.VPC.Sources {
 		if p.Bits() > 0 && r.target.Bits() >= p.Bits() && p.Overlaps(r.target) {
 			s.conflicts++
-			e.log.Warn("overlay route overlaps the VPC and is not used", "network", networkLabel(r.port.ID), "route", r.target, "vpc", p)
+			e.log.Warn("overlay route overlaps the VPC and is not used", "network", networkLabel(r.at.ID), "route", r.target, "vpc", p)
 			return
 		}
 		if r.target.Bits() > 0 && p.Bits() > 0 && p.Overlaps(r.target) {
 			s.conflicts++
-			e.log.Warn("overlay route surrounds the VPC, whose own traffic doesn't use it", "network", networkLabel(r.port.ID), "route", r.target, "vpc", p)
+			e.log.Warn("overlay route surrounds the VPC, whose own traffic doesn't use it", "network", networkLabel(r.at.ID), "route", r.target, "vpc", p)
 		}
 	}
 	s.routes = append(s.routes, r)
@@ -160,7 +160,7 @@ func (s *netSet) addBroadcast(p netip.Prefix) {
 
 // setForwards fills the tables of forwards and keeps their ports free of others.
 func (e *Engine) setForwards(s *netSet) {
-	s.forwards, s.backwards = make(map[forwardKey]*Forward), make(map[forwardKey]*Forward)
+	s.forwards, s.backwards = make(map[forwardKey]*PortForward), make(map[forwardKey]*PortForward)
 	reserved := map[uint8][]netip.AddrPort{}
 	for i := range e.forwards {
 		f := &e.forwards[i]
@@ -180,7 +180,7 @@ func (e *Engine) setForwards(s *netSet) {
 }
 
 // forward returns the forward that listens on an address of ours.
-func (s *netSet) forward(proto uint8, a netip.Addr, port uint16) *Forward {
+func (s *netSet) forward(proto uint8, a netip.Addr, port uint16) *PortForward {
 	if len(s.forwards) == 0 {
 		return nil
 	}
@@ -210,7 +210,7 @@ func checkMTU(what string, mtu int, addresses []netip.Prefix) error {
 	return nil
 }
 
-func (e *Engine) newPort(old *netSet, n Network) (*port, error) {
+func (e *Engine) attach(old *netSet, n Network) (*attachment, error) {
 	if err := checkMTU("network "+networkLabel(n.ID), n.MTU, n.Addresses); err != nil {
 		return nil, err
 	}
@@ -223,34 +223,34 @@ func (e *Engine) newPort(old *netSet, n Network) (*port, error) {
 		slot = uint16(len(e.slots))
 		e.slots[n.ID] = slot
 	}
-	p := &port{Network: n, mac: macNumber(n.MAC), slot: slot}
+	at := &attachment{Network: n, mac: macNumber(n.MAC), slot: slot}
 	var own []netip.Addr
 	for _, a := range n.Addresses {
 		own = append(own, a.Addr())
-		if a.Addr().Is4() && !p.v4.IsValid() {
-			p.v4 = a.Addr()
-		} else if a.Addr().Is6() && !p.v6.IsValid() {
-			p.v6 = a.Addr()
+		if a.Addr().Is4() && !at.v4.IsValid() {
+			at.v4 = a.Addr()
+		} else if a.Addr().Is6() && !at.v6.IsValid() {
+			at.v6 = a.Addr()
 		}
 	}
-	if old != nil && old.ports[n.ID] != nil && old.ports[n.ID].MAC == n.MAC {
-		p.neigh, p.fwd = old.ports[n.ID].neigh, old.ports[n.ID].fwd
-		p.neigh.SetOwn(own)
-		return p, nil
+	if old != nil && old.attachments[n.ID] != nil && old.attachments[n.ID].MAC == n.MAC {
+		at.neigh, at.fwd = old.attachments[n.ID].neigh, old.attachments[n.ID].fwd
+		at.neigh.SetOwn(own)
+		return at, nil
 	}
-	p.fwd = &forwarded{}
-	p.neigh = neigh.New(n.MAC, own, func(frame []byte) { e.writeFrame(n.ID, frame) })
-	return p, nil
+	at.fwd = &pathCounters{}
+	at.neigh = neigh.New(n.MAC, own, func(frame []byte) { e.writeFrame(n.ID, frame) })
+	return at, nil
 }
 
 // route finds the network and next hop of an address; nil if it isn't on the
 // overlay.
-func (s *netSet) route(a netip.Addr) (p *port, hop netip.Addr) {
-	if r := s.lookup(a); r != nil && r.port != nil {
+func (s *netSet) route(a netip.Addr) (at *attachment, hop netip.Addr) {
+	if r := s.lookup(a); r != nil && r.at != nil {
 		if r.via.IsValid() {
-			return r.port, r.via
+			return r.at, r.via
 		}
-		return r.port, a
+		return r.at, a
 	}
 	return nil, netip.Addr{}
 }

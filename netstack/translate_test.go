@@ -12,11 +12,11 @@ import (
 	"ztgate/netstack/policy"
 )
 
-func forward(proto uint8, listen, to string, masquerade bool) Forward {
-	return Forward{Proto: proto, Listen: netip.MustParseAddrPort(listen), To: netip.MustParseAddrPort(to), Masquerade: masquerade}
+func forward(proto uint8, listen, to string, masquerade bool) PortForward {
+	return PortForward{Proto: proto, Listen: netip.MustParseAddrPort(listen), To: netip.MustParseAddrPort(to), Masquerade: masquerade}
 }
 
-func withForwards(list ...Forward) func(*Config) {
+func withForwards(list ...PortForward) func(*Config) {
 	return func(c *Config) { c.Forwards = list }
 }
 
@@ -276,7 +276,7 @@ func TestTableFullIsTold(t *testing.T) {
 	}
 	_, v := r.fromVPC(pkttest.UDP("172.31.0.11:5000", "10.0.0.10:53", "x"))
 	r.want("D3", v, "icmp 3/1 172.31.0.1 > 172.31.0.11 [17 172.31.0.11:5000 > 10.0.0.10:53]")
-	if n := r.drops(legVPC, dropTableFull); n != 1 {
+	if n := r.drops(VPCSide, dropTableFull); n != 1 {
 		t.Errorf("%d drops counted, want 1", n)
 	}
 }
