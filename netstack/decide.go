@@ -48,7 +48,7 @@ func tellWith(d drop, kind ipkt.ErrorKind) decision {
 
 // decideVPC judges what comes from the VPC side.
 func (e *Engine) decideVPC(s *netSet, t *tuple) decision {
-	if d := e.checkVPC(s, t.src, t.dst); d != 0 {
+	if d := s.checkVPC(t.src, t.dst); d != 0 {
 		return refuseWith(d)
 	}
 	d := decision{rule: ruleNone, server: t.dst}
@@ -69,13 +69,13 @@ func (e *Engine) decideVPC(s *netSet, t *tuple) decision {
 	}
 	d.at, d.hop = s.route(d.server)
 	if d.at == nil {
-		if d.flow.Server == [16]byte{} || !e.inVPC(s, d.server) {
+		if d.flow.Server == [16]byte{} || !s.inVPC(d.server) {
 			return tellWith(dropNoRoute, ipkt.NoRoute)
 		}
 		return e.hairpinForward(s, t, d, port)
 	}
 	d.flow.Slot, d.flow.To = d.at.slot, OverlaySide
-	if !e.allow(&d, t, d.server, port, policy.Out) {
+	if !s.allow(&d, t, d.server, port, policy.Out) {
 		return d
 	}
 	return sourceToOverlay(s, t, d, masquerade)
@@ -124,7 +124,7 @@ func (e *Engine) hairpinForward(s *netSet, t *tuple, d decision, port uint16) de
 	if d.at != nil {
 		d.flow.Slot = d.at.slot
 	}
-	if !e.allow(&d, t, d.server, port, policy.Out) {
+	if !s.allow(&d, t, d.server, port, policy.Out) {
 		return d
 	}
 	d.flow.Source, d.flow.Address = nat.Masquerade, ipkt.Bytes(t.dst)
@@ -144,7 +144,7 @@ func (e *Engine) hairpin(s *netSet, t *tuple, d decision) decision {
 			d.at, d.server = at, ipkt.Addr(host)
 			d.flow = nat.NewFlow{Slot: at.slot, To: VPCSide, Server: host, ServerPort: port, Source: nat.Masquerade, Address: ipkt.Bytes(t.dst),
 				Filtered: e.table.Filter(t.proto) == nat.AddressAndPortDependent}
-			e.allow(&d, t, d.server, port, policy.Out)
+			s.allow(&d, t, d.server, port, policy.Out)
 			return d
 		}
 	}
@@ -177,7 +177,7 @@ func (e *Engine) resume(s *netSet, t *tuple, d decision, host netip.Addr, port u
 		d.server = host
 		d.flow = nat.NewFlow{Slot: d.at.slot, To: OverlaySide, Server: ipkt.Bytes(host), ServerPort: port,
 			Source: nat.Map, Address: ipkt.Bytes(listen), Port: f.Listen.Port()}
-		e.allow(&d, t, host, port, policy.Out)
+		s.allow(&d, t, host, port, policy.Out)
 		return d
 	}
 	return refuseWith(dropNoFlow)
@@ -185,7 +185,7 @@ func (e *Engine) resume(s *netSet, t *tuple, d decision, host netip.Addr, port u
 
 // decideOverlay judges what comes from a network.
 func (e *Engine) decideOverlay(s *netSet, at *attachment, t *tuple) decision {
-	if d := e.checkOverlay(s, at, t.src, t.dst); d != 0 {
+	if d := s.checkOverlay(at, t.src, t.dst); d != 0 {
 		return refuseWith(d)
 	}
 	d := decision{rule: ruleNone, server: t.dst, at: at}
@@ -215,15 +215,15 @@ func (e *Engine) decideOverlay(s *netSet, at *attachment, t *tuple) decision {
 	if !forwardable(d.server) || s.isBroadcast(d.server) || s.isOwn(d.server) {
 		return refuseWith(dropForbidden)
 	}
-	if !e.inVPC(s, d.server) {
+	if !s.inVPC(d.server) {
 		return refuseWith(dropNoFlow)
 	}
-	if !e.allow(&d, t, d.server, port, policy.In) {
+	if !s.allow(&d, t, d.server, port, policy.In) {
 		return d
 	}
 	// Nobody reaches VPC hosts from outside unless a forward, a map or a rule for just
 	// that says so (RFC 6092).
-	if !invited && (d.rule < 0 || e.pol.Load().Rule(d.rule).Direction != policy.In) {
+	if !invited && (d.rule < 0 || s.policy.Rule(d.rule).Direction != policy.In) {
 		return refuseWith(dropNoFlow)
 	}
 	if a, ok := s.translate(OverlaySide, false, at.ID, t.src); ok {
@@ -266,13 +266,13 @@ func localFromOverlay(t *tuple) decision {
 }
 
 // allow asks the policy.
-func (e *Engine) allow(d *decision, t *tuple, server netip.Addr, port uint16, dir policy.Direction) bool {
+func (s *netSet) allow(d *decision, t *tuple, server netip.Addr, port uint16, dir policy.Direction) bool {
 	f := policy.Flow{Proto: t.proto, Src: t.src, Dst: server, Port: port, Direction: dir}
 	if d.at != nil {
 		f.Network = d.at.ID
 	}
 	var action policy.Action
-	action, d.rule = e.pol.Load().Match(&f)
+	action, d.rule = s.policy.Match(&f)
 	switch action {
 	case policy.Drop:
 		d.do, d.reason = actDrop, dropPolicy
@@ -283,7 +283,7 @@ func (e *Engine) allow(d *decision, t *tuple, server netip.Addr, port uint16, di
 }
 
 // checkVPC applies the rules for addresses of packets from the VPC side.
-func (e *Engine) checkVPC(s *netSet, src, dst netip.Addr) drop {
+func (s *netSet) checkVPC(src, dst netip.Addr) drop {
 	switch {
 	case s.isOwn(src):
 		return dropSpoofed
@@ -291,8 +291,8 @@ func (e *Engine) checkVPC(s *netSet, src, dst netip.Addr) drop {
 		return dropForbidden
 	case !forwardable(src) || s.isBroadcast(src):
 		return dropSource
-	case len(e.cfg.VPC.Sources) > 0:
-		if !contains(e.cfg.VPC.Sources, src) {
+	case len(s.vpc.Sources) > 0:
+		if !contains(s.vpc.Sources, src) {
 			return dropSource
 		}
 	default:
@@ -305,7 +305,7 @@ func (e *Engine) checkVPC(s *netSet, src, dst netip.Addr) drop {
 
 // checkOverlay does so for the overlay side: a source must be one that we would
 // send to over the same network (RFC 3704).
-func (e *Engine) checkOverlay(s *netSet, at *attachment, src, dst netip.Addr) drop {
+func (s *netSet) checkOverlay(at *attachment, src, dst netip.Addr) drop {
 	switch {
 	case s.isOwn(src):
 		return dropSpoofed
@@ -321,9 +321,9 @@ func (e *Engine) checkOverlay(s *netSet, at *attachment, src, dst netip.Addr) dr
 }
 
 // inVPC reports addresses that lie on the VPC side.
-func (e *Engine) inVPC(s *netSet, a netip.Addr) bool {
-	if len(e.cfg.VPC.Sources) > 0 {
-		return contains(e.cfg.VPC.Sources, a)
+func (s *netSet) inVPC(a netip.Addr) bool {
+	if len(s.vpc.Sources) > 0 {
+		return contains(s.vpc.Sources, a)
 	}
 	at, _ := s.route(a)
 	return at == nil

@@ -41,10 +41,8 @@ type Engine struct {
 	frags  *frag.Store
 	local  *localStack
 	stats  counters
-	vpcMTU int
 	start  time.Time
 	set    atomic.Pointer[netSet]
-	pol    atomic.Pointer[policy.Policy]
 	errors limiter
 	ids    idTable
 	logged atomic.Int64 // when refused flows were last logged, ns
@@ -52,11 +50,7 @@ type Engine struct {
 	idleMu sync.Mutex
 	idle   []*worker
 
-	mu         sync.Mutex // guards changes of set
-	generation uint32
-	slots      map[uint64]uint16 // numbers of networks, for as long as the engine lives
-	forwards   []PortForward
-	maps       []AddressMap
+	mu sync.Mutex // guards changes of set
 }
 
 // New makes an engine; nothing runs before Run.
@@ -73,30 +67,25 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.NAT.Timeouts == (Timeouts{}) {
 		cfg.NAT.Timeouts = cfg.Timeouts
 	}
-	e := &Engine{cfg: cfg, log: cfg.Logger, dev: cfg.Device, start: cfg.Now(), table: nat.New(cfg.NAT),
-		slots: make(map[uint64]uint16), forwards: slices.Clone(cfg.Forwards), maps: slices.Clone(cfg.Maps)}
+	e := &Engine{cfg: cfg, log: cfg.Logger, dev: cfg.Device, start: cfg.Now(), table: nat.New(cfg.NAT)}
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
 	}
-	if e.vpcMTU = cfg.VPC.MTU; e.vpcMTU == 0 {
+	in := settings{vpc: cfg.VPC, forwards: slices.Clone(cfg.Forwards), maps: slices.Clone(cfg.Maps), policy: cfg.Policy}
+	if in.vpc.MTU == 0 {
 		mtu, err := cfg.Device.MTU()
 		if err != nil {
 			return nil, fmt.Errorf("netstack: MTU of the VPC device: %w", err)
 		}
-		e.vpcMTU = mtu
+		in.vpc.MTU = mtu
 	}
-	if err := checkMTU("the VPC device", e.vpcMTU, cfg.VPC.Addresses); err != nil {
-		return nil, err
+	if in.policy == nil {
+		in.policy = policy.New(policy.Accept, nil)
 	}
 	if n := e.table.Import(e.clock(), cfg.Mappings); len(cfg.Mappings) > 0 {
 		e.log.Info("kept ports for earlier mappings", "mappings", n, "left_out", len(cfg.Mappings)-n)
 	}
 	e.cfg.Mappings = nil
-	pol := cfg.Policy
-	if pol == nil {
-		pol = policy.New(policy.Accept, nil)
-	}
-	e.pol.Store(pol)
 	e.errors.init()
 	e.frags = frag.New(func(side uint8, n int) { e.dropN(Side(side), dropFragment, n) })
 	local, err := newLocalStack(e.sendLocal)
@@ -104,7 +93,7 @@ func New(cfg Config) (*Engine, error) {
 		return nil, fmt.Errorf("netstack: %w", err)
 	}
 	e.local = local
-	if err := e.SetNetworks(nil); err != nil {
+	if err := e.swap(in, nil); err != nil {
 		return nil, err
 	}
 	if cfg.Registerer != nil {
@@ -158,12 +147,10 @@ func (e *Engine) tick(now int64) {
 // SetPolicy replaces the policy. Flows that it doesn't allow end with their next
 // packet.
 func (e *Engine) SetPolicy(p *policy.Policy) {
-	e.pol.Store(p)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	next := *e.set.Load()
-	e.generation++
-	next.generation = e.generation
+	next.policy, next.generation = p, next.generation+1
 	e.set.Store(&next)
 }
 
@@ -173,22 +160,13 @@ func (e *Engine) SetTranslation(forwards []PortForward, maps []AddressMap) error
 	if err := checkTranslation(forwards, maps); err != nil {
 		return err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.forwards, e.maps = slices.Clone(forwards), slices.Clone(maps)
-	var nets []Network
-	for _, at := range e.set.Load().attachments {
-		nets = append(nets, at.Network)
-	}
-	return e.setNetworks(nets)
+	return e.change(func(in *settings) { in.forwards, in.maps = slices.Clone(forwards), slices.Clone(maps) })
 }
 
 // SetNetworks replaces the networks. Flows whose network, route or own address
 // is gone end with their next packet; neighbours and counters are kept.
 func (e *Engine) SetNetworks(nets []Network) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.setNetworks(nets)
+	return e.change(func(in *settings) { in.networks = slices.Clone(nets) })
 }
 
 // MulticastGroups lists the groups in which others look for our IPv6 addresses.

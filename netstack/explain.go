@@ -61,7 +61,7 @@ func (e *Engine) Explain(q Question) Explanation {
 	if d.do == actLocal {
 		return x
 	}
-	x.MTU = e.vpcMTU
+	x.MTU = s.vpc.MTU
 	if d.flow.To == OverlaySide {
 		x.NextHop, x.MTU = d.hop, d.at.MTU
 		x.NextHopMAC, _ = d.at.neigh.Lookup(e.clock(), d.hop)

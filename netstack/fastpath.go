@@ -101,7 +101,7 @@ func (w *worker) fastIn(at *attachment, l *fastLookup, frame []byte) bool {
 		return false
 	}
 	// A flow's packets come from its next hop, see known.
-	if f.Hop.Load()>>16 != macAt(frame[6:]) || len(b) > w.e.vpcMTU || !w.pass(l, f, dir, b) {
+	if f.Hop.Load()>>16 != macAt(frame[6:]) || len(b) > w.vpcMTU || !w.pass(l, f, dir, b) {
 		return false
 	}
 	w.vpc.add(at.fwd, pathOverlayToVPC<<classShift|l.class, frame[:ethernetLen+len(b)])

@@ -31,12 +31,11 @@ func (e *Engine) Mappings() []Mapping { return e.table.Mappings() }
 
 // Flows lists live flows.
 func (e *Engine) Flows(q FlowFilter) (out []FlowInfo) {
-	e.mu.Lock()
-	networks := make([]uint64, len(e.slots))
-	for id, slot := range e.slots {
+	s := e.set.Load()
+	networks := make([]uint64, len(s.numbers))
+	for id, slot := range s.numbers {
 		networks[slot] = id
 	}
-	e.mu.Unlock()
 	w := e.worker()
 	defer e.release(w)
 	at := func(t int64) time.Time { return e.start.Add(time.Duration(t)) }

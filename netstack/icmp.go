@@ -24,8 +24,8 @@ func (w *worker) icmpError(side Side, at *attachment, v *ipkt.View) {
 	case !forwardable(src):
 		bad = dropSource
 	case side == VPCSide:
-		bad = e.checkVPC(s, src, dst)
-	case e.inVPC(s, src):
+		bad = s.checkVPC(src, dst)
+	case s.inVPC(src):
 		bad = dropSpoofed
 	}
 	if bad != 0 {

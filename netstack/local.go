@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -72,28 +73,25 @@ func newLocalStack(send func([]byte)) (*localStack, error) {
 }
 
 // setAddresses makes list the addresses of the host.
-func (l *localStack) setAddresses(list []netip.Prefix) error {
+func (l *localStack) setAddresses(list []netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	want := make(map[netip.Addr]bool)
-	for _, p := range list {
-		want[p.Addr()] = true
-		if _, ok := l.addrs[p.Addr()]; ok {
+	for _, a := range list {
+		if _, ok := l.addrs[a]; ok {
 			continue
 		}
 		proto := ipv4.ProtocolNumber
-		if p.Addr().Is6() {
+		if a.Is6() {
 			proto = ipv6.ProtocolNumber
 		}
-		a := tcpip.ProtocolAddress{Protocol: proto, AddressWithPrefix: tcpip.AddressWithPrefix{
-			Address: tcpip.AddrFromSlice(p.Addr().AsSlice()), PrefixLen: p.Addr().BitLen()}}
-		if err := l.s.AddProtocolAddress(localNIC, a, stack.AddressProperties{}); err != nil {
-			return fmt.Errorf("add address %s: %v", p.Addr(), err)
+		pa := tcpip.ProtocolAddress{Protocol: proto, AddressWithPrefix: tcpip.AddrFromSlice(a.AsSlice()).WithPrefix()}
+		if err := l.s.AddProtocolAddress(localNIC, pa, stack.AddressProperties{}); err != nil {
+			return fmt.Errorf("add address %s: %v", a, err)
 		}
-		l.addrs[p.Addr()] = a
+		l.addrs[a] = pa
 	}
 	for a, pa := range l.addrs {
-		if !want[a] {
+		if !slices.Contains(list, a) {
 			l.s.RemoveAddress(localNIC, pa.AddressWithPrefix.Address)
 			delete(l.addrs, a)
 		}

@@ -25,11 +25,11 @@ func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*
 		w.toLocal(side, at, v)
 		return nil, 0
 	case actDrop:
-		e.countRule(&d)
+		w.set.countRule(&d)
 		e.drop(side, d.reason)
 		return nil, 0
 	case actReject:
-		e.countRule(&d)
+		w.set.countRule(&d)
 		if d.reason == dropPolicy && v.Proto == ipkt.TCP {
 			e.reset(w.now, side, v)
 		} else {
@@ -47,13 +47,13 @@ func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*
 		e.refused(w.now, side, v, why)
 		return nil, 0
 	}
-	e.countRule(&d)
+	w.set.countRule(&d)
 	return f, dir
 }
 
-func (e *Engine) countRule(d *decision) {
+func (s *netSet) countRule(d *decision) {
 	if d.rule != ruleNone {
-		e.pol.Load().Count(d.rule)
+		s.policy.Count(d.rule)
 	}
 }
 
@@ -172,16 +172,16 @@ const jumboMSS = 2760
 
 // clamp lowers the MSS of a SYN so that segments of both directions fit both
 // sides: one datagram on the wire, unless the client's MTU allows whole frames.
-func (e *Engine) clamp(side Side, at *attachment, v *ipkt.View) {
+func (w *worker) clamp(side Side, at *attachment, v *ipkt.View) {
 	headers := 40
 	if v.V6 {
 		headers = 60
 	}
-	limit := min(at.MTU, e.vpcMTU) - headers
+	limit := min(at.MTU, w.set.vpc.MTU) - headers
 	if at.Direct > headers && v.MSS() < jumboMSS {
 		limit = min(limit, at.Direct-headers)
 	}
 	if v.ClampMSS(uint16(min(limit, 65535))) {
-		e.stats.clamped[side].Add(1)
+		w.e.stats.clamped[side].Add(1)
 	}
 }

@@ -242,9 +242,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	counter(descMisses, s.misses.Load())
 	counter(descPanics, e.local.Panics.Load())
 	counter(descDevice, s.deviceErrors.Load())
-	gauge(descConflicts, float64(set.conflicts))
+	gauge(descConflicts, float64(set.conflictCount()))
 	gauge(descFragBytes, float64(e.frags.Bytes()))
-	pol := e.pol.Load()
+	pol := set.policy
 	for i := range pol.Len() {
 		counter(descRules, pol.Hits(i), strconv.Itoa(i))
 	}

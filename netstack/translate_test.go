@@ -217,7 +217,7 @@ func TestPolicy(t *testing.T) {
 	r.want("drop", append(o, v...))
 	_, v = r.fromOverlay(pkttest.TCP("10.0.0.10:4000", "172.31.0.10:22", ipkt.SYN, 1, 0, ""), pkttest.TCP("10.0.0.10:4000", "172.31.0.10:80", ipkt.SYN, 1, 0, ""))
 	r.want("inbound only where a rule for it says so", v, "tcp 10.0.0.10:4000 > 172.31.0.10:22")
-	pol := r.e.pol.Load()
+	pol := r.e.set.Load().policy
 	for rule, want := range map[int]uint64{0: 1, 1: 1, 2: 1, -1: 0} {
 		if got := pol.Hits(rule); got != want {
 			t.Errorf("rule %d: %d hits, want %d", rule, got, want)
@@ -360,7 +360,7 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%s > %s:\n got %s\nwant %s", tt.src, tt.dst, got, tt.want)
 		}
 	}
-	if h := r.e.pol.Load().Hits(0); h != 0 {
+	if h := r.e.set.Load().policy.Hits(0); h != 0 {
 		t.Errorf("asking counted %d hits", h)
 	}
 	r.fromVPC(pkttest.TCP("172.31.0.10:4000", "10.0.0.10:443", ipkt.SYN, 1, 0, ""))

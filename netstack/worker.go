@@ -23,6 +23,7 @@ type worker struct {
 	coarse     uint32 // now
 	generation uint32
 	slots      []*attachment
+	vpcMTU     int
 	fast       [maxBatch]fastLookup
 	run        run
 	sink       uint32 // keeps the compiler from dropping loads that only warm the cache
@@ -69,7 +70,7 @@ func (e *Engine) worker() *worker {
 	w.reader.Enter()
 	w.now, w.set = e.clock(), e.set.Load()
 	w.second = uint16(w.now/int64(time.Second) + 1)
-	w.coarse, w.generation, w.slots = nat.Coarse(w.now), w.set.generation, w.set.slots
+	w.coarse, w.generation, w.slots, w.vpcMTU = nat.Coarse(w.now), w.set.generation, w.set.slots, w.set.vpc.MTU
 	return w
 }
 
@@ -246,7 +247,7 @@ func (w *worker) forward(side Side, f *nat.Flow, dir int, v *ipkt.View, buf []by
 	if int(f.Slot) < len(w.set.slots) {
 		at = w.set.slots[f.Slot]
 	}
-	mtu := e.vpcMTU
+	mtu := w.vpcMTU
 	if exit == OverlaySide {
 		if at == nil {
 			e.drop(side, dropNetwork)
@@ -268,7 +269,7 @@ func (w *worker) forward(side Side, f *nat.Flow, dir int, v *ipkt.View, buf []by
 		return
 	}
 	if v.Proto == ipkt.TCP && v.Flags&ipkt.SYN != 0 && at != nil {
-		e.clamp(side, at, v)
+		w.clamp(side, at, v)
 	}
 	f.Rewrite(dir, v)
 	v.DecrementTTL()
