@@ -12,11 +12,11 @@ import (
 	"ztgate/netstack/policy"
 )
 
-func forward(proto uint8, listen, to string, masquerade bool) Forward {
-	return Forward{Proto: proto, Listen: netip.MustParseAddrPort(listen), To: netip.MustParseAddrPort(to), Masquerade: masquerade}
+func forward(proto uint8, listen, to string, masquerade bool) PortForward {
+	return PortForward{Proto: proto, Listen: netip.MustParseAddrPort(listen), To: netip.MustParseAddrPort(to), Masquerade: masquerade}
 }
 
-func withForwards(list ...Forward) func(*Config) {
+func withForwards(list ...PortForward) func(*Config) {
 	return func(c *Config) { c.Forwards = list }
 }
 
@@ -217,7 +217,7 @@ func TestPolicy(t *testing.T) {
 	r.want("drop", append(o, v...))
 	_, v = r.fromOverlay(pkttest.TCP("10.0.0.10:4000", "172.31.0.10:22", ipkt.SYN, 1, 0, ""), pkttest.TCP("10.0.0.10:4000", "172.31.0.10:80", ipkt.SYN, 1, 0, ""))
 	r.want("inbound only where a rule for it says so", v, "tcp 10.0.0.10:4000 > 172.31.0.10:22")
-	pol := r.e.pol.Load()
+	pol := r.e.set.Load().policy
 	for rule, want := range map[int]uint64{0: 1, 1: 1, 2: 1, -1: 0} {
 		if got := pol.Hits(rule); got != want {
 			t.Errorf("rule %d: %d hits, want %d", rule, got, want)
@@ -276,7 +276,7 @@ func TestTableFullIsTold(t *testing.T) {
 	}
 	_, v := r.fromVPC(pkttest.UDP("172.31.0.11:5000", "10.0.0.10:53", "x"))
 	r.want("D3", v, "icmp 3/1 172.31.0.1 > 172.31.0.11 [17 172.31.0.11:5000 > 10.0.0.10:53]")
-	if n := r.drops(legVPC, dropTableFull); n != 1 {
+	if n := r.drops(VPCSide, dropTableFull); n != 1 {
 		t.Errorf("%d drops counted, want 1", n)
 	}
 }
@@ -360,7 +360,7 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%s > %s:\n got %s\nwant %s", tt.src, tt.dst, got, tt.want)
 		}
 	}
-	if h := r.e.pol.Load().Hits(0); h != 0 {
+	if h := r.e.set.Load().policy.Hits(0); h != 0 {
 		t.Errorf("asking counted %d hits", h)
 	}
 	r.fromVPC(pkttest.TCP("172.31.0.10:4000", "10.0.0.10:443", ipkt.SYN, 1, 0, ""))

@@ -39,7 +39,7 @@ func newEngine(cfg PlaneConfig) (Plane, error) {
 func natSettings(c NATConfig, seed [32]byte) netstack.NAT {
 	t := c.Timeouts
 	s := netstack.NAT{MaxFlows: c.MaxFlows, MaxFlowsPerClient: c.MaxFlowsPerClient, MaxPortsPerClient: c.MaxPortsPerClient,
-		MaxHalfOpen: c.MaxHalfOpen, FlowRatePerClient: c.FlowRatePerClient, NoPickup: !c.Pickup, NoWindow: !c.WindowCheck, PortRest: c.PortRest, Seed: seed,
+		MaxHalfOpen: c.MaxHalfOpen, FlowRatePerClient: c.FlowRatePerClient, NoPickup: !c.Pickup, NoWindow: !c.WindowCheck, PortQuarantine: c.PortRest, Seed: seed,
 		Timeouts: netstack.Timeouts{TCPEstablished: t.TCPEstablished, TCPTransitory: t.TCPTransitory, TCPOpening: t.TCPOpening,
 			TCPHalfClosed: t.TCPHalfClosed, TCPClosing: t.TCPClosing, TCPReset: t.TCPReset, UDP: t.UDP, UDPUnanswered: t.UDPUnanswered, ICMP: t.ICMP}}
 	if c.PortSharing == "by_destination" {
@@ -51,13 +51,13 @@ func natSettings(c NATConfig, seed [32]byte) netstack.NAT {
 	return s
 }
 
-func translation(forwards []Forward, maps []AddressMap) (fs []netstack.Forward, ms []netstack.AddressMap) {
+func translation(forwards []Forward, maps []AddressMap) (fs []netstack.PortForward, ms []netstack.AddressMap) {
 	for _, f := range forwards {
 		proto := uint8(unix.IPPROTO_TCP)
 		if f.Proto == "udp" {
 			proto = unix.IPPROTO_UDP
 		}
-		fs = append(fs, netstack.Forward{Proto: proto, Listen: f.Listen, To: f.To, Masquerade: f.Masquerade})
+		fs = append(fs, netstack.PortForward{Proto: proto, Listen: f.Listen, To: f.To, Masquerade: f.Masquerade})
 	}
 	for _, m := range maps {
 		hosts := netstack.VPCSide

@@ -59,11 +59,11 @@ func TestNATSettings(t *testing.T) {
 		t.Helper()
 		return natSettings(loadText(t, "nat: {"+nat+"}\n").NAT, [32]byte{})
 	}
-	if s := load(""); s.NoWindow || s.NoPickup || s.PortRest != 2*time.Minute || s.Timeouts.TCPHalfClosed != 0 {
+	if s := load(""); s.NoWindow || s.NoPickup || s.PortQuarantine != 2*time.Minute || s.Timeouts.TCPHalfClosed != 0 {
 		t.Errorf("defaults: %+v", s)
 	}
 	s := load("window_check: false, pickup: false, port_rest: 1s, timeouts: {tcp_half_closed: 1h}")
-	if !s.NoWindow || !s.NoPickup || s.PortRest != time.Second || s.Timeouts.TCPHalfClosed != time.Hour {
+	if !s.NoWindow || !s.NoPickup || s.PortQuarantine != time.Second || s.Timeouts.TCPHalfClosed != time.Hour {
 		t.Errorf("got %+v", s)
 	}
 }

@@ -11,31 +11,30 @@ import (
 	"time"
 
 	"ztgate/netstack/internal/ipkt"
-	"ztgate/netstack/internal/nat"
 	"ztgate/netstack/internal/pkttest"
 	"ztgate/netstack/policy"
 )
 
 const otherNet = testNet + 1
 
-// longVPC and longDeliver are vpcBatch and Deliver without the quick way.
-func (r *rig) longVPC(packets [][]byte) {
+// slowVPC and slowDeliver are vpcBatch and Deliver without the fast path.
+func (r *rig) slowVPC(packets [][]byte) {
 	w := r.e.worker()
 	for _, p := range packets {
-		w.rx[legVPC].packets++
-		w.rx[legVPC].bytes += uint64(len(p))
+		w.rx[VPCSide].packets++
+		w.rx[VPCSide].bytes += uint64(len(p))
 		buf := append(make([]byte, vpcOffset, vpcOffset+readSize), p...)
-		w.packet(nat.VPC, nil, buf[vpcOffset:], buf)
+		w.packet(VPCSide, nil, buf[vpcOffset:], buf)
 	}
 	r.e.release(w)
 }
 
-func (r *rig) longDeliver(network uint64, frames [][]byte) {
+func (r *rig) slowDeliver(network uint64, frames [][]byte) {
 	w := r.e.worker()
 	for _, f := range frames {
-		w.rx[legOverlay].packets++
-		w.rx[legOverlay].bytes += uint64(max(len(f)-ethernetLen, 0))
-		w.frame(w.set.ports[network], f)
+		w.rx[OverlaySide].packets++
+		w.rx[OverlaySide].bytes += uint64(max(len(f)-ethernetLen, 0))
+		w.frame(w.set.attachments[network], f)
 	}
 	r.e.release(w)
 }
@@ -98,23 +97,23 @@ func damage(rng *rand.Rand, b []byte) []byte {
 	return b
 }
 
-// TestQuick sends the same histories through two engines, through one of them
-// without the quick way: what comes out, every counter and every flow is the same.
-func TestQuick(t *testing.T) {
+// TestFastPath sends the same histories through two engines, through one of them
+// without the fast path: what comes out, every counter and every flow is the same.
+func TestFastPath(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	edit := func(c *Config) {
 		c.NAT = NAT{MaxFlows: 500, Seed: [32]byte{7}}
 		c.VPC.MTU = 2000
-		c.Forwards = []Forward{{Proto: ipkt.TCP, Listen: netip.MustParseAddrPort("10.0.0.1:8443"), To: netip.MustParseAddrPort("172.31.0.20:443")}}
+		c.Forwards = []PortForward{{Proto: ipkt.TCP, Listen: netip.MustParseAddrPort("10.0.0.1:8443"), To: netip.MustParseAddrPort("172.31.0.20:443")}}
 		c.Maps = []AddressMap{{Hosts: OverlaySide, Real: netip.MustParsePrefix("10.0.0.64/28"), Alias: netip.MustParsePrefix("100.64.0.64/28")}}
 	}
-	quick, long := newRig(t, edit), newRig(t, edit)
+	fast, slow := newRig(t, edit), newRig(t, edit)
 	setMTU := func(mtu int) {
 		one, other := testNetwork(), Network{ID: otherNet, MAC: ourMAC, MTU: 2800, Masquerade: true, Addresses: []netip.Prefix{netip.MustParsePrefix("10.7.0.1/24")}}
 		one.MTU = mtu
-		for _, r := range []*rig{quick, long} {
+		for _, r := range []*rig{fast, slow} {
 			if err := r.e.SetNetworks([]Network{one, other}); err != nil {
 				t.Fatal(err)
 			}
@@ -178,16 +177,16 @@ func TestQuick(t *testing.T) {
 			f := append(h[:], b...)
 			frames[0], frames[1] = append(frames[0], f), append(frames[1], slices.Clone(f))
 		}
-		quick.feed(batch[0], nil)
-		long.longVPC(batch[0])
+		fast.feed(batch[0], nil)
+		slow.slowVPC(batch[0])
 		network := uint64(testNet)
 		if rng.IntN(50) == 0 {
 			network = otherNet
 		}
-		quick.e.Deliver(network, frames[0])
-		long.longDeliver(network, frames[1])
-		out, vpc := quick.takeRaw()
-		wantOut, wantVPC := long.takeRaw()
+		fast.e.Deliver(network, frames[0])
+		slow.slowDeliver(network, frames[1])
+		out, vpc := fast.takeRaw()
+		wantOut, wantVPC := slow.takeRaw()
 		compare(t, round, "overlay", out, wantOut)
 		compare(t, round, "VPC", vpc, wantVPC)
 		if t.Failed() {
@@ -210,7 +209,7 @@ func TestQuick(t *testing.T) {
 		case 4:
 			setMTU(1300 + rng.IntN(1500))
 		}
-		for _, r := range []*rig{quick, long} {
+		for _, r := range []*rig{fast, slow} {
 			if r.now = r.now.Add(d); round%2 == 0 { // else flows that are over are still there
 				r.sleep(0)
 			}
@@ -221,22 +220,22 @@ func TestQuick(t *testing.T) {
 			if strict {
 				rules = []policy.Rule{{Action: policy.Drop, Proto: ipkt.UDP, From: []netip.Prefix{netip.MustParsePrefix("172.31.0.11/32")}}}
 			}
-			for _, r := range []*rig{quick, long} {
+			for _, r := range []*rig{fast, slow} {
 				r.e.SetPolicy(policy.New(policy.Accept, rules))
 			}
 		}
 		if round%20 != 0 {
 			continue
 		}
-		if got, want := quick.state(), long.state(); got != want {
+		if got, want := fast.state(), slow.state(); got != want {
 			t.Fatalf("round %d: state\n%s\nwant\n%s", round, got, want)
 		}
 	}
-	if hits := quick.e.stats.hits.Load(); hits < uint64(rounds) {
+	if hits := fast.e.stats.hits.Load(); hits < uint64(rounds) {
 		t.Errorf("only %d packets of established flows", hits)
 	}
-	quick.drain() // fragments
-	quick.account()
+	fast.drain() // fragments
+	fast.account()
 }
 
 func compare(t *testing.T, round int, what string, got, want [][]byte) {
@@ -257,19 +256,19 @@ func compare(t *testing.T, round int, what string, got, want [][]byte) {
 func (r *rig) state() string {
 	var b bytes.Buffer
 	s := &r.e.stats
-	for l := range numLegs {
+	for side := range numSides {
 		for dir := range numDirections {
-			fmt.Fprintln(&b, legNames[l], directionNames[dir], s.traffic[l][dir].packets.Load(), s.traffic[l][dir].bytes.Load())
+			fmt.Fprintln(&b, sideNames[side], directionNames[dir], s.traffic[side][dir].packets.Load(), s.traffic[side][dir].bytes.Load())
 		}
 		for _, d := range allDrops {
-			if n := s.drops[l][d].Load(); n > 0 {
-				fmt.Fprintln(&b, legNames[l], d, n)
+			if n := s.drops[side][d].Load(); n > 0 {
+				fmt.Fprintln(&b, sideNames[side], d, n)
 			}
 		}
 	}
 	fmt.Fprintln(&b, "hits", s.hits.Load(), "misses", s.misses.Load())
 	for i := range numClasses {
-		for _, f := range []*forwarded{&s.vpc, r.e.set.Load().ports[testNet].fwd} {
+		for _, f := range []*pathCounters{&s.vpc, r.e.set.Load().attachments[testNet].fwd} {
 			fmt.Fprint(&b, f.t[i].packets.Load(), " ", f.t[i].bytes.Load(), " ")
 		}
 	}

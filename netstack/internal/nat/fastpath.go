@@ -7,8 +7,8 @@ import (
 	"ztgate/netstack/internal/ipkt"
 )
 
-// The quick way of packets that [ipkt.Plain4] or [ipkt.Plain6] accept and whose flow
-// is established: what Find, Follow and Rewrite do, in few steps and on whole words.
+// The fast path of packets that [ipkt.Plain4] or [ipkt.Plain6] accept and whose flow
+// is established: what Find, Track and Rewrite do, in few steps and on whole words.
 // It is left before anything has changed when a packet needs more than that. Hash, Begin and
 // Touch are called for all packets of a batch, one after the other, then Match: so
 // a batch waits for memory once and not once per packet.
@@ -75,7 +75,7 @@ func (t *Table) Match6(ref Ref, side Side, h *ipkt.Head6) (*Flow, int) {
 }
 
 // PassUDP notes a plain packet of a flow and reports whether it may go on. If not,
-// nothing is noted, and only Find and Follow know why. now is [Coarse].
+// nothing is noted, and only Find and Track know why. now is [Coarse].
 func (t *Table) PassUDP(now uint32, f *Flow, dir int) bool {
 	state := f.state.Load()
 	if state != stateEstablished && (state != stateNew || dir == FromServer || f.flags&flagFiltered != 0) {
