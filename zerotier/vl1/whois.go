@@ -1,0 +1,164 @@
+package vl1
+
+import (
+	"slices"
+	"time"
+
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/wire"
+	"ztgate/zerotier/packet"
+)
+
+// whoisState paces the questions for one address (chapter 02 §5.2).
+type whoisState struct {
+	first, last int64
+}
+
+// askWhois asks the best root for an identity, with pacing. Core.mu is held.
+// stranger marks questions that an unauthenticated packet caused.
+func (c *Core) askWhois(w *Worker, out Out, t int64, a identity.Address, stranger bool) {
+	if a.Reserved() || a == c.self {
+		return
+	}
+	st := c.whois[a]
+	if st == nil {
+		if len(c.whois) >= maxWhois {
+			w.stats.rejects[RejectQueueFull].Add(1)
+			return
+		}
+		st = &whoisState{first: t}
+	}
+	if st.last != 0 && since(t, st.last) < whoisPacing {
+		return
+	}
+	if stranger && !c.strangers.take(t, 50*time.Millisecond, 50) {
+		w.stats.rejects[RejectRate].Add(1)
+		return
+	}
+	c.whois[a] = st
+	best := c.best.Load()
+	if best == nil {
+		return // asked again by the queues
+	}
+	pa := best.bestPathLockedOrRoute()
+	if pa == nil {
+		return
+	}
+	st.last = t
+	b := packet.Packet(a.Append(make([]byte, packet.HeaderLen, packet.HeaderLen+identity.AddressLen)))
+	id := c.emit(w, out, t, best, pa.sock, pa.ep, packet.VerbWhois, b, best.suite())
+	pa.lastOut.Store(t)
+	c.expect(id, &expectation{peer: best.addr, verb: packet.VerbWhois, sent: t, asked: a})
+}
+
+// Lookup asks for the identity of a if it isn't known.
+func (c *Core) Lookup(w *Worker, out Out, now time.Time, a identity.Address) {
+	if c.Peer(a) != nil || c.recall(w, out, now, a) != nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.askWhois(w, out, c.at(now), a, false)
+}
+
+// okWhois learns the identities that answer our question.
+func (c *Core) okWhois(w *Worker, out Out, now time.Time, from *Peer, b []byte, e *expectation) {
+	if !c.IsUpstream(from.addr) {
+		w.stats.rejects[RejectNotUpstream].Add(1)
+		return
+	}
+	r := reader{Reader: wire.Reader{Buf: b}}
+	for r.Left() > 0 {
+		id := r.identity()
+		if r.Failed {
+			w.stats.rejects[RejectMalformed].Add(1)
+			return
+		}
+		if id.Address() != e.asked {
+			continue
+		}
+		if c.count.Load() >= maxPeers {
+			w.stats.rejects[RejectPeerLimit].Add(1)
+		} else if p, err := c.addPeer(id, c.at(now)); err == nil {
+			c.peerLearned(w, out, now, p)
+		}
+	}
+}
+
+// peerLearned retries whatever waited for an identity.
+func (c *Core) peerLearned(w *Worker, out Out, now time.Time, p *Peer) {
+	t := c.at(now)
+	c.mu.Lock()
+	delete(c.whois, p.addr)
+	c.updateRoute(p, t)
+	h, hinted := c.hints[p.addr]
+	delete(c.hints, p.addr)
+	if hinted && since(t, h.born) < queueTimeout {
+		c.punch(w, out, now, p, h.sock, h.at)
+	}
+	var mine []heldPacket
+	c.held = slices.DeleteFunc(c.held, func(q heldPacket) bool {
+		if q.from == p.addr {
+			mine = append(mine, q)
+			return true
+		}
+		return false
+	})
+	c.mu.Unlock()
+	c.cfg.Upper.PeerLearned(out, now, p)
+	c.flushQueue(w, out, now, p)
+	for _, q := range mine {
+		src := q.src
+		src.Worker = w
+		c.receivePacket(w, out, now, src, packet.Packet(q.data))
+	}
+}
+
+// Bounds of WHOIS (chapter 02 §9).
+const (
+	maxWhoisAnswer  = 16
+	maxWhoisForward = 4
+
+	// Identities that one peer may ask for, also of a root.
+	whoisEvery = 50 * time.Millisecond
+	whoisBurst = 64
+)
+
+func (c *Core) receiveWhois(w *Worker, out Out, now time.Time, from *Peer, p packet.Packet, src Source) {
+	t := c.at(now)
+	c.mu.Lock()
+	gated := !c.IsRoot() && from.lastWhois != 0 && since(t, from.lastWhois) < whoisGate
+	most := len(p.Payload()) / identity.AddressLen
+	for range min(most, maxWhoisAnswer) {
+		gated = gated || !from.whoisBytes.take(t, whoisEvery, whoisBurst)
+	}
+	if !gated {
+		from.lastWhois = t
+	}
+	c.mu.Unlock()
+	if gated {
+		w.stats.rejects[RejectRate].Add(1)
+		return
+	}
+	var answer []byte
+	forwarded := 0
+	b := p.Payload()
+	for n := 0; len(b) >= identity.AddressLen && n < maxWhoisAnswer; n++ {
+		a := identity.AddressFromBytes(b)
+		b = b[identity.AddressLen:]
+		if a == c.self {
+			answer = c.id.AppendBinary(answer)
+		} else if known := c.Peer(a); known != nil {
+			answer = known.id.AppendBinary(answer)
+		} else if forwarded < maxWhoisForward && !c.IsUpstream(from.addr) {
+			forwarded++
+			c.mu.Lock()
+			c.askWhois(w, out, t, a, true)
+			c.mu.Unlock()
+		}
+	}
+	if len(answer) > 0 {
+		c.SendOK(w, out, now, from, src, packet.VerbWhois, p.ID(), answer)
+	}
+	c.heard(w, out, now, from, src, packet.VerbWhois, false, false)
+}
