@@ -73,7 +73,7 @@ func (n *joined) divert(s *state, w *vl1.Worker, out vl1.Out, now time.Time, f *
 	buf := payloads.Get().(*[]byte)
 	defer payloads.Put(buf)
 	for _, x := range d.Diversions() {
-		if x.To.Reserved() || x.To == n.l.self || !n.l.diverts.allow(f.Source, now) || !n.maySendTo(w, out, now, s, x.To) {
+		if x.To.Reserved() || x.To == n.l.self || !n.l.diverts.Take(f.Source, now) || !n.maySendTo(w, out, now, s, x.To) {
 			n.l.stats.divertsRefused.Add(1)
 			continue
 		}

@@ -95,7 +95,7 @@ func (l *Layer) receiveGather(out vl1.Out, now time.Time, from *vl1.Peer, p pack
 
 // mayGather limits how many answers one node gets.
 func (l *Layer) mayGather(from *vl1.Peer, now time.Time) bool {
-	if l.gathers.allow(from.Address(), now) {
+	if l.gathers.Take(from.Address(), now) {
 		return true
 	}
 	l.stats.gatherFlood.Add(1)

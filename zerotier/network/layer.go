@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/vl1"
@@ -158,11 +159,11 @@ type Layer struct {
 	groups groupTable
 	stats  stats
 
-	creds   limiter // credentials looked at, per sender
-	needs   limiter // certificates asked for, per member
-	gathers limiter // gathers answered, per asker
-	spreads limiter // multicasts replicated, per origin
-	diverts limiter // copies and redirections, per source
+	creds   rate.Map[identity.Address] // credentials looked at, per sender
+	needs   rate.Map[identity.Address] // certificates asked for, per member
+	gathers rate.Map[identity.Address] // gathers answered, per asker
+	spreads rate.Map[identity.Address] // multicasts replicated, per origin
+	diverts rate.Map[identity.Address] // copies and redirections, per source
 
 	contactMu sync.Mutex // held while contacts are collected
 
@@ -180,11 +181,14 @@ func New(cfg Config) *Layer {
 	}
 	l.nets.Store(&map[vl2.NetworkID]*joined{})
 	l.groups.init(l.cfg.paceOf(0).gather)
-	l.creds = limiter{every: credentialGate, burst: credentialBurst, max: maxLimited}
-	l.needs = limiter{every: needCertGate, burst: 1, max: maxLimited}
-	l.gathers = limiter{every: 5 * time.Millisecond, burst: 400, max: maxLimited}
-	l.spreads = limiter{every: time.Millisecond, burst: 1000, max: maxLimited}
-	l.diverts = limiter{every: 50 * time.Microsecond, burst: 4096, max: maxLimited}
+	limit := func(m *rate.Map[identity.Address], every time.Duration, burst int) {
+		m.Every, m.Burst, m.Max = every, burst, maxLimited
+	}
+	limit(&l.creds, credentialGate, credentialBurst)
+	limit(&l.needs, needCertGate, 1)
+	limit(&l.gathers, 5*time.Millisecond, 400)
+	limit(&l.spreads, time.Millisecond, 1000)
+	limit(&l.diverts, 50*time.Microsecond, 4096)
 	return l
 }
 
@@ -290,8 +294,8 @@ func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
 	if l.lastHous.IsZero() || now.Sub(l.lastHous) >= 30*time.Second {
 		l.lastHous = now
 		l.groups.expire(now)
-		for _, x := range []*limiter{&l.creds, &l.needs, &l.gathers, &l.spreads, &l.diverts} {
-			x.expire(now)
+		for _, x := range []*rate.Map[identity.Address]{&l.creds, &l.needs, &l.gathers, &l.spreads, &l.diverts} {
+			x.Expire(now)
 		}
 		for _, n := range *l.nets.Load() {
 			n.expire(now)

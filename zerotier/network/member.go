@@ -130,7 +130,7 @@ func (n *joined) maySendSlow(w *vl1.Worker, out vl1.Out, now time.Time, s *state
 		ok = now.Sub(m.stale) < staleGrace
 	}
 	m.mu.Unlock()
-	if n.l.needs.allow(m.addr, now) {
+	if n.l.needs.Take(m.addr, now) {
 		b := appendU64([]byte{byte(packet.VerbFrame)}, 0)
 		b = n.id.Append(append(b, byte(packet.ErrorNeedMembershipCertificate)))
 		n.l.peers.Send(w, out, now, m.addr, packet.VerbError, b, vl1.SendOpts{})
@@ -142,7 +142,7 @@ func (n *joined) maySendSlow(w *vl1.Worker, out vl1.Out, now time.Time, s *state
 // once a second. Nothing is remembered of a peer that isn't a member.
 func (l *Layer) needCertificate(n *joined, out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) {
 	l.stats.gateClosed.Add(1)
-	if l.needs.allow(from.Address(), now) {
+	if l.needs.Take(from.Address(), now) {
 		l.peers.SendError(src.Worker, out, now, from, src, p.Verb(), p.ID(), packet.ErrorNeedMembershipCertificate, n.id.Append(nil))
 	}
 }
@@ -220,7 +220,7 @@ func (l *Layer) receiveCredentials(out vl1.Out, now time.Time, from *vl1.Peer, b
 	}
 	good, deferred := l.acceptCredentials(src.Worker, out, now, from, b)
 	if deferred {
-		l.creds.refund(from.Address()) // it comes again when the signer is known
+		l.creds.Put(from.Address()) // it comes again when the signer is known
 	}
 	return vl1.Result{Trust: good, Retry: deferred}
 }
@@ -233,7 +233,7 @@ func (l *Layer) allowCredentials(from identity.Address, now time.Time) bool {
 			return true
 		}
 	}
-	return l.creds.allow(from, now)
+	return l.creds.Take(from, now)
 }
 
 // acceptCredentials offers credentials to the records of their holders. It

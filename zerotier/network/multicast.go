@@ -146,7 +146,7 @@ func (n *joined) nearestReplicator(s *state) (best identity.Address) {
 
 // replicate sends a member's multicast to the others, as a replicator does.
 func (n *joined) replicate(w *vl1.Worker, out vl1.Out, now time.Time, s *state, origin identity.Address, source vl2.MAC, f *vl2.MulticastFrame) {
-	if !n.l.spreads.allow(origin, now) {
+	if !n.l.spreads.Take(origin, now) {
 		n.l.stats.gatherFlood.Add(1)
 		return
 	}

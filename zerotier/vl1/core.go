@@ -20,6 +20,7 @@ import (
 
 	crand "crypto/rand"
 
+	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
 )
@@ -209,15 +210,15 @@ type Core struct {
 	recalled  map[identity.Address]int64  // looked up in the peer cache
 	forgotten []PeerRecord                // to be handed to OnForgotten
 	revive    reviving
-	gates     [packet.SourceBuckets]bucket // identity checks and OK(HELLO) per source network
-	okGates   [4096]bucket
-	strangers bucket // WHOIS caused by strangers
-	agreed    bucket // key agreements with strangers
-	validated bucket // identity checks
-	inline    bucket // of them, those on a receiving worker
-	checking  bool   // one runs in the background
+	gates     [packet.SourceBuckets]rate.Bucket // identity checks per source network
+	okGates   *rate.Table[netip.Addr]           // OK(HELLO)
+	strangers rate.Bucket                       // WHOIS caused by strangers
+	agreed    rate.Bucket                       // key agreements with strangers
+	validated rate.Bucket                       // identity checks
+	inline    rate.Bucket                       // of them, those on a receiving worker
+	checking  bool                              // one runs in the background
 	newcomers []*Peer
-	met       bucket // RENDEZVOUS followed
+	met       rate.Bucket // RENDEZVOUS followed
 	roots     map[identity.Address]*rootState
 	local     []netip.AddrPort // endpoints of the sockets as last looked at
 	lastLocal int64
@@ -260,27 +261,6 @@ const (
 // String returns the word that ZeroTier uses.
 func (r Role) String() string { return [...]string{"LEAF", "MOON", "PLANET"}[r] }
 
-// bucket is a token bucket.
-type bucket struct {
-	tokens float32
-	last   int64
-}
-
-// take takes a token from a bucket that refills one per interval up to burst.
-func (b *bucket) take(t int64, interval time.Duration, burst float32) bool {
-	if b.last == 0 {
-		b.tokens = burst
-	} else {
-		b.tokens = min(burst, b.tokens+float32(t-b.last)/float32(interval))
-	}
-	b.last = t
-	if b.tokens < 1 {
-		return false
-	}
-	b.tokens--
-	return true
-}
-
 // New makes the peer layer of a node. It sends nothing before the first Tick.
 func New(cfg Config) (*Core, error) {
 	if cfg.Identity == nil || !cfg.Identity.HasSecret() {
@@ -303,6 +283,8 @@ func New(cfg Config) (*Core, error) {
 		roots:    make(map[identity.Address]*rootState),
 		waiting:  make(map[uint64]identity.Address),
 		recalled: make(map[identity.Address]int64),
+		okGates:  rate.NewTable[netip.Addr](4096),
+		relays:   newRelayGates(),
 	}
 	if len(cfg.Physical) > maxPhysical {
 		return nil, fmt.Errorf("vl1: %d physical networks configured, %d are possible", len(cfg.Physical), maxPhysical)

@@ -1,7 +1,6 @@
 package vl1
 
 import (
-	"hash/maphash"
 	"net/netip"
 	"slices"
 	"time"
@@ -57,8 +56,6 @@ func (c *Core) greet(w *Worker, out Out, now time.Time, p *Peer, pa *path) {
 		c.sendHello(w, out, now, p, pa.sock, pa.ep)
 	}
 }
-
-var endpointSeed = maphash.MakeSeed()
 
 // receiveHello handles HELLO in suite 0, the only packet a stranger may send
 // (chapter 01 §7.2, chapter 02 §2.2).
@@ -136,9 +133,9 @@ func (c *Core) acquaint(w *Worker, now time.Time, src Source, p packet.Packet, i
 	}
 	t := c.at(now)
 	c.mu.Lock()
-	inline := c.cfg.Background == nil || c.inline.take(t, inlineEvery, inlineBurst)
+	inline := c.cfg.Background == nil || c.inline.Take(t, inlineEvery, inlineBurst)
 	busy := !inline && (c.checking || len(c.held) >= maxHeld)
-	if busy || !c.validated.take(t, validateEvery, validateBurst) {
+	if busy || !c.validated.Take(t, validateEvery, validateBurst) {
 		c.mu.Unlock()
 		w.stats.rejects[RejectRate].Add(1)
 		return nil
@@ -200,7 +197,7 @@ func (c *Core) identityGate(src Source, now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	t := c.at(now)
-	return c.gates[packet.SourceBucket(src.Endpoint.Addr())].take(t, 2*time.Second, 8) && c.agreed.take(t, agreeEvery, agreeBurst)
+	return c.gates[packet.SourceBucket(src.Endpoint.Addr())].Take(t, 2*time.Second, 8) && c.agreed.Take(t, agreeEvery, agreeBurst)
 }
 
 // roomForPeer reports whether another peer may be remembered, after forgetting
@@ -221,8 +218,7 @@ func (c *Core) roomForPeer(now time.Time) bool {
 
 // mayAnswerHello limits OK(HELLO) per address (chapter 02 §9). Core.mu is held.
 func (c *Core) mayAnswerHello(src Source, now time.Time) bool {
-	h := maphash.Comparable(endpointSeed, src.Endpoint.Addr())
-	return c.okGates[h%uint64(len(c.okGates))].take(c.at(now), 250*time.Millisecond, 20)
+	return c.okGates.Of(src.Endpoint.Addr()).Take(c.at(now), 1, 250*time.Millisecond, 20)
 }
 
 // collision answers a HELLO whose address belongs to another key.

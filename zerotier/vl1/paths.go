@@ -81,7 +81,7 @@ func (c *Core) heardElsewhere(w *Worker, out Out, now time.Time, p *Peer, src So
 	if verb == packet.VerbHello && p.ProtocolVersion() < 5 {
 		return // such old releases know no ECHO, and a HELLO gives more than was sent
 	}
-	if !p.confirms.take(t, 2*time.Second, 5) {
+	if !p.confirms.Take(t, 2*time.Second, 5) {
 		return
 	}
 	p.noteProbe(src.Endpoint, t)
@@ -145,7 +145,7 @@ func (c *Core) receiveRendezvous(w *Worker, out Out, now time.Time, from *Peer, 
 		w.stats.rejects[RejectNotUpstream].Add(1)
 	} else if peer := c.Peer(v.peer); peer != nil {
 		c.mu.Lock()
-		if t := c.at(now); (peer.lastRedirect == 0 || since(t, peer.lastRedirect) >= 5*time.Second) && c.met.take(t, 100*time.Millisecond, 50) {
+		if t := c.at(now); (peer.lastRedirect == 0 || since(t, peer.lastRedirect) >= 5*time.Second) && c.met.Take(t, 100*time.Millisecond, 50) {
 			peer.lastRedirect = t
 			c.punch(w, out, now, peer, src.Socket, v.at)
 		}
@@ -182,7 +182,7 @@ const (
 func (c *Core) receivePush(w *Worker, out Out, now time.Time, from *Peer, p packet.Packet, src Source) {
 	t := c.at(now)
 	c.mu.Lock()
-	if from.pushes.take(t, 30*time.Second/8, 8) {
+	if from.pushes.Take(t, 30*time.Second/8, 8) {
 		type class struct {
 			scope packet.Scope
 			v4    bool

@@ -1,11 +1,10 @@
 package vl1
 
 import (
-	"hash/maphash"
 	"net/netip"
-	"sync/atomic"
 	"time"
 
+	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
 )
@@ -83,18 +82,21 @@ func (c *Core) forward(w *Worker, out Out, now time.Time, src Source, dst *Peer,
 // line carries, so that one of them can't take it all. A datagram costs something
 // besides its bytes.
 const (
-	relayRate     = 100_000_000            // bytes a second
-	relayBurst    = int64(time.Second) / 2 // of them at once
-	relayCost     = 64                     // bytes
-	relayGateSize = 4096                   // sources, and destinations, told apart
-	relayNsByte   = 1_000_000_000 / relayRate
+	relayRate     = 100_000_000   // bytes a second
+	relayBurst    = relayRate / 2 // bytes at once
+	relayCost     = 64            // bytes
+	relayByteTime = time.Second / relayRate
+	relayGateSize = 4096 // sources, and destinations, told apart
 )
 
-// relayGates are token buckets of the sources and destinations of relayed datagrams:
-// the time when each is full again. They are fixed in number, and those that share one
-// by chance share its rate.
+// relayGates bound what is relayed from each source and to each destination.
 type relayGates struct {
-	source, destination [relayGateSize]atomic.Int64
+	source      *rate.Table[netip.Addr]
+	destination *rate.Table[identity.Address]
+}
+
+func newRelayGates() relayGates {
+	return relayGates{rate.NewTable[netip.Addr](relayGateSize), rate.NewTable[identity.Address](relayGateSize)}
 }
 
 // allow takes a datagram's bytes from the buckets of its source, of IPv6 a /64, and of
@@ -105,22 +107,8 @@ func (g *relayGates) allow(t int64, source netip.Addr, destination identity.Addr
 			source = p.Addr()
 		}
 	}
-	cost := int64(size+relayCost) * relayNsByte
-	return takeRelay(&g.source[maphash.Comparable(endpointSeed, source)%relayGateSize], t, cost) &&
-		takeRelay(&g.destination[maphash.Comparable(endpointSeed, destination)%relayGateSize], t, cost)
-}
-
-func takeRelay(full *atomic.Int64, t, cost int64) bool {
-	for {
-		old := full.Load()
-		next := max(old, t) + cost
-		if next-t > relayBurst {
-			return false
-		}
-		if full.CompareAndSwap(old, next) {
-			return true
-		}
-	}
+	return g.source.Of(source).Take(t, size+relayCost, relayByteTime, relayBurst) &&
+		g.destination.Of(destination).Take(t, size+relayCost, relayByteTime, relayBurst)
 }
 
 // introduce sends two peers each other's endpoint (chapter 02 §7.3).

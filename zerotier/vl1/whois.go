@@ -31,7 +31,7 @@ func (c *Core) askWhois(w *Worker, out Out, t int64, a identity.Address, strange
 	if st.last != 0 && since(t, st.last) < whoisPacing {
 		return
 	}
-	if stranger && !c.strangers.take(t, 50*time.Millisecond, 50) {
+	if stranger && !c.strangers.Take(t, 50*time.Millisecond, 50) {
 		w.stats.rejects[RejectRate].Add(1)
 		return
 	}
@@ -130,7 +130,7 @@ func (c *Core) receiveWhois(w *Worker, out Out, now time.Time, from *Peer, p pac
 	gated := !c.IsRoot() && from.lastWhois != 0 && since(t, from.lastWhois) < whoisGate
 	most := len(p.Payload()) / identity.AddressLen
 	for range min(most, maxWhoisAnswer) {
-		gated = gated || !from.whoisBytes.take(t, whoisEvery, whoisBurst)
+		gated = gated || !from.whoisBytes.Take(t, whoisEvery, whoisBurst)
 	}
 	if !gated {
 		from.lastWhois = t
