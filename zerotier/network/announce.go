@@ -76,16 +76,16 @@ func (a *announcing) done(now time.Time, every time.Duration, again bool) {
 
 // announceDue announces new groups at once and all groups every minute (chapter
 // 03 §5.2).
-func (n *joined) announceDue(w *vl1.Worker, out vl1.Out, now time.Time) {
+func (n *joined) announceDue(w *vl1.Worker) {
 	s := n.snap.Load()
 	if !s.open {
 		return
 	}
 	upstream := n.upstreamRecipients(s)
 	n.mu.Lock()
-	look := now.Sub(n.lastMembers) >= memberCheck
+	look := w.Now().Sub(n.lastMembers) >= memberCheck
 	if look {
-		n.lastMembers = now
+		n.lastMembers = w.Now()
 	}
 	var fresh []vl2.MulticastGroup
 	if look || n.groupsChanged || n.announced == nil {
@@ -106,18 +106,18 @@ func (n *joined) announceDue(w *vl1.Worker, out vl1.Out, now time.Time) {
 	maps.DeleteFunc(n.told, func(a identity.Address, _ announcing) bool { return !slices.Contains(upstream, a) })
 	n.mu.Unlock()
 	for _, a := range upstream {
-		n.announceUpstream(w, out, now, s, a, fresh, every)
+		n.announceUpstream(w, s, a, fresh, every)
 	}
 	if look || len(fresh) > 0 {
 		for _, a := range n.memberAddresses() {
-			if m := n.member(a); m != nil && n.gate(nil, s, a, now) {
-				n.announceTo(w, out, now, s, m, upstream, fresh, every)
+			if m := n.member(a); m != nil && n.gate(w, s, a) {
+				n.announceTo(w, s, m, upstream, fresh, every)
 			}
 		}
 	}
 	for _, m := range greets {
-		if n.gate(nil, s, m.addr, now) {
-			n.announceTo(w, out, now, s, m, upstream, nil, every)
+		if n.gate(w, s, m.addr) {
+			n.announceTo(w, s, m, upstream, nil, every)
 		}
 	}
 }
@@ -125,20 +125,20 @@ func (n *joined) announceDue(w *vl1.Worker, out vl1.Out, now time.Time) {
 // announceUpstream tells a node that keeps groups for others all of ours if that is
 // due, else the new ones. What is new is told again soon, lest one lost packet makes
 // others wait for a minute; and nothing counts as told while it can't be.
-func (n *joined) announceUpstream(w *vl1.Worker, out vl1.Out, now time.Time, s *state, a identity.Address, fresh, every []vl2.MulticastGroup) {
+func (n *joined) announceUpstream(w *vl1.Worker, s *state, a identity.Address, fresh, every []vl2.MulticastGroup) {
 	n.mu.Lock()
 	t := n.told[a]
-	first, due := t.last.IsZero(), !now.Before(t.due)
+	first, due := t.last.IsZero(), !w.Now().Before(t.due)
 	reachable := n.l.peers.Reachable(a)
 	switch {
 	case !reachable && len(fresh) > 0:
-		t.due = now
+		t.due = w.Now()
 	case !reachable:
 	case due:
-		t.done(now, n.pace(s).announce, first || len(fresh) > 0)
+		t.done(w.Now(), n.pace(s).announce, first || len(fresh) > 0)
 		fresh = every
-	case len(fresh) > 0 && t.due.Sub(now) > announceAgain:
-		t.due = now.Add(announceAgain)
+	case len(fresh) > 0 && t.due.Sub(w.Now()) > announceAgain:
+		t.due = w.Now().Add(announceAgain)
 	}
 	if n.told == nil {
 		n.told = make(map[identity.Address]announcing)
@@ -149,36 +149,36 @@ func (n *joined) announceUpstream(w *vl1.Worker, out vl1.Out, now time.Time, s *
 		return
 	}
 	if a != n.id.Controller() && !n.l.peers.IsUpstream(a) { // an anchor asks for a certificate
-		if m := n.ensureMember(a, now); m != nil {
-			m.used.Store(now.UnixNano())
-			n.prove(w, out, now, m, s)
+		if m := n.ensureMember(a, w.Now()); m != nil {
+			m.used.Store(w.Now().UnixNano())
+			n.prove(w, m, s)
 		}
 	}
-	n.announce(w, out, now, a, fresh)
+	n.announce(w, a, fresh)
 }
 
 // announceTo tells a member that passed the gate all groups if that is due, else the
 // new ones.
-func (n *joined) announceTo(w *vl1.Worker, out vl1.Out, now time.Time, s *state, m *member, upstream []identity.Address, fresh, every []vl2.MulticastGroup) {
+func (n *joined) announceTo(w *vl1.Worker, s *state, m *member, upstream []identity.Address, fresh, every []vl2.MulticastGroup) {
 	if slices.Contains(upstream, m.addr) {
 		return
 	}
 	m.mu.Lock()
-	due := !now.Before(m.likes.due)
+	due := !w.Now().Before(m.likes.due)
 	m.mu.Unlock()
 	if due {
 		fresh = every
 	}
 	proved := false
 	if len(fresh) > 0 {
-		proved = n.prove(w, out, now, m, s)
-		n.announce(w, out, now, m.addr, fresh)
+		proved = n.prove(w, m, s)
+		n.announce(w, m.addr, fresh)
 	}
 	m.mu.Lock()
 	if due {
-		m.likes.done(now, n.pace(s).announce, proved)
+		m.likes.done(w.Now(), n.pace(s).announce, proved)
 	}
-	soon := m.likes.due.Sub(now) < memberCheck
+	soon := m.likes.due.Sub(w.Now()) < memberCheck
 	m.mu.Unlock()
 	if soon {
 		n.greet(m) // again, until it is done
@@ -187,13 +187,13 @@ func (n *joined) announceTo(w *vl1.Worker, out vl1.Out, now time.Time, s *state,
 
 // prove pushes our credentials to a node that may have none of us, or old ones: it
 // ignores announcements without. It reports whether it did.
-func (n *joined) prove(w *vl1.Worker, out vl1.Out, now time.Time, m *member, s *state) bool {
+func (n *joined) prove(w *vl1.Worker, m *member, s *state) bool {
 	last := m.lastPush.Load()
 	lifetime := time.Duration(min(s.cfg.TimeDelta, maxTimeDelta)) * time.Millisecond
-	if s.cfg.COM == nil || last != 0 && now.UnixNano()-last < int64(lifetime/4) {
+	if s.cfg.COM == nil || last != 0 && w.Now().UnixNano()-last < int64(lifetime/4) {
 		return false
 	}
-	n.push(w, out, now, m, s)
+	n.push(w, m, s)
 	return true
 }
 
@@ -225,13 +225,13 @@ func (n *joined) greet(m *member) {
 	}
 }
 
-func (n *joined) announce(w *vl1.Worker, out vl1.Out, now time.Time, a identity.Address, groups []vl2.MulticastGroup) {
+func (n *joined) announce(w *vl1.Worker, a identity.Address, groups []vl2.MulticastGroup) {
 	for part := range slices.Chunk(groups, maxLikesPerPacket) {
 		var b []byte
 		for _, g := range part {
 			b = g.Append(n.id.Append(b))
 		}
-		n.l.peers.Send(w, out, now, a, packet.VerbMulticastLike, b, vl1.SendOpts{Compress: true})
+		n.l.peers.Send(w, a, packet.VerbMulticastLike, b, vl1.SendOpts{Compress: true})
 	}
 }
 

@@ -18,19 +18,19 @@ const (
 
 // mayUseGroups reports whether a peer may register with us and ask us (chapter 03
 // §5.2).
-func (l *Layer) mayUseGroups(nwid vl2.NetworkID, from *vl1.Peer, now time.Time) (member, ok bool) {
-	if n := l.net(nwid); n != nil && n.gate(nil, n.snap.Load(), from.Address(), now) {
+func (l *Layer) mayUseGroups(w *vl1.Worker, nwid vl2.NetworkID, from *vl1.Peer) (member, ok bool) {
+	if n := l.net(nwid); n != nil && n.gate(w, n.snap.Load(), from.Address()) {
 		return true, true
 	}
 	if l.peers.IsRoot() {
 		return false, true
 	}
-	return false, l.cfg.Controller != nil && l.cfg.Controller.Authorized(nwid, from.Address(), now)
+	return false, l.cfg.Controller != nil && l.cfg.Controller.Authorized(nwid, from.Address(), w.Now())
 }
 
 // receiveLike handles MULTICAST_LIKE. One that overtook its sender's certificate is
 // kept, and the certificate asked for: the next one would come in a minute.
-func (l *Layer) receiveLike(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+func (l *Layer) receiveLike(w *vl1.Worker, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
 	var res vl1.Result
 	var nwid vl2.NetworkID
 	var allowed bool
@@ -42,17 +42,17 @@ func (l *Layer) receiveLike(out vl1.Out, now time.Time, from *vl1.Peer, p packet
 		if id != nwid || i == 0 {
 			nwid = id
 			var member bool
-			member, allowed = l.mayUseGroups(nwid, from, now)
+			member, allowed = l.mayUseGroups(w, nwid, from)
 			res.Trust = res.Trust || member
 			if n := l.net(nwid); !allowed && n != nil && n.mayProve(from.Address()) {
-				l.needCertificate(n, out, now, from, p, src)
+				l.needCertificate(w, n, from, p, src)
 				res.Retry = true
 			}
 		}
 		if !ok || !allowed || !g.MAC.IsMulticast() {
 			continue
 		}
-		if !l.groups.add(groupKey{nwid, g}, from.Address(), now) {
+		if !l.groups.add(groupKey{nwid, g}, from.Address(), w.Now()) {
 			l.stats.refusedRecords.Add(1)
 		}
 	}
@@ -74,20 +74,20 @@ func (n *joined) mayProve(a identity.Address) bool {
 }
 
 // receiveGather handles MULTICAST_GATHER (chapter 03 §5.3).
-func (l *Layer) receiveGather(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+func (l *Layer) receiveGather(w *vl1.Worker, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
 	q, err := vl2.ParseGather(p.Payload())
 	if err != nil {
 		l.stats.malformed.Add(1)
 		return vl1.Result{Skip: true}
 	}
 	if n := l.net(q.Network); n != nil && q.COM != nil {
-		n.offer(src.Worker, out, now, from, q.COM)
+		n.offer(w, from, q.COM)
 	}
-	member, ok := l.mayUseGroups(q.Network, from, now)
-	if ok && q.Limit > 0 && l.mayGather(from, now) {
+	member, ok := l.mayUseGroups(w, q.Network, from)
+	if ok && q.Limit > 0 && l.mayGather(from, w.Now()) {
 		if b := l.gatherResult(groupKey{q.Network, q.Group}, int(min(q.Limit, maxGatherAnswer)), from.Address()); b != nil {
 			answer := q.Group.Append(q.Network.Append(nil))
-			l.peers.SendOK(src.Worker, out, now, from, src, packet.VerbMulticastGather, p.ID(), append(answer, b...))
+			l.peers.SendOK(w, from, src, packet.VerbMulticastGather, p.ID(), append(answer, b...))
 		}
 	}
 	return vl1.Result{Trust: member}
@@ -121,7 +121,7 @@ func (l *Layer) gatherResult(k groupKey, limit int, asker identity.Address) []by
 }
 
 // receiveGatherOK learns members of a group from the answer to our question.
-func (l *Layer) receiveGatherOK(out vl1.Out, now time.Time, from *vl1.Peer, verb packet.Verb, b []byte, src vl1.Source) vl1.Result {
+func (l *Layer) receiveGatherOK(w *vl1.Worker, from *vl1.Peer, verb packet.Verb, b []byte, src vl1.Source) vl1.Result {
 	if len(b) < 18 {
 		l.stats.malformed.Add(1)
 		return vl1.Result{}
@@ -136,7 +136,7 @@ func (l *Layer) receiveGatherOK(out vl1.Out, now time.Time, from *vl1.Peer, verb
 		var com *vl2.COM
 		var has bool
 		if com, b, has = vl2.SplitFrameOK(b); com != nil {
-			n.offer(src.Worker, out, now, from, com)
+			n.offer(w, from, com)
 		}
 		if !has {
 			return vl1.Result{}
@@ -144,15 +144,15 @@ func (l *Layer) receiveGatherOK(out vl1.Out, now time.Time, from *vl1.Peer, verb
 	}
 	for _, a := range vl2.ParseGatherResult(b) {
 		if a != l.self && !a.Reserved() {
-			l.groups.add(groupKey{n.id, g}, a, now)
+			l.groups.add(groupKey{n.id, g}, a, w.Now())
 		}
 	}
-	n.sendWaiting(src.Worker, out, now, &groupKey{n.id, g})
+	n.sendWaiting(w, &groupKey{n.id, g})
 	return vl1.Result{}
 }
 
 // gather asks who is in a group.
-func (n *joined) gather(w *vl1.Worker, out vl1.Out, now time.Time, s *state, k groupKey, missing uint32) {
+func (n *joined) gather(w *vl1.Worker, s *state, k groupKey, missing uint32) {
 	q := vl2.AppendGather(nil, k.nwid, k.group, missing, s.cfg.COM)
 	targets := append([]identity.Address{n.l.peers.BestUpstream(), n.id.Controller()}, s.cfg.Anchors()...)
 	asked := make(map[identity.Address]bool)
@@ -161,6 +161,6 @@ func (n *joined) gather(w *vl1.Worker, out vl1.Out, now time.Time, s *state, k g
 			continue
 		}
 		asked[a] = true
-		n.l.peers.Send(w, out, now, a, packet.VerbMulticastGather, q, vl1.SendOpts{ExpectReply: true})
+		n.l.peers.Send(w, a, packet.VerbMulticastGather, q, vl1.SendOpts{ExpectReply: true})
 	}
 }

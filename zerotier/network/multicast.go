@@ -34,7 +34,7 @@ type multicast struct {
 }
 
 // receiveMulticast handles MULTICAST_FRAME (chapter 03 §4.3).
-func (l *Layer) receiveMulticast(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+func (l *Layer) receiveMulticast(w *vl1.Worker, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
 	f, err := vl2.ParseMulticastFrame(p.Payload())
 	if err != nil {
 		l.stats.malformed.Add(1)
@@ -45,14 +45,14 @@ func (l *Layer) receiveMulticast(out vl1.Out, now time.Time, from *vl1.Peer, p p
 		return vl1.Result{Skip: true}
 	}
 	if f.COM != nil {
-		n.offer(src.Worker, out, now, from, f.COM)
+		n.offer(w, from, f.COM)
 	}
 	s := n.snap.Load()
 	if !s.open {
 		return vl1.Result{}
 	}
-	if !n.gate(src.Worker, s, from.Address(), now) {
-		l.needCertificate(n, out, now, from, p, src)
+	if !n.gate(w, s, from.Address()) {
+		l.needCertificate(w, n, from, p, src)
 		return vl1.Result{Retry: true}
 	}
 	if s.cfg.MulticastLimit == 0 {
@@ -68,40 +68,44 @@ func (l *Layer) receiveMulticast(out vl1.Out, now time.Time, from *vl1.Peer, p p
 			return vl1.Result{Trust: true}
 		}
 		if f.Replicate && slices.Contains(s.replicators, l.self) {
-			n.replicate(src.Worker, out, now, s, from.Address(), source, &f)
+			n.replicate(w, s, from.Address(), source, &f)
 		}
 		if source != own {
 			if !s.cfg.IsBridge(from.Address()) {
 				return vl1.Result{Trust: true}
 			}
-			n.learnBridge(source, from.Address(), now)
+			n.learnBridge(source, from.Address(), w.Now())
 		}
-		if n.filterIn(s, src, out, now, from.Address(), f.Group.MAC, source, f.EtherType, f.Data) != vl2.FilterDrop {
-			l.deliver(src, n, s, f.Group.MAC, source, f.EtherType, f.Data)
+		info := vl2.FrameInfo{
+			Inbound: true, Source: from.Address(), Destination: l.self, DestinationMAC: f.Group.MAC, SourceMAC: source,
+			EtherType: f.EtherType, Data: f.Data,
+		}
+		if n.filterIn(w, s, &info) != vl2.FilterDrop {
+			l.deliver(w, n, s, &info)
 		} else {
 			l.stats.filtered.Add(1)
 		}
 	}
-	if f.GatherLimit > 0 && l.mayGather(from, now) {
+	if f.GatherLimit > 0 && l.mayGather(from, w.Now()) {
 		if b := l.gatherResult(groupKey{n.id, f.Group}, int(min(f.GatherLimit, maxGatherAnswer)), from.Address()); b != nil {
 			answer := append(f.Group.Append(n.id.Append(nil)), 0x02)
-			l.peers.SendOK(src.Worker, out, now, from, src, packet.VerbMulticastFrame, p.ID(), append(answer, b...))
+			l.peers.SendOK(w, from, src, packet.VerbMulticastFrame, p.ID(), append(answer, b...))
 		}
 	}
 	return vl1.Result{Trust: true}
 }
 
 // writeMulticast sends a frame of the host to a group (chapter 03 §5.7, §5.5).
-func (n *joined) writeMulticast(w *vl1.Worker, out vl1.Out, now time.Time, s *state, dst, from vl2.MAC, etherType uint16, data []byte) bool {
-	g, ok := vl2.GroupOf(dst, etherType, data)
+func (n *joined) writeMulticast(w *vl1.Worker, s *state, f *vl2.FrameInfo) bool {
+	g, ok := vl2.GroupOf(f.DestinationMAC, f.EtherType, f.Data)
 	if !ok && !s.cfg.Broadcast() {
 		n.l.stats.filtered.Add(1)
 		return false
 	}
-	if reply := vl2.EmulateNDP(s.cfg, etherType, data); reply != nil {
+	if reply := vl2.EmulateNDP(s.cfg, f.EtherType, f.Data); reply != nil {
 		n.mu.Lock()
 		if len(n.replies) < maxReplies { // the caller is inside the port's write: deliver later
-			n.replies = append(n.replies, ndpReply{to: from, reply: reply})
+			n.replies = append(n.replies, ndpReply{to: f.SourceMAC, reply: reply})
 		}
 		n.mu.Unlock()
 		n.l.wake()
@@ -111,22 +115,22 @@ func (n *joined) writeMulticast(w *vl1.Worker, out vl1.Out, now time.Time, s *st
 		n.l.stats.filtered.Add(1)
 		return false
 	}
-	if from != n.mac {
-		n.learnBehind(g, now)
+	foreign := f.SourceMAC != n.mac
+	if foreign {
+		n.learnBehind(g, w.Now())
 	}
-	if !n.filterOut(s, w, out, now, 0, dst, from, etherType, data, false) {
+	if !n.filterOut(w, s, f, false) {
 		n.l.stats.filtered.Add(1)
 		return false
 	}
-	f := &multicast{group: g, source: from, foreign: from != n.mac, etherType: etherType, data: slices.Clone(data)}
 	if !s.bridge && len(s.replicators) > 0 && !slices.Contains(s.replicators, n.l.self) {
 		if a := n.nearestReplicator(s); a != 0 {
-			n.l.peers.Send(w, out, now, a, packet.VerbMulticastFrame, vl2.AppendReplicate(nil, n.id, from, g, etherType, data),
+			n.l.peers.Send(w, a, packet.VerbMulticastFrame, vl2.AppendReplicate(nil, n.id, f.SourceMAC, g, f.EtherType, f.Data),
 				vl1.SendOpts{Compress: s.cfg.CompressMulticast()})
 			return true
 		}
 	}
-	n.sendGroup(w, out, now, s, f, 0)
+	n.sendGroup(w, s, &multicast{group: g, source: f.SourceMAC, foreign: foreign, etherType: f.EtherType, data: slices.Clone(f.Data)}, 0)
 	return true
 }
 
@@ -145,12 +149,12 @@ func (n *joined) nearestReplicator(s *state) (best identity.Address) {
 }
 
 // replicate sends a member's multicast to the others, as a replicator does.
-func (n *joined) replicate(w *vl1.Worker, out vl1.Out, now time.Time, s *state, origin identity.Address, source vl2.MAC, f *vl2.MulticastFrame) {
-	if !n.l.spreads.Take(origin, now) {
+func (n *joined) replicate(w *vl1.Worker, s *state, origin identity.Address, source vl2.MAC, f *vl2.MulticastFrame) {
+	if !n.l.spreads.Take(origin, w.Now()) {
 		n.l.stats.gatherFlood.Add(1)
 		return
 	}
-	n.sendGroup(w, out, now, s, &multicast{group: f.Group, source: source, foreign: true, etherType: f.EtherType, data: slices.Clone(f.Data)}, origin)
+	n.sendGroup(w, s, &multicast{group: f.Group, source: source, foreign: true, etherType: f.EtherType, data: slices.Clone(f.Data)}, origin)
 }
 
 // learnBehind notes that a host bridged behind us uses a group.
@@ -173,7 +177,7 @@ func (n *joined) learnBehind(g vl2.MulticastGroup, now time.Time) {
 // sendGroup sends a frame to the members of its group (chapter 03 §5.5): to those
 // known now, and to others as they turn up, until the network's limit is reached.
 // origin, if not 0, has it already.
-func (n *joined) sendGroup(w *vl1.Worker, out vl1.Out, now time.Time, s *state, f *multicast, origin identity.Address) {
+func (n *joined) sendGroup(w *vl1.Worker, s *state, f *multicast, origin identity.Address) {
 	limit := s.cfg.MulticastLimit
 	k := groupKey{n.id, f.group}
 	members, total := n.l.groups.list(k, limit, n.l.self)
@@ -194,42 +198,45 @@ func (n *joined) sendGroup(w *vl1.Worker, out vl1.Out, now time.Time, s *state, 
 	for _, a := range append(s.cfg.Bridges(), members...) {
 		if a != n.l.self && !sent[a] && len(sent) < limit {
 			sent[a] = true
-			n.sendMulticast(w, out, now, s, a, f)
+			n.sendMulticast(w, s, a, f)
 		}
 	}
-	if total < s.cfg.MulticastLimit && n.l.groups.wait(k, waitingFrame{f, sent, now}, now) {
-		n.gather(w, out, now, s, k, missing)
+	if total < s.cfg.MulticastLimit && n.l.groups.wait(k, waitingFrame{f, sent, w.Now()}, w.Now()) {
+		n.gather(w, s, k, missing)
 	}
 }
 
 // sendWaiting sends waiting frames to members they have not reached, of one group or
 // of all if only is nil.
-func (n *joined) sendWaiting(w *vl1.Worker, out vl1.Out, now time.Time, only *groupKey) {
+func (n *joined) sendWaiting(w *vl1.Worker, only *groupKey) {
 	s := n.snap.Load()
 	if !s.open {
 		return
 	}
-	for _, d := range n.l.groups.due(n.id, only, s.cfg.MulticastLimit, now) {
-		n.sendMulticast(w, out, now, s, d.to, d.frame)
+	for _, d := range n.l.groups.due(n.id, only, s.cfg.MulticastLimit, w.Now()) {
+		n.sendMulticast(w, s, d.to, d.frame)
 	}
 }
 
 // sendMulticast sends one copy to one member.
-func (n *joined) sendMulticast(w *vl1.Worker, out vl1.Out, now time.Time, s *state, to identity.Address, f *multicast) {
-	if !n.filterOut(s, w, out, now, to, f.group.MAC, f.source, f.etherType, f.data, true) {
+func (n *joined) sendMulticast(w *vl1.Worker, s *state, to identity.Address, f *multicast) {
+	info := vl2.FrameInfo{
+		Source: n.l.self, Destination: to, DestinationMAC: f.group.MAC, SourceMAC: f.source, EtherType: f.etherType, Data: f.data,
+	}
+	if !n.filterOut(w, s, &info, true) {
 		n.l.stats.filtered.Add(1)
 		return
 	}
-	if m := n.ensureMember(to, now); m != nil {
-		if !n.maySend(w, out, now, s, m) {
+	if m := n.ensureMember(to, w.Now()); m != nil {
+		if !n.maySend(w, s, m) {
 			n.l.stats.gateClosed.Add(1)
 			return
 		}
-		if m.pushDue(s, now) {
-			n.push(w, out, now, m, s)
+		if m.pushDue(s, w.Now()) {
+			n.push(w, m, s)
 		}
-		m.used.Store(now.UnixNano())
+		m.used.Store(w.Now().UnixNano())
 	}
-	n.l.peers.Send(w, out, now, to, packet.VerbMulticastFrame, f.payload,
+	n.l.peers.Send(w, to, packet.VerbMulticastFrame, f.payload,
 		vl1.SendOpts{Compress: s.cfg.CompressMulticast(), ExpectReply: true})
 }

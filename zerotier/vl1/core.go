@@ -42,7 +42,6 @@ type Source struct {
 	Socket   SocketID
 	Endpoint netip.AddrPort
 	Hops     uint8 // 0 = direct
-	Worker   *Worker
 }
 
 // Result is what the network layer found out about a packet.
@@ -56,15 +55,21 @@ type Result struct {
 // workers at the same time. p is authentic, decrypted and decompressed; it is
 // valid during the call and may be modified.
 type Upper interface {
-	HandlePacket(out Out, now time.Time, from *Peer, p packet.Packet, src Source) Result
+	HandlePacket(w *Worker, from *Peer, p packet.Packet, src Source) Result
 	// PeerLearned tells that a peer became known or said HELLO, as one does that knows
 	// nothing of us any more.
-	PeerLearned(out Out, now time.Time, p *Peer)
+	PeerLearned(w *Worker, p *Peer)
 }
 
-// Worker is the work space of one goroutine that receives or sends.
+// Worker is the work space of one goroutine that receives or sends. Each batch of work
+// starts with [Worker.Begin].
 type Worker struct {
 	User any // for the network layer
+
+	start time.Time // the core's
+	out   Out       // of this batch, like what follows
+	now   time.Time
+	t     int64 // now, in the core's nanoseconds, see at
 
 	last     *Peer // of the latest packet
 	scratch  packet.Scratch
@@ -173,7 +178,8 @@ const (
 )
 
 // Core is the peer layer of one node. Its methods are safe for concurrent use;
-// Receive and SendData take no lock that all peers share.
+// Receive and SendData take no lock that all peers share. A worker that they are given
+// must be in a batch.
 type Core struct {
 	cfg     Config
 	id      *identity.Identity
@@ -323,6 +329,7 @@ func (c *Core) NewWorker() *Worker {
 		panic(err) // crypto/rand does not fail
 	}
 	w := &Worker{
+		start:    c.start,
 		random:   rand.NewChaCha8(seed),
 		joined:   make([]byte, 0, packet.MaxPacket),
 		inflated: make([]byte, 0, packet.MaxPacket),
@@ -352,8 +359,18 @@ func (c *Core) retire(st *workerStats) {
 	c.retired.add(st)
 }
 
+// Begin starts a batch: what the worker sends goes to out, and it is now. It
+// returns the worker.
+func (w *Worker) Begin(out Out, now time.Time) *Worker {
+	w.out, w.now, w.t = out, now, at(w.start, now)
+	return w
+}
+
+// Now returns the time of the batch.
+func (w *Worker) Now() time.Time { return w.now }
+
 // at turns a time into nanoseconds that are never 0, so that 0 can mean never.
-func (c *Core) at(now time.Time) int64 { return int64(now.Sub(c.start)) + int64(time.Hour) }
+func at(start, now time.Time) int64 { return int64(now.Sub(start)) + int64(time.Hour) }
 
 // timeOf is the inverse of at; the zero time for never.
 func (c *Core) timeOf(t int64) time.Time {

@@ -10,23 +10,23 @@ import (
 )
 
 // sendHello sends HELLO to an endpoint. Core.mu is held.
-func (c *Core) sendHello(w *Worker, out Out, now time.Time, p *Peer, sock SocketID, ep netip.AddrPort) {
-	c.hello(w, out, now, p, sock, ep, ep)
+func (c *Core) sendHello(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
+	c.hello(w, p, sock, ep, ep)
 }
 
 // relayHello sends HELLO through the best root. Core.mu is held.
-func (c *Core) relayHello(w *Worker, out Out, now time.Time, p *Peer) {
+func (c *Core) relayHello(w *Worker, p *Peer) {
 	if best := c.best.Load(); best != nil {
 		if pa := best.bestPathLockedOrRoute(); pa != nil {
-			c.hello(w, out, now, p, pa.sock, pa.ep, netip.AddrPort{})
+			c.hello(w, p, pa.sock, pa.ep, netip.AddrPort{})
 		}
 	}
 }
 
-func (c *Core) hello(w *Worker, out Out, now time.Time, p *Peer, sock SocketID, ep, sentTo netip.AddrPort) {
+func (c *Core) hello(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.AddrPort) {
 	set := c.worlds.Load()
 	h := hello{
-		version: c.version, timestamp: now.UnixMilli(), identity: c.id, sentTo: sentTo,
+		version: c.version, timestamp: w.now.UnixMilli(), identity: c.id, sentTo: sentTo,
 		planetID: set.planet.ID, planetTimestamp: set.planet.Timestamp,
 	}
 	h.moons = c.moonRefs()
@@ -37,29 +37,29 @@ func (c *Core) hello(w *Worker, out Out, now time.Time, p *Peer, sock SocketID, 
 	w.stats.sealed[packet.SuitePoly1305].Add(uint64(len(b)))
 	w.stats.txPackets.Add(1)
 	w.stats.txBytes.Add(uint64(len(b)))
-	c.expect(b.ID(), &expectation{peer: p.addr, verb: packet.VerbHello, ep: ep, sent: c.at(now), timestamp: h.timestamp})
-	out.Send(sock, ep, nil, b)
+	c.expect(b.ID(), &expectation{peer: p.addr, verb: packet.VerbHello, ep: ep, sent: w.t, timestamp: h.timestamp})
+	w.out.Send(sock, ep, nil, b)
 }
 
 // greet completes what was held back while a new path was unproven: worlds that
 // are owed, and a HELLO, which tells the peer its external address. Core.mu is held.
-func (c *Core) greet(w *Worker, out Out, now time.Time, p *Peer, pa *path) {
-	t := c.at(now)
+func (c *Core) greet(w *Worker, p *Peer, pa *path) {
+	t := w.t
 	if o := p.owed; o != nil && o.src.Endpoint == pa.ep {
 		p.owed = nil
 		if since(t, o.at) < owedLifetime {
-			c.answerHello(w, out, now, p, o.src, o.id, &o.hello, o.moons, true)
+			c.answerHello(w, p, o.src, o.id, &o.hello, o.moons, true)
 		}
 	}
 	if since(t, p.lastFullHello) >= time.Second {
 		p.lastFullHello = t
-		c.sendHello(w, out, now, p, pa.sock, pa.ep)
+		c.sendHello(w, p, pa.sock, pa.ep)
 	}
 }
 
 // receiveHello handles HELLO in suite 0, the only packet a stranger may send
 // (chapter 01 §7.2, chapter 02 §2.2).
-func (c *Core) receiveHello(w *Worker, out Out, now time.Time, src Source, p packet.Packet) {
+func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 	h, ok := parseHello(p.Payload())
 	switch {
 	case !ok:
@@ -76,12 +76,12 @@ func (c *Core) receiveHello(w *Worker, out Out, now time.Time, src Source, p pac
 	known := peer != nil
 	switch {
 	case !known:
-		if peer = c.acquaint(w, now, src, p, h.identity); peer == nil {
+		if peer = c.acquaint(w, src, p, h.identity); peer == nil {
 			return
 		}
-		c.peerLearned(w, out, now, peer)
+		c.peerLearned(w, peer)
 	case !peer.id.Equal(h.identity):
-		c.collision(w, out, now, src, p, h.identity)
+		c.collision(w, src, p, h.identity)
 		return
 	default:
 		if peer.keys.Open(p, &w.scratch) != nil {
@@ -96,25 +96,25 @@ func (c *Core) receiveHello(w *Worker, out Out, now time.Time, src Source, p pac
 		moons = parseMoons(p[h.masked:])
 	}
 	if src.Hops == 0 && h.sentTo.IsValid() {
-		c.noteSurface(w, out, now, peer, src, h.sentTo)
+		c.noteSurface(w, peer, src, h.sentTo)
 	}
 	c.mu.Lock()
-	if c.mayAnswerHello(src, now) {
-		c.answerHello(w, out, now, peer, src, p.ID(), &h, moons, c.proven(peer, src, c.at(now)))
+	if c.mayAnswerHello(src, w.t) {
+		c.answerHello(w, peer, src, p.ID(), &h, moons, c.proven(peer, src, w.t))
 	} else {
 		w.stats.rejects[RejectRate].Add(1)
 	}
 	c.mu.Unlock()
 	peer.version.Store(packVersion(h.version))
-	c.heard(w, out, now, peer, src, packet.VerbHello, false, false)
+	c.heard(w, peer, src, packet.VerbHello, false, false)
 	if known {
-		c.cfg.Upper.PeerLearned(out, now, peer)
+		c.cfg.Upper.PeerLearned(w, peer)
 	}
 }
 
 // acquaint checks a stranger's HELLO, cheap checks first, and makes a peer.
-func (c *Core) acquaint(w *Worker, now time.Time, src Source, p packet.Packet, id *identity.Identity) *Peer {
-	if !c.identityGate(src, now) {
+func (c *Core) acquaint(w *Worker, src Source, p packet.Packet, id *identity.Identity) *Peer {
+	if !c.identityGate(src, w.t) {
 		w.stats.rejects[RejectRate].Add(1)
 		return nil
 	}
@@ -127,11 +127,11 @@ func (c *Core) acquaint(w *Worker, now time.Time, src Source, p packet.Packet, i
 		w.stats.rejects[RejectMAC].Add(1)
 		return nil
 	}
-	if !c.roomForPeer(now) {
+	if !c.roomForPeer(w.t) {
 		w.stats.rejects[RejectPeerLimit].Add(1)
 		return nil
 	}
-	t := c.at(now)
+	t := w.t
 	c.mu.Lock()
 	inline := c.cfg.Background == nil || c.inline.Take(t, inlineEvery, inlineBurst)
 	busy := !inline && (c.checking || len(c.held) >= maxHeld)
@@ -142,7 +142,6 @@ func (c *Core) acquaint(w *Worker, now time.Time, src Source, p packet.Packet, i
 	}
 	if !inline {
 		c.checking = true
-		src.Worker = nil
 		c.held = append(c.held, heldPacket{from: id.Address(), src: src, data: slices.Clone(p), born: t, asked: maxAsked})
 	}
 	c.mu.Unlock()
@@ -193,20 +192,18 @@ const (
 )
 
 // identityGate limits identity checks per source network and in all.
-func (c *Core) identityGate(src Source, now time.Time) bool {
+func (c *Core) identityGate(src Source, t int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	t := c.at(now)
 	return c.gates[packet.SourceBucket(src.Endpoint.Addr())].Take(t, 2*time.Second, 8) && c.agreed.Take(t, agreeEvery, agreeBurst)
 }
 
 // roomForPeer reports whether another peer may be remembered, after forgetting
 // silent ones if need be.
-func (c *Core) roomForPeer(now time.Time) bool {
+func (c *Core) roomForPeer(t int64) bool {
 	if c.count.Load() < maxUntrustedPeers {
 		return true
 	}
-	t := c.at(now)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.lastEvict == 0 || since(t, c.lastEvict) >= time.Second { // it looks at all peers
@@ -217,14 +214,14 @@ func (c *Core) roomForPeer(now time.Time) bool {
 }
 
 // mayAnswerHello limits OK(HELLO) per address (chapter 02 §9). Core.mu is held.
-func (c *Core) mayAnswerHello(src Source, now time.Time) bool {
-	return c.okGates.Of(src.Endpoint.Addr()).Take(c.at(now), 1, 250*time.Millisecond, 20)
+func (c *Core) mayAnswerHello(src Source, t int64) bool {
+	return c.okGates.Of(src.Endpoint.Addr()).Take(t, 1, 250*time.Millisecond, 20)
 }
 
 // collision answers a HELLO whose address belongs to another key.
-func (c *Core) collision(w *Worker, out Out, now time.Time, src Source, p packet.Packet, id *identity.Identity) {
+func (c *Core) collision(w *Worker, src Source, p packet.Packet, id *identity.Identity) {
 	w.stats.rejects[RejectCollision].Add(1)
-	if !c.identityGate(src, now) {
+	if !c.identityGate(src, w.t) {
 		return
 	}
 	session, err := c.id.Agree(id)
@@ -236,7 +233,7 @@ func (c *Core) collision(w *Worker, out Out, now time.Time, src Source, p packet
 		return
 	}
 	b := append(reply{packet.VerbHello, p.ID()}.append(nil), byte(packet.ErrorIdentityCollision))
-	c.reply(w, out, now, other, src, packet.VerbError, b, false, packet.SuiteSalsa)
+	c.reply(w, other, src, packet.VerbError, b, false, packet.SuiteSalsa)
 }
 
 const (
@@ -281,12 +278,12 @@ func (c *Core) newerWorlds(h *hello, moons []worldRef) (b []byte) {
 }
 
 // answerHello sends OK(HELLO). Core.mu is held.
-func (c *Core) answerHello(w *Worker, out Out, now time.Time, peer *Peer, src Source, id packet.ID, h *hello, moons []worldRef, proven bool) {
+func (c *Core) answerHello(w *Worker, peer *Peer, src Source, id packet.ID, h *hello, moons []worldRef, proven bool) {
 	o := okHello{timestamp: h.timestamp, version: c.version, sentTo: src.Endpoint}
 	if h.version.protocol < 5 {
 		o.sentTo = netip.AddrPortFrom(src.Endpoint.Addr(), 0)
 	}
-	t := c.at(now)
+	t := w.t
 	if worlds := c.newerWorlds(h, moons); len(worlds) > 0 && (peer.lastWorlds == 0 || since(t, peer.lastWorlds) >= worldsEvery) {
 		if proven {
 			peer.lastWorlds = t
@@ -297,10 +294,10 @@ func (c *Core) answerHello(w *Worker, out Out, now time.Time, peer *Peer, src So
 		}
 	}
 	b := o.append(reply{packet.VerbHello, id}.append(nil))
-	c.reply(w, out, now, peer, src, packet.VerbOK, b, false, peer.suite())
+	c.reply(w, peer, src, packet.VerbOK, b, false, peer.suite())
 }
 
-func (c *Core) okHello(w *Worker, out Out, now time.Time, from *Peer, b []byte, src Source, e *expectation) bool {
+func (c *Core) okHello(w *Worker, from *Peer, b []byte, src Source, e *expectation) bool {
 	o, ok := parseOKHello(b)
 	if !ok || o.version.protocol < packet.MinProtocolVersion || o.timestamp != e.timestamp {
 		return false
@@ -320,7 +317,7 @@ func (c *Core) okHello(w *Worker, out Out, now time.Time, from *Peer, b []byte, 
 		}
 	}
 	if src.Hops == 0 && o.sentTo.IsValid() {
-		c.noteSurface(w, out, now, from, src, o.sentTo)
+		c.noteSurface(w, from, src, o.sentTo)
 	}
 	return true
 }

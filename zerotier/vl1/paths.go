@@ -10,15 +10,15 @@ import (
 
 // doubt probes the paths of a peer that sends through a root although we have a
 // direct path to it: it may have left that path for a reason.
-func (c *Core) doubt(w *Worker, out Out, now time.Time, p *Peer) {
-	t := c.at(now)
+func (c *Core) doubt(w *Worker, p *Peer) {
+	t := w.t
 	p.nextDoubt.Store(t + int64(doubtEvery))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, pa := range p.paths {
 		if pa.suspect == 0 && since(t, pa.lastIn.Load()) >= pathProbeEvery {
 			pa.noteProbe(t)
-			c.probe(w, out, now, p, pa.sock, pa.ep)
+			c.probe(w, p, pa.sock, pa.ep)
 		}
 	}
 	c.routesChanged(p, t)
@@ -26,8 +26,8 @@ func (c *Core) doubt(w *Worker, out Out, now time.Time, p *Peer) {
 
 // heardElsewhere handles a direct packet that came on another path than the last
 // one, or after a silence.
-func (c *Core) heardElsewhere(w *Worker, out Out, now time.Time, p *Peer, src Source, verb packet.Verb, confirmed bool) {
-	t := c.at(now)
+func (c *Core) heardElsewhere(w *Worker, p *Peer, src Source, verb packet.Verb, confirmed bool) {
+	t := w.t
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var alias *path
@@ -53,7 +53,7 @@ func (c *Core) heardElsewhere(w *Worker, out Out, now time.Time, p *Peer, src So
 		}
 		if alias.suspect == 0 && since(t, alias.probed) >= pathProbeEvery && since(t, alias.lastIn.Load()) >= quiet {
 			alias.noteProbe(t)
-			c.probe(w, out, now, p, alias.sock, alias.ep)
+			c.probe(w, p, alias.sock, alias.ep)
 		}
 		return
 	}
@@ -64,11 +64,11 @@ func (c *Core) heardElsewhere(w *Worker, out Out, now time.Time, p *Peer, src So
 		if confirmed {
 			pa := c.learnPath(p, src.Socket, src.Endpoint, t)
 			p.lastPath.Store(pa)
-			c.greet(w, out, now, p, pa)
+			c.greet(w, p, pa)
 			for _, old := range p.paths { // the peer may have moved: are they still good?
 				if old != pa && old.suspect == 0 && old.lastIn.Load() != t {
 					old.noteProbe(t)
-					c.probe(w, out, now, p, old.sock, old.ep)
+					c.probe(w, p, old.sock, old.ep)
 				}
 			}
 			c.routesChanged(p, t)
@@ -85,7 +85,7 @@ func (c *Core) heardElsewhere(w *Worker, out Out, now time.Time, p *Peer, src So
 		return
 	}
 	p.noteProbe(src.Endpoint, t)
-	c.probe(w, out, now, p, src.Socket, src.Endpoint)
+	c.probe(w, p, src.Socket, src.Endpoint)
 }
 
 // noteProbe remembers that an endpoint was probed. Core.mu is held.
@@ -135,7 +135,7 @@ type hint struct {
 	born int64
 }
 
-func (c *Core) receiveRendezvous(w *Worker, out Out, now time.Time, from *Peer, p packet.Packet, src Source) {
+func (c *Core) receiveRendezvous(w *Worker, from *Peer, p packet.Packet, src Source) {
 	v, ok := parseRendezvous(p.Payload())
 	if !ok {
 		w.stats.rejects[RejectMalformed].Add(1)
@@ -145,32 +145,32 @@ func (c *Core) receiveRendezvous(w *Worker, out Out, now time.Time, from *Peer, 
 		w.stats.rejects[RejectNotUpstream].Add(1)
 	} else if peer := c.Peer(v.peer); peer != nil {
 		c.mu.Lock()
-		if t := c.at(now); (peer.lastRedirect == 0 || since(t, peer.lastRedirect) >= 5*time.Second) && c.met.Take(t, 100*time.Millisecond, 50) {
+		if t := w.t; (peer.lastRedirect == 0 || since(t, peer.lastRedirect) >= 5*time.Second) && c.met.Take(t, 100*time.Millisecond, 50) {
 			peer.lastRedirect = t
-			c.punch(w, out, now, peer, src.Socket, v.at)
+			c.punch(w, peer, src.Socket, v.at)
 		}
 		c.mu.Unlock()
 	} else if !v.peer.Reserved() {
 		c.mu.Lock()
 		if len(c.hints) < maxHints {
-			c.hints[v.peer] = hint{src.Socket, v.at, c.at(now)}
+			c.hints[v.peer] = hint{src.Socket, v.at, w.t}
 		}
 		c.mu.Unlock()
 	}
-	c.heard(w, out, now, from, src, packet.VerbRendezvous, false, false)
+	c.heard(w, from, src, packet.VerbRendezvous, false, false)
 }
 
 // punch opens the own NAT towards an endpoint and probes it. Core.mu is held.
-func (c *Core) punch(w *Worker, out Out, now time.Time, p *Peer, sock SocketID, ep netip.AddrPort) {
+func (c *Core) punch(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
 	if !c.allowed(p, ep) {
 		return
 	}
 	if ep.Addr().Is4() {
 		junk := w.random.Uint64()
-		out.SendTTL(sock, ep, []byte{byte(junk), byte(junk >> 8), byte(junk >> 16), byte(junk >> 24)}, 2)
+		w.out.SendTTL(sock, ep, []byte{byte(junk), byte(junk >> 8), byte(junk >> 16), byte(junk >> 24)}, 2)
 	}
-	p.noteProbe(ep, c.at(now))
-	c.probe(w, out, now, p, sock, ep)
+	p.noteProbe(ep, w.t)
+	c.probe(w, p, sock, ep)
 }
 
 // Bounds of PUSH_DIRECT_PATHS (chapter 02 §2.7, §9).
@@ -179,8 +179,8 @@ const (
 	maxPushProbesClass = 8
 )
 
-func (c *Core) receivePush(w *Worker, out Out, now time.Time, from *Peer, p packet.Packet, src Source) {
-	t := c.at(now)
+func (c *Core) receivePush(w *Worker, from *Peer, p packet.Packet, src Source) {
+	t := w.t
 	c.mu.Lock()
 	if from.pushes.Take(t, 30*time.Second/8, 8) {
 		type class struct {
@@ -199,17 +199,17 @@ func (c *Core) receivePush(w *Worker, out Out, now time.Time, from *Peer, p pack
 			count[cl]++
 			probes++
 			from.noteProbe(ep, t)
-			c.probe(w, out, now, from, 0, ep)
+			c.probe(w, from, 0, ep)
 		}
 	} else {
 		w.stats.rejects[RejectRate].Add(1)
 	}
 	c.mu.Unlock()
-	c.heard(w, out, now, from, src, packet.VerbPushDirectPaths, false, false)
+	c.heard(w, from, src, packet.VerbPushDirectPaths, false, false)
 }
 
 // pushPaths tells a trusted peer where we may be reached.
-func (c *Core) pushPaths(w *Worker, out Out, now time.Time, p *Peer, src Source) {
+func (c *Core) pushPaths(w *Worker, p *Peer, src Source) {
 	every := pushDirect
 	if c.cfg.LowBandwidth {
 		every *= 16
@@ -217,7 +217,7 @@ func (c *Core) pushPaths(w *Worker, out Out, now time.Time, p *Peer, src Source)
 	if src.Hops > 0 {
 		every = pushRelayed
 	}
-	p.nextPush.Store(c.at(now) + int64(every))
+	p.nextPush.Store(w.t + int64(every))
 	var eps []netip.AddrPort
 	add := func(ep netip.AddrPort) {
 		if ep.Port() != 0 && !slices.Contains(eps, ep) {
@@ -242,6 +242,6 @@ func (c *Core) pushPaths(w *Worker, out Out, now time.Time, p *Peer, src Source)
 	for len(eps) > 0 {
 		var b []byte
 		b, eps = appendPush(nil, eps)
-		c.reply(w, out, now, p, src, packet.VerbPushDirectPaths, b, true, p.suite())
+		c.reply(w, p, src, packet.VerbPushDirectPaths, b, true, p.suite())
 	}
 }

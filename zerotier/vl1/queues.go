@@ -2,14 +2,13 @@ package vl1
 
 import (
 	"slices"
-	"time"
 
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
 )
 
 // flushQueue sends what waited for p.
-func (c *Core) flushQueue(w *Worker, out Out, now time.Time, p *Peer) {
+func (c *Core) flushQueue(w *Worker, p *Peer) {
 	if p.route.Load() == nil {
 		return
 	}
@@ -24,7 +23,7 @@ func (c *Core) flushQueue(w *Worker, out Out, now time.Time, p *Peer) {
 	})
 	c.mu.Unlock()
 	for _, q := range mine {
-		c.sendNow(w, out, now, p, q.verb, q.payload, q.opts)
+		c.sendNow(w, p, q.verb, q.payload, q.opts)
 	}
 }
 
@@ -40,8 +39,8 @@ type heldPacket struct {
 	asked int
 }
 
-func (c *Core) hold(w *Worker, out Out, now time.Time, src Source, p packet.Packet) {
-	t := c.at(now)
+func (c *Core) hold(w *Worker, src Source, p packet.Packet) {
+	t := w.t
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := 0
@@ -58,9 +57,8 @@ func (c *Core) hold(w *Worker, out Out, now time.Time, src Source, p packet.Pack
 		w.stats.rejects[RejectUnknownSender].Add(1)
 		c.held = slices.Delete(c.held, 0, 1)
 	}
-	src.Worker = nil
 	c.held = append(c.held, heldPacket{from: p.Source(), src: src, data: slices.Clone(p), born: t, asked: 1})
-	c.askWhois(w, out, t, p.Source(), true)
+	c.askWhois(w, p.Source(), true)
 }
 
 // retryPacket is one that the network layer wants to see again.
@@ -71,7 +69,7 @@ type retryPacket struct {
 	born int64
 }
 
-func (c *Core) keepForRetry(w *Worker, now time.Time, from *Peer, p packet.Packet, src Source) {
+func (c *Core) keepForRetry(w *Worker, from *Peer, p packet.Packet, src Source) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := 0
@@ -84,13 +82,12 @@ func (c *Core) keepForRetry(w *Worker, now time.Time, from *Peer, p packet.Packe
 		w.stats.rejects[RejectQueueFull].Add(1)
 		return
 	}
-	src.Worker = nil
-	c.retries = append(c.retries, retryPacket{from, src, slices.Clone(p), c.at(now)})
+	c.retries = append(c.retries, retryPacket{from, src, slices.Clone(p), w.t})
 }
 
 // retry hands kept packets of a peer (nil: of all) to the network layer again.
-func (c *Core) retry(w *Worker, out Out, now time.Time, from *Peer) {
-	t := c.at(now)
+func (c *Core) retry(w *Worker, from *Peer) {
+	t := w.t
 	c.mu.Lock()
 	var mine []retryPacket
 	c.retries = slices.DeleteFunc(c.retries, func(q retryPacket) bool {
@@ -105,9 +102,7 @@ func (c *Core) retry(w *Worker, out Out, now time.Time, from *Peer) {
 	})
 	c.mu.Unlock()
 	for _, q := range mine {
-		src := q.src
-		src.Worker = w
-		res := c.cfg.Upper.HandlePacket(out, now, q.from, packet.Packet(slices.Clone(q.data)), src)
+		res := c.cfg.Upper.HandlePacket(w, q.from, packet.Packet(slices.Clone(q.data)), q.src)
 		if res.Trust {
 			q.from.lastTrust.Store(t)
 		}

@@ -2,19 +2,18 @@ package vl1
 
 import (
 	"net/netip"
-	"time"
 
 	"ztgate/zerotier/packet"
 )
 
 // Receive handles one datagram. It may change the datagram's bytes.
-func (c *Core) Receive(w *Worker, out Out, now time.Time, sock SocketID, from netip.AddrPort, datagram []byte) {
+func (c *Core) Receive(w *Worker, sock SocketID, from netip.AddrPort, datagram []byte) {
 	w.stats.rxPackets.Add(1)
 	w.stats.rxBytes.Add(uint64(len(datagram)))
-	src := Source{Socket: sock, Endpoint: from, Worker: w}
+	src := Source{Socket: sock, Endpoint: from}
 	switch packet.Classify(datagram) {
 	case packet.KindFragment:
-		c.receiveFragment(w, out, now, src, datagram)
+		c.receiveFragment(w, src, datagram)
 	case packet.KindPacket:
 		p := packet.Packet(datagram)
 		if p.Source() == c.self {
@@ -22,46 +21,46 @@ func (c *Core) Receive(w *Worker, out Out, now time.Time, sock SocketID, from ne
 			return
 		}
 		if p.Destination() != c.self {
-			c.relayPacket(w, out, now, src, p)
+			c.relayPacket(w, src, p)
 			return
 		}
 		if p.Fragmented() {
 			w.stats.fragmentsIn.Add(1)
-			b, ok := c.frags.AddHead(now, from.Addr(), p, w.joined)
+			b, ok := c.frags.AddHead(w.now, from.Addr(), p, w.joined)
 			if !ok {
 				return
 			}
 			w.joined, p = b[:0], b
 		}
-		c.receivePacket(w, out, now, src, p)
+		c.receivePacket(w, src, p)
 	default:
 		w.stats.rejects[RejectShort].Add(1)
 	}
 }
 
-func (c *Core) receiveFragment(w *Worker, out Out, now time.Time, src Source, datagram []byte) {
+func (c *Core) receiveFragment(w *Worker, src Source, datagram []byte) {
 	f, err := packet.ParseFragment(datagram)
 	if err != nil {
 		w.stats.rejects[RejectFragment].Add(1)
 		return
 	}
 	if f.Destination() != c.self {
-		c.relayFragment(w, out, now, src, f)
+		c.relayFragment(w, src, f)
 		return
 	}
 	w.stats.fragmentsIn.Add(1)
-	b, ok := c.frags.AddFragment(now, src.Endpoint.Addr(), f, w.joined)
+	b, ok := c.frags.AddFragment(w.now, src.Endpoint.Addr(), f, w.joined)
 	if !ok {
 		return
 	}
 	w.joined = b[:0]
 	if len(b) >= packet.HeaderLen {
-		c.receivePacket(w, out, now, src, packet.Packet(b))
+		c.receivePacket(w, src, packet.Packet(b))
 	}
 }
 
 // receivePacket handles a whole packet for us.
-func (c *Core) receivePacket(w *Worker, out Out, now time.Time, src Source, p packet.Packet) {
+func (c *Core) receivePacket(w *Worker, src Source, p packet.Packet) {
 	src.Hops = p.Hops()
 	if p.Source() == c.self || p.Source().Reserved() {
 		w.stats.rejects[RejectOwnAddress].Add(1)
@@ -70,7 +69,7 @@ func (c *Core) receivePacket(w *Worker, out Out, now time.Time, src Source, p pa
 	suite := p.Suite()
 	if suite == packet.SuitePoly1305 {
 		if p.Verb() == packet.VerbHello && !p.Compressed() {
-			c.receiveHello(w, out, now, src, p)
+			c.receiveHello(w, src, p)
 		} else {
 			c.receiveClear(w, p)
 		}
@@ -78,10 +77,10 @@ func (c *Core) receivePacket(w *Worker, out Out, now time.Time, src Source, p pa
 	}
 	peer := c.sender(w, p.Source())
 	if peer == nil {
-		peer = c.recallSender(w, out, now, p.Source())
+		peer = c.recallSender(w, p.Source())
 	}
 	if peer == nil {
-		c.hold(w, out, now, src, p)
+		c.hold(w, src, p)
 		return
 	}
 	if suite == packet.SuiteTrusted && c.onTrustedPath(p, src) {
@@ -100,7 +99,7 @@ func (c *Core) receivePacket(w *Worker, out Out, now time.Time, src Source, p pa
 		w.stats.rejects[RejectCompression].Add(1)
 		return
 	}
-	c.dispatch(w, out, now, peer, p, src)
+	c.dispatch(w, peer, p, src)
 }
 
 // onTrustedPath reports whether a packet of suite 2 came directly from a network
@@ -124,53 +123,53 @@ func (c *Core) receiveClear(w *Worker, p packet.Packet) {
 }
 
 // dispatch acts on an authentic packet.
-func (c *Core) dispatch(w *Worker, out Out, now time.Time, from *Peer, p packet.Packet, src Source) {
+func (c *Core) dispatch(w *Worker, from *Peer, p packet.Packet, src Source) {
 	verb := p.Verb()
 	switch verb {
 	case packet.VerbFrame, packet.VerbExtFrame, packet.VerbMulticastFrame, packet.VerbNetworkConfigRequest, packet.VerbNetworkConfig:
-		touch(&from.lastNontrivial, c.at(now))
-		c.toUpper(w, out, now, from, p, src)
+		touch(&from.lastNontrivial, w.t)
+		c.toUpper(w, from, p, src)
 	case packet.VerbMulticastLike, packet.VerbNetworkCredentials, packet.VerbMulticastGather:
-		c.toUpper(w, out, now, from, p, src)
+		c.toUpper(w, from, p, src)
 	case packet.VerbOK:
-		c.receiveOK(w, out, now, from, p, src)
+		c.receiveOK(w, from, p, src)
 	case packet.VerbError:
-		c.receiveError(w, out, now, from, p, src)
+		c.receiveError(w, from, p, src)
 	case packet.VerbWhois:
-		c.receiveWhois(w, out, now, from, p, src)
+		c.receiveWhois(w, from, p, src)
 	case packet.VerbRendezvous:
-		c.receiveRendezvous(w, out, now, from, p, src)
+		c.receiveRendezvous(w, from, p, src)
 	case packet.VerbEcho:
-		c.receiveEcho(w, out, now, from, p, src)
+		c.receiveEcho(w, from, p, src)
 	case packet.VerbPushDirectPaths:
-		c.receivePush(w, out, now, from, p, src)
+		c.receivePush(w, from, p, src)
 	case packet.VerbHello:
 		w.stats.rejects[RejectSuite].Add(1) // its masked part is unreadable in suite 3 and never sent in suite 1
 	case packet.VerbAck, packet.VerbQoSMeasurement, packet.VerbPathNegotiationRequest:
 	default: // NOP, USER_MESSAGE, REMOTE_TRACE and unknown verbs: a sign of life only
-		c.heard(w, out, now, from, src, verb, false, false)
+		c.heard(w, from, src, verb, false, false)
 	}
 }
 
-func (c *Core) toUpper(w *Worker, out Out, now time.Time, from *Peer, p packet.Packet, src Source) {
+func (c *Core) toUpper(w *Worker, from *Peer, p packet.Packet, src Source) {
 	verb := p.Verb()
-	res := c.cfg.Upper.HandlePacket(out, now, from, p, src)
+	res := c.cfg.Upper.HandlePacket(w, from, p, src)
 	if res.Retry {
-		c.keepForRetry(w, now, from, p, src)
+		c.keepForRetry(w, from, p, src)
 	}
 	if !res.Skip {
-		c.heard(w, out, now, from, src, verb, res.Trust, false)
+		c.heard(w, from, src, verb, res.Trust, false)
 	}
 	if verb == packet.VerbNetworkCredentials && res.Trust {
-		c.retry(w, out, now, from)
+		c.retry(w, from)
 	}
 }
 
 // heard is the bookkeeping after an authentic packet (chapter 02 §4.4).
 // confirmed says that the packet answers a probe sent to the endpoint it came
 // from.
-func (c *Core) heard(w *Worker, out Out, now time.Time, p *Peer, src Source, verb packet.Verb, trust, confirmed bool) {
-	t := c.at(now)
+func (c *Core) heard(w *Worker, p *Peer, src Source, verb packet.Verb, trust, confirmed bool) {
+	t := w.t
 	touch(&p.lastReceive, t)
 	if trust {
 		touch(&p.lastTrust, t)
@@ -180,28 +179,28 @@ func (c *Core) heard(w *Worker, out Out, now time.Time, p *Peer, src Source, ver
 		if pa != nil && pa.sock == src.Socket && pa.ep == src.Endpoint && !pa.silent(t) {
 			touch(&pa.lastIn, t)
 		} else {
-			c.heardElsewhere(w, out, now, p, src, verb, confirmed)
+			c.heardElsewhere(w, p, src, verb, confirmed)
 		}
 	} else {
 		touch(&p.lastRelayed, t)
 		if r := p.route.Load(); r != nil && !r.relay && t >= p.nextDoubt.Load() {
-			c.doubt(w, out, now, p)
+			c.doubt(w, p)
 		}
 	}
 	if t >= p.nextPush.Load() && p.trusted(t) {
-		c.pushPaths(w, out, now, p, src)
+		c.pushPaths(w, p, src)
 	}
 }
 
 // receiveOK handles an answer; one that nobody waits for is dropped.
-func (c *Core) receiveOK(w *Worker, out Out, now time.Time, from *Peer, p packet.Packet, src Source) {
+func (c *Core) receiveOK(w *Worker, from *Peer, p packet.Packet, src Source) {
 	re, rest, ok := parseReply(p.Payload())
 	if !ok {
 		w.stats.rejects[RejectMalformed].Add(1)
 		return
 	}
 	c.mu.Lock()
-	e := c.expectedReply(re.id, from, re.verb, c.at(now))
+	e := c.expectedReply(re.id, from, re.verb, w.t)
 	c.mu.Unlock()
 	if e == nil {
 		w.stats.rejects[RejectUnexpectedReply].Add(1)
@@ -210,7 +209,7 @@ func (c *Core) receiveOK(w *Worker, out Out, now time.Time, from *Peer, p packet
 	confirmed := false
 	switch re.verb {
 	case packet.VerbHello:
-		if !c.okHello(w, out, now, from, rest, src, e) {
+		if !c.okHello(w, from, rest, src, e) {
 			w.stats.rejects[RejectMalformed].Add(1)
 			return
 		}
@@ -218,24 +217,24 @@ func (c *Core) receiveOK(w *Worker, out Out, now time.Time, from *Peer, p packet
 	case packet.VerbEcho:
 		confirmed = e.ep == src.Endpoint
 		if confirmed && src.Hops == 0 {
-			c.noteLatency(from, src, since(c.at(now), e.sent))
+			c.noteLatency(from, src, since(w.t, e.sent))
 		}
 	case packet.VerbWhois:
-		c.heard(w, out, now, from, src, packet.VerbOK, false, false)
-		c.okWhois(w, out, now, from, rest, e)
+		c.heard(w, from, src, packet.VerbOK, false, false)
+		c.okWhois(w, from, rest, e)
 		return
 	default:
-		c.toUpper(w, out, now, from, p, src)
+		c.toUpper(w, from, p, src)
 		return
 	}
-	c.heard(w, out, now, from, src, packet.VerbOK, false, confirmed)
+	c.heard(w, from, src, packet.VerbOK, false, confirmed)
 	if confirmed && src.Hops == 0 && re.verb == packet.VerbHello {
-		c.noteLatency(from, src, since(c.at(now), e.sent))
+		c.noteLatency(from, src, since(w.t, e.sent))
 	}
 }
 
 // receiveError handles a refusal.
-func (c *Core) receiveError(w *Worker, out Out, now time.Time, from *Peer, p packet.Packet, src Source) {
+func (c *Core) receiveError(w *Worker, from *Peer, p packet.Packet, src Source) {
 	re, rest, ok := parseReply(p.Payload())
 	if !ok || len(rest) == 0 {
 		w.stats.rejects[RejectMalformed].Add(1)
@@ -244,11 +243,11 @@ func (c *Core) receiveError(w *Worker, out Out, now time.Time, from *Peer, p pac
 	code := packet.ErrorCode(rest[0])
 	switch code {
 	case packet.ErrorNeedMembershipCertificate, packet.ErrorUnwantedMulticast:
-		c.toUpper(w, out, now, from, p, src)
+		c.toUpper(w, from, p, src)
 		return
 	}
 	c.mu.Lock()
-	e := c.expectedReply(re.id, from, re.verb, c.at(now))
+	e := c.expectedReply(re.id, from, re.verb, w.t)
 	c.mu.Unlock()
 	if e == nil {
 		w.stats.rejects[RejectUnexpectedReply].Add(1)
@@ -259,16 +258,16 @@ func (c *Core) receiveError(w *Worker, out Out, now time.Time, from *Peer, p pac
 			c.log.Error("another node uses the address of our identity; this node is not reachable until one of them gets a new identity",
 				"address", c.self, "root", from.addr)
 		}
-		c.heard(w, out, now, from, src, packet.VerbError, false, false)
+		c.heard(w, from, src, packet.VerbError, false, false)
 		return
 	}
-	c.toUpper(w, out, now, from, p, src)
+	c.toUpper(w, from, p, src)
 }
 
 const maxEcho = 1300 // bytes of payload answered
 
-func (c *Core) receiveEcho(w *Worker, out Out, now time.Time, from *Peer, p packet.Packet, src Source) {
-	t := c.at(now)
+func (c *Core) receiveEcho(w *Worker, from *Peer, p packet.Packet, src Source) {
+	t := w.t
 	c.mu.Lock()
 	gated := from.lastEcho != 0 && since(t, from.lastEcho) < echoGate && p.Hops() == 0 && len(from.paths) <= 1
 	if !gated {
@@ -279,6 +278,6 @@ func (c *Core) receiveEcho(w *Worker, out Out, now time.Time, from *Peer, p pack
 		w.stats.rejects[RejectRate].Add(1)
 		return
 	}
-	c.SendOK(w, out, now, from, src, packet.VerbEcho, p.ID(), p.Payload())
-	c.heard(w, out, now, from, src, packet.VerbEcho, false, false)
+	c.SendOK(w, from, src, packet.VerbEcho, p.ID(), p.Payload())
+	c.heard(w, from, src, packet.VerbEcho, false, false)
 }

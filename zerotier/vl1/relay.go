@@ -17,7 +17,7 @@ type pair struct{ low, high identity.Address }
 
 // relayPacket forwards a packet for somebody else, if we are a root (chapter 02
 // §4.8).
-func (c *Core) relayPacket(w *Worker, out Out, now time.Time, src Source, p packet.Packet) {
+func (c *Core) relayPacket(w *Worker, src Source, p packet.Packet) {
 	if !c.IsRoot() {
 		w.stats.rejects[RejectNotRelayed].Add(1)
 		return
@@ -28,15 +28,15 @@ func (c *Core) relayPacket(w *Worker, out Out, now time.Time, src Source, p pack
 	}
 	p.SetHops(p.Hops() + 1)
 	dst := c.Peer(p.Destination())
-	if !c.forward(w, out, now, src, dst, p.Source(), p) {
+	if !c.forward(w, src, dst, p.Source(), p) {
 		return
 	}
 	if from := c.Peer(p.Source()); from != nil && dst != nil {
-		c.introduce(w, out, now, from, dst)
+		c.introduce(w, from, dst)
 	}
 }
 
-func (c *Core) relayFragment(w *Worker, out Out, now time.Time, src Source, f packet.Fragment) {
+func (c *Core) relayFragment(w *Worker, src Source, f packet.Fragment) {
 	if !c.IsRoot() {
 		w.stats.rejects[RejectNotRelayed].Add(1)
 		return
@@ -46,11 +46,11 @@ func (c *Core) relayFragment(w *Worker, out Out, now time.Time, src Source, f pa
 		return
 	}
 	f.SetHops(f.Hops() + 1)
-	c.forward(w, out, now, src, c.Peer(f.Destination()), 0, f)
+	c.forward(w, src, c.Peer(f.Destination()), 0, f)
 }
 
 // forward sends a datagram to dst directly, else to another root.
-func (c *Core) forward(w *Worker, out Out, now time.Time, src Source, dst *Peer, source identity.Address, datagram []byte) (direct bool) {
+func (c *Core) forward(w *Worker, src Source, dst *Peer, source identity.Address, datagram []byte) (direct bool) {
 	var r *route
 	if dst != nil {
 		r = dst.route.Load()
@@ -66,12 +66,12 @@ func (c *Core) forward(w *Worker, out Out, now time.Time, src Source, dst *Peer,
 		w.stats.rejects[RejectNotRelayed].Add(1)
 		return false
 	}
-	t := c.at(now)
+	t := w.t
 	if !c.relays.allow(t, src.Endpoint.Addr(), packet.Fragment(datagram).Destination(), len(datagram)) {
 		w.stats.rejects[RejectRelayRate].Add(1)
 		return false
 	}
-	out.Send(r.path.sock, r.path.ep, nil, datagram)
+	w.out.Send(r.path.sock, r.path.ep, nil, datagram)
 	r.path.lastOut.Store(t)
 	c.stats.relayed.Add(1)
 	return direct
@@ -112,8 +112,8 @@ func (g *relayGates) allow(t int64, source netip.Addr, destination identity.Addr
 }
 
 // introduce sends two peers each other's endpoint (chapter 02 §7.3).
-func (c *Core) introduce(w *Worker, out Out, now time.Time, a, b *Peer) {
-	t := c.at(now)
+func (c *Core) introduce(w *Worker, a, b *Peer) {
+	t := w.t
 	key := pair{min(a.addr, b.addr), max(a.addr, b.addr)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -128,14 +128,14 @@ func (c *Core) introduce(w *Worker, out Out, now time.Time, a, b *Peer) {
 		return
 	}
 	c.intros[key] = t
-	c.rendezvous(w, out, t, a, pa, b.addr, pb.ep)
-	c.rendezvous(w, out, t, b, pb, a.addr, pa.ep)
+	c.rendezvous(w, a, pa, b.addr, pb.ep)
+	c.rendezvous(w, b, pb, a.addr, pa.ep)
 }
 
-func (c *Core) rendezvous(w *Worker, out Out, t int64, to *Peer, over *path, peer identity.Address, at netip.AddrPort) {
+func (c *Core) rendezvous(w *Worker, to *Peer, over *path, peer identity.Address, at netip.AddrPort) {
 	b := packet.Packet(rendezvous{peer, at}.append(make([]byte, packet.HeaderLen, 64)))
-	c.emit(w, out, t, to, over.sock, over.ep, packet.VerbRendezvous, b, to.suite())
-	over.lastOut.Store(t)
+	c.emit(w, to, over.sock, over.ep, packet.VerbRendezvous, b, to.suite())
+	over.lastOut.Store(w.t)
 }
 
 // commonPaths finds the most private scope and the family in which both have a

@@ -3,7 +3,6 @@ package vl1
 import (
 	"net/netip"
 	"slices"
-	"time"
 
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
@@ -27,14 +26,14 @@ type queued struct {
 // SendData sends a data packet to p in place: buf[:packet.HeaderLen] is room for
 // the header, the rest is the payload. It reports false, without having sent, if
 // p has no route right now. It allocates nothing and takes no shared lock.
-func (c *Core) SendData(w *Worker, out Out, now time.Time, p *Peer, v packet.Verb, buf []byte) bool {
+func (c *Core) SendData(w *Worker, p *Peer, v packet.Verb, buf []byte) bool {
 	r := p.route.Load()
 	if r == nil {
 		return false
 	}
 	buf[packet.HeaderLen-1] = 0 // else what was there, e.g. of a MAC, could mark it as compressed
-	t := c.at(now)
-	c.emit(w, out, t, p, r.path.sock, r.path.ep, v, packet.Packet(buf), c.suiteFor(p, r))
+	t := w.t
+	c.emit(w, p, r.path.sock, r.path.ep, v, packet.Packet(buf), c.suiteFor(p, r))
 	touch(&r.path.lastOut, t)
 	touch(&p.lastData, t)
 	return true
@@ -42,7 +41,7 @@ func (c *Core) SendData(w *Worker, out Out, now time.Time, p *Peer, v packet.Ver
 
 // emit puts the header into b, seals it and hands the datagrams to out. It
 // returns the wire packet ID.
-func (c *Core) emit(w *Worker, out Out, _ int64, p *Peer, sock SocketID, ep netip.AddrPort, v packet.Verb, b packet.Packet, suite packet.Suite) packet.ID {
+func (c *Core) emit(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort, v packet.Verb, b packet.Packet, suite packet.Suite) packet.ID {
 	compressed := b[packet.HeaderLen-1] & 0x80 // set by packet.Compress
 	packet.PutHeader(b, packet.ID(w.random.Uint64()), p.addr, c.self, v)
 	b[packet.HeaderLen-1] |= compressed
@@ -61,12 +60,12 @@ func (c *Core) emit(w *Worker, out Out, _ int64, p *Peer, sock SocketID, ep neti
 	w.stats.txPackets.Add(1)
 	w.stats.txBytes.Add(uint64(len(b)))
 	if !split {
-		out.Send(sock, ep, nil, b)
+		w.out.Send(sock, ep, nil, b)
 		return b.ID()
 	}
 	packet.Split(b, mtu, true, &w.hdr, func(head, data []byte) {
 		w.stats.fragmentsOut.Add(1)
-		out.Send(sock, ep, head, data)
+		w.out.Send(sock, ep, head, data)
 	})
 	return b.ID()
 }
@@ -86,19 +85,19 @@ func (w *Worker) control(payload []byte, compress bool) packet.Packet {
 
 // Send sends a control packet, or queues it for some seconds if the peer is
 // unknown or unreachable. payload is copied.
-func (c *Core) Send(w *Worker, out Out, now time.Time, dst identity.Address, v packet.Verb, payload []byte, opts SendOpts) {
+func (c *Core) Send(w *Worker, dst identity.Address, v packet.Verb, payload []byte, opts SendOpts) {
 	if dst == c.self || dst.Reserved() || len(payload) > packet.MaxPayload {
 		w.stats.rejects[RejectMalformed].Add(1)
 		return
 	}
 	p := c.Peer(dst)
 	if p == nil {
-		p = c.recall(w, out, now, dst)
+		p = c.recall(w, dst)
 	}
-	if p != nil && c.sendNow(w, out, now, p, v, payload, opts) {
+	if p != nil && c.sendNow(w, p, v, payload, opts) {
 		return
 	}
-	t := c.at(now)
+	t := w.t
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	mine := 0
@@ -117,18 +116,18 @@ func (c *Core) Send(w *Worker, out Out, now time.Time, dst identity.Address, v p
 	}
 	c.outQueue = append(c.outQueue, queued{dst, v, slices.Clone(payload), opts, t})
 	if p == nil {
-		c.askWhois(w, out, t, dst, false)
+		c.askWhois(w, dst, false)
 	}
 }
 
 // sendNow sends over the peer's route; false without one.
-func (c *Core) sendNow(w *Worker, out Out, now time.Time, p *Peer, v packet.Verb, payload []byte, opts SendOpts) bool {
+func (c *Core) sendNow(w *Worker, p *Peer, v packet.Verb, payload []byte, opts SendOpts) bool {
 	r := p.route.Load()
 	if r == nil {
 		return false
 	}
-	t := c.at(now)
-	id := c.emit(w, out, t, p, r.path.sock, r.path.ep, v, w.control(payload, opts.Compress), c.suiteFor(p, r))
+	t := w.t
+	id := c.emit(w, p, r.path.sock, r.path.ep, v, w.control(payload, opts.Compress), c.suiteFor(p, r))
 	r.path.lastOut.Store(t)
 	if opts.ExpectReply {
 		c.mu.Lock()
@@ -139,30 +138,30 @@ func (c *Core) sendNow(w *Worker, out Out, now time.Time, p *Peer, v packet.Verb
 }
 
 // reply answers a packet on the path it came from (chapter 02 §1).
-func (c *Core) reply(w *Worker, out Out, now time.Time, to *Peer, src Source, v packet.Verb, payload []byte, compress bool, suite packet.Suite) {
-	c.emit(w, out, c.at(now), to, src.Socket, src.Endpoint, v, w.control(payload, compress), suite)
+func (c *Core) reply(w *Worker, to *Peer, src Source, v packet.Verb, payload []byte, compress bool, suite packet.Suite) {
+	c.emit(w, to, src.Socket, src.Endpoint, v, w.control(payload, compress), suite)
 }
 
 // SendOK answers a request on the path it came from.
-func (c *Core) SendOK(w *Worker, out Out, now time.Time, to *Peer, src Source, inRe packet.Verb, id packet.ID, payload []byte) {
+func (c *Core) SendOK(w *Worker, to *Peer, src Source, inRe packet.Verb, id packet.ID, payload []byte) {
 	b := reply{inRe, id}.append(make([]byte, 0, replyLen+len(payload)))
-	c.reply(w, out, now, to, src, packet.VerbOK, append(b, payload...), false, to.suite())
+	c.reply(w, to, src, packet.VerbOK, append(b, payload...), false, to.suite())
 }
 
 // SendError refuses a request on the path it came from.
-func (c *Core) SendError(w *Worker, out Out, now time.Time, to *Peer, src Source, inRe packet.Verb, id packet.ID, code packet.ErrorCode, payload []byte) {
+func (c *Core) SendError(w *Worker, to *Peer, src Source, inRe packet.Verb, id packet.ID, code packet.ErrorCode, payload []byte) {
 	b := append(reply{inRe, id}.append(make([]byte, 0, replyLen+1+len(payload))), byte(code))
-	c.reply(w, out, now, to, src, packet.VerbError, append(b, payload...), false, to.suite())
+	c.reply(w, to, src, packet.VerbError, append(b, payload...), false, to.suite())
 }
 
 // probe sends ECHO, or HELLO to a peer whose version isn't known. Core.mu is held.
-func (c *Core) probe(w *Worker, out Out, now time.Time, p *Peer, sock SocketID, ep netip.AddrPort) {
+func (c *Core) probe(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
 	if v := p.version.Load(); p.ProtocolVersion() < 5 || v>>8&0xffffff == 0x010100 {
-		c.sendHello(w, out, now, p, sock, ep)
+		c.sendHello(w, p, sock, ep)
 		return
 	}
-	t := c.at(now)
+	t := w.t
 	b := packet.Packet(make([]byte, packet.HeaderLen))
-	id := c.emit(w, out, t, p, sock, ep, packet.VerbEcho, b, p.suite())
+	id := c.emit(w, p, sock, ep, packet.VerbEcho, b, p.suite())
 	c.expect(id, &expectation{peer: p.addr, verb: packet.VerbEcho, ep: ep, sent: t})
 }

@@ -3,7 +3,6 @@ package vl1
 import (
 	"net/netip"
 	"slices"
-	"time"
 
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
@@ -25,8 +24,8 @@ type surfaceEntry struct {
 }
 
 // noteSurface handles a report of our own external address.
-func (c *Core) noteSurface(w *Worker, out Out, now time.Time, from *Peer, src Source, mine netip.AddrPort) {
-	t := c.at(now)
+func (c *Core) noteSurface(w *Worker, from *Peer, src Source, mine netip.AddrPort) {
+	t := w.t
 	scope := packet.ScopeOf(mine.Addr())
 	if scope != packet.ScopeOf(src.Endpoint.Addr()) || scope <= packet.ScopeLoopback {
 		return
@@ -68,7 +67,7 @@ func (c *Core) noteSurface(w *Worker, out Out, now time.Time, from *Peer, src So
 			if pa.scope == scope && pa.ep.Addr().Is4() == mine.Addr().Is4() && pa.ep != src.Endpoint {
 				pa.dead.Store(true) // unproven until a packet arrives again
 				pa.noteProbe(t)
-				c.probe(w, out, now, p, pa.sock, pa.ep)
+				c.probe(w, p, pa.sock, pa.ep)
 			}
 		}
 		c.updateRoute(p, t)

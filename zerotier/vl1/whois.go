@@ -16,7 +16,7 @@ type whoisState struct {
 
 // askWhois asks the best root for an identity, with pacing. Core.mu is held.
 // stranger marks questions that an unauthenticated packet caused.
-func (c *Core) askWhois(w *Worker, out Out, t int64, a identity.Address, stranger bool) {
+func (c *Core) askWhois(w *Worker, a identity.Address, stranger bool) {
 	if a.Reserved() || a == c.self {
 		return
 	}
@@ -26,12 +26,12 @@ func (c *Core) askWhois(w *Worker, out Out, t int64, a identity.Address, strange
 			w.stats.rejects[RejectQueueFull].Add(1)
 			return
 		}
-		st = &whoisState{first: t}
+		st = &whoisState{first: w.t}
 	}
-	if st.last != 0 && since(t, st.last) < whoisPacing {
+	if st.last != 0 && since(w.t, st.last) < whoisPacing {
 		return
 	}
-	if stranger && !c.strangers.Take(t, 50*time.Millisecond, 50) {
+	if stranger && !c.strangers.Take(w.t, 50*time.Millisecond, 50) {
 		w.stats.rejects[RejectRate].Add(1)
 		return
 	}
@@ -44,25 +44,25 @@ func (c *Core) askWhois(w *Worker, out Out, t int64, a identity.Address, strange
 	if pa == nil {
 		return
 	}
-	st.last = t
+	st.last = w.t
 	b := packet.Packet(a.Append(make([]byte, packet.HeaderLen, packet.HeaderLen+identity.AddressLen)))
-	id := c.emit(w, out, t, best, pa.sock, pa.ep, packet.VerbWhois, b, best.suite())
-	pa.lastOut.Store(t)
-	c.expect(id, &expectation{peer: best.addr, verb: packet.VerbWhois, sent: t, asked: a})
+	id := c.emit(w, best, pa.sock, pa.ep, packet.VerbWhois, b, best.suite())
+	pa.lastOut.Store(w.t)
+	c.expect(id, &expectation{peer: best.addr, verb: packet.VerbWhois, sent: w.t, asked: a})
 }
 
 // Lookup asks for the identity of a if it isn't known.
-func (c *Core) Lookup(w *Worker, out Out, now time.Time, a identity.Address) {
-	if c.Peer(a) != nil || c.recall(w, out, now, a) != nil {
+func (c *Core) Lookup(w *Worker, a identity.Address) {
+	if c.Peer(a) != nil || c.recall(w, a) != nil {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.askWhois(w, out, c.at(now), a, false)
+	c.askWhois(w, a, false)
 }
 
 // okWhois learns the identities that answer our question.
-func (c *Core) okWhois(w *Worker, out Out, now time.Time, from *Peer, b []byte, e *expectation) {
+func (c *Core) okWhois(w *Worker, from *Peer, b []byte, e *expectation) {
 	if !c.IsUpstream(from.addr) {
 		w.stats.rejects[RejectNotUpstream].Add(1)
 		return
@@ -79,22 +79,22 @@ func (c *Core) okWhois(w *Worker, out Out, now time.Time, from *Peer, b []byte, 
 		}
 		if c.count.Load() >= maxPeers {
 			w.stats.rejects[RejectPeerLimit].Add(1)
-		} else if p, err := c.addPeer(id, c.at(now)); err == nil {
-			c.peerLearned(w, out, now, p)
+		} else if p, err := c.addPeer(id, w.t); err == nil {
+			c.peerLearned(w, p)
 		}
 	}
 }
 
 // peerLearned retries whatever waited for an identity.
-func (c *Core) peerLearned(w *Worker, out Out, now time.Time, p *Peer) {
-	t := c.at(now)
+func (c *Core) peerLearned(w *Worker, p *Peer) {
+	t := w.t
 	c.mu.Lock()
 	delete(c.whois, p.addr)
 	c.updateRoute(p, t)
 	h, hinted := c.hints[p.addr]
 	delete(c.hints, p.addr)
 	if hinted && since(t, h.born) < queueTimeout {
-		c.punch(w, out, now, p, h.sock, h.at)
+		c.punch(w, p, h.sock, h.at)
 	}
 	var mine []heldPacket
 	c.held = slices.DeleteFunc(c.held, func(q heldPacket) bool {
@@ -105,12 +105,10 @@ func (c *Core) peerLearned(w *Worker, out Out, now time.Time, p *Peer) {
 		return false
 	})
 	c.mu.Unlock()
-	c.cfg.Upper.PeerLearned(out, now, p)
-	c.flushQueue(w, out, now, p)
+	c.cfg.Upper.PeerLearned(w, p)
+	c.flushQueue(w, p)
 	for _, q := range mine {
-		src := q.src
-		src.Worker = w
-		c.receivePacket(w, out, now, src, packet.Packet(q.data))
+		c.receivePacket(w, q.src, packet.Packet(q.data))
 	}
 }
 
@@ -124,8 +122,8 @@ const (
 	whoisBurst = 64
 )
 
-func (c *Core) receiveWhois(w *Worker, out Out, now time.Time, from *Peer, p packet.Packet, src Source) {
-	t := c.at(now)
+func (c *Core) receiveWhois(w *Worker, from *Peer, p packet.Packet, src Source) {
+	t := w.t
 	c.mu.Lock()
 	gated := !c.IsRoot() && from.lastWhois != 0 && since(t, from.lastWhois) < whoisGate
 	most := len(p.Payload()) / identity.AddressLen
@@ -153,12 +151,12 @@ func (c *Core) receiveWhois(w *Worker, out Out, now time.Time, from *Peer, p pac
 		} else if forwarded < maxWhoisForward && !c.IsUpstream(from.addr) {
 			forwarded++
 			c.mu.Lock()
-			c.askWhois(w, out, t, a, true)
+			c.askWhois(w, a, true)
 			c.mu.Unlock()
 		}
 	}
 	if len(answer) > 0 {
-		c.SendOK(w, out, now, from, src, packet.VerbWhois, p.ID(), answer)
+		c.SendOK(w, from, src, packet.VerbWhois, p.ID(), answer)
 	}
-	c.heard(w, out, now, from, src, packet.VerbWhois, false, false)
+	c.heard(w, from, src, packet.VerbWhois, false, false)
 }
