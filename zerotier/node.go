@@ -299,8 +299,9 @@ func (n *Node) receive(ctx context.Context) error {
 			rx := worker(w)
 			if rx.now.IsZero() {
 				rx.now = time.Now()
+				rx.vw.Begin(rx.out, rx.now)
 			}
-			n.core.Receive(rx.vw, rx.out, rx.now, sock, from, datagram)
+			n.core.Receive(rx.vw, sock, from, datagram)
 		},
 		func(w int) {
 			rx := worker(w)
@@ -385,7 +386,7 @@ func (n *Node) WriteFrames(nwid uint64, bufs [][]byte, sizes []int, offset int) 
 		return 0, fmt.Errorf("write frames: offset %d is below the headroom of %d", offset, Headroom)
 	}
 	t := n.tx.Get().(*txWorker)
-	ok := n.layer.WriteFrames(t.vw, t.out, time.Now(), vl2.NetworkID(nwid), bufs, sizes, offset)
+	ok := n.layer.WriteFrames(t.vw.Begin(t.out, time.Now()), vl2.NetworkID(nwid), bufs, sizes, offset)
 	t.out.Flush()
 	n.tx.Put(t)
 	return ok, nil
@@ -405,7 +406,7 @@ func (n *Node) controllerSend(dst identity.Address, v packet.Verb, payload []byt
 			n.layer.HandleSelf(t.out, now, v, payload)
 			return nil
 		}
-		n.core.Send(t.vw, t.out, now, dst, v, payload, vl1.SendOpts{Compress: compress})
+		n.core.Send(t.vw.Begin(t.out, now), dst, v, payload, vl1.SendOpts{Compress: compress})
 		return nil
 	})
 }
