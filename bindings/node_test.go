@@ -21,7 +21,7 @@ import (
 	"time"
 
 	"ztgate/bindings"
-	"ztgate/router"
+	"ztgate/router/admin"
 	"ztgate/zerotier/ztnode"
 )
 
@@ -148,7 +148,7 @@ const (
 func rootHome(t *testing.T) (home string, planet []byte) {
 	t.Helper()
 	home = newHome(t)
-	file, _, _, err := router.MakePlanet(router.PlanetSpec{Now: time.Now(),
+	file, _, _, err := admin.MakePlanet(admin.PlanetSpec{Now: time.Now(),
 		Roots: []string{filepath.Join(home, "identity.public") + "=" + strings.Replace(rootEndpoint, ":", "/", 1)}})
 	if err != nil {
 		t.Fatal(err)
@@ -472,7 +472,7 @@ func TestNewIdentity(t *testing.T) {
 		t.Errorf("second node in the same home: %v", err)
 	}
 	must(t, n.Join(adhoc), n.Close())
-	id, err := router.CheckIdentity(filepath.Join(home, "identity.secret"), nil)
+	id, err := admin.CheckIdentity(filepath.Join(home, "identity.secret"), nil)
 	if err != nil || id.Address != address || !id.Secret {
 		t.Errorf("identity %+v, %v, want address %s", id, err, address)
 	}
@@ -486,7 +486,7 @@ func TestNewIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	i := again.Info()
-	want, err := router.ShowPlanet(planet)
+	want, err := admin.ShowPlanet(planet)
 	must(t, err)
 	kept := i.PlanetID == want.ID && i.PlanetTimestamp == want.Timestamp
 	if _, joined := networkOf(&node{Node: again}, adhoc); i.Address != address || !joined || !kept {

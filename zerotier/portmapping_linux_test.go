@@ -13,7 +13,7 @@ import (
 
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
-	"ztgate/zerotier/internal/ownnet"
+	"ztgate/internal/ownnet"
 	"ztgate/zerotier/portmap"
 	"ztgate/zerotier/vl1"
 )

@@ -11,7 +11,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"ztgate/zerotier/internal/ownnet"
+	"ztgate/internal/ownnet"
 )
 
 // Addresses come and go at run time. The test runs itself in a network namespace

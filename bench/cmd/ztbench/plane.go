@@ -15,7 +15,7 @@ import (
 
 	"ztgate/netstack"
 	"ztgate/router/lab"
-	"ztgate/router/tuntap"
+	"ztgate/router/host/tuntap"
 )
 
 // The plane alone: a client and a server in namespaces, each behind a TUN of this

@@ -1,5 +1,0 @@
-//go:build libzt && cgo
-
-package router
-
-const libztBuilt = true
