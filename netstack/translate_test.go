@@ -246,6 +246,37 @@ func TestNeverForwarded(t *testing.T) {
 	r.account()
 }
 
+// TestMetadata: nobody reaches the metadata service of another machine's cloud, by
+// whatever route, alias or forward.
+func TestMetadata(t *testing.T) {
+	p := netip.MustParsePrefix
+	r := newRig(t, withForwards(forward(ipkt.UDP, "172.31.0.1:80", "100.100.100.200:80", false), forward(ipkt.UDP, "[fd77:1::1]:80", "[fd00:ec2::254]:80", false)),
+		func(c *Config) {
+			c.Maps = []AddressMap{{Hosts: OverlaySide, Real: p("169.254.169.0/24"), Alias: p("10.66.0.0/24")}, {Hosts: OverlaySide, Real: p("168.63.129.0/24"), Alias: p("10.67.0.0/24")}}
+		})
+	n := testNetwork()
+	n.Routes = append(n.Routes, Route{p("0.0.0.0/0"), netip.MustParseAddr("10.0.0.2")}, Route{p("::/0"), netip.MustParseAddr("fd77:100::2")},
+		Route{Target: p("100.100.100.0/24")}, Route{Target: p("fd00:ec2::/32")}, Route{Target: p("168.63.129.16/32")})
+	if err := r.e.SetNetworks([]Network{n}); err != nil {
+		t.Fatal(err)
+	}
+	for _, dst := range []string{"169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "192.0.0.192", "172.31.0.1", "10.66.0.254", "10.67.0.16"} {
+		o, v := r.fromVPC(pkttest.UDP("172.31.0.10:4000", dst+":80", "x"), pkttest.TCP("172.31.0.10:4001", dst+":80", ipkt.SYN, 1, 0, ""))
+		if len(o) > 0 || len(v) > 0 && dst != "172.31.0.1" {
+			t.Errorf("to %s: %q %q", dst, o, v)
+		}
+	}
+	for _, dst := range []string{"fd00:ec2::254", "fd00:ec2::123", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "fe80::1", "64:ff9b::a9fe:a9fe", "fd77:1::1"} {
+		o, v := r.fromVPC(pkttest.UDP("[fd77:1::50]:4000", "["+dst+"]:80", "x"))
+		r.want("to "+dst, append(o, v...))
+	}
+	if got := r.drops(VPCSide, dropForbidden); got != 14+7+1 { // TCP to our own address has no forward
+		t.Errorf("%d were forbidden", got)
+	}
+	o, v := r.fromOverlay(pkttest.UDP("10.0.0.10:1", "168.63.129.16:80", "x"), pkttest.UDP("100.100.100.200:80", "172.31.0.10:1", "x"))
+	r.want("from the overlay", append(o, v...))
+}
+
 // TestErrorLimit: errors to one destination are limited, and others still get
 // theirs.
 func TestErrorLimit(t *testing.T) {
