@@ -98,6 +98,7 @@ type Status struct {
 	Networks []NetworkView `json:"networks"`
 	Targets  []TargetState `json:"targets"`
 	Peers    PeerCounts    `json:"peers"`
+	Problems []string      `json:"problems,omitempty"` // of the configuration; those of a network stand there
 	Flows    int           `json:"flows"`
 	Limit    int           `json:"flowsLimit"`
 }

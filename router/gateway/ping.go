@@ -81,22 +81,16 @@ func lookup(ctx context.Context, host string) (netip.Addr, error) {
 	return list[0].Unmap(), nil
 }
 
-// networkOf returns the network with the most specific route to an address, and
-// the next hop on it.
+// networkOf returns the network that an address belongs to, and the next hop on it.
 func (s *service) networkOf(a netip.Addr) (id ztnode.NetworkID, hop netip.Addr, ok bool) {
-	bits := -1
-	for _, n := range s.networks() {
-		for _, r := range wantedRoutes(n, s.config().Network(n.ID)) {
-			if !r.Target.Contains(a) || r.Target.Bits() <= bits {
-				continue
-			}
-			id, hop, bits = n.ID, a, r.Target.Bits()
-			if r.Via.IsValid() {
-				hop = r.Via
-			}
-		}
+	r, ok := s.planned().Route(a)
+	if !ok {
+		return 0, a, false
 	}
-	return id, hop, bits >= 0
+	if r.Via.IsValid() {
+		return r.Network, r.Via, true
+	}
+	return r.Network, a, true
 }
 
 // neighbours is implemented by what can say which MAC an address has.
@@ -106,14 +100,10 @@ type neighbours interface {
 
 // addPath says which peer the frames to a next hop go to, and how.
 func (s *service) addPath(p *control.Ping, id ztnode.NetworkID, hop netip.Addr) {
-	who := s.neighbours
-	if who == nil {
-		who, _ = s.plane.(neighbours)
-	}
-	if who == nil {
+	if s.neighbours == nil {
 		return
 	}
-	mac, ok := who.Neighbour(id, hop)
+	mac, ok := s.neighbours.Neighbour(id, hop)
 	if !ok {
 		return
 	}

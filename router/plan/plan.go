@@ -267,13 +267,12 @@ func malformed(r ztnode.Route) *objection {
 	return nil
 }
 
-// Owner returns the network whose hosts the VPC reaches at an address.
-func (p *Plan) Owner(a netip.Addr) (id ztnode.NetworkID, ok bool) {
-	bits := -1
+// Route returns the kernel's route by which packets to an address come to us.
+func (p *Plan) Route(a netip.Addr) (best Route, ok bool) {
 	for _, r := range p.Routes {
-		if r.Target.Contains(a) && r.Target.Bits() > bits {
-			id, bits, ok = r.Network, r.Target.Bits(), true
+		if r.Target.Contains(a) && (!ok || r.Target.Bits() > best.Target.Bits()) {
+			best, ok = r, true
 		}
 	}
-	return id, ok
+	return best, ok
 }

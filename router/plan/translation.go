@@ -123,8 +123,8 @@ func (b *builder) routed(to netip.Addr) bool {
 	if to.Is6() && !b.cfg.NAT.Masquerade6 || slices.ContainsFunc(b.cfg.NAT.Exempt, func(p netip.Prefix) bool { return p.Contains(to) }) {
 		return true
 	}
-	if id, ok := b.out.Owner(to); ok {
-		return !b.cfg.Masquerade(id)
+	if r, ok := b.out.Route(to); ok {
+		return !b.cfg.Masquerade(r.Network)
 	}
 	return !b.cfg.NAT.Masquerade || slices.ContainsFunc(b.cfg.Networks, func(n config.NetworkConfig) bool { return !b.cfg.Masquerade(n.ID) })
 }
@@ -133,7 +133,7 @@ func (b *builder) routed(to netip.Addr) bool {
 func (b *builder) fromVPC(thing string, f config.Forward) {
 	listen := f.Listen.Addr()
 	_, inside := b.inSources(f.To.Addr())
-	_, overlay := b.out.Owner(listen)
+	_, overlay := b.out.Route(listen)
 	switch {
 	case listen.IsUnspecified():
 		b.out.Forwards = append(b.out.Forwards, f)
@@ -160,16 +160,16 @@ func (b *builder) fromVPC(thing string, f config.Forward) {
 		}
 		b.out.Forwards = append(b.out.Forwards, f)
 	}
-	if _, ok := b.out.Owner(f.To.Addr()); !ok && !inside && b.settled() {
+	if _, ok := b.out.Route(f.To.Addr()); !ok && !inside && b.settled() {
 		b.warn(thing, object("see ztgate networks", "no joined network has a route to %s", f.To.Addr()))
 	}
 }
 
 // fromOverlay uses a forward for overlay hosts.
 func (b *builder) fromOverlay(thing string, f config.Forward) {
-	if id, ok := b.out.Owner(f.To.Addr()); ok {
+	if r, ok := b.out.Route(f.To.Addr()); ok {
 		b.refuse(0, thing, object("let them reach it over the overlay itself",
-			"%s is on the overlay (network %s), and overlay hosts are only forwarded into the VPC", f.To.Addr(), id))
+			"%s is on the overlay (network %s), and overlay hosts are only forwarded into the VPC", f.To.Addr(), r.Network))
 		return
 	}
 	b.out.Forwards = append(b.out.Forwards, f)
