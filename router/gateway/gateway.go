@@ -66,7 +66,7 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 		return fmt.Errorf("start forwarding plane: %w", err)
 	}
 	s.usePlane(engine)
-	s.reload = g.apply
+	s.reload, s.ways = g.apply, g
 	g.proxy = hostproxy.New(s.plane, reg, s.log)
 	if err := g.proxy.Set(p.HostForwards); err != nil {
 		return err

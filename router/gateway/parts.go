@@ -34,14 +34,14 @@ type Node interface {
 // NodeConfig is what the gateway tells a node.
 type NodeConfig struct {
 	Implementation string // go or libzt, "" = [config.DefaultNode]
-	Home       string
-	Port       int
-	Planet     []byte // nil = the one in Home, else the built-in one
-	Controller bool
-	Underlay   config.Underlay
-	Logger     *slog.Logger
-	OnFrames   func(nwid uint64, frames [][]byte)
-	Registerer prometheus.Registerer
+	Home           string
+	Port           int
+	Planet         []byte // nil = the one in Home, else the built-in one
+	Controller     bool
+	Underlay       config.Underlay
+	Logger         *slog.Logger
+	OnFrames       func(nwid uint64, frames [][]byte)
+	Registerer     prometheus.Registerer
 }
 
 // orbiter is a node that can use moons.

@@ -28,6 +28,7 @@ type service struct {
 	plane      *plane // nil unless a gateway
 	targets    *prober
 	neighbours neighbours                 // who knows which MAC an address has; nil = nobody
+	ways       hostWays                   // the host's kernel; nil = nothing of it matters
 	resync     chan struct{}              // a value makes the networks be looked at again
 	reload     func(*config.Config) error // puts a configuration into force; nil = this process can't
 	reloading  sync.Mutex

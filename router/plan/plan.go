@@ -198,7 +198,7 @@ func (b *builder) network(n ztnode.Network) {
 			continue
 		}
 		out.Refused++
-		b.refuse(n.ID, "assigned address "+a.String(), why)
+		b.refuse(n.ID, a, "assigned address "+a.String(), why)
 	}
 	for _, r := range n.Routes {
 		if r.Via.IsValid() && slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return p.Addr() == r.Via }) {
@@ -210,7 +210,7 @@ func (b *builder) network(n ztnode.Network) {
 		}
 		if why != nil {
 			out.Refused++
-			b.refuse(n.ID, "managed route "+r.Target.String(), why)
+			b.refuse(n.ID, r.Target, "managed route "+r.Target.String(), why)
 		}
 	}
 	b.out.Networks = append(b.out.Networks, out)

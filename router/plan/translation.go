@@ -12,7 +12,7 @@ import (
 func (b *builder) maps() {
 	for _, m := range b.cfg.Maps {
 		if why := b.mapFault(m); why != nil {
-			b.refuse(0, "map "+m.String(), why)
+			b.refuse(0, m.Alias, "map "+m.String(), why)
 			continue
 		}
 		b.out.Maps = append(b.out.Maps, m)
@@ -73,7 +73,7 @@ func (b *builder) forwards() {
 		seen[k] = true
 		switch {
 		case why != nil:
-			b.refuse(0, thing, fatally(why))
+			b.refuse(0, single(f.Listen.Addr()), thing, fatally(why))
 		case f.Side == config.SideOverlay:
 			b.fromOverlay(thing, f)
 		default:
@@ -142,8 +142,14 @@ func (b *builder) fromVPC(thing string, f config.Forward) {
 		}
 	case b.hostOwns(listen):
 		if inside || !f.Masquerade {
-			b.refuse(0, thing, object("name a host of the overlay, and set masquerade: true",
+			b.refuse(0, single(f.Listen.Addr()), thing, object("name a host of the overlay, and set masquerade: true",
 				"it listens at this host's own address, where connections end and are made anew into the overlay"))
+			return
+		}
+		if slices.ContainsFunc(b.cfg.Forwards, func(o config.Forward) bool {
+			return o.Side == f.Side && o.Proto == f.Proto && o.Listen.Addr().IsUnspecified() && o.Listen.Port() == f.Listen.Port() && o.Listen.Addr().Is4() == listen.Is4()
+		}) {
+			b.refuse(0, single(listen), thing, object("choose another port for one of the two", "another forward listens at all of this host's addresses on that port"))
 			return
 		}
 		b.out.HostForwards = append(b.out.HostForwards, f)
@@ -152,7 +158,7 @@ func (b *builder) fromVPC(thing string, f config.Forward) {
 			if why := b.astray(single(listen)); why != nil {
 				why.remedy = "give this host the address, or leave it out: " + f.Proto + "/PORT listens at all of this host's"
 				if b.in.Host != nil { // else it may be the host's own
-					b.refuse(0, thing, why)
+					b.refuse(0, single(f.Listen.Addr()), thing, why)
 				}
 				return
 			}
@@ -168,7 +174,7 @@ func (b *builder) fromVPC(thing string, f config.Forward) {
 // fromOverlay uses a forward for overlay hosts.
 func (b *builder) fromOverlay(thing string, f config.Forward) {
 	if r, ok := b.out.Route(f.To.Addr()); ok {
-		b.refuse(0, thing, object("let them reach it over the overlay itself",
+		b.refuse(0, single(f.Listen.Addr()), thing, object("let them reach it over the overlay itself",
 			"%s is on the overlay (network %s), and overlay hosts are only forwarded into the VPC", f.To.Addr(), r.Network))
 		return
 	}
