@@ -14,6 +14,7 @@ import (
 	"ztgate/zerotier/portmap"
 	"ztgate/zerotier/transport"
 	"ztgate/zerotier/vl1"
+	"ztgate/zerotier/ztnode"
 )
 
 // goNode is the node in pure Go.
@@ -53,20 +54,16 @@ func newGoNode(cfg NodeConfig) (Node, error) {
 	return g, nil
 }
 
-// nodeError marks what the operator can set right.
-func nodeError(err error) error {
-	for _, usage := range []error{zerotier.ErrHomeUnusable, zerotier.ErrIdentityPermissions, zerotier.ErrIdentityMismatch,
-		zerotier.ErrIdentityInvalid, zerotier.ErrPlanetInvalid} {
+// nodeError marks what the operator can set right; besides what any node may complain
+// of, the errors in more.
+func nodeError(err error, more ...error) error {
+	for _, usage := range append(more, ztnode.ErrHomeUnusable, ztnode.ErrIdentityPermissions, ztnode.ErrIdentityMismatch,
+		ztnode.ErrIdentityInvalid, ztnode.ErrPlanetInvalid) {
 		if errors.Is(err, usage) {
 			return fault.Usage(err)
 		}
 	}
-	return portError(err)
-}
-
-// portError says what to do about a taken port.
-func portError(err error) error {
-	if errors.Is(err, zerotier.ErrPortInUse) {
+	if errors.Is(err, ztnode.ErrPortInUse) {
 		return fmt.Errorf("%w: choose another with --port, or --port 0 for any free one", err)
 	}
 	return err
