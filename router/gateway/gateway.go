@@ -39,7 +39,7 @@ func RunWith(ctx context.Context, cfg *config.Config, log *slog.Logger, parts Pa
 
 	g := &gateway{log: log}
 	node, err := parts.NewNode(NodeConfig{
-		Make: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Underlay: cfg.Underlay, Logger: log, Registerer: reg,
+		Implementation: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Underlay: cfg.Underlay, Logger: log, Registerer: reg,
 		OnFrames: func(nwid uint64, frames [][]byte) { g.plane.Deliver(nwid, frames) }, // the node runs only once plane is set
 	})
 	if err != nil {

@@ -42,7 +42,7 @@ func RunMemberWith(ctx context.Context, cfg *config.Config, log *slog.Logger, pa
 	reg := newRegistry(cfg)
 	m := &member{taps: map[ztnode.NetworkID]*host.Tap{}, failed: map[ztnode.NetworkID]string{}}
 	m.ports.Store(&map[uint64]*host.Tap{})
-	node, err := parts.NewNode(NodeConfig{Make: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller,
+	node, err := parts.NewNode(NodeConfig{Implementation: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller,
 		Underlay: cfg.Underlay, Logger: log, Registerer: reg, OnFrames: m.onFrames})
 	if err != nil {
 		return fmt.Errorf("start node: %w", err)

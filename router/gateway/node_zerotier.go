@@ -80,7 +80,7 @@ func (g *goNode) Controller() Controller {
 // ciphers names the cipher suites.
 var ciphers = [...]string{"poly1305", "salsa2012_poly1305", "trusted", "aes_gmac_siv"}
 
-// collectWire collects what both makes of a node have: the sockets' counters.
+// collectWire collects what both implementations of a node have: the sockets' counters.
 func collectWire(s transport.Stats, counter func(d *prometheus.Desc, v uint64, labels ...string)) {
 	counter(descPackets, s.Rx.Datagrams, "wire", "rx")
 	counter(descPackets, s.Tx.Datagrams, "wire", "tx")

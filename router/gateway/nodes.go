@@ -7,7 +7,7 @@ import (
 
 // newNode makes the node that is configured.
 func newNode(cfg NodeConfig) (Node, error) {
-	name := cfg.Make
+	name := cfg.Implementation
 	if name == "" {
 		name = config.DefaultNode()
 	}

@@ -37,15 +37,15 @@ type Node interface {
 
 // NodeConfig is what the gateway tells a node.
 type NodeConfig struct {
-	Make       string // go or libzt, "" = [DefaultNode]
-	Home       string
-	Port       int
-	Planet     []byte // nil = the one in Home, else the built-in one
-	Controller bool
-	Underlay   config.Underlay
-	Logger     *slog.Logger
-	OnFrames   func(nwid uint64, frames [][]byte)
-	Registerer prometheus.Registerer
+	Implementation string // go or libzt, "" = [DefaultNode]
+	Home           string
+	Port           int
+	Planet         []byte // nil = the one in Home, else the built-in one
+	Controller     bool
+	Underlay       config.Underlay
+	Logger         *slog.Logger
+	OnFrames       func(nwid uint64, frames [][]byte)
+	Registerer     prometheus.Registerer
 }
 
 // orbiter is a node that can use moons.
