@@ -5,7 +5,8 @@
 //
 // The package joins the parts: identity and packet (formats and ciphers), vl1
 // (peers and paths), vl2 and network (joined networks), controller, transport
-// (UDP sockets), portmap (routers in front of the host). It needs no privileges
+// (UDP sockets), portmap (routers in front of the host). What it says about itself
+// is in the words of ztnode. It needs no privileges
 // and creates no interfaces.
 package zerotier
 
