@@ -5,7 +5,8 @@
 //
 // The package joins the parts: identity and packet (formats and ciphers), vl1
 // (peers and paths), vl2 and network (joined networks), controller, transport
-// (UDP sockets), portmap (routers in front of the host). It needs no privileges
+// (UDP sockets), portmap (routers in front of the host). What it says about itself
+// is in the words of ztnode. It needs no privileges
 // and creates no interfaces.
 package zerotier
 
@@ -30,6 +31,7 @@ import (
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
 	"ztgate/zerotier/ztnode"
+	"ztgate/zerotier/ztnode/home"
 )
 
 // Headroom is the room, in bytes, that [Node.WriteFrames] needs before each
@@ -40,9 +42,6 @@ const Headroom = 64
 const (
 	VersionMajor, VersionMinor, VersionRevision = 1, 14, 1
 )
-
-// ErrPortInUse says that the UDP port is taken on one of the addresses.
-var ErrPortInUse = transport.ErrPortInUse
 
 // Config says how a node runs.
 type Config struct {
@@ -80,7 +79,7 @@ type Config struct {
 type Node struct {
 	cfg   Config
 	log   *slog.Logger
-	home  *home
+	home  *store
 	id    *identity.Identity
 	core  *vl1.Core
 	layer *network.Layer
@@ -117,7 +116,8 @@ type rxWorker struct {
 	now time.Time // of this batch, zero between batches
 }
 
-// New opens home and the UDP sockets. Run must be called to make the node work,
+// New opens home and the UDP sockets; what an operator can remedy is an error of
+// [ztnode]. Run must be called to make the node work,
 // Close if it is not.
 func New(cfg Config) (_ *Node, err error) {
 	n := &Node{
@@ -128,9 +128,11 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
-	if n.home, err = openHome(cfg.Home); err != nil {
+	dir, err := home.Open(cfg.Home)
+	if err != nil {
 		return nil, err
 	}
+	n.home = &store{dir}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -185,7 +187,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	}
 	if n.cfg.Controller {
 		n.ctl, err = controller.New(controller.Config{
-			Identity: n.id, Dir: n.home.path("controller.d"), Send: n.controllerSend, Logger: n.log,
+			Identity: n.id, Dir: n.home.Path("controller.d"), Send: n.controllerSend, Logger: n.log,
 		})
 		if err != nil {
 			return err
@@ -242,7 +244,7 @@ func (n *Node) Close() error {
 		errs = append(errs, n.udp.Close())
 	}
 	if n.home != nil {
-		errs = append(errs, n.home.close())
+		errs = append(errs, n.home.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -412,7 +414,7 @@ func (n *Node) controllerSend(dst identity.Address, v packet.Verb, payload []byt
 }
 
 func (n *Node) worldChanged(w *vl1.World) {
-	store := n.home.storePlanet
+	store := n.home.StorePlanet
 	if w.Moon {
 		store = n.home.storeMoon
 	}

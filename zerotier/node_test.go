@@ -83,12 +83,12 @@ func TestHomeErrors(t *testing.T) {
 		mode os.FileMode
 		want error
 	}{
-		{"readable by others", "identity.secret", secret(t), 0o640, ErrIdentityPermissions},
-		{"rubbish", "identity.secret", "rubbish", 0o600, ErrIdentityInvalid},
-		{"empty", "identity.secret", "", 0o600, ErrIdentityInvalid},
-		{"public part only", "identity.secret", other.String(), 0o600, ErrIdentityInvalid},
-		{"other public part", "identity.public", other.String(), 0o644, ErrIdentityMismatch},
-		{"planet", "planet", "rubbish", 0o644, ErrPlanetInvalid},
+		{"readable by others", "identity.secret", secret(t), 0o640, ztnode.ErrIdentityPermissions},
+		{"rubbish", "identity.secret", "rubbish", 0o600, ztnode.ErrIdentityInvalid},
+		{"empty", "identity.secret", "", 0o600, ztnode.ErrIdentityInvalid},
+		{"public part only", "identity.secret", other.String(), 0o600, ztnode.ErrIdentityInvalid},
+		{"other public part", "identity.public", other.String(), 0o644, ztnode.ErrIdentityMismatch},
+		{"planet", "planet", "rubbish", 0o644, ztnode.ErrPlanetInvalid},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := newHome(t)
@@ -103,7 +103,7 @@ func TestHomeErrors(t *testing.T) {
 			}
 		})
 	}
-	if _, err := open(t, Config{}); !errors.Is(err, ErrHomeUnusable) {
+	if _, err := open(t, Config{}); !errors.Is(err, ztnode.ErrHomeUnusable) {
 		t.Errorf("no home: %v", err)
 	}
 }
@@ -119,7 +119,7 @@ func TestSecretGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(dir2, "identity.public"), string(b), 0o644)
-	if _, err := open(t, Config{Home: dir2}); !errors.Is(err, ErrIdentityMismatch) {
+	if _, err := open(t, Config{Home: dir2}); !errors.Is(err, ztnode.ErrIdentityMismatch) {
 		t.Errorf("a lost secret was replaced: %v", err)
 	}
 }
@@ -130,7 +130,7 @@ func TestHomeLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := open(t, Config{Home: dir}); !errors.Is(err, ErrHomeInUse) {
+	if _, err := open(t, Config{Home: dir}); !errors.Is(err, ztnode.ErrHomeInUse) {
 		t.Errorf("second process: %v", err)
 	}
 	if err := n.Close(); err != nil {
@@ -147,7 +147,7 @@ func TestPortInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if _, err := open(t, Config{Home: newHome(t), Port: l.LocalAddr().(*net.UDPAddr).Port}); !errors.Is(err, ErrPortInUse) {
+	if _, err := open(t, Config{Home: newHome(t), Port: l.LocalAddr().(*net.UDPAddr).Port}); !errors.Is(err, ztnode.ErrPortInUse) {
 		t.Errorf("got %v", err)
 	}
 }

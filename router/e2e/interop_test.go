@@ -29,7 +29,7 @@ func TestInteropBulk(t *testing.T) {
 	real := reference(t)
 	type mix struct {
 		name                  string
-		root, office, gateway lab.Make
+		root, office, gateway lab.Program
 		path                  string
 	}
 	mixes := []mix{
@@ -43,7 +43,7 @@ func TestInteropBulk(t *testing.T) {
 	}
 	for _, c := range mixes { // one after the other: they need the machine
 		t.Run(c.name, func(t *testing.T) {
-			name := func(m lab.Make) string {
+			name := func(m lab.Program) string {
 				if m == lab.Reference {
 					return version(t, c.path)
 				}

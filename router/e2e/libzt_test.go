@@ -32,7 +32,7 @@ func TestLibzt(t *testing.T) {
 	real := os.Getenv("ZT_ONE")
 	for _, c := range []struct {
 		name                  string
-		root, office, gateway lab.Make
+		root, office, gateway lab.Program
 	}{
 		{"office_and_gateway", lab.Ours, lab.Libzt, lab.Libzt},
 		{"gateway", lab.Ours, lab.Ours, lab.Libzt},
@@ -75,14 +75,14 @@ func TestLibzt(t *testing.T) {
 					t.Error("ztgate_build_info doesn't say that the node is libzt")
 				}
 			}
-			// Another make of the gateway's node in the same home has the same address,
+			// Another implementation of the gateway's node in the same home has the same address,
 			// is authorised and carries on.
 			s.GatewayProcess.Stop()
 			other := lab.Libzt
 			if c.gateway == lab.Libzt {
 				other = lab.Ours
 			}
-			s.SetGatewayMake(other)
+			s.SetGatewayProgram(other)
 			if err := s.StartGateway(s.Context()); err != nil {
 				t.Fatal(err)
 			}

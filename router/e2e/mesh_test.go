@@ -28,11 +28,11 @@ func overlayOf(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 77, 0, byt
 // older returns the path of a second, older zerotier-one, or "".
 func older() string { return os.Getenv("ZT_ONE_OLD") }
 
-// eachRoot runs f for each make of a root that is the controller too, at once, with
+// eachRoot runs f for each implementation of a root that is the controller too, at once, with
 // a mesh of members around it. How it goes is recorded as a property of them.
 func eachRoot(t *testing.T, property string, f func(t *testing.T, m *lab.Mesh)) {
 	t.Parallel()
-	for _, k := range nodeMakes(t) {
+	for _, k := range implementations(t) {
 		t.Run("root_"+k.name, func(t *testing.T) {
 			t.Parallel()
 			recordTest(t, row{property: property, root: k.name, controller: k.name, member: memberNames(t), gateway: "-"})
@@ -42,12 +42,12 @@ func eachRoot(t *testing.T, property string, f func(t *testing.T, m *lab.Mesh)) 
 }
 
 // eachCrossed is eachRoot, but the controller is a node of its own and of another
-// make.
+// implementation.
 func eachCrossed(t *testing.T, property string, f func(t *testing.T, m *lab.Mesh)) {
 	t.Parallel()
-	makes := nodeMakes(t)
-	for i, root := range makes {
-		controller := makes[(i+1)%len(makes)]
+	impls := implementations(t)
+	for i, root := range impls {
+		controller := impls[(i+1)%len(impls)]
 		t.Run("root_"+root.name+"_controller_"+controller.name, func(t *testing.T) {
 			t.Parallel()
 			recordTest(t, row{property: property, root: root.name, controller: controller.name, member: memberNames(t), gateway: "-"})
@@ -66,7 +66,7 @@ func members(t *testing.T) []lab.MeshMember {
 	return []lab.MeshMember{{Name: "ours"}, {Name: "real", ZeroTierOne: reference(t)}, third}
 }
 
-// memberNames are the makes of members, as in a row of the table.
+// memberNames are the implementations of members, as in a row of the table.
 func memberNames(t *testing.T) string {
 	var names []string
 	for _, m := range members(t) {

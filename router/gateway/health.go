@@ -71,7 +71,7 @@ func (s *service) networkHealth(address string) (bool, string) {
 				reasons = append(reasons, why)
 			}
 		case ztnode.StatusRequesting:
-			reasons = append(reasons, fmt.Sprintf("network %s: waiting for its controller %010x to answer", n.ID, uint64(n.ID)>>24))
+			reasons = append(reasons, fmt.Sprintf("network %s: waiting for its controller %s to answer", n.ID, n.ID.Controller()))
 		case ztnode.StatusDenied:
 			reasons = append(reasons, fmt.Sprintf("network %s: ACCESS_DENIED: authorise member %s at its controller", n.ID, address))
 		case ztnode.StatusNotFound:

@@ -14,8 +14,8 @@ import (
 
 // A node that this program doesn't have is refused where it is configured, with
 // what to do; libzt is the default where it is built in.
-func TestNodeMake(t *testing.T) {
-	has := slices.Contains(config.NodeMakes(), config.NodeLibzt)
+func TestNodeImplementation(t *testing.T) {
+	has := slices.Contains(config.NodeImplementations(), config.NodeLibzt)
 	if want := map[bool]string{true: config.NodeLibzt, false: config.NodeGo}[has]; config.DefaultNode() != want {
 		t.Errorf("default node %q, want %q", config.DefaultNode(), want)
 	}
@@ -39,7 +39,7 @@ func TestNodeMake(t *testing.T) {
 
 // What libzt can't do is a usage error before anything is opened.
 func TestLibztLimits(t *testing.T) {
-	if !slices.Contains(config.NodeMakes(), config.NodeLibzt) {
+	if !slices.Contains(config.NodeImplementations(), config.NodeLibzt) {
 		t.Skip("this build has no libzt")
 	}
 	for name, cfg := range map[string]gateway.NodeConfig{
@@ -47,7 +47,7 @@ func TestLibztLimits(t *testing.T) {
 		"low bandwidth": {Underlay: config.Underlay{LowBandwidth: true}},
 		"broken planet": {Planet: []byte("no planet")},
 	} {
-		cfg.Make, cfg.Home, cfg.Logger = config.NodeLibzt, t.TempDir(), slog.New(slog.DiscardHandler)
+		cfg.Implementation, cfg.Home, cfg.Logger = config.NodeLibzt, t.TempDir(), slog.New(slog.DiscardHandler)
 		if n, err := gateway.DefaultParts().NewNode(cfg); err == nil || fault.ExitCode(err) != 2 {
 			t.Errorf("%s: got %v, %v, want a usage error", name, n, err)
 		}
@@ -57,14 +57,14 @@ func TestLibztLimits(t *testing.T) {
 // Either node opens a home that the other one has used, with the same address and
 // networks.
 func TestNodeChange(t *testing.T) {
-	if !slices.Contains(config.NodeMakes(), config.NodeLibzt) {
+	if !slices.Contains(config.NodeImplementations(), config.NodeLibzt) {
 		t.Skip("this build has no libzt")
 	}
 	home := t.TempDir()
 	const network ztnode.NetworkID = 0x8056c2e21c000001
 	address := ""
 	for i, name := range []string{config.NodeLibzt, config.NodeGo, config.NodeLibzt} {
-		n, err := gateway.DefaultParts().NewNode(gateway.NodeConfig{Make: name, Home: home, Logger: slog.New(slog.DiscardHandler)})
+		n, err := gateway.DefaultParts().NewNode(gateway.NodeConfig{Implementation: name, Home: home, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}

@@ -107,26 +107,10 @@ func (s *service) addPath(p *control.Ping, id ztnode.NetworkID, hop netip.Addr) 
 	if !ok {
 		return
 	}
-	p.Peer = addressOfMAC(mac, id)
+	p.Peer = ztnode.AddressOf(id, mac).String()
 	for _, peer := range s.peers() {
 		if peer.Address == p.Peer {
 			p.Path = peer.Link
 		}
 	}
-}
-
-// addressOfMAC inverts the derivation of a MAC from a node's address (chapter
-// 03 §2): the lower 40 bits are the address, mixed with the network ID.
-func addressOfMAC(m ztnode.MAC, id ztnode.NetworkID) string {
-	var a uint64
-	for i := 1; i < len(m); i++ {
-		a = a<<8 | uint64(m[i])
-	}
-	n := uint64(id)
-	a ^= (n >> 8 & 0xff) << 32
-	a ^= (n >> 16 & 0xff) << 24
-	a ^= (n >> 24 & 0xff) << 16
-	a ^= (n >> 32 & 0xff) << 8
-	a ^= n >> 40 & 0xff
-	return fmt.Sprintf("%010x", a)
 }

@@ -95,7 +95,7 @@ func (p *plane) Explain(q control.Question) control.Explanation {
 		Route: x.Route, NextHop: x.NextHop, Source: x.Source, Destination: x.Destination, Translation: x.SourceHow,
 		Redirected: x.Redirected, MTU: x.MTU}
 	if x.NextHopMAC != [6]byte{} {
-		out.Member = addressOfMAC(x.NextHopMAC, out.Network)
+		out.Member = ztnode.AddressOf(out.Network, x.NextHopMAC).String()
 	}
 	return out
 }

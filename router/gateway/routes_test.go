@@ -87,14 +87,6 @@ func TestGlobal(t *testing.T) {
 	}
 }
 
-func TestAddressOfMAC(t *testing.T) {
-	// chapter 04 §15.6: the example of a network and a member.
-	mac := ztnode.MAC{0x06, 0x95, 0xfc, 0xd8, 0x70, 0xb4}
-	if got := addressOfMAC(mac, 0x9778dd29dd246907); got != "fcd8055969" {
-		t.Errorf("got %s, want fcd8055969", got)
-	}
-}
-
 func TestNumbered(t *testing.T) {
 	for _, tt := range []struct {
 		name string

@@ -19,6 +19,7 @@ import (
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
+	"ztgate/zerotier/ztnode"
 )
 
 // Peers is what the layer needs of the peer layer. [*vl1.Core] implements it.
@@ -102,10 +103,7 @@ const (
 )
 
 // String returns the word ZeroTier uses.
-func (s Status) String() string {
-	return [...]string{"REQUESTING_CONFIGURATION", "OK", "ACCESS_DENIED", "NOT_FOUND", "PORT_ERROR",
-		"CLIENT_TOO_OLD", "AUTHENTICATION_REQUIRED"}[s]
-}
+func (s Status) String() string { return ztnode.Statuses()[s] }
 
 // Limits.
 const (

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ztgate/zerotier/ztnode"
 )
 
 var loopback = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
@@ -213,7 +215,7 @@ func TestPortInUse(t *testing.T) {
 	u := open(t, Config{NoSecondary: true})
 	_, err := Open(Config{Bind: loopback, Port: u.Ports()[0], NoSecondary: true})
 	pe, ok := errors.AsType[*PortInUseError](err)
-	if !ok || !errors.Is(err, ErrPortInUse) || pe.Endpoint != u.LocalEndpoints()[0] {
+	if !ok || !errors.Is(err, ztnode.ErrPortInUse) || pe.Endpoint != u.LocalEndpoints()[0] {
 		t.Errorf("Open on a taken port: %v, want a PortInUseError for %v", err, u.LocalEndpoints()[0])
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
+	"ztgate/zerotier/ztnode"
 )
 
 // SocketID names a local UDP socket; 0 means all sockets of the address family.
@@ -265,7 +266,7 @@ const (
 )
 
 // String returns the word that ZeroTier uses.
-func (r Role) String() string { return [...]string{"LEAF", "MOON", "PLANET"}[r] }
+func (r Role) String() string { return ztnode.Roles()[r] }
 
 // New makes the peer layer of a node. It sends nothing before the first Tick.
 func New(cfg Config) (*Core, error) {
