@@ -87,7 +87,13 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e.cfg.Mappings = nil
 	e.errors.init()
-	e.frags = frag.New(func(side uint8, n int) { e.dropN(Side(side), dropFragment, n) })
+	e.frags = frag.New(func(from uint32, n int) {
+		side := OverlaySide
+		if from == uint32(vpcNIC) {
+			side = VPCSide
+		}
+		e.dropN(side, dropFragment, n)
+	})
 	local, err := newLocalStack(e.sendLocal)
 	if err != nil {
 		return nil, fmt.Errorf("netstack: %w", err)
