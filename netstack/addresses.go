@@ -29,6 +29,9 @@ func (at *attachment) isBroadcast(a netip.Addr) bool { return slices.Contains(at
 // onLink reports an address of the network's own subnets.
 func (at *attachment) onLink(a netip.Addr) bool { return contains(at.Addresses, a) }
 
+// isServed reports an address that a forward names for clients of a side.
+func (s *netSet) isServed(from Side, a netip.Addr) bool { _, ok := s.served[from][a]; return ok }
+
 // isOwnOn and isBroadcastOn ask as a network does, or as the VPC does if at is nil.
 func (s *netSet) isOwnOn(at *attachment, a netip.Addr) bool {
 	if at == nil {

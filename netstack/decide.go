@@ -56,12 +56,14 @@ func (e *Engine) decideVPC(s *netSet, t *tuple) decision {
 	}
 	d := decision{rule: ruleNone}
 	to, port := t.dst, t.dport
-	if f := s.forward(VPCSide, t.proto, t.dst, t.dport); f != nil && s.isOwn(t.dst) {
+	if f := s.forward(nil, t.proto, t.dst, t.dport); f != nil {
 		d.forward, to, port = f, f.To.Addr(), f.To.Port()
 		d.flow.ServerPort = port
 	} else if s.isOwn(t.dst) {
 		d.server = t.dst
 		return e.hairpin(s, t, d)
+	} else if s.isServed(VPCSide, t.dst) { // elsewhere, at this port there is nothing
+		return tellWith(dropNoRoute, ipkt.NoRoute)
 	}
 	host := s.fromVPC(to)
 	d.at, d.hop, d.server, d.target = host.at, host.hop, host.addr, host.by
@@ -69,7 +71,7 @@ func (e *Engine) decideVPC(s *netSet, t *tuple) decision {
 		d.flow.Server = ipkt.Bytes(d.server)
 	}
 	switch {
-	case !forwardable(d.server), s.isBroadcastOn(d.at, d.server), s.isOwnOn(d.at, d.server):
+	case !forwardable(d.server), s.isBroadcastOn(d.at, d.server), s.isOwnOn(d.at, d.server), d.at == nil && s.isServed(VPCSide, d.server):
 		return refuseWith(dropForbidden)
 	case d.at == nil && d.forward != nil && s.inVPC(d.server):
 		return e.hairpinForward(s, t, d, port)
@@ -94,7 +96,7 @@ func sourceToOverlay(s *netSet, t *tuple, d decision, masquerade bool) decision 
 		if listen.IsUnspecified() {
 			listen = at.address(v6)
 		}
-		if at.isOwn(listen) {
+		if s.mayServe(at, listen) {
 			d.flow.Source, d.flow.Address, d.flow.Port = nat.Map, ipkt.Bytes(listen), f.Listen.Port()
 			return d
 		}
@@ -174,7 +176,7 @@ func (e *Engine) resume(s *netSet, t *tuple, d decision, host netip.Addr, port u
 			if listen.IsUnspecified() {
 				listen = at.address(host.Is6())
 			}
-			if !at.isOwn(listen) {
+			if !s.mayServe(at, listen) {
 				continue
 			}
 			d.at, d.hop, d.server = at, at.hop(host), host
@@ -196,11 +198,11 @@ func (e *Engine) decideOverlay(s *netSet, at *attachment, t *tuple) decision {
 	d.flow.Slot, d.flow.To = at.slot, VPCSide
 	port := t.dport
 	invited := true
-	if at.isOwn(t.dst) {
-		if f := s.forward(OverlaySide, t.proto, t.dst, t.dport); f != nil {
-			d.forward, d.server, port = f, f.To.Addr(), f.To.Port()
-			d.flow.Server, d.flow.ServerPort = ipkt.Bytes(d.server), port
-		} else if host, hostPort, ok := e.openMapping(t); ok {
+	if f := s.forward(at, t.proto, t.dst, t.dport); f != nil {
+		d.forward, d.server, port = f, f.To.Addr(), f.To.Port()
+		d.flow.Server, d.flow.ServerPort = ipkt.Bytes(d.server), port
+	} else if at.isOwn(t.dst) {
+		if host, hostPort, ok := e.openMapping(t); ok {
 			d.server, port = ipkt.Addr(host), hostPort
 			d.flow.Server, d.flow.ServerPort = host, hostPort
 		} else {
@@ -209,7 +211,7 @@ func (e *Engine) decideOverlay(s *netSet, at *attachment, t *tuple) decision {
 	} else if m, a := s.translate(VPCSide, true, at.ID, t.dst); m != nil {
 		d.target, d.server = m, a
 		d.flow.Server = ipkt.Bytes(a)
-	} else if s.isOwn(t.dst) || at.onLink(t.dst) { // of another side, or a member that the sender reaches itself
+	} else if s.isOwn(t.dst) || s.isServed(OverlaySide, t.dst) || at.onLink(t.dst) { // of another side, or a member that the sender reaches itself
 		return refuseWith(dropNoFlow)
 	} else {
 		invited = false

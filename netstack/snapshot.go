@@ -34,8 +34,9 @@ type netSet struct {
 	own         map[netip.Addr]*attachment // the gateway's addresses as the VPC knows them; nil for those on the VPC side
 	broadcasts  map[netip.Addr]struct{}    // as the VPC knows them
 	listeners   map[forwardKey]*PortForward
-	backwards   map[forwardKey]*PortForward // by target, those without masquerading
-	vpc4, vpc6  netip.Addr                  // of the gateway on the VPC side
+	backwards   map[forwardKey]*PortForward       // by target, those without masquerading
+	served      [numSides]map[netip.Addr]struct{} // addresses that forwards of a side name
+	vpc4, vpc6  netip.Addr                        // of the gateway on the VPC side
 }
 
 // forwardKey is an end of a forward: where its clients send to, or its target.
@@ -282,9 +283,15 @@ func broadcastOf(p netip.Prefix) netip.Addr {
 // addForwards fills the tables of forwards.
 func (s *netSet) addForwards() {
 	s.listeners, s.backwards = make(map[forwardKey]*PortForward), make(map[forwardKey]*PortForward)
+	for side := range s.served {
+		s.served[side] = make(map[netip.Addr]struct{})
+	}
 	for i := range s.forwards {
 		f := &s.forwards[i]
 		s.listeners[f.listens()] = f
+		if !f.Listen.Addr().IsUnspecified() {
+			s.served[f.From][f.Listen.Addr()] = struct{}{}
+		}
 		if !f.Masquerade {
 			s.backwards[f.target()] = f
 		}
@@ -307,6 +314,9 @@ func (s *netSet) reserved(proto uint8) (out []netip.AddrPort) {
 			for a := range s.own {
 				add(a)
 			}
+			if !f.Listen.Addr().IsUnspecified() && !s.isOwn(f.Listen.Addr()) {
+				add(f.Listen.Addr())
+			}
 			continue
 		}
 		for _, at := range s.attachments {
@@ -318,19 +328,33 @@ func (s *netSet) reserved(proto uint8) (out []netip.AddrPort) {
 	return out
 }
 
-// forward returns the forward that clients of a side reach at an address of ours.
-func (s *netSet) forward(from Side, proto uint8, a netip.Addr, port uint16) *PortForward {
-	if len(s.listeners) == 0 {
+// forward returns the forward that clients on a network, or in the VPC if at is nil,
+// reach at an address and port. An address that a forward names needn't be one of the
+// gateway's: whoever sends to it has a route to the gateway.
+func (s *netSet) forward(at *attachment, proto uint8, a netip.Addr, port uint16) *PortForward {
+	if len(s.forwards) == 0 {
 		return nil
 	}
-	if f := s.listeners[forwardKey{a, port, proto, from}]; f != nil {
+	if f := s.listeners[forwardKey{a, port, proto, at.side()}]; f != nil && s.mayServe(at, a) {
 		return f
+	}
+	if !s.isOwnOn(at, a) {
+		return nil
 	}
 	any := netip.IPv4Unspecified()
 	if a.Is6() {
 		any = netip.IPv6Unspecified()
 	}
-	return s.listeners[forwardKey{any, port, proto, from}]
+	return s.listeners[forwardKey{any, port, proto, at.side()}]
+}
+
+// mayServe reports whether a forward may listen at an address there: not at what the
+// gateway is on another network only.
+func (s *netSet) mayServe(at *attachment, a netip.Addr) bool {
+	if s.isOwnOn(at, a) {
+		return true
+	}
+	return at == nil || !s.isOwn(a) && !slices.ContainsFunc(s.slots, func(other *attachment) bool { return other != nil && other.isOwn(a) })
 }
 
 // minMTU6 is what every link must carry where IPv6 is used (RFC 8200 §5).

@@ -115,6 +115,51 @@ func TestForwardSides(t *testing.T) {
 	}
 }
 
+// TestForwardRouted: a forward may name an address that is routed to the gateway.
+func TestForwardRouted(t *testing.T) {
+	for _, listen := range []string{"192.0.2.7", "172.31.0.99"} { // out of the VPC's range, and in it
+		r := newRig(t, withForwards(forward(VPCSide, ipkt.UDP, listen+":443", "10.0.0.10:443", false), forward(VPCSide, ipkt.UDP, listen+":80", "172.31.0.20:8080", false),
+			forward(VPCSide, ipkt.UDP, listen+":81", listen+":82", false)))
+		for range 2 {
+			o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:4000", listen+":443", "x"))
+			r.want("out", o, "udp 10.0.0.1:4000 > 10.0.0.10:443")
+			_, v := r.fromOverlay(pkttest.UDP("10.0.0.10:443", "10.0.0.1:4000", "x"))
+			r.want("answer", v, "udp "+listen+":443 > 172.31.0.10:4000")
+		}
+		_, v := r.fromOverlay(pkttest.ICMPError("10.0.0.10", "10.0.0.1", 3, 3, 0, pkttest.UDP("10.0.0.1:4000", "10.0.0.10:443", "x"), 28))
+		r.want("error of the target", v, "icmp 3/3 "+listen+" > 172.31.0.10 [17 172.31.0.10:4000 > "+listen+":443]")
+		r.e.SetPolicy(policy.New(policy.Accept, nil))
+		o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:4000", listen+":443", "x"))
+		r.want("after a reload", o, "udp 10.0.0.1:4000 > 10.0.0.10:443")
+		// Back into the VPC.
+		_, v = r.fromVPC(pkttest.UDP("172.31.0.10:4000", listen+":80", "x"))
+		r.want("hairpin", v, "udp "+listen+":4000 > 172.31.0.20:8080")
+		_, v = r.fromVPC(pkttest.UDP("172.31.0.20:8080", listen+":4000", "x"))
+		r.want("hairpin answer", v, "udp "+listen+":80 > 172.31.0.10:4000")
+		// Nothing else is served there, and nobody else.
+		for _, b := range [][]byte{pkttest.UDP("172.31.0.10:4001", listen+":444", "x"), pkttest.TCP("172.31.0.10:4001", listen+":443", ipkt.SYN, 1, 0, "")} {
+			o, v = r.fromVPC(b)
+			if len(o) > 0 || len(v) != 1 || v[0][:8] != "icmp 3/0" {
+				t.Errorf("other ports: %q %q", o, v)
+			}
+		}
+		o, v = r.fromVPC(pkttest.UDP("172.31.0.10:4001", listen+":81", "x"))
+		r.want("a forward to itself", append(o, v...))
+		o, v = r.fromOverlay(pkttest.UDP("10.0.0.11:4001", listen+":443", "x"))
+		r.want("from the overlay", append(o, v...))
+		r.drain()
+		r.account()
+	}
+	// The same for clients of the overlay.
+	r := newRig(t, withForwards(forward(OverlaySide, ipkt.UDP, "192.0.2.7:443", "172.31.0.20:443", false)))
+	_, v := r.fromOverlay(pkttest.UDP("10.0.0.11:4001", "192.0.2.7:443", "x"))
+	r.want("from the overlay", v, "udp 10.0.0.11:4001 > 172.31.0.20:443")
+	o, _ := r.fromVPC(pkttest.UDP("172.31.0.20:443", "10.0.0.11:4001", "x"))
+	r.want("answer", o, "udp 192.0.2.7:443 > 10.0.0.11:4001")
+	o, v = r.fromVPC(pkttest.UDP("172.31.0.10:4000", "192.0.2.7:443", "x"))
+	r.want("from the VPC", append(o, v...), "icmp 3/0 172.31.0.1 > 172.31.0.10 [17 172.31.0.10:4000 > 192.0.2.7:443]")
+}
+
 func TestForwardShadow(t *testing.T) {
 	r := newRig(t, withForwards(forward(OverlaySide, ipkt.UDP, "10.0.0.1:9051", "172.31.0.20:91", false)))
 	o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:9051", "10.0.0.10:5555", "x"))
