@@ -452,6 +452,47 @@ func TestMSS(t *testing.T) {
 	}
 }
 
+// TestSetMTU changes the MTU of the VPC device under flows of both paths.
+func TestSetMTU(t *testing.T) {
+	r := newRig(t)
+	mss := func() uint16 {
+		p := pkttest.Packet{Proto: ipkt.TCP, Flags: ipkt.SYN, Src: pkttest.Addr(fmt.Sprintf("172.31.0.10:%d", 5000+len(r.e.Flows(FlowFilter{})))),
+			Dst: pkttest.Addr("10.0.0.10:80"), Seq: 1, Options: []byte{2, 4, 0xff, 0xff}}
+		r.feed([][]byte{p.Bytes()}, nil)
+		o, _ := r.takeRaw()
+		var v ipkt.View
+		ipkt.Parse(o[0], &v)
+		return v.MSS()
+	}
+	answer := func(df bool) []string {
+		p := pkttest.Packet{Src: pkttest.Addr("10.0.0.10:53"), Dst: pkttest.Addr("10.0.0.1:4000"), Payload: make([]byte, 1472), DF: df}
+		o, v := r.fromOverlay(p.Bytes())
+		return append(o, v...)
+	}
+	r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.10:53", "x"))
+	r.want("fits", answer(true), "udp 10.0.0.10:53 > 172.31.0.10:4000")
+	if got := mss(); got != 2760 {
+		t.Errorf("MSS %d, want 2760", got)
+	}
+	if err := r.e.SetMTU(1400); err != nil {
+		t.Fatal(err)
+	}
+	r.want("too big now", answer(true), "icmp 3/4 10.0.0.1 > 10.0.0.10 [17 10.0.0.10:53 > 10.0.0.1:4000]")
+	if got := len(answer(false)); got != 2 {
+		t.Errorf("%d fragments, want 2", got)
+	}
+	if got := mss(); got != 1360 {
+		t.Errorf("MSS %d, want 1360", got)
+	}
+	if err := r.e.SetMTU(1279); err == nil {
+		t.Error("too small for IPv6, and accepted")
+	}
+	if err := r.e.SetMTU(1500); err != nil {
+		t.Fatal(err)
+	}
+	r.want("fits again", answer(true), "udp 10.0.0.10:53 > 172.31.0.10:4000")
+}
+
 func TestExplain(t *testing.T) {
 	r := newRig(t, withForwards(forward(OverlaySide, ipkt.TCP, "10.0.0.1:8443", "172.31.0.20:443", false)), func(c *Config) {
 		c.Policy = policy.New(policy.Accept, []policy.Rule{{Action: policy.Reject, Proto: ipkt.TCP, Ports: []policy.PortRange{{First: 23, Last: 23}}}})
