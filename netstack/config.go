@@ -81,8 +81,9 @@ const (
 	EndpointIndependent     = nat.EndpointIndependent
 )
 
-// PortForward forwards what comes to an address and port of the gateway to a host
-// of either side.
+// PortForward forwards what comes to an address and port to a host of either side.
+// The address is one of the gateway's, or one that is routed to it: the gateway's own
+// for the side of the forward's clients.
 type PortForward struct {
 	From       Side           // where its clients are; nobody else reaches it
 	Proto      uint8          // 6 = TCP, 17 = UDP

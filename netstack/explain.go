@@ -65,7 +65,7 @@ func (e *Engine) Explain(q Question) Explanation {
 	if d.flow.To == OverlaySide {
 		x.NextHop, x.MTU = d.hop, d.at.MTU
 		x.NextHopMAC, _ = d.at.neigh.Lookup(e.clock(), d.hop)
-		if r := s.lookup(d.server); r != nil {
+		if r := d.at.routes.lookup(d.server); r != nil {
 			x.Route = r.target
 		}
 	}
