@@ -202,27 +202,20 @@ type Core struct {
 	workers   []*workerStats
 	retired   workerStats // sums of workers that are no more
 	tick      *Worker
-	outQueue  []queued
-	held      []heldPacket
-	retries   []retryPacket
-	expected  map[packet.ID]*expectation
-	expectLog []packet.ID // in order of time
-	whois     map[identity.Address]*whoisState
-	hints     map[identity.Address]hint
-	intros    map[pair]int64
-	surface   map[surfaceKey]surfaceEntry
+	queue     outQueue
+	held      heldQueue
+	retries   retryQueue
+	replies   replies
+	whois     questions
+	hints     hints
+	intros    introductions
+	surface   surface
+	strangers strangers
 	waiting   map[uint64]identity.Address // moons we wait for, with their seeds
 	contacts  map[identity.Address]bool   // kept in contact though no traffic wants it
 	recalled  map[identity.Address]int64  // looked up in the peer cache
 	forgotten []PeerRecord                // to be handed to OnForgotten
 	revive    reviving
-	gates     [packet.SourceBuckets]rate.Bucket // identity checks per source network
-	okGates   *rate.Table[netip.Addr]           // OK(HELLO)
-	strangers rate.Bucket                       // WHOIS caused by strangers
-	agreed    rate.Bucket                       // key agreements with strangers
-	validated rate.Bucket                       // identity checks
-	inline    rate.Bucket                       // of them, those on a receiving worker
-	checking  bool                              // one runs in the background
 	newcomers []*Peer
 	met       rate.Bucket // RENDEZVOUS followed
 	roots     map[identity.Address]*rootState
@@ -281,16 +274,16 @@ func New(cfg Config) (*Core, error) {
 			protocol: packet.ProtocolVersion,
 			major:    uint8(cfg.SoftwareVersion[0]), minor: uint8(cfg.SoftwareVersion[1]), revision: uint16(cfg.SoftwareVersion[2]),
 		},
-		expected: make(map[packet.ID]*expectation),
-		whois:    make(map[identity.Address]*whoisState),
-		hints:    make(map[identity.Address]hint),
-		intros:   make(map[pair]int64),
-		surface:  make(map[surfaceKey]surfaceEntry),
-		roots:    make(map[identity.Address]*rootState),
-		waiting:  make(map[uint64]identity.Address),
-		recalled: make(map[identity.Address]int64),
-		okGates:  rate.NewTable[netip.Addr](4096),
-		relays:   newRelayGates(),
+		replies:   replies{m: make(map[packet.ID]*expectation)},
+		whois:     questions{m: make(map[identity.Address]question)},
+		hints:     hints{m: make(map[identity.Address]hint)},
+		intros:    introductions{m: make(map[pair]int64)},
+		surface:   surface{m: make(map[surfaceKey]surfaceEntry)},
+		roots:     make(map[identity.Address]*rootState),
+		waiting:   make(map[uint64]identity.Address),
+		recalled:  make(map[identity.Address]int64),
+		strangers: strangers{answers: rate.NewTable[netip.Addr](answerSources)},
+		relays:    newRelayGates(),
 	}
 	if len(cfg.Physical) > maxPhysical {
 		return nil, fmt.Errorf("vl1: %d physical networks configured, %d are possible", len(cfg.Physical), maxPhysical)

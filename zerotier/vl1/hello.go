@@ -37,7 +37,7 @@ func (c *Core) hello(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.AddrPor
 	w.stats.sealed[packet.SuitePoly1305].Add(uint64(len(b)))
 	w.stats.txPackets.Add(1)
 	w.stats.txBytes.Add(uint64(len(b)))
-	c.expect(b.ID(), &expectation{peer: p.addr, verb: packet.VerbHello, ep: ep, sent: w.t, timestamp: h.timestamp})
+	c.replies.expect(b.ID(), &expectation{peer: p.addr, verb: packet.VerbHello, ep: ep, sent: w.t, timestamp: h.timestamp})
 	w.out.Send(sock, ep, nil, b)
 }
 
@@ -99,7 +99,7 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 		c.noteSurface(w, peer, src, h.sentTo)
 	}
 	c.mu.Lock()
-	if c.mayAnswerHello(src, w.t) {
+	if c.strangers.mayAnswer(w.t, src.Endpoint.Addr()) {
 		c.answerHello(w, peer, src, p.ID(), &h, moons, c.proven(peer, src, w.t))
 	} else {
 		w.stats.rejects[RejectRate].Add(1)
@@ -112,90 +112,88 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 	}
 }
 
-// acquaint checks a stranger's HELLO, cheap checks first, and makes a peer.
+// acquaint checks a stranger's HELLO, cheap checks first, and makes a peer. It returns
+// nil without, also while the identity is checked in the background.
 func (c *Core) acquaint(w *Worker, src Source, p packet.Packet, id *identity.Identity) *Peer {
-	if !c.identityGate(src, w.t) {
-		w.stats.rejects[RejectRate].Add(1)
+	if why, ok := c.authenticate(w, src, p, id); !ok {
+		w.stats.rejects[why].Add(1)
 		return nil
+	}
+	switch c.checkWhere(w, src, p, id) { // slow: only after the MAC, and rate-limited
+	case checkHere:
+		peer, ok := c.checkIdentity(id, w.t)
+		if !ok {
+			w.stats.rejects[RejectIdentity].Add(1)
+			return nil
+		}
+		return peer
+	case checkBackground:
+		t := w.t
+		c.cfg.Background(func() { c.checkInBackground(w.stats, id, t) })
+	default:
+		w.stats.rejects[RejectRate].Add(1)
+	}
+	return nil
+}
+
+// authenticate reports whether a stranger's HELLO was sealed by the identity in it, and
+// whether there is room for a peer; else why it is refused.
+func (c *Core) authenticate(w *Worker, src Source, p packet.Packet, id *identity.Identity) (why Reject, ok bool) {
+	if !c.mayAgree(w, src) {
+		return RejectRate, false
 	}
 	session, err := c.id.Agree(id)
-	if err != nil {
-		w.stats.rejects[RejectIdentity].Add(1)
-		return nil
+	switch {
+	case err != nil:
+		return RejectIdentity, false
+	case packet.NewKeys(session).Open(p, &w.scratch) != nil:
+		return RejectMAC, false
+	case !c.roomForPeer(w.t):
+		return RejectPeerLimit, false
 	}
-	if packet.NewKeys(session).Open(p, &w.scratch) != nil {
-		w.stats.rejects[RejectMAC].Add(1)
-		return nil
-	}
-	if !c.roomForPeer(w.t) {
-		w.stats.rejects[RejectPeerLimit].Add(1)
-		return nil
-	}
-	t := w.t
+	return 0, true
+}
+
+// checkWhere decides where an identity is checked. Its HELLO is held if that is in
+// the background.
+func (c *Core) checkWhere(w *Worker, src Source, p packet.Packet, id *identity.Identity) checking {
 	c.mu.Lock()
-	inline := c.cfg.Background == nil || c.inline.Take(t, inlineEvery, inlineBurst)
-	busy := !inline && (c.checking || len(c.held) >= maxHeld)
-	if busy || !c.validated.Take(t, validateEvery, validateBurst) {
-		c.mu.Unlock()
-		w.stats.rejects[RejectRate].Add(1)
-		return nil
+	defer c.mu.Unlock()
+	where := c.strangers.check(w.t, c.cfg.Background != nil, !c.held.full())
+	if where == checkBackground {
+		c.held.addChecked(heldPacket{from: id.Address(), src: src, data: p, born: w.t})
 	}
-	if !inline {
-		c.checking = true
-		c.held = append(c.held, heldPacket{from: id.Address(), src: src, data: slices.Clone(p), born: t, asked: maxAsked})
+	return where
+}
+
+// checkIdentity makes a peer of an identity if its address follows from its keys.
+func (c *Core) checkIdentity(id *identity.Identity, t int64) (*Peer, bool) {
+	if c.cfg.Validate(id) != nil {
+		return nil, false
 	}
-	c.mu.Unlock()
-	if !inline {
-		c.cfg.Background(func() { c.checkInBackground(w.stats, id, t) })
-		return nil
-	}
-	if c.cfg.Validate(id) != nil { // slow: only after the MAC, and rate-limited
-		w.stats.rejects[RejectIdentity].Add(1)
-		return nil
-	}
-	peer, err := c.addPeer(id, t)
-	if err != nil || !peer.id.Equal(id) {
-		w.stats.rejects[RejectIdentity].Add(1)
-		return nil
-	}
-	return peer
+	p, err := c.addPeer(id, t)
+	return p, err == nil && p.id.Equal(id)
 }
 
 // checkInBackground makes a peer of a stranger whose HELLO is held. The next tick
 // goes on with it.
 func (c *Core) checkInBackground(st *workerStats, id *identity.Identity, t int64) {
-	err := c.cfg.Validate(id)
-	var p *Peer
-	if err == nil {
-		p, err = c.addPeer(id, t)
-	}
+	p, ok := c.checkIdentity(id, t)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.checking = false
-	if err != nil || !p.id.Equal(id) {
+	c.strangers.checked()
+	if !ok {
 		st.rejects[RejectIdentity].Add(1)
-		c.held = slices.DeleteFunc(c.held, func(q heldPacket) bool { return q.from == id.Address() && q.asked == maxAsked })
+		c.held.dropChecked(id.Address())
 		return
 	}
 	c.newcomers = append(c.newcomers, p)
 }
 
-// Limits of what strangers cost in all: a key agreement takes about 0.1 ms, an
-// identity check about 15 ms of a processor.
-const (
-	agreeEvery    = time.Millisecond
-	agreeBurst    = 500
-	validateEvery = 50 * time.Millisecond
-	validateBurst = 100
-	inlineEvery   = time.Second
-	inlineBurst   = 16
-)
-
-// identityGate limits identity checks per source network and in all.
-func (c *Core) identityGate(src Source, t int64) bool {
+func (c *Core) mayAgree(w *Worker, src Source) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.gates[packet.SourceBucket(src.Endpoint.Addr())].Take(t, 2*time.Second, 8) && c.agreed.Take(t, agreeEvery, agreeBurst)
+	return c.strangers.mayAgree(w.t, src.Endpoint.Addr())
 }
 
 // roomForPeer reports whether another peer may be remembered, after forgetting
@@ -213,15 +211,10 @@ func (c *Core) roomForPeer(t int64) bool {
 	return c.untrusted < maxUntrustedPeers && c.count.Load() < maxPeers
 }
 
-// mayAnswerHello limits OK(HELLO) per address (chapter 02 §9). Core.mu is held.
-func (c *Core) mayAnswerHello(src Source, t int64) bool {
-	return c.okGates.Of(src.Endpoint.Addr()).Take(t, 1, 250*time.Millisecond, 20)
-}
-
 // collision answers a HELLO whose address belongs to another key.
 func (c *Core) collision(w *Worker, src Source, p packet.Packet, id *identity.Identity) {
 	w.stats.rejects[RejectCollision].Add(1)
-	if !c.identityGate(src, w.t) {
+	if !c.mayAgree(w, src) {
 		return
 	}
 	session, err := c.id.Agree(id)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
 )
 
@@ -135,6 +136,33 @@ type hint struct {
 	born int64
 }
 
+// hints are the latest RENDEZVOUS of peers that aren't known yet.
+type hints struct {
+	m map[identity.Address]hint
+}
+
+// add remembers a hint if there is room for another.
+func (h *hints) add(a identity.Address, x hint) {
+	if len(h.m) < maxHints {
+		h.m[a] = x
+	}
+}
+
+// take removes the hint for a peer; false if there is none or it is too old.
+func (h *hints) take(a identity.Address, t int64) (hint, bool) {
+	x, ok := h.m[a]
+	delete(h.m, a)
+	return x, ok && since(t, x.born) < queueTimeout
+}
+
+func (h *hints) expire(t int64) {
+	for a, x := range h.m {
+		if since(t, x.born) >= queueTimeout {
+			delete(h.m, a)
+		}
+	}
+}
+
 func (c *Core) receiveRendezvous(w *Worker, from *Peer, p packet.Packet, src Source) {
 	v, ok := parseRendezvous(p.Payload())
 	if !ok {
@@ -152,9 +180,7 @@ func (c *Core) receiveRendezvous(w *Worker, from *Peer, p packet.Packet, src Sou
 		c.mu.Unlock()
 	} else if !v.peer.Reserved() {
 		c.mu.Lock()
-		if len(c.hints) < maxHints {
-			c.hints[v.peer] = hint{src.Socket, v.at, w.t}
-		}
+		c.hints.add(v.peer, hint{src.Socket, v.at, w.t})
 		c.mu.Unlock()
 	}
 	c.heard(w, from, src, packet.VerbRendezvous, false, false)
@@ -235,7 +261,7 @@ func (c *Core) pushPaths(w *Worker, p *Peer, src Source) {
 		}
 	}
 	c.mu.Lock()
-	for _, ep := range c.surfaceLocked() {
+	for _, ep := range c.surface.list() {
 		add(ep)
 	}
 	c.mu.Unlock()

@@ -111,23 +111,41 @@ func (g *relayGates) allow(t int64, source netip.Addr, destination identity.Addr
 		g.destination.Of(destination).Take(t, size+relayCost, relayByteTime, relayBurst)
 }
 
+// introductions are when pairs of peers were told of each other.
+type introductions struct {
+	m map[pair]int64
+}
+
+// due reports whether a pair was not introduced lately, and may be remembered.
+func (i *introductions) due(k pair, t int64) bool {
+	last, ok := i.m[k]
+	return (!ok || since(t, last) >= introduceEvery) && len(i.m) < maxIntroductions
+}
+
+func (i *introductions) note(k pair, t int64) { i.m[k] = t }
+
+func (i *introductions) expire(t int64) {
+	for k, at := range i.m {
+		if since(t, at) >= introduceEvery {
+			delete(i.m, k)
+		}
+	}
+}
+
 // introduce sends two peers each other's endpoint (chapter 02 §7.3).
 func (c *Core) introduce(w *Worker, a, b *Peer) {
 	t := w.t
 	key := pair{min(a.addr, b.addr), max(a.addr, b.addr)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if last, ok := c.intros[key]; ok && since(t, last) < introduceEvery {
-		return
-	}
-	if len(c.intros) >= maxIntroductions {
+	if !c.intros.due(key, t) {
 		return
 	}
 	pa, pb := c.commonPaths(a, b, t)
 	if pa == nil {
 		return
 	}
-	c.intros[key] = t
+	c.intros.note(key, t)
 	c.rendezvous(w, a, pa, b.addr, pb.ep)
 	c.rendezvous(w, b, pb, a.addr, pa.ep)
 }

@@ -111,14 +111,14 @@ type TableStats struct {
 // tables lists the bounded tables. Core.mu is held.
 func (c *Core) tables() []TableStats {
 	return []TableStats{
-		{"out_queue", len(c.outQueue), maxOutQueue},
-		{"held_queue", len(c.held), maxHeld},
-		{"retry_queue", len(c.retries), maxRetry},
-		{"expected_replies", len(c.expected), maxExpected},
-		{"pending_whois", len(c.whois), maxWhois},
-		{"rendezvous_hints", len(c.hints), maxHints},
-		{"introductions", len(c.intros), maxIntroductions},
-		{"surface", len(c.surface), maxSurface},
+		{"out_queue", len(c.queue.list), maxOutQueue},
+		{"held_queue", len(c.held.list), maxHeld},
+		{"retry_queue", len(c.retries.list), maxRetry},
+		{"expected_replies", len(c.replies.m), maxExpected},
+		{"pending_whois", len(c.whois.m), maxWhois},
+		{"rendezvous_hints", len(c.hints.m), maxHints},
+		{"introductions", len(c.intros.m), maxIntroductions},
+		{"surface", len(c.surface.m), maxSurface},
 		{"recalled_peers", len(c.recalled), maxRecalled},
 		{"moons", len(c.worlds.Load().moons), maxMoons},
 		{"awaited_moons", len(c.waiting), maxMoons},
@@ -138,7 +138,7 @@ func (c *Core) Stats() (s Stats) {
 	for _, st := range c.workers {
 		sum.add(st)
 	}
-	s.OutQueue, s.HeldQueue, s.RetryQueue = len(c.outQueue), len(c.held), len(c.retries)
+	s.OutQueue, s.HeldQueue, s.RetryQueue = len(c.queue.list), len(c.held.list), len(c.retries.list)
 	s.Tables = c.tables()
 	c.mu.Unlock()
 	s.OutQueueLimit, s.HeldQueueLimit, s.RetryQueueLimit = maxOutQueue, maxHeld, maxRetry
@@ -220,5 +220,5 @@ func (c *Core) peerInfo(p *Peer) PeerInfo {
 func (c *Core) Surface() []netip.AddrPort {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.surfaceLocked()
+	return c.surface.list()
 }

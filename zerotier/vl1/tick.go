@@ -48,7 +48,7 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	}
 	var flush []*Peer
 	waiting := make(map[identity.Address]bool)
-	for _, q := range c.outQueue {
+	for _, q := range c.queue.list {
 		waiting[q.dst] = true
 	}
 	c.eachPeer(func(p *Peer) {
@@ -291,52 +291,24 @@ func (c *Core) tickPeer(w *Worker, p *Peer, ping bool) {
 
 // tickQueues repeats questions and drops what waited too long. Core.mu is held.
 func (c *Core) tickQueues(w *Worker) {
-	c.outQueue = slices.DeleteFunc(c.outQueue, func(q queued) bool { return since(w.t, q.born) >= queueTimeout })
-	for _, q := range c.outQueue {
+	c.queue.expire(w.t)
+	for _, q := range c.queue.list {
 		if c.Peer(q.dst) == nil {
 			c.askWhois(w, q.dst, false)
 		}
 	}
-	c.held = slices.DeleteFunc(c.held, func(q heldPacket) bool { return since(w.t, q.born) >= queueTimeout })
-	for i := range c.held {
-		q := &c.held[i]
-		age := since(w.t, q.born)
-		if q.asked == 1 && age >= time.Second || q.asked == 2 && age >= 3*time.Second {
-			q.asked++
-			c.askWhois(w, q.from, true)
-		}
+	for _, a := range c.held.due(w.t) {
+		c.askWhois(w, a, true)
 	}
-	for a, st := range c.whois {
-		if since(w.t, max(st.last, st.first)) >= 2*whoisPacing {
-			delete(c.whois, a)
-		}
-	}
-	for a, h := range c.hints {
-		if since(w.t, h.born) >= queueTimeout {
-			delete(c.hints, a)
-		}
-	}
+	c.whois.expire(w.t)
+	c.hints.expire(w.t)
 }
 
 // keepHouse forgets what is old. Core.mu is held.
 func (c *Core) keepHouse(t int64) {
-	for k, e := range c.surface {
-		if since(t, e.at) >= surfaceLifetime {
-			delete(c.surface, k)
-		}
-	}
-	for k, at := range c.intros {
-		if since(t, at) >= introduceEvery {
-			delete(c.intros, k)
-		}
-	}
-	for len(c.expectLog) > 0 {
-		if e := c.expected[c.expectLog[0]]; e != nil && since(t, e.sent) < expectTimeout {
-			break
-		}
-		delete(c.expected, c.expectLog[0])
-		c.expectLog = c.expectLog[1:]
-	}
+	c.surface.expire(t)
+	c.intros.expire(t)
+	c.replies.expire(t)
 	c.eachPeer(func(p *Peer) {
 		if !c.stays(p) && since(t, p.lastReceive.Load()) >= peerAlive {
 			c.forget(p)
