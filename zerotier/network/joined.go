@@ -23,7 +23,7 @@ type joined struct {
 	memberMu sync.RWMutex // guards members
 	members  map[identity.Address]*member
 
-	mu            sync.Mutex // guards what follows
+	mu            sync.Mutex // guards what follows; methods named …Locked need it
 	generation    uint64
 	updates       vl2.Assembler
 	lastRequest   time.Time
@@ -58,9 +58,9 @@ type state struct {
 	replicators []identity.Address
 }
 
-// newState makes the state that follows from a configuration. n.mu is held, or n
-// is not shared yet.
-func (n *joined) newState(cfg *vl2.NetworkConfig, status Status, updated time.Time) *state {
+// newStateLocked makes the state that follows from a configuration. It needs no
+// lock while n is not shared yet.
+func (n *joined) newStateLocked(cfg *vl2.NetworkConfig, status Status, updated time.Time) *state {
 	n.generation++
 	s := &state{cfg: cfg, status: status, generation: n.generation, updated: updated, open: cfg != nil && status == StatusOK}
 	if cfg != nil {
@@ -110,7 +110,7 @@ func (n *joined) ensureMember(a identity.Address, now time.Time) *member {
 	defer n.memberMu.Unlock()
 	m := n.members[a]
 	if m == nil {
-		if len(n.members) >= maxMembers && !n.evict(s) {
+		if len(n.members) >= maxMembers && !n.evictLocked(s) {
 			n.l.stats.refusedRecords.Add(1)
 			return nil
 		}
@@ -121,9 +121,9 @@ func (n *joined) ensureMember(a identity.Address, now time.Time) *member {
 	return m
 }
 
-// evict forgets one of some members that may be forgotten, the least used one.
-// memberMu is held.
-func (n *joined) evict(s *state) bool {
+// evictLocked forgets one of some members that may be forgotten, the least used one.
+// It needs memberMu.
+func (n *joined) evictLocked(s *state) bool {
 	const look = 64
 	var oldest *member
 	seen := 0
@@ -141,7 +141,7 @@ func (n *joined) evict(s *state) bool {
 	if oldest == nil {
 		return false
 	}
-	n.forget(oldest)
+	n.forgetLocked(oldest)
 	n.l.stats.evicted.Add(1)
 	return true
 }
@@ -156,8 +156,8 @@ func (n *joined) vital(s *state, m *member) bool {
 	return rec != nil && s.cfg != nil && rec.Vital(s.cfg)
 }
 
-// forget removes a record. memberMu is held.
-func (n *joined) forget(m *member) {
+// forgetLocked removes a record. It needs memberMu.
+func (n *joined) forgetLocked(m *member) {
 	m.removed.Store(true)
 	delete(n.members, m.addr)
 }
@@ -168,7 +168,7 @@ func (n *joined) expire(now time.Time) {
 	n.memberMu.Lock()
 	for _, m := range n.members {
 		if now.UnixNano()-m.used.Load() >= int64(recordLifetime) && !n.vital(s, m) {
-			n.forget(m)
+			n.forgetLocked(m)
 			continue
 		}
 		if rec := m.record.Load(); rec == nil || s.cfg == nil || !rec.Outdated(s.cfg) {
@@ -302,7 +302,7 @@ func (n *joined) install(cfg *vl2.NetworkConfig, now time.Time) {
 	old := n.snap.Load()
 	n.requests, n.refusedSince = 0, time.Time{}
 	n.groupsChanged = true
-	n.snap.Store(n.newState(cfg, StatusOK, now))
+	n.snap.Store(n.newStateLocked(cfg, StatusOK, now))
 	n.mu.Unlock()
 	if old.status != StatusOK {
 		n.l.log.Info("network is up", "network", n.id, "name", cfg.Name, "addresses", cfg.Addresses)
@@ -319,7 +319,7 @@ func (n *joined) refuse(status Status, login vl2.SSO, now time.Time) {
 	}
 	same := old.status == status && old.login == login
 	if !same {
-		s := n.newState(old.cfg, status, old.updated)
+		s := n.newStateLocked(old.cfg, status, old.updated)
 		s.login = login
 		n.snap.Store(s)
 	}

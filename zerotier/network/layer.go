@@ -224,9 +224,9 @@ func (l *Layer) Join(out vl1.Out, now time.Time, id vl2.NetworkID, cached *vl2.N
 	}
 	n := &joined{l: l, id: id, mac: vl2.MACOf(id, l.self), members: make(map[identity.Address]*member)}
 	if cached != nil && cached.Member == l.self {
-		n.snap.Store(n.newState(cached, StatusOK, time.Time{}))
+		n.snap.Store(n.newStateLocked(cached, StatusOK, time.Time{}))
 	} else {
-		n.snap.Store(n.newState(nil, StatusRequesting, time.Time{}))
+		n.snap.Store(n.newStateLocked(nil, StatusRequesting, time.Time{}))
 	}
 	next := maps.Clone(old)
 	next[id] = n

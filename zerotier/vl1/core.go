@@ -198,7 +198,7 @@ type Core struct {
 	best   atomic.Pointer[Peer] // best upstream with a path, nil without
 	online atomic.Bool
 
-	mu        sync.Mutex // guards what follows and the mutable part of peers
+	mu        sync.Mutex // guards what follows and the mutable part of peers; methods named …Locked need it
 	workers   []*workerStats
 	retired   workerStats // sums of workers that are no more
 	tick      *Worker
@@ -310,7 +310,7 @@ func New(cfg Config) (*Core, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.setWorlds(planet, cfg.Moons)
+	c.setWorldsLocked(planet, cfg.Moons)
 	return c, nil
 }
 
@@ -455,8 +455,8 @@ func (c *Core) eachPeer(f func(*Peer)) {
 	}
 }
 
-// setWorlds installs planet and moons and derives the upstreams.
-func (c *Core) setWorlds(planet *World, moons []*World) {
+// setWorldsLocked installs planet and moons and derives the upstreams.
+func (c *Core) setWorldsLocked(planet *World, moons []*World) {
 	set := &worldSet{planet: planet, moons: moons, upstreams: make(map[identity.Address]upstream)}
 	add := func(w *World, role Role) {
 		for _, r := range w.Roots {
@@ -504,10 +504,10 @@ func (c *Core) offer(w *World) bool {
 	accepted := false
 	if w.IsPlanet() {
 		if accepted = w.Replaces(set.planet); accepted {
-			c.setWorlds(w, set.moons)
+			c.setWorldsLocked(w, set.moons)
 		}
-	} else if m := c.moon(w.ID); m != nil && w.Replaces(m) || m == nil && c.awaited(w) {
-		accepted = c.addMoon(w) == nil
+	} else if m := c.moon(w.ID); m != nil && w.Replaces(m) || m == nil && c.awaitedLocked(w) {
+		accepted = c.addMoonLocked(w) == nil
 	}
 	c.mu.Unlock()
 	if accepted {

@@ -9,27 +9,27 @@ import (
 	"ztgate/zerotier/packet"
 )
 
-// sendHello sends HELLO to an endpoint. Core.mu is held.
-func (c *Core) sendHello(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
-	c.hello(w, p, sock, ep, ep)
+// sendHelloLocked sends HELLO to an endpoint.
+func (c *Core) sendHelloLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
+	c.helloLocked(w, p, sock, ep, ep)
 }
 
-// relayHello sends HELLO through the best root. Core.mu is held.
-func (c *Core) relayHello(w *Worker, p *Peer) {
+// relayHelloLocked sends HELLO through the best root.
+func (c *Core) relayHelloLocked(w *Worker, p *Peer) {
 	if best := c.best.Load(); best != nil {
-		if pa := best.bestPathLockedOrRoute(); pa != nil {
-			c.hello(w, p, pa.sock, pa.ep, netip.AddrPort{})
+		if pa := best.directPath(); pa != nil {
+			c.helloLocked(w, p, pa.sock, pa.ep, netip.AddrPort{})
 		}
 	}
 }
 
-func (c *Core) hello(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.AddrPort) {
+func (c *Core) helloLocked(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.AddrPort) {
 	set := c.worlds.Load()
 	h := hello{
 		version: c.version, timestamp: w.now.UnixMilli(), identity: c.id, sentTo: sentTo,
 		planetID: set.planet.ID, planetTimestamp: set.planet.Timestamp,
 	}
-	h.moons = c.moonRefs()
+	h.moons = c.moonRefsLocked()
 	b := packet.Packet(h.append(make([]byte, packet.HeaderLen, 256)))
 	packet.PutHeader(b, packet.ID(w.random.Uint64()), p.addr, c.self, packet.VerbHello)
 	p.keys.MaskHello(b, h.masked, &w.scratch)
@@ -41,19 +41,19 @@ func (c *Core) hello(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.AddrPor
 	w.out.Send(sock, ep, nil, b)
 }
 
-// greet completes what was held back while a new path was unproven: worlds that
-// are owed, and a HELLO, which tells the peer its external address. Core.mu is held.
-func (c *Core) greet(w *Worker, p *Peer, pa *path) {
+// greetLocked completes what was held back while a new path was unproven: worlds that
+// are owed, and a HELLO, which tells the peer its external address.
+func (c *Core) greetLocked(w *Worker, p *Peer, pa *path) {
 	t := w.t
 	if o := p.owed; o != nil && o.src.Endpoint == pa.ep {
 		p.owed = nil
 		if since(t, o.at) < owedLifetime {
-			c.answerHello(w, p, o.src, o.id, &o.hello, o.moons, true)
+			c.answerHelloLocked(w, p, o.src, o.id, &o.hello, o.moons, true)
 		}
 	}
 	if since(t, p.lastFullHello) >= time.Second {
 		p.lastFullHello = t
-		c.sendHello(w, p, pa.sock, pa.ep)
+		c.sendHelloLocked(w, p, pa.sock, pa.ep)
 	}
 }
 
@@ -100,7 +100,7 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 	}
 	c.mu.Lock()
 	if c.strangers.mayAnswer(w.t, src.Endpoint.Addr()) {
-		c.answerHello(w, peer, src, p.ID(), &h, moons, c.proven(peer, src, w.t))
+		c.answerHelloLocked(w, peer, src, p.ID(), &h, moons, c.provenLocked(peer, src, w.t))
 	} else {
 		w.stats.rejects[RejectRate].Add(1)
 	}
@@ -206,7 +206,7 @@ func (c *Core) roomForPeer(t int64) bool {
 	defer c.mu.Unlock()
 	if c.lastEvict == 0 || since(t, c.lastEvict) >= time.Second { // it looks at all peers
 		c.lastEvict = t
-		c.evict(t, maxUntrustedPeers-maxUntrustedPeers/16)
+		c.evictLocked(t, maxUntrustedPeers-maxUntrustedPeers/16)
 	}
 	return c.untrusted < maxUntrustedPeers && c.count.Load() < maxPeers
 }
@@ -245,9 +245,8 @@ type owedWorlds struct {
 	moons []worldRef
 }
 
-// proven reports whether the endpoint of a packet is that of a path. Core.mu is
-// held.
-func (c *Core) proven(p *Peer, src Source, t int64) bool {
+// provenLocked reports whether the endpoint of a packet is that of a path.
+func (c *Core) provenLocked(p *Peer, src Source, t int64) bool {
 	return src.Hops > 0 || slices.ContainsFunc(p.paths, func(pa *path) bool { return pa.ep == src.Endpoint && !pa.expired(t) })
 }
 
@@ -270,8 +269,8 @@ func (c *Core) newerWorlds(h *hello, moons []worldRef) (b []byte) {
 	return b
 }
 
-// answerHello sends OK(HELLO). Core.mu is held.
-func (c *Core) answerHello(w *Worker, peer *Peer, src Source, id packet.ID, h *hello, moons []worldRef, proven bool) {
+// answerHelloLocked sends OK(HELLO).
+func (c *Core) answerHelloLocked(w *Worker, peer *Peer, src Source, id packet.ID, h *hello, moons []worldRef, proven bool) {
 	o := okHello{timestamp: h.timestamp, version: c.version, sentTo: src.Endpoint}
 	if h.version.protocol < 5 {
 		o.sentTo = netip.AddrPortFrom(src.Endpoint.Addr(), 0)
@@ -297,7 +296,7 @@ func (c *Core) okHello(w *Worker, from *Peer, b []byte, src Source, e *expectati
 	}
 	from.version.Store(packVersion(o.version))
 	c.mu.Lock()
-	believed := c.IsUpstream(from.addr) || c.isSeed(from.addr)
+	believed := c.IsUpstream(from.addr) || c.isSeedLocked(from.addr)
 	c.mu.Unlock()
 	if believed {
 		for worlds := o.worlds; len(worlds) > 0; {

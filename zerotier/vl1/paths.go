@@ -18,11 +18,11 @@ func (c *Core) doubt(w *Worker, p *Peer) {
 	defer c.mu.Unlock()
 	for _, pa := range p.paths {
 		if pa.suspect == 0 && since(t, pa.lastIn.Load()) >= pathProbeEvery {
-			pa.noteProbe(t)
-			c.probe(w, p, pa.sock, pa.ep)
+			pa.noteProbeLocked(t)
+			c.probeLocked(w, p, pa.sock, pa.ep)
 		}
 	}
-	c.routesChanged(p, t)
+	c.routesChangedLocked(p, t)
 }
 
 // heardElsewhere handles a direct packet that came on another path than the last
@@ -37,12 +37,12 @@ func (c *Core) heardElsewhere(w *Worker, p *Peer, src Source, verb packet.Verb, 
 			continue
 		}
 		if pa.ep == src.Endpoint {
-			pa.alive(t)
+			pa.aliveLocked(t)
 			p.lastPath.Store(pa)
-			c.routesChanged(p, t)
+			c.routesChangedLocked(p, t)
 			return
 		}
-		if pa.ep.Addr() == src.Endpoint.Addr() && !pa.silent(t) && !pa.doubted(t) {
+		if pa.ep.Addr() == src.Endpoint.Addr() && !pa.silent(t) && !pa.doubtedLocked(t) {
 			alias = pa
 		}
 	}
@@ -53,8 +53,8 @@ func (c *Core) heardElsewhere(w *Worker, p *Peer, src Source, verb packet.Verb, 
 			quiet = 0
 		}
 		if alias.suspect == 0 && since(t, alias.probed) >= pathProbeEvery && since(t, alias.lastIn.Load()) >= quiet {
-			alias.noteProbe(t)
-			c.probe(w, p, alias.sock, alias.ep)
+			alias.noteProbeLocked(t)
+			c.probeLocked(w, p, alias.sock, alias.ep)
 		}
 		return
 	}
@@ -63,16 +63,16 @@ func (c *Core) heardElsewhere(w *Worker, p *Peer, src Source, verb packet.Verb, 
 	}
 	if verb == packet.VerbOK {
 		if confirmed {
-			pa := c.learnPath(p, src.Socket, src.Endpoint, t)
+			pa := c.learnPathLocked(p, src.Socket, src.Endpoint, t)
 			p.lastPath.Store(pa)
-			c.greet(w, p, pa)
+			c.greetLocked(w, p, pa)
 			for _, old := range p.paths { // the peer may have moved: are they still good?
 				if old != pa && old.suspect == 0 && old.lastIn.Load() != t {
-					old.noteProbe(t)
-					c.probe(w, p, old.sock, old.ep)
+					old.noteProbeLocked(t)
+					c.probeLocked(w, p, old.sock, old.ep)
 				}
 			}
-			c.routesChanged(p, t)
+			c.routesChangedLocked(p, t)
 		}
 		return
 	}
@@ -85,12 +85,12 @@ func (c *Core) heardElsewhere(w *Worker, p *Peer, src Source, verb packet.Verb, 
 	if !p.confirms.Take(t, 2*time.Second, 5) {
 		return
 	}
-	p.noteProbe(src.Endpoint, t)
-	c.probe(w, p, src.Socket, src.Endpoint)
+	p.noteProbeLocked(src.Endpoint, t)
+	c.probeLocked(w, p, src.Socket, src.Endpoint)
 }
 
-// noteProbe remembers that an endpoint was probed. Core.mu is held.
-func (p *Peer) noteProbe(ep netip.AddrPort, t int64) {
+// noteProbeLocked remembers that an endpoint was probed.
+func (p *Peer) noteProbeLocked(ep netip.AddrPort, t int64) {
 	const most = 32
 	if len(p.confirmed) >= most {
 		for old, at := range p.confirmed {
@@ -105,13 +105,12 @@ func (p *Peer) noteProbe(ep netip.AddrPort, t int64) {
 	p.confirmed[ep] = t
 }
 
-// routesChanged recomputes the routes that a changed path of p affects. Core.mu
-// is held.
-func (c *Core) routesChanged(p *Peer, t int64) {
+// routesChangedLocked recomputes the routes that a changed path of p affects.
+func (c *Core) routesChangedLocked(p *Peer, t int64) {
 	if c.IsUpstream(p.addr) {
-		c.updateBest(t)
+		c.updateBestLocked(t)
 	}
-	c.updateRoute(p, t)
+	c.updateRouteLocked(p, t)
 }
 
 // noteLatency folds a round trip into the latency of the path it was measured on.
@@ -175,7 +174,7 @@ func (c *Core) receiveRendezvous(w *Worker, from *Peer, p packet.Packet, src Sou
 		c.mu.Lock()
 		if t := w.t; (peer.lastRedirect == 0 || since(t, peer.lastRedirect) >= 5*time.Second) && c.met.Take(t, 100*time.Millisecond, 50) {
 			peer.lastRedirect = t
-			c.punch(w, peer, src.Socket, v.at)
+			c.punchLocked(w, peer, src.Socket, v.at)
 		}
 		c.mu.Unlock()
 	} else if !v.peer.Reserved() {
@@ -186,8 +185,8 @@ func (c *Core) receiveRendezvous(w *Worker, from *Peer, p packet.Packet, src Sou
 	c.heard(w, from, src, packet.VerbRendezvous, false, false)
 }
 
-// punch opens the own NAT towards an endpoint and probes it. Core.mu is held.
-func (c *Core) punch(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
+// punchLocked opens the own NAT towards an endpoint and probes it.
+func (c *Core) punchLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
 	if !c.allowed(p, ep) {
 		return
 	}
@@ -195,8 +194,8 @@ func (c *Core) punch(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
 		junk := w.random.Uint64()
 		w.out.SendTTL(sock, ep, []byte{byte(junk), byte(junk >> 8), byte(junk >> 16), byte(junk >> 24)}, 2)
 	}
-	p.noteProbe(ep, w.t)
-	c.probe(w, p, sock, ep)
+	p.noteProbeLocked(ep, w.t)
+	c.probeLocked(w, p, sock, ep)
 }
 
 // Bounds of PUSH_DIRECT_PATHS (chapter 02 §2.7, §9).
@@ -224,8 +223,8 @@ func (c *Core) receivePush(w *Worker, from *Peer, p packet.Packet, src Source) {
 			}
 			count[cl]++
 			probes++
-			from.noteProbe(ep, t)
-			c.probe(w, from, 0, ep)
+			from.noteProbeLocked(ep, t)
+			c.probeLocked(w, from, 0, ep)
 		}
 	} else {
 		w.stats.rejects[RejectRate].Add(1)

@@ -153,7 +153,7 @@ func (c *Core) hold(w *Worker, src Source, p packet.Packet) {
 		w.stats.rejects[RejectUnknownSender].Add(1)
 	}
 	if ok {
-		c.askWhois(w, p.Source(), true)
+		c.askWhoisLocked(w, p.Source(), true)
 	}
 }
 

@@ -141,27 +141,27 @@ func (c *Core) introduce(w *Worker, a, b *Peer) {
 	if !c.intros.due(key, t) {
 		return
 	}
-	pa, pb := c.commonPaths(a, b, t)
+	pa, pb := c.commonPathsLocked(a, b, t)
 	if pa == nil {
 		return
 	}
 	c.intros.note(key, t)
-	c.rendezvous(w, a, pa, b.addr, pb.ep)
-	c.rendezvous(w, b, pb, a.addr, pa.ep)
+	c.rendezvousLocked(w, a, pa, b.addr, pb.ep)
+	c.rendezvousLocked(w, b, pb, a.addr, pa.ep)
 }
 
-func (c *Core) rendezvous(w *Worker, to *Peer, over *path, peer identity.Address, at netip.AddrPort) {
+func (c *Core) rendezvousLocked(w *Worker, to *Peer, over *path, peer identity.Address, at netip.AddrPort) {
 	b := packet.Packet(rendezvous{peer, at}.append(make([]byte, packet.HeaderLen, 64)))
 	c.emit(w, to, over.sock, over.ep, packet.VerbRendezvous, b, to.suite())
 	over.lastOut.Store(w.t)
 }
 
-// commonPaths finds the most private scope and the family in which both have a
+// commonPathsLocked finds the most private scope and the family in which both have a
 // path.
-func (c *Core) commonPaths(a, b *Peer, t int64) (pa, pb *path) {
+func (c *Core) commonPathsLocked(a, b *Peer, t int64) (pa, pb *path) {
 	best := func(p *Peer, scope packet.Scope, v4 bool) (best *path) {
 		for _, pa := range p.paths {
-			if pa.scope == scope && pa.ep.Addr().Is4() == v4 && !pa.silent(t) && (best == nil || pa.quality(t) < best.quality(t)) {
+			if pa.scope == scope && pa.ep.Addr().Is4() == v4 && !pa.silent(t) && (best == nil || pa.qualityLocked(t) < best.qualityLocked(t)) {
 				best = pa
 			}
 		}

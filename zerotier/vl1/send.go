@@ -94,7 +94,7 @@ func (c *Core) Send(w *Worker, dst identity.Address, v packet.Verb, payload []by
 		w.stats.rejects[RejectQueueFull].Add(1)
 	}
 	if ok && p == nil {
-		c.askWhois(w, dst, false)
+		c.askWhoisLocked(w, dst, false)
 	}
 }
 
@@ -132,10 +132,10 @@ func (c *Core) SendError(w *Worker, to *Peer, src Source, inRe packet.Verb, id p
 	c.reply(w, to, src, packet.VerbError, append(b, payload...), false, to.suite())
 }
 
-// probe sends ECHO, or HELLO to a peer whose version isn't known. Core.mu is held.
-func (c *Core) probe(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
+// probeLocked sends ECHO, or HELLO to a peer whose version isn't known.
+func (c *Core) probeLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
 	if v := p.version.Load(); p.ProtocolVersion() < 5 || v>>8&0xffffff == 0x010100 {
-		c.sendHello(w, p, sock, ep)
+		c.sendHelloLocked(w, p, sock, ep)
 		return
 	}
 	t := w.t

@@ -108,8 +108,8 @@ type TableStats struct {
 	Len, Limit int
 }
 
-// tables lists the bounded tables. Core.mu is held.
-func (c *Core) tables() []TableStats {
+// tablesLocked lists the bounded tables.
+func (c *Core) tablesLocked() []TableStats {
 	return []TableStats{
 		{"out_queue", len(c.queue.list), maxOutQueue},
 		{"held_queue", len(c.held.list), maxHeld},
@@ -139,7 +139,7 @@ func (c *Core) Stats() (s Stats) {
 		sum.add(st)
 	}
 	s.OutQueue, s.HeldQueue, s.RetryQueue = len(c.queue.list), len(c.held.list), len(c.retries.list)
-	s.Tables = c.tables()
+	s.Tables = c.tablesLocked()
 	c.mu.Unlock()
 	s.OutQueueLimit, s.HeldQueueLimit, s.RetryQueueLimit = maxOutQueue, maxHeld, maxRetry
 	s.RxDatagrams, s.RxBytes = sum.rxPackets.Load(), sum.rxBytes.Load()
@@ -184,12 +184,12 @@ func (c *Core) Peers() []PeerInfo {
 	var out []PeerInfo
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.eachPeer(func(p *Peer) { out = append(out, c.peerInfo(p)) })
+	c.eachPeer(func(p *Peer) { out = append(out, c.peerInfoLocked(p)) })
 	slices.SortFunc(out, func(a, b PeerInfo) int { return int(int64(a.Address) - int64(b.Address)) })
 	return out
 }
 
-func (c *Core) peerInfo(p *Peer) PeerInfo {
+func (c *Core) peerInfoLocked(p *Peer) PeerInfo {
 	v := p.version.Load()
 	info := PeerInfo{
 		Address: p.addr, Role: c.role(p.addr), ProtocolVersion: p.ProtocolVersion(),

@@ -103,20 +103,20 @@ func (c *Core) noteSurface(w *Worker, from *Peer, src Source, mine netip.AddrPor
 	}
 	c.log.Info("external address changed", "old", old.Addr(), "new", mine.Addr())
 	c.surface.forgetOthers(scope, src.Endpoint)
-	c.doubtPaths(w, scope, mine.Addr().Is4(), src.Endpoint)
+	c.doubtPathsLocked(w, scope, mine.Addr().Is4(), src.Endpoint)
 }
 
-// doubtPaths holds the paths of a scope and family for dead until they are heard
-// again, but those to an endpoint that was heard just now. Core.mu is held.
-func (c *Core) doubtPaths(w *Worker, scope packet.Scope, v4 bool, heard netip.AddrPort) {
+// doubtPathsLocked holds the paths of a scope and family for dead until they are heard
+// again, but those to an endpoint that was heard just now.
+func (c *Core) doubtPathsLocked(w *Worker, scope packet.Scope, v4 bool, heard netip.AddrPort) {
 	c.eachPeer(func(p *Peer) {
 		for _, pa := range p.paths {
 			if pa.scope == scope && pa.ep.Addr().Is4() == v4 && pa.ep != heard {
 				pa.dead.Store(true)
-				pa.noteProbe(w.t)
-				c.probe(w, p, pa.sock, pa.ep)
+				pa.noteProbeLocked(w.t)
+				c.probeLocked(w, p, pa.sock, pa.ep)
 			}
 		}
-		c.updateRoute(p, w.t)
+		c.updateRouteLocked(p, w.t)
 	})
 }

@@ -53,9 +53,9 @@ func (q *questions) expire(t int64) {
 	}
 }
 
-// askWhois asks the best root for an identity, with pacing. Core.mu is held.
+// askWhoisLocked asks the best root for an identity, with pacing.
 // stranger marks questions that an unauthenticated packet caused.
-func (c *Core) askWhois(w *Worker, a identity.Address, stranger bool) {
+func (c *Core) askWhoisLocked(w *Worker, a identity.Address, stranger bool) {
 	switch {
 	case a.Reserved() || a == c.self:
 		return
@@ -73,7 +73,7 @@ func (c *Core) askWhois(w *Worker, a identity.Address, stranger bool) {
 	if best == nil {
 		return // asked again by the queues
 	}
-	pa := best.bestPathLockedOrRoute()
+	pa := best.directPath()
 	if pa == nil {
 		return
 	}
@@ -91,7 +91,7 @@ func (c *Core) Lookup(w *Worker, a identity.Address) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.askWhois(w, a, false)
+	c.askWhoisLocked(w, a, false)
 }
 
 // okWhois learns the identities that answer our question.
@@ -122,9 +122,9 @@ func (c *Core) okWhois(w *Worker, from *Peer, b []byte, e *expectation) {
 func (c *Core) peerLearned(w *Worker, p *Peer) {
 	c.mu.Lock()
 	c.whois.answered(p.addr)
-	c.updateRoute(p, w.t)
+	c.updateRouteLocked(p, w.t)
 	if h, ok := c.hints.take(p.addr, w.t); ok {
-		c.punch(w, p, h.sock, h.at)
+		c.punchLocked(w, p, h.sock, h.at)
 	}
 	mine := c.held.take(p.addr)
 	c.mu.Unlock()
@@ -174,7 +174,7 @@ func (c *Core) receiveWhois(w *Worker, from *Peer, p packet.Packet, src Source) 
 		} else if forwarded < maxWhoisForward && !c.IsUpstream(from.addr) {
 			forwarded++
 			c.mu.Lock()
-			c.askWhois(w, a, true)
+			c.askWhoisLocked(w, a, true)
 			c.mu.Unlock()
 		}
 	}
