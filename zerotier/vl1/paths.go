@@ -28,64 +28,81 @@ func (c *Core) doubt(w *Worker, p *Peer) {
 // heardElsewhere handles a direct packet that came on another path than the last
 // one, or after a silence.
 func (c *Core) heardElsewhere(w *Worker, p *Peer, src Source, verb packet.Verb, confirmed bool) {
-	t := w.t
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var alias *path
+	known, alias := p.pathFromLocked(src, w.t)
+	switch {
+	case known != nil:
+		known.aliveLocked(w.t)
+		p.lastPath.Store(known)
+		c.routesChangedLocked(p, w.t)
+	case alias != nil:
+		c.doubtAliasLocked(w, p, alias, verb)
+	case !c.allowed(p, src.Endpoint):
+	case verb != packet.VerbOK:
+		c.probeNewLocked(w, p, src, verb)
+	case confirmed:
+		c.newPathLocked(w, p, src)
+	}
+}
+
+// pathFromLocked returns the path on which a packet came, else one in good order to
+// another port of the same host.
+func (p *Peer) pathFromLocked(src Source, t int64) (known, alias *path) {
 	for _, pa := range p.paths {
 		if pa.sock != src.Socket {
 			continue
 		}
 		if pa.ep == src.Endpoint {
-			pa.aliveLocked(t)
-			p.lastPath.Store(pa)
-			c.routesChangedLocked(p, t)
-			return
+			return pa, nil
 		}
 		if pa.ep.Addr() == src.Endpoint.Addr() && !pa.silent(t) && !pa.doubtedLocked(t) {
 			alias = pa
 		}
 	}
-	if alias != nil {
-		// Another port of the same host: the peer has several, or was started again.
-		quiet := pathSuspectAfter
-		if verb == packet.VerbHello {
-			quiet = 0
-		}
-		if alias.suspect == 0 && since(t, alias.probed) >= pathProbeEvery && since(t, alias.lastIn.Load()) >= quiet {
-			alias.noteProbeLocked(t)
-			c.probeLocked(w, p, alias.sock, alias.ep)
-		}
-		return
+	return nil, alias
+}
+
+// doubtAliasLocked probes a path to a host whose packet came from another port: the
+// peer has several, or was started again.
+func (c *Core) doubtAliasLocked(w *Worker, p *Peer, alias *path, verb packet.Verb) {
+	quiet := pathSuspectAfter
+	if verb == packet.VerbHello {
+		quiet = 0
 	}
-	if !c.allowed(p, src.Endpoint) {
-		return
+	if alias.suspect == 0 && since(w.t, alias.probed) >= pathProbeEvery && since(w.t, alias.lastIn.Load()) >= quiet {
+		alias.noteProbeLocked(w.t)
+		c.probeLocked(w, p, alias.sock, alias.ep)
 	}
-	if verb == packet.VerbOK {
-		if confirmed {
-			pa := c.learnPathLocked(p, src.Socket, src.Endpoint, t)
-			p.lastPath.Store(pa)
-			c.greetLocked(w, p, pa)
-			for _, old := range p.paths { // the peer may have moved: are they still good?
-				if old != pa && old.suspect == 0 && old.lastIn.Load() != t {
-					old.noteProbeLocked(t)
-					c.probeLocked(w, p, old.sock, old.ep)
-				}
-			}
-			c.routesChangedLocked(p, t)
+}
+
+// newPathLocked adds a path that a reply to a probe proved.
+func (c *Core) newPathLocked(w *Worker, p *Peer, src Source) {
+	pa := c.learnPathLocked(p, src.Socket, src.Endpoint, w.t)
+	p.lastPath.Store(pa)
+	c.greetLocked(w, p, pa)
+	for _, old := range p.paths { // the peer may have moved: are they still good?
+		if old != pa && old.suspect == 0 && old.lastIn.Load() != w.t {
+			old.noteProbeLocked(w.t)
+			c.probeLocked(w, p, old.sock, old.ep)
 		}
-		return
 	}
-	if last, ok := p.confirmed[src.Endpoint]; ok && since(t, last) < time.Second {
+	c.routesChangedLocked(p, w.t)
+}
+
+// probeNewLocked probes an endpoint from which a packet came, at most so often: the
+// packet may be a copy.
+func (c *Core) probeNewLocked(w *Worker, p *Peer, src Source, verb packet.Verb) {
+	if last, ok := p.confirmed[src.Endpoint]; ok && since(w.t, last) < time.Second {
 		return
 	}
 	if verb == packet.VerbHello && p.ProtocolVersion() < 5 {
 		return // such old releases know no ECHO, and a HELLO gives more than was sent
 	}
-	if !p.confirms.Take(t, 2*time.Second, 5) {
+	if !p.confirms.Take(w.t, 2*time.Second, 5) {
 		return
 	}
-	p.noteProbeLocked(src.Endpoint, t)
+	p.noteProbeLocked(src.Endpoint, w.t)
 	c.probeLocked(w, p, src.Socket, src.Endpoint)
 }
 
