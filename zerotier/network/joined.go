@@ -358,55 +358,77 @@ func (l *Layer) receiveConfig(w *vl1.Worker, from *vl1.Peer, p packet.Packet, sr
 	if n == nil || n.id.AdHoc() {
 		return vl1.Result{}
 	}
-	controller := l.peers.Peer(n.id.Controller())
-	var signer *identity.Identity
-	switch {
-	case n.id.Controller() == l.self:
-		signer = l.id
-	case controller == nil:
+	signer := n.controllerIdentity()
+	if signer == nil {
 		return vl1.Result{}
-	default:
-		signer = controller.Identity()
 	}
 	if !chunk.Verify(signer) {
 		l.stats.badSignatures.Add(1)
 		return vl1.Result{}
 	}
-	n.mu.Lock()
-	dict, fresh := n.updates.Add(w.Now(), chunk)
-	n.mu.Unlock()
-	if fresh && chunk.FastPropagate() {
-		l.propagate(w, n, from, packet.VerbNetworkConfig, b)
-	}
-	if dict == nil {
-		return vl1.Result{}
-	}
-	cfg, err := vl2.DecodeNetworkConfig(dict)
-	if err != nil {
-		l.log.Warn("controller sent a configuration that cannot be used", "network", n.id, "error", err)
-		l.stats.malformed.Add(1)
+	cfg := n.assemble(w, from, chunk, b)
+	if cfg == nil {
 		return vl1.Result{}
 	}
 	if !solicited && from != nil {
 		ack := n.id.Append(nil)
 		l.peers.SendOK(w, from, src, packet.VerbEcho, p.ID(), appendU64(ack, chunk.UpdateID))
 	}
+	if n.wants(cfg, solicited) {
+		n.install(cfg, w.Now())
+	}
+	return vl1.Result{}
+}
+
+// controllerIdentity returns the identity that signs what concerns the network, nil
+// while it isn't known.
+func (n *joined) controllerIdentity() *identity.Identity {
+	if n.id.Controller() == n.l.self {
+		return n.l.id
+	}
+	if p := n.l.peers.Peer(n.id.Controller()); p != nil {
+		return p.Identity()
+	}
+	return nil
+}
+
+// assemble takes in a chunk that is genuine, and passes it on if it asks for that. It
+// returns the configuration that it completes, nil if it doesn't.
+func (n *joined) assemble(w *vl1.Worker, from *vl1.Peer, chunk vl2.Chunk, b []byte) *vl2.NetworkConfig {
+	n.mu.Lock()
+	dict, fresh := n.updates.Add(w.Now(), chunk)
+	n.mu.Unlock()
+	if fresh && chunk.FastPropagate() {
+		n.l.propagate(w, n, from, packet.VerbNetworkConfig, b)
+	}
+	if dict == nil {
+		return nil
+	}
+	cfg, err := vl2.DecodeNetworkConfig(dict)
+	if err != nil {
+		n.l.log.Warn("controller sent a configuration that cannot be used", "network", n.id, "error", err)
+		n.l.stats.malformed.Add(1)
+		return nil
+	}
+	return cfg
+}
+
+// wants reports whether a genuine configuration is for us and newer than what we
+// have.
+func (n *joined) wants(cfg *vl2.NetworkConfig, solicited bool) bool {
 	cur := n.snap.Load()
-	if cfg.ID != n.id || cfg.Member != l.self {
-		return vl1.Result{}
+	if cfg.ID != n.id || cfg.Member != n.l.self {
+		return false
 	}
 	if n.isVoid(cfg) {
-		l.stats.rejectedCredentials.Add(1)
-		return vl1.Result{}
+		n.l.stats.rejectedCredentials.Add(1)
+		return false
 	}
 	if cur.cfg != nil && cfg.Timestamp < cur.cfg.Timestamp && !solicited {
-		return vl1.Result{} // an old one replayed
+		return false // an old one replayed
 	}
-	if cur.status == StatusOK && !cur.updated.IsZero() && cfg.Timestamp == cur.cfg.Timestamp && bytes.Equal(cfg.Encode(), cur.cfg.Encode()) {
-		return vl1.Result{}
-	}
-	n.install(cfg, w.Now())
-	return vl1.Result{}
+	same := cur.status == StatusOK && !cur.updated.IsZero() && cfg.Timestamp == cur.cfg.Timestamp && bytes.Equal(cfg.Encode(), cur.cfg.Encode())
+	return !same
 }
 
 // isVoid reports whether a configuration is from before our membership was revoked.
