@@ -90,7 +90,6 @@ type Snapshot struct {
 //	      ^------------------ join             |--config--> ok
 type Status uint8
 
-// Statuses.
 const (
 	StatusRequesting Status = iota
 	StatusOK
@@ -167,9 +166,9 @@ type Layer struct {
 
 	contactMu sync.Mutex // held while contacts are collected
 
-	mu       sync.Mutex // guards joining and leaving, and control
-	control  *vl1.Worker
-	lastHous time.Time
+	mu        sync.Mutex // guards joining and leaving, and control
+	control   *vl1.Worker
+	lastHouse time.Time
 }
 
 // New makes a layer without networks. SetPeers must be called before anything
@@ -292,8 +291,8 @@ func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
 			next = t
 		}
 	}
-	if l.lastHous.IsZero() || now.Sub(l.lastHous) >= 30*time.Second {
-		l.lastHous = now
+	if l.lastHouse.IsZero() || now.Sub(l.lastHouse) >= 30*time.Second {
+		l.lastHouse = now
 		l.groups.expire(now)
 		for _, x := range []*rate.Map[identity.Address]{&l.creds, &l.needs, &l.gathers, &l.spreads, &l.diverts} {
 			x.Expire(now)

@@ -250,7 +250,6 @@ type upstream struct {
 // Role is what a peer is to us.
 type Role uint8
 
-// Roles.
 const (
 	RoleLeaf Role = iota
 	RoleMoon

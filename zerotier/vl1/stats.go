@@ -13,7 +13,6 @@ import (
 // Reject is the reason why a datagram or packet was refused.
 type Reject uint8
 
-// Reasons.
 const (
 	RejectShort Reject = iota
 	RejectOwnAddress
