@@ -374,7 +374,7 @@ func TestLinux(t *testing.T) {
 		t.Fatal("needs root for network namespaces")
 	}
 	for _, q := range requirements {
-		t.Run(q.id, func(t *testing.T) {
+		t.Run(testName(q), func(t *testing.T) {
 			t.Parallel()
 			v, evidence := runRow(t, q, newKernelRouter)
 			reason, failing := linuxFails[q.id]

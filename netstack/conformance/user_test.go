@@ -27,16 +27,17 @@ func (b *bench) both(row func(f *flow)) {
 	b.note("TA and TB")
 }
 
-func userRows() map[string]func(*bench) {
-	return map[string]func(*bench){
-		"L-PORT": func(b *bench) {
+// userPorts: ports, timers and MSS.
+func userPorts() []row {
+	return []row{
+		{"L-PORT", "source port preserved", func(b *bench) {
 			for _, p := range append([]int{40000}, classPorts...) {
 				want(b, fmt.Sprintf("UDP %d", p), int(b.openUDP(at(v1, p), at(o1, 5000)).Port()), p)
 				want(b, fmt.Sprintf("TCP %d", p), int(b.openTCP(at(v1, p), at(o1, 5000)).Port()), p)
 			}
 			b.note("all preserved")
-		},
-		"L-PORT-SHARED": func(b *bench) {
+		}},
+		{"L-PORT-SHARED", "one source port twice", func(b *bench) {
 			f, g := b.tcpFlow(at(v1, 40077), at(o1, 80)), b.tcpFlow(at(v2, 40077), at(o1, 80))
 			if f.ext == g.ext {
 				b.failf("both are %s", f.ext)
@@ -44,10 +45,10 @@ func userRows() map[string]func(*bench) {
 			f.talk()
 			g.talk()
 			b.note("%d and %d, both work", f.ext.Port(), g.ext.Port())
-		},
-		"L-UDP-TIMERS": same("4787-REQ-5", "4787-REQ-5c"),
-		"L-TCP-TIMERS": same("5382-REQ-5e", "5382-REQ-5t", "7857-S2.2"),
-		"L-OTHER-TIMERS": func(b *bench) {
+		}},
+		{"L-UDP-TIMERS", "UDP timers", same("4787-REQ-5", "4787-REQ-5c")},
+		{"L-TCP-TIMERS", "TCP timers", same("5382-REQ-5e", "5382-REQ-5t", "7857-S2.2")},
+		{"L-OTHER-TIMERS", "ICMP timers", func(b *bench) {
 			f := b.echoFlow(v1, o1, 7)
 			b.advance(58 * time.Second)
 			b.in(f.pong())
@@ -55,8 +56,8 @@ func userRows() map[string]func(*bench) {
 			b.advance(58 * time.Second)
 			b.in(pong(o16, v16, p.sport, 1, "x"))
 			b.note("ICMP and ICMPv6 delivered at 58 s")
-		},
-		"L-MSS": func(b *bench) {
+		}},
+		{"L-MSS", "MSS clamped", func(b *bench) {
 			b.start(func(s *setup) { s.network.MTU = 1400 })
 			nop := append([]byte{1, 1}, mssOption(9000)...)
 			for i, c := range []struct {
@@ -72,9 +73,15 @@ func userRows() map[string]func(*bench) {
 			p := b.out(tcp(at(v16, 4000), at(o16, 80), segment{flags: syn, seq: 1, opts: mssOption(1440)}))
 			want(b, "IPv6 MSS", mssOf(p), 1340)
 			b.note("1360, 536, none, 1360, 1360; SYN/ACK 1360; IPv6 1340")
-		},
-		"L-HAIRPIN": func(b *bench) { hairpinForward(b, true) },
-		"L-PING-ID": func(b *bench) {
+		}},
+		{"L-HAIRPIN", "forward from its target's network", func(b *bench) { hairpinForward(b, true) }},
+	}
+}
+
+// userPing: ping.
+func userPing() []row {
+	return []row{
+		{"L-PING-ID", "pings with one identifier", func(b *bench) {
 			f, g := b.echoFlow(v1, o1, 77), b.echoFlow(v2, o1, 77)
 			for i := range 10 {
 				for _, x := range []*flow{f, g} {
@@ -88,8 +95,8 @@ func userRows() map[string]func(*bench) {
 			b.in(pong(o1, ro, f.ext.Port(), 99, "abc"))
 			b.none(overlay, pong(o2, ro, g.ext.Port(), 3, "abc"))
 			b.note("0 lost; second leaves with id %d; duplicates delivered, another host's refused", g.ext.Port())
-		},
-		"L-PING-BIG": func(b *bench) {
+		}},
+		{"L-PING-BIG", "fragmented ping", func(b *bench) {
 			for i, n := range []int{4000, 65507} {
 				data := b.random(n)
 				parts := cut(ping(v1, o1, 7, 1, data), uint32(n), 1480)
@@ -104,33 +111,39 @@ func userRows() map[string]func(*bench) {
 				}
 			}
 			b.note("4000 and 65507 bytes, reversed fragments, both ways")
-		},
-		"L-PING-UNSOL": func(b *bench) {
+		}},
+		{"L-PING-UNSOL", "unsolicited echo reply", func(b *bench) {
 			b.none(overlay, pong(o1, ro, 77, 1, "x"))
 			b.none(vpc, pong(v1, o1, 77, 1, "x"))
 			b.note("neither delivered nor leaked, counted")
-		},
-		"L-TRACE-UDP": func(b *bench) {
+		}},
+	}
+}
+
+// userTraceroute: traceroute.
+func userTraceroute() []row {
+	return []row{
+		{"L-TRACE-UDP", "traceroute by UDP", func(b *bench) {
 			for hop := 1; hop <= 3; hop++ {
 				b.probe(hop, udp(at(v1, 40000+hop), at(hh, 33434+hop), "probe", ttl(uint8(hop))))
 			}
 			b.note("%s, %s, %s", rv, mm, hh)
-		},
-		"L-TRACE-ICMP": func(b *bench) {
+		}},
+		{"L-TRACE-ICMP", "traceroute by ICMP", func(b *bench) {
 			for hop := 1; hop <= 3; hop++ {
 				for _, v := range []netip.Addr{v1, v2} {
 					b.probe(hop, ping(v, hh, 119, uint16(hop), "probe", ttl(uint8(hop))))
 				}
 			}
 			b.note("three hops for two hosts with one id")
-		},
-		"L-TRACE-TCP": func(b *bench) {
+		}},
+		{"L-TRACE-TCP", "traceroute by TCP", func(b *bench) {
 			for hop := 1; hop <= 3; hop++ {
 				b.probe(hop, tcp(at(v1, 40000+hop), at(hh, 22), segment{flags: syn, seq: 1}, ttl(uint8(hop))))
 			}
 			b.note("%s, %s, %s", rv, mm, hh)
-		},
-		"L-TRACE-MTR": func(b *bench) {
+		}},
+		{"L-TRACE-MTR", "mtr without false loss", func(b *bench) {
 			for i := range 20 {
 				b.advance(200 * time.Millisecond)
 				for hop := 1; hop <= 3; hop++ {
@@ -140,16 +153,16 @@ func userRows() map[string]func(*bench) {
 				}
 			}
 			b.note("ICMP, UDP and TCP, 180 probes, 0 %% lost")
-		},
-		"L-TRACE-6": func(b *bench) {
+		}},
+		{"L-TRACE-6", "traceroute by IPv6", func(b *bench) {
 			for hop := 1; hop <= 3; hop++ {
 				b.probe(hop, udp(at(v16, 40000+hop), at(hh6, 33434+hop), "probe", ttl(uint8(hop))))
 				b.probe(hop, ping(v16, hh6, 119, uint16(hop), "probe", ttl(uint8(hop))))
 				b.probe(hop, tcp(at(v16, 41000+hop), at(hh6, 80), segment{flags: syn, seq: 1}, ttl(uint8(hop))))
 			}
 			b.note("three hops by UDP, ICMP and TCP")
-		},
-		"L-TRACE-IN": func(b *bench) {
+		}},
+		{"L-TRACE-IN", "traceroute from outside", func(b *bench) {
 			b.start(func(s *setup) { s.forwards = []forward{{protoTCP, at(ro, 8080), at(v1, 80)}} })
 			e := b.inErr(tcp(at(o1, 7000), at(ro, 8080), segment{flags: syn, seq: 1}, ttl(1)), 11, 0)
 			want(b, "first hop", e.src, ro)
@@ -158,8 +171,14 @@ func userRows() map[string]func(*bench) {
 			want(b, "second hop", e.src, ro)
 			want(b, "quoted", e.quoted().to(), at(ro, 8080))
 			b.note("both hops are %s", ro)
-		},
-		"L-PMTUD-OUT": func(b *bench) {
+		}},
+	}
+}
+
+// userPathMTU: path MTU.
+func userPathMTU() []row {
+	return []row{
+		{"L-PMTUD-OUT", "path MTU outbound", func(b *bench) {
 			f := b.tcpFlow(at(v1, b.port()), at(hh, 80))
 			p := b.out(tcp(f.in, f.out, segment{flags: ack, seq: f.iss, ack: f.irs, data: pad(1460)}, df))
 			e := b.in(icmpError(mm, 3, 4, 1400, p.b, 8))
@@ -172,8 +191,8 @@ func userRows() map[string]func(*bench) {
 			e = b.in(icmpError(mm, 3, 4, 1400, ping(i.ext.Addr(), hh, i.ext.Port(), 1, "abc"), 8))
 			translated(b, e, &flow{in: i.in, out: at(hh, 9)}, mm, 3, 4)
 			b.note("3/4 from M about TCP, UDP and echo reaches V1, MTU 1400")
-		},
-		"L-PMTUD-IN": func(b *bench) {
+		}},
+		{"L-PMTUD-IN", "path MTU inbound", func(b *bench) {
 			b.start(func(s *setup) { s.vpcMTU = 1300 })
 			f := b.tcpFlow(at(v1, b.port()), at(o1, 80))
 			e := b.inErr(tcp(f.out, f.ext, segment{flags: ack, seq: f.irs, ack: f.iss, data: pad(1460)}, df), 3, 4)
@@ -182,8 +201,8 @@ func userRows() map[string]func(*bench) {
 			want(b, "quoted destination", e.quoted().to(), f.ext)
 			f.talk()
 			b.note("3/4 from %s, inner %s, MTU 1300", ro, f.ext)
-		},
-		"L-BLACKHOLE": func(b *bench) {
+		}},
+		{"L-BLACKHOLE", "path MTU black hole", func(b *bench) {
 			b.start(func(s *setup) { s.network.MTU = 1400 })
 			p := b.out(tcp(at(v1, 4000), at(hh, 80), segment{flags: syn, seq: 1, opts: mssOption(1460)}))
 			r := b.in(tcp(at(hh, 80), p.from(), segment{flags: syn | ack, seq: 9, ack: 2, opts: mssOption(1460)}))
@@ -191,40 +210,52 @@ func userRows() map[string]func(*bench) {
 				b.failf("MSS %d and %d", mssOf(p), mssOf(r))
 			}
 			b.note("clamp on by default: %d and %d", mssOf(p), mssOf(r))
-		},
-		"L-FRAG-DUP": func(b *bench) {
+		}},
+	}
+}
+
+// userFragments: fragments.
+func userFragments() []row {
+	return []row{
+		{"L-FRAG-DUP", "duplicate fragment", func(b *bench) {
 			payload := strings.Repeat("0123456789abcdef", 128)
 			parts := split(udp(at(v1, 4000), at(o1, 5000), payload), 0x700, 800, 800)
 			_, o := b.push(vpc, parts[0], parts[0], parts[1], parts[2])
 			b.whole(o, at(ro, 4000), payload)
 			b.note("datagram whole, %d fragments out for 4", len(o))
-		},
-		"L-FRAG-OVERLAP": func(b *bench) {
+		}},
+		{"L-FRAG-OVERLAP", "overlapping fragment", func(b *bench) {
 			b.overlap(udp(at(v1, 4000), at(o1, 5000), pad(72)), 40)
 			b.note("nothing whole out")
-		},
-		"L-FRAG-TAIL": func(b *bench) {
+		}},
+		{"L-FRAG-TAIL", "fragment past the end", func(b *bench) {
 			p := udp(at(v1, 4000), at(o1, 5000), pad(200))
 			b.none(vpc, fragment(p, 8, 65512, false, []byte(pad(100))))
 			b.note("dropped, counted")
-		},
-		"L-FRAG-DF": func(b *bench) {
+		}},
+		{"L-FRAG-DF", "fragments with DF", func(b *bench) {
 			payload := strings.Repeat("0123456789abcdef", 128)
 			b.fragments(vpc, split(udp(at(v1, 4000), at(o1, 5000), payload, df), 0x700, 800, 800), []int{0, 1, 2}, at(ro, 4000), payload)
 			b.note("delivered")
-		},
-		"L-FRAG-8": func(b *bench) {
+		}},
+		{"L-FRAG-8", "fragments of 8 bytes", func(b *bench) {
 			payload := pad(24)
 			b.fragments(vpc, split(udp(at(v1, 4000), at(o1, 5000), payload), 0x700, 8, 8), []int{0, 1, 2}, at(ro, 4000), payload)
 			b.note("8+8+16 delivered")
-		},
-		"L-RST-EXACT": func(b *bench) {
+		}},
+	}
+}
+
+// userResets: resets.
+func userResets() []row {
+	return []row{
+		{"L-RST-EXACT", "exact RST", func(b *bench) {
 			b.both(func(f *flow) {
 				f.pass(overlay, f.inSeg(int(rst), ""))
 			})
 			b.note("passed")
-		},
-		"L-RST-WIN": func(b *bench) {
+		}},
+		{"L-RST-WIN", "RST in the window", func(b *bench) {
 			b.both(func(f *flow) {
 				f.talk()
 				f.pass(overlay, tcp(f.out, f.ext, segment{flags: rst, seq: f.irs + 20000}))
@@ -232,22 +263,28 @@ func userRows() map[string]func(*bench) {
 				f.talk()
 			})
 			b.note("passed, data 13 s later delivered")
-		},
-		"L-RST-OUT": func(b *bench) {
+		}},
+		{"L-RST-OUT", "RST outside the window", func(b *bench) {
 			b.both(func(f *flow) {
 				f.talk()
 				b.none(overlay, tcp(f.out, f.ext, segment{flags: rst, seq: f.irs + 1<<30}))
 				f.talk()
 			})
 			b.note("dropped, flow lives")
-		},
-		"L-RST-SYN": func(b *bench) {
+		}},
+		{"L-RST-SYN", "RST for a SYN", func(b *bench) {
 			f := b.tcpSyn(at(v1, b.port()), at(o1, 80))
 			b.none(overlay, tcp(f.out, f.ext, segment{flags: rst | ack, ack: 77777}))
 			f.pass(overlay, tcp(f.out, f.ext, segment{flags: rst | ack, ack: 1001}))
 			b.note("wrong one dropped, right one passed")
-		},
-		"L-TCP-OOW": func(b *bench) {
+		}},
+	}
+}
+
+// userSegments: TCP segments.
+func userSegments() []row {
+	return []row{
+		{"L-TCP-OOW", "segments outside the window", func(b *bench) {
 			b.both(func(f *flow) {
 				f.talk()
 				b.none(overlay, tcp(f.out, f.ext, segment{flags: ack, seq: f.irs + 3<<28, ack: f.iss, data: "x"}))
@@ -256,27 +293,27 @@ func userRows() map[string]func(*bench) {
 				f.talk()
 			})
 			b.note("dropped all three, flow lives")
-		},
-		"L-TCP-PICKUP": func(b *bench) {
+		}},
+		{"L-TCP-PICKUP", "picked up from inside", func(b *bench) {
 			f := &flow{b: b, in: at(v1, 4000), out: at(o1, 80), ext: at(ro, 4000), iss: 5000, irs: 7000}
 			f.talk()
 			b.start(func(s *setup) { s.strictTCP = true })
 			b.engineOnly()
 			b.none(vpc, tcp(at(v1, 4000), at(o1, 80), segment{flags: ack | psh, seq: 1, ack: 1, data: "x"}))
 			b.note("on by default, port preserved; off: dropped")
-		},
-		"L-TCP-INMID": func(b *bench) {
+		}},
+		{"L-TCP-INMID", "not picked up from outside", func(b *bench) {
 			b.none(overlay, tcp(at(o1, 80), at(ro, b.port()), segment{flags: ack | psh, seq: 1, ack: 1, data: "x"}))
 			b.note("silent")
-		},
-		"L-TCP-FLAGS": func(b *bench) {
+		}},
+		{"L-TCP-FLAGS", "impossible flags", func(b *bench) {
 			for i, fl := range impossibleFlags {
 				b.none(vpc, tcp(at(v1, 4000+i), at(o1, 80), segment{flags: flagsOf(fl), seq: 1}))
 			}
 			b.out(tcp(at(v1, 4100), at(o1, 80), segment{flags: psh | ack, seq: 1, ack: 1}))
 			b.note("seven dropped and counted, PA accepted as pickup")
-		},
-		"L-TCP-BAD": func(b *bench) {
+		}},
+		{"L-TCP-BAD", "broken segments", func(b *bench) {
 			b.allow = true
 			b.none(vpc, tcp(at(v1, 4000), at(o1, 80), segment{flags: syn, seq: 1}, badSum))
 			b.allow = false
@@ -287,8 +324,8 @@ func userRows() map[string]func(*bench) {
 			}
 			b.push(vpc, tcp(at(v1, 4002), at(o1, 80), segment{flags: syn, seq: 1, opts: []byte{2, 0, 5, 180}}))
 			b.note("checksum, data offset 4 and 15: dropped, counted; option of length 0 survived")
-		},
-		"L-TCP-OPTS": func(b *bench) {
+		}},
+		{"L-TCP-OPTS", "segments untouched", func(b *bench) {
 			opts := append(mssOption(1360), 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7)
 			for i, o := range [][]byte{opts, append(mssOption(536), 34, 10, 1, 2, 3, 4, 5, 6, 7, 8), {30, 12, 0, 0x81, 1, 2, 3, 4, 5, 6, 7, 8},
 				append([]byte{19, 18}, []byte("0123456789abcdef")...)} {
@@ -303,11 +340,17 @@ func userRows() map[string]func(*bench) {
 				f.pass(overlay, tcp(f.out, f.ext, segment{flags: ack | urg | 0x40, seq: f.irs, ack: f.iss, urgent: 0x1234, window: 77, data: "x"}))
 			})
 			b.note("options, sequence numbers, ECE and CWR, reserved bits, urgent pointer identical")
-		},
-		"L-SYNFLOOD":      func(b *bench) { floodWith(b, protoTCP) },
-		"L-TABLE-FULL":    func(b *bench) { floodWith(b, protoUDP) },
-		"L-TABLE-ASSURED": tableAssured,
-		"L-TABLE-GC": func(b *bench) {
+		}},
+	}
+}
+
+// userLimits: floods, a full table and used up ports.
+func userLimits() []row {
+	return []row{
+		{"L-SYNFLOOD", "flood of SYNs", func(b *bench) { floodWith(b, protoTCP) }},
+		{"L-TABLE-FULL", "flood of datagrams", func(b *bench) { floodWith(b, protoUDP) }},
+		{"L-TABLE-ASSURED", "table full of answered flows", tableAssured},
+		{"L-TABLE-GC", "expired flows go", func(b *bench) {
 			b.start(func(s *setup) { s.timeouts = netstack.Timeouts{UDP: 30 * time.Second} })
 			e := b.engineOnly()
 			n := b.scale(60_000)
@@ -324,8 +367,8 @@ func userRows() map[string]func(*bench) {
 				time.Sleep(50 * time.Millisecond)
 			}
 			b.failf("%d of %d entries left after 2 x timer", len(e.engine.Flows(netstack.FlowFilter{})), n)
-		},
-		"L-PORT-EXHAUST": func(b *bench) {
+		}},
+		{"L-PORT-EXHAUST", "ports used up", func(b *bench) {
 			b.engineOnly()
 			b.fillPorts(protoUDP, v1, at(o1, 5000), 1, 1023)
 			e := b.outErr(udp(at(v2, 500), at(o1, 5000), "x"), 3, 1)
@@ -339,9 +382,15 @@ func userRows() map[string]func(*bench) {
 			b.openUDP(at(v2, 4000), at(o1, 5000)) // the other class
 			b.openTCP(at(v2, 500), at(o1, 80))
 			b.note("low ports used up: 3/1 to the sender and counted; existing flows, high ports and TCP fine")
-		},
-		"L-PER-HOST": limitPorts,
-		"L-RACE": func(b *bench) {
+		}},
+		{"L-PER-HOST", "limit per client", limitPorts},
+	}
+}
+
+// userChanges: races and a changed address.
+func userChanges() []row {
+	return []row{
+		{"L-RACE", "first packets at once", func(b *bench) {
 			var ps [][]byte
 			for i := range 200 {
 				p := udp(at(v1, 10000+i), at(o1, 5000), "x")
@@ -359,8 +408,8 @@ func userRows() map[string]func(*bench) {
 				b.concurrent(o, ps)
 				b.note("four readers of the overlay beside the one of the VPC: nothing lost")
 			}
-		},
-		"L-ADDR": func(b *bench) {
+		}},
+		{"L-ADDR", "outside address changes", func(b *bench) {
 			e := b.engineOnly()
 			f, g := b.udpFlow(at(v1, 4000), at(o1, 5000)), b.tcpFlow(at(v1, 4000), at(o1, 80))
 			n := b.setup.network
@@ -384,8 +433,14 @@ func userRows() map[string]func(*bench) {
 			_, o = b.push(vpc, f.outgoing())
 			want(b, "without a network: packets on the overlay", len(o), 0)
 			b.note("old mappings end, new flows use %s", fresh)
-		},
-		"L-LOSS-OUT": func(b *bench) {
+		}},
+	}
+}
+
+// userRestarts: restarts that lose all state.
+func userRestarts() []row {
+	return []row{
+		{"L-LOSS-OUT", "restart, inside first", func(b *bench) {
 			f := b.established()
 			f.talk()
 			ext := f.ext
@@ -394,8 +449,8 @@ func userRows() map[string]func(*bench) {
 			want(b, "outside end", p.from(), ext)
 			f.pass(overlay, f.inSeg(psa, "answer"))
 			b.note("survives on port %d", ext.Port())
-		},
-		"L-LOSS-IN": func(b *bench) {
+		}},
+		{"L-LOSS-IN", "restart, outside first", func(b *bench) {
 			f := b.established()
 			f.talk()
 			b.restart()
@@ -408,8 +463,8 @@ func userRows() map[string]func(*bench) {
 			f.pass(overlay, f.inSeg(psa, "outside first"))
 			f.talk()
 			b.note("silent, then survives; TB: survives at once")
-		},
-		"L-LOSS-COLLIDED": func(b *bench) {
+		}},
+		{"L-LOSS-COLLIDED", "restart, replaced port", func(b *bench) {
 			seed := func(s *setup) { s.seeded = true }
 			b.start(seed)
 			f, g := b.tcpFlow(at(v1, 4000), at(o1, 80)), b.tcpFlow(at(v2, 4000), at(o1, 80))
@@ -421,8 +476,8 @@ func userRows() map[string]func(*bench) {
 			want(b, "V2's outside end", p.from(), g.ext)
 			want(b, "V1's outside end", b.out(f.outSeg(psa, "V1 second")).from(), f.ext)
 			b.note("both keep their ports, %d and %d", f.ext.Port(), g.ext.Port())
-		},
-		"L-LOSS-FWD": func(b *bench) {
+		}},
+		{"L-LOSS-FWD", "restart, forward", func(b *bench) {
 			fw := func(s *setup) { s.forwards = []forward{{protoTCP, at(ro, 9050), at(v1, 90)}} }
 			b.start(fw)
 			b.in(tcp(at(o1, 7000), at(ro, 9050), segment{flags: syn, seq: 1}))
@@ -433,8 +488,14 @@ func userRows() map[string]func(*bench) {
 			want(b, "source", p.from(), at(ro, 9050))
 			b.note("leaves as %s", p.from())
 			b.forwardMasked()
-		},
-		"L-FWD": func(b *bench) {
+		}},
+	}
+}
+
+// userForwards: forwards.
+func userForwards() []row {
+	return []row{
+		{"L-FWD", "forwards", func(b *bench) {
 			b.start(func(s *setup) {
 				s.forwards = []forward{{protoTCP, at(ro, 9050), at(v1, 90)}, {protoUDP, at(ro, 9051), at(v1, 91)}}
 			})
@@ -449,8 +510,8 @@ func userRows() map[string]func(*bench) {
 				want(b, "UDP answer", b.out(udp(at(v1, 91), at(o, 3333), "y")).from(), at(ro, 9051))
 			}
 			b.note("TCP and UDP, two peers with source port 3333")
-		},
-		"L-FWD-SRC": func(b *bench) {
+		}},
+		{"L-FWD-SRC", "source that targets see", func(b *bench) {
 			b.start(func(s *setup) { s.forwards = []forward{{protoTCP, at(rv, 443), at(o1, 443)}} })
 			b.engineOnly()
 			p := b.out(tcp(at(v1, 3333), at(rv, 443), segment{flags: syn, seq: 1}))
@@ -467,8 +528,8 @@ func userRows() map[string]func(*bench) {
 			p = b.out(tcp(at(v1, 3333), at(rv, 443), segment{flags: syn, seq: 1}))
 			want(b, "source without", p.from(), at(v1, 3333))
 			b.note("%s with masquerade, %s without", ro, v1)
-		},
-		"L-FWD-SHADOW": func(b *bench) {
+		}},
+		{"L-FWD-SHADOW", "forwarded port is reserved", func(b *bench) {
 			b.start(func(s *setup) { s.forwards = []forward{{protoUDP, at(ro, 9051), at(v1, 91)}} })
 			p := b.out(udp(at(v2, 9051), at(o1, 5555), "x"))
 			if p.sport == 9051 {
@@ -476,8 +537,8 @@ func userRows() map[string]func(*bench) {
 			}
 			want(b, "the forward's packet", b.in(udp(at(o1, 5555), at(ro, 9051), "y")).to(), at(v1, 91))
 			b.note("V2 got %d, the forward still reaches V1", p.sport)
-		},
-		"L-FWD-DEAD": func(b *bench) {
+		}},
+		{"L-FWD-DEAD", "dead target", func(b *bench) {
 			b.start(func(s *setup) { s.forwards = []forward{{protoTCP, at(rv, 443), at(ox, 443)}} })
 			b.engineOnly()
 			b.push(vpc, tcp(at(v1, 3333), at(rv, 443), segment{flags: syn, seq: 1}))
@@ -486,8 +547,14 @@ func userRows() map[string]func(*bench) {
 				b.failf("want 3/1 quoting %s:443, got %s", rv, list(got))
 			}
 			b.note("3/1 quoting the forward's address")
-		},
-		"L-LEAK": func(b *bench) {
+		}},
+	}
+}
+
+// userLeaks: nothing leaks, nothing enters.
+func userLeaks() []row {
+	return []row{
+		{"L-LEAK", "no inside source leaves", func(b *bench) {
 			b.allow = true // forwarded with a wrong checksum is no leak
 			kinds := leakKinds(b)
 			for _, p := range kinds {
@@ -497,33 +564,45 @@ func userRows() map[string]func(*bench) {
 				}
 			}
 			b.note("%d kinds, none left; the watcher runs in every row", len(kinds))
-		},
-		"L-DIRECT": func(b *bench) {
+		}},
+		{"L-DIRECT", "inside addresses from outside", func(b *bench) {
 			f := b.udpFlow(at(v1, b.port()), at(o1, 5000))
 			b.none(overlay, udp(at(o1, 6000), at(v1, 4000), "unsolicited"))
 			b.none(overlay, udp(f.out, f.in, "the flow's inside tuple"))
 			b.none(overlay, udp(at(v2, 4000), at(v1, 4000), "spoofed"))
 			f.answer()
 			b.note("all refused, counted")
-		},
-		"L-SCTP": func(b *bench) {
+		}},
+	}
+}
+
+// userProtocols: protocols without ports (decision D5).
+func userProtocols() []row {
+	return []row{
+		{"L-SCTP", "SCTP", func(b *bench) {
 			init := []byte{0x0f, 0xa0, 0x0b, 0x59, 0, 0, 0, 0, 1, 2, 3, 4, 1, 0, 0, 20, 0, 0, 0, 1, 0, 0, 0xff, 0xff, 0, 1, 0, 1, 0, 0, 0, 1}
 			b.none(vpc, ipPacket(v1, o1, 132, init))
 			b.unwanted(ipPacket(o1, ro, 132, init))
 			b.note("dropped and counted (D5)")
-		},
-		"L-DCCP":    func(b *bench) { otherProtocol(b, 33) },
-		"L-UDPLITE": func(b *bench) { otherProtocol(b, 136) },
-		"L-GRE":     func(b *bench) { otherProtocol(b, 47) },
-		"L-PPTP": func(b *bench) {
+		}},
+		{"L-DCCP", "DCCP", func(b *bench) { otherProtocol(b, 33) }},
+		{"L-UDPLITE", "UDP-Lite", func(b *bench) { otherProtocol(b, 136) }},
+		{"L-GRE", "GRE", func(b *bench) { otherProtocol(b, 47) }},
+		{"L-PPTP", "PPTP", func(b *bench) {
 			gre := append([]byte{0x20, 0x01, 0x88, 0x0b, 0, 4, 0, 7}, []byte("data")...)
 			b.none(vpc, ipPacket(v1, o1, 47, gre))
 			b.note("dropped and counted")
-		},
-		"L-ESP":   func(b *bench) { otherProtocol(b, 50, 51) },
-		"L-IPIP":  func(b *bench) { otherProtocol(b, 4, 41) },
-		"L-PROTO": func(b *bench) { otherProtocol(b, 0, 2, 89, 112, 115, 253, 255) },
-		"L-IKE": func(b *bench) {
+		}},
+		{"L-ESP", "ESP and AH", func(b *bench) { otherProtocol(b, 50, 51) }},
+		{"L-IPIP", "IP in IP", func(b *bench) { otherProtocol(b, 4, 41) }},
+		{"L-PROTO", "other protocols", func(b *bench) { otherProtocol(b, 0, 2, 89, 112, 115, 253, 255) }},
+	}
+}
+
+// userPrograms: what well-known programs do.
+func userPrograms() []row {
+	return []row{
+		{"L-IKE", "IKE", func(b *bench) {
 			var got []uint16
 			for _, v := range []netip.Addr{v1, v2} {
 				for _, p := range []int{500, 4500} {
@@ -534,50 +613,56 @@ func userRows() map[string]func(*bench) {
 			}
 			want(b, "V1", fmt.Sprint(got[:2]), "[500 4500]")
 			b.note("%v", got)
-		},
-		"L-LOWPORT": func(b *bench) {
+		}},
+		{"L-LOWPORT", "ports below 1024", func(b *bench) {
 			f, g := b.udpFlow(at(v1, 123), at(o1, 123)), b.udpFlow(at(v2, 123), at(o1, 123))
 			want(b, "V1", f.ext.Port(), 123)
 			want(b, "class of V2", class(g.ext.Port()), "0-1023")
 			f.answer()
 			g.answer()
 			b.note("123 and %d", g.ext.Port())
-		},
-		"L-MCAST": same("1812-4.2.3.2", "1812-5.3.5", "V6-MCAST"),
-		"L-FTP":   same("5382-REQ-6"),
-		"L-TFTP": func(b *bench) {
+		}},
+		{"L-MCAST", "mDNS and broadcast", same("1812-4.2.3.2", "1812-5.3.5", "V6-MCAST")},
+		{"L-FTP", "FTP", same("5382-REQ-6")},
+		{"L-TFTP", "TFTP", func(b *bench) {
 			f := b.udpFlow(at(v1, b.port()), at(o1, 69))
 			b.unwanted(udp(at(o1, 32001), f.ext, "\x00\x03\x00\x01data"))
 			b.note("data from another port is refused by the default filter, as documented")
-		},
-		"L-SIP":  realHosts,
-		"L-HTTP": realHosts,
-		"L-DNS":  func(b *bench) { dnsLoad(b) },
-		"L-QUIC": func(b *bench) {
+		}},
+		{"L-SIP", "SIP", realHosts},
+		{"L-HTTP", "HTTP", realHosts},
+		{"L-DNS", "DNS load", func(b *bench) { dnsLoad(b) }},
+		{"L-QUIC", "QUIC", func(b *bench) {
 			f := b.udpFlow(at(v1, b.port()), at(o1, 443))
 			for range 2000 {
 				want(b, "datagram", len(b.in(udp(f.out, f.ext, pad(1252), df)).payload), 1252)
 			}
 			f.send()
 			b.note("2000 datagrams of 1252 bytes with DF on one flow")
-		},
-		"L-WG": func(b *bench) {
+		}},
+		{"L-WG", "WireGuard", func(b *bench) {
 			f := b.udpFlow(at(v1, 51820), at(o1, 51820)).answered()
 			b.restart()
 			b.unwanted(f.reply())
 			want(b, "outside end", f.send().from(), f.ext)
 			f.answer()
 			b.note("the flow is back on its port after a restart, at the first packet from inside")
-		},
-		"L-SSH": func(b *bench) {
+		}},
+		{"L-SSH", "idle ssh", func(b *bench) {
 			b.both(func(f *flow) {
 				f.talk()
 				b.advance(10 * time.Minute)
 				f.talk()
 			})
 			b.note("session idle for 10 min, then used")
-		},
-		"L-HALFCLOSE": func(b *bench) {
+		}},
+	}
+}
+
+// userNeighbours: half-closed connections, neighbours and large datagrams.
+func userNeighbours() []row {
+	return []row{
+		{"L-HALFCLOSE", "half-closed connection", func(b *bench) {
 			f := b.established()
 			f.pass(vpc, f.outSeg(int(fin|ack), ""))
 			for range 200 {
@@ -591,17 +676,17 @@ func userRows() map[string]func(*bench) {
 			b.advance(time.Hour)
 			f.pass(vpc, f.outSeg(psa, pad(1400)))
 			b.note("200 segments and one an hour later after the half close")
-		},
-		"L-ICMP-SEQ": na("optional: the quoted sequence number isn't checked, the flow's state isn't touched (5382-REQ-10)"),
-		"L-NEIGH":    neighbours,
-		"L-UDPBIG": func(b *bench) {
+		}},
+		{"L-ICMP-SEQ", "quoted sequence number", na("optional: the quoted sequence number isn't checked, the flow's state isn't touched (5382-REQ-10)")},
+		{"L-NEIGH", "neighbours", neighbours},
+		{"L-UDPBIG", "large datagrams", func(b *bench) {
 			payload := b.random(8000)
 			_, o := b.push(vpc, cut(udp(at(v1, 4000), at(o1, 5000), payload), 5, 1480)...)
 			b.whole(o, at(ro, 4000), payload)
 			v, _ := b.push(overlay, cut(udp(at(o1, 5000), at(ro, 4000), payload), 6, 1480)...)
 			b.whole(v, at(o1, 5000), payload)
 			b.note("8000 bytes both ways")
-		},
+		}},
 	}
 }
 
@@ -927,17 +1012,18 @@ func neighbours(b *bench) {
 	b.note("first packet waits; 10 000 packets to silent neighbours bounded and counted; own addresses only; change announced")
 }
 
-func sumRows() map[string]func(*bench) {
-	return map[string]func(*bench){
-		"3168-a": func(b *bench) {
+// sumECN: RFC 3168 and 6040: ECN and DSCP.
+func sumECN() []row {
+	return []row{
+		{"3168-a", "ECN forwarded", func(b *bench) {
 			f := b.udpFlow(at(v1, b.port()), at(o1, 5000))
 			for n := range 4 {
 				want(b, "ECN out", b.out(udp(f.in, f.out, "x", tos(uint8(n)))).tos, uint8(n))
 				want(b, "ECN in", b.in(udp(f.out, f.ext, "x", tos(uint8(n)))).tos, uint8(n))
 			}
 			b.note("unchanged")
-		},
-		"3168-5.3": func(b *bench) {
+		}},
+		{"3168-5.3", "ECN of fragments", func(b *bench) {
 			const notECT, ect1, ect0, ce = 0, 1, 2, 3
 			var got []string
 			for i, c := range [][2]uint8{{ect0, ce}, {ect0, ect1}, {notECT, ce}, {ect0, notECT}} {
@@ -958,25 +1044,31 @@ func sumRows() map[string]func(*bench) {
 				}
 			}
 			b.note("%s", strings.Join(got, " "))
-		},
-		"3168-TCP": func(b *bench) {
+		}},
+		{"3168-TCP", "ECN negotiation", func(b *bench) {
 			p := tcp(at(v1, 4000), at(o1, 80), segment{flags: syn | 0xc0, seq: 1})
 			sameSegment(b, p, b.out(p))
 			r := tcp(at(o1, 80), at(ro, 4000), segment{flags: syn | ack | 0x40, seq: 9, ack: 2})
 			sameSegment(b, r, b.in(r))
 			b.note("passes both ways")
-		},
-		"6040-a": realHosts,
-		"6040-b": realHosts,
-		"CK-UDP0": func(b *bench) {
+		}},
+		{"6040-a", "ECN of the tunnel", realHosts},
+		{"6040-b", "DSCP of the tunnel", realHosts},
+	}
+}
+
+// sumChecksums: checksums.
+func sumChecksums() []row {
+	return []row{
+		{"CK-UDP0", "UDP checksum zero", func(b *bench) {
 			zero := func(p []byte) []byte { p[26], p[27] = 0, 0; return p }
 			p := b.out(udp(at(v1, 4000), at(o1, 5000), "x", zero))
 			want(b, "out", binary.BigEndian.Uint16(p.b[26:]), 0)
 			q := b.in(udp(at(o1, 5000), p.from(), "x", zero))
 			want(b, "in", binary.BigEndian.Uint16(q.b[26:]), 0)
 			b.note("0 and 0")
-		},
-		"CK-FFFF": func(b *bench) {
+		}},
+		{"CK-FFFF", "sum of zero", func(b *bench) {
 			// The payload makes the sum of what leaves zero: it must be sent as 0xffff.
 			out := udp(at(ro, 4000), at(o1, 5000), "\x00\x00")
 			fill := binary.BigEndian.Uint16(out[26:])
@@ -988,8 +1080,8 @@ func sumRows() map[string]func(*bench) {
 			want(b, "original sum", binary.BigEndian.Uint16(p[26:]), 0xffff)
 			b.out(p) // its checksum is checked on the way
 			b.note("0xffff; 0xffff in comes out right")
-		},
-		"CK-BAD": func(b *bench) {
+		}},
+		{"CK-BAD", "wrong sums never repaired", func(b *bench) {
 			b.allow = true
 			f := b.udpFlow(at(v1, b.port()), at(o1, 5000))
 			wrong := map[string][2][]byte{
@@ -1016,9 +1108,9 @@ func sumRows() map[string]func(*bench) {
 				}
 			}
 			b.note("dropped and counted, or still wrong")
-		},
-		"CK-OFFLOAD": realHosts,
-		"CK-SWEEP": func(b *bench) {
+		}},
+		{"CK-OFFLOAD", "offloads", realHosts},
+		{"CK-SWEEP", "every size", func(b *bench) {
 			f := b.udpFlow(at(v1, b.port()), at(o1, 5000))
 			sizes := append(seq(0, 63), 511, 512, 513, 1023, 1279, 1280, 1399, 1400, 1471, 1472)
 			for _, n := range sizes {
@@ -1027,8 +1119,8 @@ func sumRows() map[string]func(*bench) {
 				want(b, "in", string(b.in(udp(f.out, f.ext, data)).payload), data)
 			}
 			b.note("%d sizes, 0 wrong", len(sizes))
-		},
-		"CK-LEN": func(b *bench) {
+		}},
+		{"CK-LEN", "UDP lengths", func(b *bench) {
 			length := func(n uint16) edit {
 				return func(p []byte) []byte { binary.BigEndian.PutUint16(p[24:], n); return p }
 			}
@@ -1043,6 +1135,6 @@ func sumRows() map[string]func(*bench) {
 			b.push(vpc, udp(at(v1, 4000), at(o1, 0), "x"))
 			want(b, "empty payload", len(b.out(udp(at(v1, 4001), at(o1, 5000), "")).payload), 0)
 			b.note("200 and 4 dropped, 9 passed, ports 0 don't crash, empty payload passes")
-		},
+		}},
 	}
 }
