@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/netstack"
 )
 
@@ -146,15 +147,14 @@ func (w *world) flood() error {
 
 // untilMoved waits until a flow has carried n bytes from its client.
 func (w *world) untilMoved(n uint64) error {
-	for range 1000 {
+	return testwait.Try(20*time.Second, func() error {
 		for _, f := range w.engine.Flows(netstack.FlowFilter{Protocol: "tcp"}) {
 			if f.BytesOut > n && f.State == "established" {
 				return nil
 			}
 		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	return fmt.Errorf("no flow moved %d bytes", n)
+		return fmt.Errorf("no flow moved %d bytes", n)
+	})
 }
 
 // TestFaults runs the faults one after the other.

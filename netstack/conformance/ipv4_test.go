@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/netstack"
 	"ztgate/netstack/policy"
 )
@@ -55,15 +56,15 @@ func martians(src, dst netip.Addr) (out [][]byte) {
 func (b *bench) await(s side, most int) (got []*packet) {
 	for range most {
 		b.advance(time.Second)
-		for range 20 {
-			time.Sleep(50 * time.Millisecond) // the router's own timers run on real time
+		if testwait.Poll(time.Second, func() bool { // the router's own timers run on real time
 			v, o := b.push(vpc)
 			if s == overlay {
 				v = o
 			}
-			if got = append(got, v...); len(got) > 0 {
-				return got
-			}
+			got = v
+			return len(got) > 0
+		}) {
+			return got
 		}
 	}
 	return nil

@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
+
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -306,9 +308,7 @@ func (r *kernelRouter) settle() {
 		r.inject(side(s), [][]byte{append(ethernet(routerMAC, playerMAC(c.host), 0x0800), p...)})
 	}
 	for s, host := range []netip.Addr{barrierHost, overlayBarrier} {
-		for end := time.Now().Add(5 * time.Second); time.Now().Before(end) && !r.taps[s].passed(host, r.seq); {
-			time.Sleep(50 * time.Microsecond)
-		}
+		testwait.Poll(5*time.Second, func() bool { return r.taps[s].passed(host, r.seq) })
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/netstack"
 )
 
@@ -114,12 +115,7 @@ func newFlows(b *bench) {
 			b.failf("%d flows in a table of %d", live, limit)
 		}
 		b.advance(2 * 250 * time.Second)
-		for range 400 {
-			if b.liveFlows() <= 1 {
-				break
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
+		testwait.Poll(20*time.Second, func() bool { return b.liveFlows() <= 1 })
 		if left := b.liveFlows(); left > 2 {
 			b.failf("%d flows left after twice the timers", left)
 		}

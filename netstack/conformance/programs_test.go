@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
 
+	"ztgate/internal/testwait"
 	"ztgate/netstack"
 )
 
@@ -315,6 +316,14 @@ func (w *world) run(n *namespace, args ...string) (string, error) {
 	return runIn(n.name, w.t.TempDir(), args...)
 }
 
+// listening waits for a server on H; kind is the option of ss for its protocol.
+func (w *world) listening(kind string, port int) {
+	testwait.Poll(5*time.Second, func() bool {
+		out, _ := w.run(w.s, "ss", "-Hln", kind, "sport", "=", fmt.Sprintf(":%d", port))
+		return out != ""
+	})
+}
+
 func runIn(namespace, dir string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), programPatience)
 	defer cancel()
@@ -551,12 +560,7 @@ func transferPrograms() []program {
 				return "", err
 			}
 			defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
-			for range 100 {
-				if out, _ := w.run(w.s, "ss", "-Hlun", "sport", "=", ":5060"); out != "" {
-					break
-				}
-				time.Sleep(50 * time.Millisecond)
-			}
+			w.listening("-u", 5060)
 			out, err := w.run(w.c1, "env", "TERM=xterm", "sipp", "-sn", "uac", "-i", hostV1, "-m", "20", "-r", "10", "-nostdin", hostH+":5060")
 			if err != nil {
 				return "", err
@@ -682,12 +686,7 @@ func offload(w *world) (string, error) {
 		return "", err
 	}
 	defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
-	for range 100 {
-		if out, _ := w.run(w.s, "ss", "-Hltn", "sport", "=", ":5201"); out != "" {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+	w.listening("-t", 5201)
 	var rates []string
 	lost := 0.0
 	for _, how := range [][]string{nil, {"-R"}, {"-u", "-b", "20M", "-l", "1400"}} {

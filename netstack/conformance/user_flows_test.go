@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/netstack"
 )
 
@@ -24,14 +25,10 @@ func userLimits() []row {
 			if err := e.waitGone(1024 + uint16(n/2)); err != nil {
 				b.failf("%v", err)
 			}
-			for range 200 {
-				if len(e.engine.Flows(netstack.FlowFilter{})) == 0 {
-					b.note("%d entries gone by themselves after 2 x timer", n)
-					return
-				}
-				time.Sleep(50 * time.Millisecond)
+			if !testwait.Poll(20*time.Second, func() bool { return b.liveFlows() == 0 }) {
+				b.failf("%d of %d entries left after 2 x timer", b.liveFlows(), n)
 			}
-			b.failf("%d of %d entries left after 2 x timer", len(e.engine.Flows(netstack.FlowFilter{})), n)
+			b.note("%d entries gone by themselves after 2 x timer", n)
 		}},
 		{"L-PORT-EXHAUST", "ports used up", func(b *bench) {
 			b.engineOnly()

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/netstack"
 )
 
@@ -141,11 +142,10 @@ func neighbours(b *bench) {
 	}
 	b.pushFrames(vpc, frames...)
 	for range 300 { // the engine's questions are repeated in real time
-		if b.advance(time.Second); ended() >= 10_000 {
+		b.advance(time.Second)
+		if testwait.Poll(100*time.Millisecond, func() bool { b.push(vpc); return ended() >= 10_000 }) {
 			break
 		}
-		time.Sleep(100 * time.Millisecond)
-		b.push(vpc)
 	}
 	b.counted(before, 10_000, vpc, frames)
 	// ARP for others isn't answered, for R it is.

@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"ztgate/internal/testwait"
 )
 
 var (
@@ -146,9 +148,7 @@ func TestForcedRelay(t *testing.T) {
 	if b := read(); !bytes.Equal(b, []byte{1, 14, 0, 1}) {
 		t.Errorf("greeting %x", b)
 	}
-	for !u.Stats().Relay.Connected {
-		time.Sleep(time.Millisecond)
-	}
+	testwait.For(t, 10*time.Second, "the connection", func() bool { return u.Stats().Relay.Connected })
 	tx.Send(0, globalEndpoint, payload[:10], payload[10:])
 	tx.Flush()
 	if b := read(); !bytes.Equal(b, append([]byte{4, 8, 8, 4, 4, 0x27, 0x09}, payload...)) {
