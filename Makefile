@@ -72,7 +72,7 @@ portable: deps ## build, vet and test without assembly and Linux's batches, and 
 e2e: build
 	ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 20m ./router/e2e/...
 
-conformance: deps build ## the NAT behaviour table: every row on the forwarding plane, with real programs, loads and faults (root)
+conformance: deps build ## the rows of docs/nat.md: every one on the forwarding plane, with real programs, loads and faults (root)
 	cd netstack/conformance && $(GO) test -count=1 -tags e2e -timeout 10m -run 'TestConformance|TestPrograms|TestLoad|TestFaults|TestUnderlay' -strict
 	cd router/faults && ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 8m -table
 

@@ -16,7 +16,7 @@ import (
 	"ztgate/netstack"
 )
 
-// fault is a load or fault of section 4 that needs real hosts.
+// fault is a load or fault of docs/nat.md that needs real hosts.
 type fault struct {
 	id  string
 	run func(w *world) (evidence string, err error)

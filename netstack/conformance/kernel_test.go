@@ -168,8 +168,7 @@ func (t *tap) send(frame []byte) error {
 	return unix.Sendto(t.fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: t.index, Halen: 6})
 }
 
-// kernelRouter is the kernel of a namespace with nftables masquerade, as section 3
-// of the document sets it up.
+// kernelRouter is the kernel of a namespace with nftables masquerade: the control.
 type kernelRouter struct {
 	t      *testing.T
 	ns     *namespace
@@ -233,7 +232,8 @@ for i in v0 o0; do ethtool -K $i tx off rx off tso off gso off gro off >/dev/nul
 
 func macOf(a netip.Addr) []byte { m := playerMAC(a); return m[:] }
 
-// ruleset is the document's, with the forwards and limits of a row.
+// ruleset is what people who use masquerade have, with the forwards and limits of a
+// row: what belongs to no connection is dropped.
 func ruleset(s setup) string {
 	var fwd, clamp string
 	for _, f := range s.forwards {
@@ -344,8 +344,8 @@ func (r *kernelRouter) flush() {
 	}
 }
 
-// linuxFails are the rows that the document saw the kernel fail (section 5 and
-// the list of section 6), as far as they run on it here.
+// linuxFails are the rows that the kernel fails, as far as they run on it here, and
+// how; docs/nat.md marks them.
 var linuxFails = map[string]string{
 	"4787-REQ-1": "the mapping depends on the destination after a collision", "4787-REQ-3": "ports are shared",
 	"6888-REQ-1": "as 4787-REQ-1", "5382-REQ-1": "as UDP", "5382-REQ-7": "ports are shared",

@@ -14,7 +14,7 @@ import (
 	"ztgate/netstack"
 )
 
-// loads are the loads and faults of section 4 that need no overlay node and no
+// loads are the loads and faults of docs/nat.md that need no overlay node and no
 // real host.
 var loads = []struct {
 	id  string

@@ -24,7 +24,7 @@ import (
 	"ztgate/router/lab"
 )
 
-// Makes of nodes, as the table calls them; real ones go by their version.
+// Implementations of nodes, as the table calls them; real ones go by their version.
 const (
 	nameOurs  = "ours"
 	nameLibzt = "libzt"

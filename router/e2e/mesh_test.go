@@ -67,7 +67,7 @@ func members(t *testing.T) []lab.MeshMember {
 	return []lab.MeshMember{{Name: "ours"}, {Name: "real", ZeroTierOne: reference(t)}, third}
 }
 
-// memberNames are the makes of members, as in a row of the table.
+// memberNames are the implementations of members, as in a row of the table.
 func memberNames(t *testing.T) string {
 	var names []string
 	for _, m := range members(t) {
