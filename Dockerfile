@@ -4,7 +4,7 @@ WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X ztgate/router.Version=$VERSION" -o /ztgate ./cmd/ztgate
+RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X ztgate/router/control.Version=$VERSION" -o /ztgate ./cmd/ztgate
 
 FROM scratch
 COPY --from=build /ztgate /ztgate

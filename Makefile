@@ -3,7 +3,7 @@ GO        ?= go
 BIN       ?= bin/ztgate
 comma     := ,
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS   := -s -w -X ztgate/router.Version=$(VERSION)
+LDFLAGS   := -s -w -X ztgate/router/control.Version=$(VERSION)
 FUZZTIME  ?= 10s
 RACE_PKGS := ./zerotier/... ./netstack/... ./router/...
 
@@ -33,9 +33,9 @@ build-libzt: have-libzt ## a ztgate with libzt as its node too, in bin/ (docs/li
 	$(LIBZT_ENV) $(GO) build -trimpath -tags $(LIBZT_TAGS) -ldflags '$(LDFLAGS)' -o $(LIBZT_BIN) ./cmd/ztgate
 
 test-libzt: build-libzt deps ## tests of the node on libzt, with the race detector and in namespaces (root)
-	$(LIBZT_ENV) $(GO) vet -tags $(LIBZT_TAGS) ./bindings/ ./router/ ./cmd/...
-	$(LIBZT_ENV) $(GO) tool staticcheck -tags $(LIBZT_TAGS) ./bindings/ ./router/
-	$(LIBZT_ENV) GODEBUG=cgocheck=1 $(GO) test -count=1 -tags $(LIBZT_TAGS) ./bindings/ ./router/ ./cmd/...
+	$(LIBZT_ENV) $(GO) vet -tags $(LIBZT_TAGS) ./bindings/ ./router/... ./cmd/...
+	$(LIBZT_ENV) $(GO) tool staticcheck -tags $(LIBZT_TAGS) ./bindings/ ./router/...
+	$(LIBZT_ENV) GODEBUG=cgocheck=1 $(GO) test -count=1 -tags $(LIBZT_TAGS) ./bindings/ ./router/... ./cmd/...
 	$(LIBZT_ENV) GODEBUG=cgocheck=1 $(GO) test -count=1 -race -tags $(LIBZT_TAGS) ./bindings/
 	ZTGATE=$(CURDIR)/$(LIBZT_BIN) $(GO) test -count=1 -tags e2e -timeout 10m -run Libzt -v ./router/e2e/
 	ZTGATE_E2E_NODE=libzt ZTGATE=$(CURDIR)/$(LIBZT_BIN) $(GO) test -count=1 -tags e2e -timeout 10m -run 'TestGateway|TestForwards|TestReload|TestMemory' ./router/e2e/

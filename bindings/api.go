@@ -6,7 +6,6 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
-	"time"
 )
 
 // Headroom is the room, in bytes, that [Node.WriteFrames] needs before each
@@ -48,67 +47,6 @@ type Config struct {
 	// valid until it returns and may be changed in place. Several goroutines call
 	// it at the same time. Nil drops them.
 	OnFrames func(nwid uint64, frames [][]byte)
-}
-
-// Info describes the node.
-type Info struct {
-	Address  string
-	Identity string // public text form
-	Online   bool
-	Version  string // of the core, announced to peers
-	Ports    []int
-	Planet   []byte // the one in use
-}
-
-// Route is a managed route.
-type Route struct {
-	Target netip.Prefix
-	Via    netip.Addr // invalid = directly on the network
-}
-
-// Network describes a joined network.
-type Network struct {
-	ID                uint64
-	Name              string
-	Status            string // as zerotier-cli prints it
-	Type              string // PRIVATE or PUBLIC
-	MAC               [6]byte
-	MTU               int
-	Addresses         []netip.Prefix
-	Routes            []Route
-	DNSDomain         string
-	DNSServers        []netip.Addr
-	Bridge, Broadcast bool
-	Revision          uint64
-	AuthURL           string
-	// Dictionary is the signed configuration as it came (chapter 03 §1), which
-	// must not be changed.
-	Dictionary []byte
-}
-
-// Peer describes a peer.
-type Peer struct {
-	Address     string
-	Role        string        // LEAF, MOON or PLANET
-	Version     [3]int        // {-1} = unknown
-	Latency     time.Duration // < 0 = unknown
-	Relayed     bool
-	LastReceive time.Time
-	Paths       []Path
-}
-
-// Path describes a path.
-type Path struct {
-	Endpoint              netip.AddrPort
-	Preferred, Expired    bool
-	LastSend, LastReceive time.Time
-	Latency               time.Duration // < 0 = unknown
-}
-
-// MulticastGroup is a group that a port wants to receive.
-type MulticastGroup struct {
-	MAC [6]byte
-	ADI uint32
 }
 
 // Stats are counters since [New]. Cipher suites are those of the datagrams'

@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"runtime/cgo"
 	"unsafe"
+
+	"ztgate/zerotier/ztnode"
 )
 
 // The callbacks run on whatever thread is inside the core, with its locks held:
@@ -87,8 +89,6 @@ const (
 	opDestroy
 )
 
-var statuses = [...]string{"REQUESTING_CONFIGURATION", "OK", "ACCESS_DENIED", "NOT_FOUND", "PORT_ERROR", "CLIENT_TOO_OLD", "AUTHENTICATION_REQUIRED"}
-
 const statusOK = 1
 
 //export goConfig
@@ -98,7 +98,7 @@ func goConfig(h C.uintptr_t, nwid C.uint64_t, op C.int, c *C.core_config) {
 	if n == nil || op == opDown {
 		return // the node is being closed; the network is not left
 	}
-	id := uint64(nwid)
+	id := ztnode.NetworkID(nwid)
 	n.mu.Lock()
 	nets := maps.Clone(*n.nets.Load())
 	if op == opDestroy {
@@ -129,13 +129,13 @@ func goConfig(h C.uintptr_t, nwid C.uint64_t, op C.int, c *C.core_config) {
 
 // network copies what is needed of a configuration. One without status OK leaves
 // the rest as it was (chapter 05 §5.4).
-func network(old *Network, id uint64, c *C.core_config) *Network {
-	v := &Network{ID: id, Type: "PRIVATE", MTU: defaultMTU}
+func network(old *ztnode.Network, id ztnode.NetworkID, c *C.core_config) *ztnode.Network {
+	v := &ztnode.Network{ID: id, Type: ztnode.TypePrivate, MTU: defaultMTU}
 	if old != nil {
 		*v = *old
 	}
-	v.Status = "PORT_ERROR"
-	if s := int(c.status); s >= 0 && s < len(statuses) {
+	v.Status = ztnode.StatusPortError
+	if statuses, s := ztnode.Statuses(), int(c.status); s >= 0 && s < len(statuses) {
 		v.Status = statuses[s]
 	}
 	for i := range v.MAC {
@@ -147,9 +147,9 @@ func network(old *Network, id uint64, c *C.core_config) *Network {
 	}
 	v.Name, v.MTU, v.Revision = text(c.name[:]), int(c.mtu), uint64(c.revision)
 	v.Bridge, v.Broadcast = c.bridge != 0, c.broadcast != 0
-	v.Type = "PRIVATE"
+	v.Type = ztnode.TypePrivate
 	if c._type == 1 {
-		v.Type = "PUBLIC"
+		v.Type = ztnode.TypePublic
 	}
 	v.Addresses, v.Routes, v.DNSServers = nil, nil, nil
 	for i := range min(int(c.address_count), len(c.address)) {
@@ -159,7 +159,7 @@ func network(old *Network, id uint64, c *C.core_config) *Network {
 	}
 	for i := range min(int(c.route_count), len(c.route)) {
 		if p, ok := prefix(&c.route[i].target); ok {
-			r := Route{Target: p.Masked()}
+			r := ztnode.Route{Target: p.Masked()}
 			if via, ok := prefix(&c.route[i].via); ok {
 				r.Via = via.Addr()
 			}

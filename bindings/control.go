@@ -7,12 +7,17 @@ import "C"
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"time"
 	"unsafe"
+
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/vl1"
+	"ztgate/zerotier/ztnode"
 )
 
 var errCollision = errors.New("another node has our address: move identity.secret and identity.public away to get a new identity")
@@ -20,7 +25,7 @@ var errCollision = errors.New("another node has our address: move identity.secre
 // control runs the core's background tasks at the times it asks for, and does
 // what callbacks can't do themselves.
 func (n *Node) control(ctx context.Context) error {
-	c := controller{Node: n, subscribed: map[uint64][]MulticastGroup{}, late: new(C.shim_late)}
+	c := controller{Node: n, subscribed: map[ztnode.NetworkID][]ztnode.Group{}, late: new(C.shim_late)}
 	t := time.NewTimer(0)
 	defer t.Stop()
 	for {
@@ -44,7 +49,7 @@ const minTick = 5 * time.Millisecond
 // controller is what only the goroutine of control uses.
 type controller struct {
 	*Node
-	subscribed map[uint64][]MulticastGroup
+	subscribed map[ztnode.NetworkID][]ztnode.Group
 	endpoints  []netip.AddrPort
 	announced  time.Time
 	wasOnline  bool
@@ -111,8 +116,8 @@ func (c *controller) announce(now time.Time) {
 func (c *controller) subscribe() {
 	c.mu.Lock()
 	due := c.fresh
-	c.fresh = map[uint64]bool{}
-	want := map[uint64][]MulticastGroup{}
+	c.fresh = map[ztnode.NetworkID]bool{}
+	want := map[ztnode.NetworkID][]ztnode.Group{}
 	for id := range due {
 		if v := (*c.nets.Load())[id]; v != nil {
 			want[id] = append(ownGroups(v), c.groups[id]...)
@@ -144,30 +149,30 @@ func (c *controller) subscribe() {
 
 // ownGroups are those without which nobody can resolve our addresses (chapter 05
 // §10.1).
-func ownGroups(v *Network) []MulticastGroup {
-	broadcast := [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-	var out []MulticastGroup
+func ownGroups(v *ztnode.Network) []ztnode.Group {
+	broadcast := ztnode.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	var out []ztnode.Group
 	if v.Broadcast {
-		out = append(out, MulticastGroup{MAC: broadcast})
+		out = append(out, ztnode.Group{MAC: broadcast})
 	}
 	v6 := false
 	for _, p := range v.Addresses {
 		if a := p.Addr(); a.Is4() {
 			b := a.As4()
-			out = append(out, MulticastGroup{broadcast, uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])})
+			out = append(out, ztnode.Group{MAC: broadcast, ADI: binary.BigEndian.Uint32(b[:])})
 		} else {
 			b := a.As16()
-			out = append(out, MulticastGroup{MAC: [6]byte{0x33, 0x33, 0xff, b[13], b[14], b[15]}})
+			out = append(out, ztnode.Group{MAC: ztnode.MAC{0x33, 0x33, 0xff, b[13], b[14], b[15]}})
 			v6 = true
 		}
 	}
 	if v6 {
-		out = append(out, MulticastGroup{MAC: [6]byte{0x33, 0x33, 0, 0, 0, 1}})
+		out = append(out, ztnode.Group{MAC: ztnode.MAC{0x33, 0x33, 0, 0, 0, 1}})
 	}
 	return out
 }
 
-func macNumber(m [6]byte) C.uint64_t {
+func macNumber(m ztnode.MAC) C.uint64_t {
 	var v C.uint64_t
 	for _, b := range m {
 		v = v<<8 | C.uint64_t(b)
@@ -176,13 +181,13 @@ func macNumber(m [6]byte) C.uint64_t {
 }
 
 // Join joins a network and remembers it in home.
-func (n *Node) Join(nwid uint64) error {
-	err := n.call(func(w *worker) C.int { return C.shim_join(n.c, w.b, C.uint64_t(nwid)) })
+func (n *Node) Join(id ztnode.NetworkID) error {
+	err := n.call(func(w *worker) C.int { return C.shim_join(n.c, w.b, C.uint64_t(id)) })
 	if err != nil {
-		return fmt.Errorf("join network %016x: %w", nwid, err)
+		return fmt.Errorf("join network %s: %w", id, err)
 	}
 	layout := C.int(1)
-	if err := n.call(func(*worker) C.int { layout = C.shim_layout_ok(n.c, C.uint64_t(nwid)); return 0 }); err != nil {
+	if err := n.call(func(*worker) C.int { layout = C.shim_layout_ok(n.c, C.uint64_t(id)); return 0 }); err != nil {
 		return err
 	}
 	if layout == 0 {
@@ -194,54 +199,60 @@ func (n *Node) Join(nwid uint64) error {
 }
 
 // Leave leaves a network and forgets it.
-func (n *Node) Leave(nwid uint64) error {
-	err := n.call(func(w *worker) C.int { return C.shim_leave(n.c, w.b, C.uint64_t(nwid)) })
+func (n *Node) Leave(id ztnode.NetworkID) error {
+	n.certificates.forget(id)
+	err := n.call(func(w *worker) C.int { return C.shim_leave(n.c, w.b, C.uint64_t(id)) })
 	n.mu.Lock()
-	delete(n.groups, nwid)
+	delete(n.groups, id)
 	n.mu.Unlock()
 	n.kick()
 	n.notify()
 	if err != nil {
-		return fmt.Errorf("leave network %016x: %w", nwid, err)
+		return fmt.Errorf("leave network %s: %w", id, err)
 	}
 	return n.store.flush()
 }
 
 // Orbit begins to use a moon; seed is the address of one of its roots, 0 if the
 // moon is in home.
-func (n *Node) Orbit(id, seed uint64) error {
+func (n *Node) Orbit(id uint64, seed identity.Address) error {
 	err := n.call(func(w *worker) C.int { return C.shim_orbit(n.c, w.b, C.uint64_t(id), C.uint64_t(seed)) })
 	n.kick()
 	return err
 }
 
-// Deorbit ends the use of a moon and forgets it.
-func (n *Node) Deorbit(id uint64) error {
+// Deorbit ends the use of a moon and forgets it. It reports whether it was used.
+func (n *Node) Deorbit(id uint64) (bool, error) {
+	used := n.store.read(objectID{objMoon, id}) != nil
 	err := n.call(func(w *worker) C.int { return C.shim_deorbit(n.c, w.b, C.uint64_t(id)) })
 	n.store.put(objectID{objMoon, id}, nil)
-	return errors.Join(err, n.store.flush())
+	return used, errors.Join(err, n.store.flush())
 }
 
-// Moons returns the moons in home, by ID.
-func (n *Node) Moons() map[uint64][]byte {
-	out := map[uint64][]byte{}
+// Moons describes the moons in home.
+func (n *Node) Moons() []ztnode.Moon {
+	out := []ztnode.Moon{}
 	for _, id := range n.store.ids(objMoon) {
-		out[id] = n.store.read(objectID{objMoon, id})
+		if w, _, err := vl1.ParseWorld(n.store.read(objectID{objMoon, id})); err == nil {
+			out = append(out, vl1.MoonInfo{ID: id, World: w}.Describe())
+		} else { // the core doesn't tell whom it asks
+			out = append(out, ztnode.Moon{ID: ztnode.MoonID(id), Waiting: true, Roots: []ztnode.PlanetRoot{}})
+		}
 	}
 	return out
 }
 
 // SetMulticastGroups replaces the port's subscriptions in a network. The groups
 // for address resolution of the assigned addresses need not be listed.
-func (n *Node) SetMulticastGroups(nwid uint64, groups []MulticastGroup) {
+func (n *Node) SetMulticastGroups(id ztnode.NetworkID, groups []ztnode.Group) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if _, joined := (*n.nets.Load())[nwid]; !joined || slices.Equal(n.groups[nwid], groups) {
+	if _, joined := (*n.nets.Load())[id]; !joined || slices.Equal(n.groups[id], groups) {
 		return
 	}
-	n.groups[nwid] = slices.Clone(groups)
-	if _, due := n.fresh[nwid]; !due {
-		n.fresh[nwid] = false
+	n.groups[id] = slices.Clone(groups)
+	if _, due := n.fresh[id]; !due {
+		n.fresh[id] = false
 	}
 	n.kick()
 }
@@ -269,30 +280,34 @@ func (n *Node) insideNetwork(a netip.Addr) bool {
 	return false
 }
 
-// Info describes the node.
-func (n *Node) Info() Info {
+// Info describes the node. The core doesn't tell how others see its address.
+func (n *Node) Info() ztnode.Info {
 	i := n.info
 	i.Online = n.online.Load()
-	i.Ports = n.udp.Ports()
-	i.Planet = n.store.read(objectID{objPlanet, 0})
+	i.Surface = []netip.AddrPort{}
+	if ports := n.udp.Ports(); len(ports) > 0 {
+		i.PrimaryPort = ports[0]
+	}
+	if w, _, err := vl1.ParseWorld(n.store.read(objectID{objPlanet, 0})); err == nil {
+		i.PlanetID, i.PlanetTimestamp = w.ID, w.Timestamp
+		i.Root = slices.ContainsFunc(w.Roots, func(r vl1.Root) bool { return r.Identity.Address().String() == i.Address })
+	}
 	return i
 }
 
 // Networks describes the joined networks.
-func (n *Node) Networks() []Network {
-	var out []Network
+func (n *Node) Networks() []ztnode.Network {
+	out := []ztnode.Network{}
 	for id, v := range *n.nets.Load() {
 		c := *v
-		if d := n.store.read(objectID{objNetwork, id}); len(d) > 1 {
-			c.Dictionary = d
-		}
+		c.Certificate = n.certificates.expiry(id, n.store.read(objectID{objNetwork, uint64(id)}))
 		out = append(out, c)
 	}
 	return out
 }
 
 // Peers describes all known peers.
-func (n *Node) Peers() []Peer {
+func (n *Node) Peers() []ztnode.Peer {
 	n.life.RLock()
 	defer n.life.RUnlock()
 	if n.closed {
@@ -305,7 +320,7 @@ func (n *Node) Peers() []Peer {
 	}
 	defer C.shim_free(n.c, unsafe.Pointer(l))
 	now := n.clock.now()
-	out := make([]Peer, 0, l.count)
+	out := make([]ztnode.Peer, 0, l.count)
 	if l.count == 0 {
 		return out
 	}
@@ -315,10 +330,16 @@ func (n *Node) Peers() []Peer {
 	return out
 }
 
-func peer(p *C.core_peer, now int64) Peer {
-	roles := [...]string{"LEAF", "MOON", "PLANET"}
-	v := Peer{Address: fmt.Sprintf("%010x", uint64(p.address)), Role: roles[min(uint(p.role), 2)],
-		Version: [3]int{int(p.major), int(p.minor), int(p.revision)}, Latency: millis(float64(p.latency)), Relayed: true}
+func peer(p *C.core_peer, now int64) ztnode.Peer {
+	roles := ztnode.Roles()
+	v := ztnode.Peer{Address: fmt.Sprintf("%010x", uint64(p.address)), Role: roles[min(uint(p.role), uint(len(roles)-1))], Version: "-",
+		Latency: ztnode.Milliseconds(millis(float64(p.latency))), Relayed: true, Cipher: 1, Paths: []ztnode.Path{}}
+	if p.major >= 0 {
+		v.Version = fmt.Sprintf("%d.%d.%d", p.major, p.minor, p.revision)
+		if p.major > 1 || p.minor >= 10 {
+			v.Cipher = 3 // the core's choice for peers that understand it
+		}
+	}
 	for i := range min(int(p.path_count), len(p.path)) {
 		pa := &p.path[i]
 		var d C.shim_datagram
@@ -327,10 +348,10 @@ func peer(p *C.core_peer, now int64) Peer {
 		if !ok {
 			continue
 		}
-		w := Path{Endpoint: e, Preferred: pa.preferred != 0, Expired: pa.expired != 0, LastSend: wall(pa.last_send, now),
-			LastReceive: wall(pa.last_receive, now), Latency: millis(float64(pa.latency_mean))}
-		if w.Latency <= 0 {
-			w.Latency = v.Latency
+		w := ztnode.Path{Endpoint: e, Preferred: pa.preferred != 0, Expired: pa.expired != 0, LastSend: wall(pa.last_send, now),
+			LastReceive: wall(pa.last_receive, now), Latency: v.Latency}
+		if d := millis(float64(pa.latency_mean)); d > 0 {
+			w.Latency = ztnode.Milliseconds(d)
 		}
 		if w.Preferred && !w.Expired {
 			v.Relayed = false

@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ztgate/internal/watch"
+	"ztgate/zerotier/ztnode"
 )
 
 const (
@@ -50,7 +51,7 @@ type Node struct {
 	udp    UDP
 	handle cgo.Handle
 	clock  *clock
-	info   Info // Address, Identity, Version
+	info   ztnode.Info // Address, Identity, Version
 
 	// life is held for reading during each call into the core but those of New and
 	// Close. Callbacks never take it.
@@ -68,13 +69,15 @@ type Node struct {
 	// into the core.
 	online, collision, late atomic.Bool
 	fault                   atomic.Pointer[string]
-	nets                    atomic.Pointer[map[uint64]*Network]
-	inside                  atomic.Pointer[[]netip.Prefix] // never an underlay path
-	lastNDP                 atomic.Int64                   // Unix ns
-	mu                      sync.Mutex                     // guards what follows and writes of nets
-	fresh                   map[uint64]bool                // networks whose subscriptions are due; true = anew
-	groups                  map[uint64][]MulticastGroup    // as asked for by SetMulticastGroups
+	nets                    atomic.Pointer[map[ztnode.NetworkID]*ztnode.Network]
+	inside                  atomic.Pointer[[]netip.Prefix]      // never an underlay path
+	lastNDP                 atomic.Int64                        // Unix ns
+	mu                      sync.Mutex                          // guards what follows and writes of nets
+	fresh                   map[ztnode.NetworkID]bool           // networks whose subscriptions are due; true = anew
+	groups                  map[ztnode.NetworkID][]ztnode.Group // as asked for by SetMulticastGroups
 	watchers                watch.Watchers
+
+	certificates certificates
 
 	lateLost, oversize, ownMAC, noNetwork   atomic.Uint64
 	txBytes, rxBytes                        [4]atomic.Uint64
@@ -124,9 +127,10 @@ func New(cfg Config) (_ *Node, err error) {
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, clock: &clock{start: time.Now()},
 		free: make(chan *worker, 16), ready: make(chan struct{}), wake: make(chan struct{}, 1),
-		fresh: map[uint64]bool{}, groups: map[uint64][]MulticastGroup{},
+		fresh: map[ztnode.NetworkID]bool{}, groups: map[ztnode.NetworkID][]ztnode.Group{},
+		certificates: certificates{known: map[ztnode.NetworkID]certificate{}},
 	}
-	n.nets.Store(&map[uint64]*Network{})
+	n.nets.Store(&map[ztnode.NetworkID]*ztnode.Network{})
 	n.inside.Store(&[]netip.Prefix{})
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
@@ -204,7 +208,7 @@ func (n *Node) joinStored() error {
 		}
 	}
 	for _, id := range n.store.ids(objNetwork) {
-		if err := n.Join(id); err != nil {
+		if err := n.Join(ztnode.NetworkID(id)); err != nil {
 			return err
 		}
 	}
@@ -491,7 +495,7 @@ func (n *Node) deliver(frames []C.shim_frame, data []byte, list [][]byte) [][]by
 	for i := 0; i < len(frames); {
 		nwid := uint64(frames[i].nwid)
 		mtu := defaultMTU
-		if v := nets[nwid]; v != nil {
+		if v := nets[ztnode.NetworkID(nwid)]; v != nil {
 			mtu = v.MTU
 		}
 		list = list[:0]
@@ -526,7 +530,7 @@ func (n *Node) deliverLate(l *C.shim_late) {
 // bufs[i][offset:offset+sizes[i]]. The buffers are free again when it returns. It
 // returns how many frames were accepted; the others are counted.
 func (n *Node) WriteFrames(nwid uint64, bufs [][]byte, sizes []int, offset int) (int, error) {
-	net := (*n.nets.Load())[nwid]
+	net := (*n.nets.Load())[ztnode.NetworkID(nwid)]
 	if net == nil {
 		n.noNetwork.Add(uint64(len(bufs)))
 		return 0, nil
@@ -540,7 +544,7 @@ func (n *Node) WriteFrames(nwid uint64, bufs [][]byte, sizes []int, offset int) 
 		case len(f) < ethLen || len(f) > net.MTU+ethLen:
 			n.oversize.Add(1) // the core would send it (chapter 05 §3)
 			continue
-		case [6]byte(f) == net.MAC:
+		case ztnode.MAC(f) == net.MAC:
 			n.ownMAC.Add(1) // the core would keep the buffer (chapter 05 §8.4)
 			continue
 		}

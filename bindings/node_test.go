@@ -21,7 +21,8 @@ import (
 	"time"
 
 	"ztgate/bindings"
-	"ztgate/router"
+	"ztgate/router/admin"
+	"ztgate/zerotier/ztnode"
 )
 
 // wire carries datagrams between the nodes of a test.
@@ -147,7 +148,7 @@ const (
 func rootHome(t *testing.T) (home string, planet []byte) {
 	t.Helper()
 	home = newHome(t)
-	file, _, _, err := router.MakePlanet(router.PlanetSpec{Now: time.Now(),
+	file, _, _, err := admin.MakePlanet(admin.PlanetSpec{Now: time.Now(),
 		Roots: []string{filepath.Join(home, "identity.public") + "=" + strings.Replace(rootEndpoint, ":", "/", 1)}})
 	if err != nil {
 		t.Fatal(err)
@@ -183,13 +184,13 @@ func await(t *testing.T, n *node, what string, f func() bool) {
 	}
 }
 
-func networkOf(n *node, id uint64) (bindings.Network, bool) {
+func networkOf(n *node, id ztnode.NetworkID) (ztnode.Network, bool) {
 	for _, v := range n.Networks() {
 		if v.ID == id {
 			return v, true
 		}
 	}
-	return bindings.Network{}, false
+	return ztnode.Network{}, false
 }
 
 func frame(dst, src [6]byte, kind uint16, payload []byte) []byte {
@@ -241,7 +242,7 @@ func TestFrames(t *testing.T) {
 	r := start(t, w, home, rootEndpoint, planet)
 	a := start(t, w, newHome(t), aEndpoint, planet)
 	b := start(t, w, newHome(t), bEndpoint, planet)
-	var nets [2]bindings.Network
+	var nets [2]ztnode.Network
 	for i, n := range []*node{a, b} {
 		if err := n.Join(adhoc); err != nil {
 			t.Fatal(err)
@@ -255,7 +256,7 @@ func TestFrames(t *testing.T) {
 			t.Errorf("network %+v", v)
 		}
 	}
-	v4 := func(v bindings.Network) netip.Addr {
+	v4 := func(v ztnode.Network) netip.Addr {
 		for _, p := range v.Addresses {
 			if p.Addr().Is4() {
 				return p.Addr()
@@ -471,7 +472,7 @@ func TestNewIdentity(t *testing.T) {
 		t.Errorf("second node in the same home: %v", err)
 	}
 	must(t, n.Join(adhoc), n.Close())
-	id, err := router.CheckIdentity(filepath.Join(home, "identity.secret"), nil)
+	id, err := admin.CheckIdentity(filepath.Join(home, "identity.secret"), nil)
 	if err != nil || id.Address != address || !id.Secret {
 		t.Errorf("identity %+v, %v, want address %s", id, err, address)
 	}
@@ -485,8 +486,11 @@ func TestNewIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	i := again.Info()
-	if _, joined := networkOf(&node{Node: again}, adhoc); i.Address != address || !joined || !bytes.Equal(i.Planet, planet) {
-		t.Errorf("after a restart: %s, joined %v, planet kept %v", i.Address, joined, bytes.Equal(i.Planet, planet))
+	want, err := admin.ShowPlanet(planet)
+	must(t, err)
+	kept := i.PlanetID == want.ID && i.PlanetTimestamp == want.Timestamp
+	if _, joined := networkOf(&node{Node: again}, adhoc); i.Address != address || !joined || !kept {
+		t.Errorf("after a restart: %s, joined %v, planet kept %v", i.Address, joined, kept)
 	}
 	must(t, again.Close())
 }
@@ -509,7 +513,7 @@ func TestLeaks(t *testing.T) {
 	go func() { done <- n.Run(ctx) }()
 	cycle := func(times int) {
 		for i := range times {
-			id := adhoc + uint64(i%16)<<32
+			id := adhoc + ztnode.NetworkID(i%16)<<32
 			must(t, n.Join(id), n.Leave(id))
 		}
 	}

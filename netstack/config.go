@@ -7,20 +7,20 @@
 // packets don't pass through it, neither through its iptables nor through its
 // nftables hooks: there a packet costs about 10 µs and 13 to 15 allocations, a
 // second core brings nothing, and some short malformed packets panic it. Here
-// every packet of a known flow takes the same way, which is a lookup without
+// every packet of a known flow takes the same path, which is a lookup without
 // locks and a rewrite in place; the first one is judged by routes, policy and
 // translation in one place, which [Engine.Explain] asks too. What is handed to
 // gVisor has passed the same check as everything else, and a panic there is
 // caught and counted.
 //
-// A packet's way:
+// What happens to a packet:
 //
 //	parse and check -> fragments: wait for the rest -> look up the flow
 //	  known: follow its state -> size, TTL, MSS -> translate -> next hop -> batch out
 //	  unknown: decide -> refuse, hand to the gateway itself, or open a flow
 //
 // Every packet that enters is forwarded, for the gateway itself, or dropped with a
-// reason that is counted; sums by leg agree.
+// reason that is counted; sums by side agree.
 package netstack
 
 import (
@@ -64,17 +64,16 @@ type VPC struct {
 	MTU       int            // of the device; 0 = ask it
 }
 
-// Timeouts of idle flows; zero values become the defaults of RFC 4787, 5382 and
-// 5508.
+// Timeouts of idle flows; the zero value means the defaults of RFC 4787, 5382
+// and 5508.
 type Timeouts = nat.Timeouts
 
-// NAT are the settings of the flow table; zero values are good ones.
+// NAT are the settings of the flow table; the zero value means the defaults.
 type NAT = nat.Settings
 
 // Mapping is the external endpoint of a client's endpoint.
 type Mapping = nat.Mapping
 
-// What a NAT setting may be.
 const (
 	NoSharing               = nat.NoSharing
 	ByDestination           = nat.ByDestination
@@ -82,8 +81,10 @@ const (
 	EndpointIndependent     = nat.EndpointIndependent
 )
 
-// Forward leads what comes to an address of ours on to a host of either side.
-type Forward struct {
+// PortForward forwards what comes to an address and port of the gateway to a host
+// of either side.
+type PortForward struct {
+	From       Side           // where its clients are; nobody else reaches it
 	Proto      uint8          // 6 = TCP, 17 = UDP
 	Listen     netip.AddrPort // an unspecified address stands for all of ours of its family
 	To         netip.AddrPort
@@ -93,7 +94,6 @@ type Forward struct {
 // Side is a side of the gateway.
 type Side = nat.Side
 
-// Sides.
 const (
 	VPCSide     = nat.VPC
 	OverlaySide = nat.Overlay
@@ -118,9 +118,9 @@ type Config struct {
 	NAT        NAT
 	MaxFlows   int      // NAT.MaxFlows unless that is set
 	Timeouts   Timeouts // NAT.Timeouts unless that is set
-	Forwards   []Forward
+	Forwards   []PortForward
 	Maps       []AddressMap
-	Mappings   []Mapping      // of an earlier engine, which rest for their owners
+	Mappings   []Mapping      // of an earlier engine, quarantined for their owners
 	Policy     *policy.Policy // nil = accept what the VPC side opens
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil = no metrics
@@ -148,7 +148,7 @@ type Network struct {
 	Conflicts   int            // routes left out already because they overlap the VPC, for the metric
 }
 
-// Group is a multicast group a network's port wants.
+// Group is a multicast group that the gateway wants to hear on a network.
 type Group struct {
 	MAC [6]byte
 	ADI uint32
@@ -196,11 +196,13 @@ func (c *Config) check() error {
 	return checkTranslation(c.Forwards, c.Maps)
 }
 
-func checkTranslation(forwards []Forward, maps []AddressMap) error {
+func checkTranslation(forwards []PortForward, maps []AddressMap) error {
 	seen := map[forwardKey]bool{}
 	for _, f := range forwards {
-		k := forwardKey{f.Listen.Addr(), f.Listen.Port(), f.Proto}
+		k := f.listens()
 		switch {
+		case f.From >= numSides:
+			return fmt.Errorf("netstack: forward %v: side %d: want that of the VPC or of the overlay", f.Listen, f.From)
 		case f.Proto != ipkt.TCP && f.Proto != ipkt.UDP:
 			return fmt.Errorf("netstack: forward %v: protocol %d: want TCP or UDP", f.Listen, f.Proto)
 		case !f.Listen.IsValid() || f.Listen.Port() == 0 || !f.To.IsValid() || f.To.Port() == 0 || f.Listen.Addr().Is4() != f.To.Addr().Is4():

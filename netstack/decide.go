@@ -15,23 +15,23 @@ type tuple struct {
 	sport, dport uint16
 }
 
-// doing is what happens to a packet that belongs to no flow.
-type doing uint8
+// action is what happens to a packet that belongs to no flow.
+type action uint8
 
 const (
-	doOpen doing = iota
-	doLocal
-	doDrop
-	doReject // and tell the sender
+	actOpen action = iota
+	actLocal
+	actDrop
+	actReject // and tell the sender
 )
 
 // decision is what happens to a packet that belongs to no flow, and why.
 type decision struct {
-	do     doing
+	do     action
 	reason drop
 	answer ipkt.ErrorKind
 	rule   int // of the policy; see below
-	port   *port
+	at     *attachment
 	hop    netip.Addr
 	server netip.Addr // who gets it, behind any translation
 	flow   nat.NewFlow
@@ -40,21 +40,21 @@ type decision struct {
 // ruleNone means that the policy wasn't asked; -1 is its default.
 const ruleNone = -2
 
-func refuseWith(d drop) decision { return decision{do: doDrop, reason: d, rule: ruleNone} }
+func refuseWith(d drop) decision { return decision{do: actDrop, reason: d, rule: ruleNone} }
 
 func tellWith(d drop, kind ipkt.ErrorKind) decision {
-	return decision{do: doReject, reason: d, answer: kind, rule: ruleNone}
+	return decision{do: actReject, reason: d, answer: kind, rule: ruleNone}
 }
 
 // decideVPC judges what comes from the VPC side.
 func (e *Engine) decideVPC(s *netSet, t *tuple) decision {
-	if d := e.checkVPC(s, t.src, t.dst); d != 0 {
+	if d := s.checkVPC(t.src, t.dst); d != 0 {
 		return refuseWith(d)
 	}
 	d := decision{rule: ruleNone, server: t.dst}
 	port := t.dport
 	masquerade := false
-	if f := s.forward(t.proto, t.dst, t.dport); f != nil && s.isOwn(t.dst) {
+	if f := s.forward(VPCSide, t.proto, t.dst, t.dport); f != nil && s.isOwn(t.dst) {
 		d.server, port = f.To.Addr(), f.To.Port()
 		d.flow.Server, d.flow.ServerPort = ipkt.Bytes(d.server), port
 		masquerade = f.Masquerade
@@ -67,15 +67,15 @@ func (e *Engine) decideVPC(s *netSet, t *tuple) decision {
 	if !forwardable(d.server) || s.isBroadcast(d.server) || s.isOwn(d.server) {
 		return refuseWith(dropForbidden)
 	}
-	d.port, d.hop = s.route(d.server)
-	if d.port == nil {
-		if d.flow.Server == [16]byte{} || !e.inVPC(s, d.server) {
+	d.at, d.hop = s.route(d.server)
+	if d.at == nil {
+		if d.flow.Server == [16]byte{} || !s.inVPC(d.server) {
 			return tellWith(dropNoRoute, ipkt.NoRoute)
 		}
 		return e.hairpinForward(s, t, d, port)
 	}
-	d.flow.Slot, d.flow.To = d.port.slot, nat.Overlay
-	if !e.allow(&d, t, d.server, port, policy.Out) {
+	d.flow.Slot, d.flow.To = d.at.slot, OverlaySide
+	if !s.allow(&d, t, d.server, port, policy.Out) {
 		return d
 	}
 	return sourceToOverlay(s, t, d, masquerade)
@@ -84,31 +84,31 @@ func (e *Engine) decideVPC(s *netSet, t *tuple) decision {
 // sourceToOverlay says how a VPC host appears on the overlay: as the network's
 // configuration says, or masqueraded.
 func sourceToOverlay(s *netSet, t *tuple, d decision, masquerade bool) decision {
-	p, v6 := d.port, t.src.Is6()
-	// What a forward leads to answers from the forward's address, even when the flow
+	at, v6 := d.at, t.src.Is6()
+	// The target of a forward answers from the forward's address, even when the flow
 	// isn't known any more.
-	if f := s.backwards[forwardKey{t.src, t.sport, t.proto}]; f != nil {
+	if f := s.backwards[forwardKey{t.src, t.sport, t.proto, OverlaySide}]; f != nil {
 		listen := f.Listen.Addr()
 		if listen.IsUnspecified() {
-			listen = p.address(v6)
+			listen = at.address(v6)
 		}
-		if listen == p.v4 || listen == p.v6 {
+		if listen == at.v4 || listen == at.v6 {
 			d.flow.Source, d.flow.Address, d.flow.Port = nat.Map, ipkt.Bytes(listen), f.Listen.Port()
 			return d
 		}
 	}
-	if a, ok := s.translate(VPCSide, false, p.ID, t.src); ok {
+	if a, ok := s.translate(VPCSide, false, at.ID, t.src); ok {
 		d.flow.Source, d.flow.Address = nat.Map, ipkt.Bytes(a)
 		return d
 	}
-	wanted := p.Masquerade
+	wanted := at.Masquerade
 	if v6 {
-		wanted = p.Masquerade6
+		wanted = at.Masquerade6
 	}
-	if !masquerade && (!wanted || contains(p.Exempt, d.server)) {
+	if !masquerade && (!wanted || contains(at.Exempt, d.server)) {
 		return d
 	}
-	a := p.address(v6)
+	a := at.address(v6)
 	if !a.IsValid() {
 		return tellWith(dropNoAddress, ipkt.NoRoute)
 	}
@@ -116,15 +116,15 @@ func sourceToOverlay(s *netSet, t *tuple, d decision, masquerade bool) decision 
 	return d
 }
 
-// hairpinForward leads a forward from the VPC back into it. The target sees the
+// hairpinForward forwards a connection from the VPC back into it. The target sees the
 // forward's own address, as other clients' targets do (RFC 4787 REQ-9 a).
 func (e *Engine) hairpinForward(s *netSet, t *tuple, d decision, port uint16) decision {
-	d.flow.To = nat.VPC
-	d.port = s.owner(t.dst)
-	if d.port != nil {
-		d.flow.Slot = d.port.slot
+	d.flow.To = VPCSide
+	d.at = s.owner(t.dst)
+	if d.at != nil {
+		d.flow.Slot = d.at.slot
 	}
-	if !e.allow(&d, t, d.server, port, policy.Out) {
+	if !s.allow(&d, t, d.server, port, policy.Out) {
 		return d
 	}
 	d.flow.Source, d.flow.Address = nat.Masquerade, ipkt.Bytes(t.dst)
@@ -136,22 +136,22 @@ func (e *Engine) hairpinForward(s *netSet, t *tuple, d decision, port uint16) de
 // ourselves.
 func (e *Engine) hairpin(s *netSet, t *tuple, d decision) decision {
 	if t.proto != ipkt.TCP && t.proto != ipkt.UDP {
-		d.do = doLocal
+		d.do = actLocal
 		return d
 	}
-	if p := s.owner(t.dst); p != nil {
+	if at := s.owner(t.dst); at != nil {
 		if host, port, ok := e.table.Owner(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
-			d.port, d.server = p, ipkt.Addr(host)
-			d.flow = nat.NewFlow{Slot: p.slot, To: nat.VPC, Server: host, ServerPort: port, Source: nat.Masquerade, Address: ipkt.Bytes(t.dst),
+			d.at, d.server = at, ipkt.Addr(host)
+			d.flow = nat.NewFlow{Slot: at.slot, To: VPCSide, Server: host, ServerPort: port, Source: nat.Masquerade, Address: ipkt.Bytes(t.dst),
 				Filtered: e.table.Filter(t.proto) == nat.AddressAndPortDependent}
-			e.allow(&d, t, d.server, port, policy.Out)
+			s.allow(&d, t, d.server, port, policy.Out)
 			return d
 		}
 	}
-	if host, port, ok := e.table.Resting(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
+	if host, port, ok := e.table.Quarantined(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
 		return e.resume(s, t, d, ipkt.Addr(host), port)
 	}
-	d.do = doLocal
+	d.do = actLocal
 	return d
 }
 
@@ -160,43 +160,43 @@ func (e *Engine) hairpin(s *netSet, t *tuple, d decision) decision {
 // client; to others nothing is said, since the mapping's owner may go on.
 func (e *Engine) resume(s *netSet, t *tuple, d decision, host netip.Addr, port uint16) decision {
 	for _, f := range s.forwards {
-		if f.Proto != t.proto || !f.Masquerade || f.To != netip.AddrPortFrom(t.src, t.sport) {
+		if f.From != OverlaySide || f.Proto != t.proto || !f.Masquerade || f.To != netip.AddrPortFrom(t.src, t.sport) {
 			continue
 		}
-		d.port, d.hop = s.route(host)
-		if d.port == nil {
+		d.at, d.hop = s.route(host)
+		if d.at == nil {
 			break
 		}
 		listen := f.Listen.Addr()
 		if listen.IsUnspecified() {
-			listen = d.port.address(host.Is6())
+			listen = d.at.address(host.Is6())
 		}
-		if listen != d.port.v4 && listen != d.port.v6 {
+		if listen != d.at.v4 && listen != d.at.v6 {
 			continue
 		}
 		d.server = host
-		d.flow = nat.NewFlow{Slot: d.port.slot, To: nat.Overlay, Server: ipkt.Bytes(host), ServerPort: port,
+		d.flow = nat.NewFlow{Slot: d.at.slot, To: OverlaySide, Server: ipkt.Bytes(host), ServerPort: port,
 			Source: nat.Map, Address: ipkt.Bytes(listen), Port: f.Listen.Port()}
-		e.allow(&d, t, host, port, policy.Out)
+		s.allow(&d, t, host, port, policy.Out)
 		return d
 	}
 	return refuseWith(dropNoFlow)
 }
 
 // decideOverlay judges what comes from a network.
-func (e *Engine) decideOverlay(s *netSet, p *port, t *tuple) decision {
-	if d := e.checkOverlay(s, p, t.src, t.dst); d != 0 {
+func (e *Engine) decideOverlay(s *netSet, at *attachment, t *tuple) decision {
+	if d := s.checkOverlay(at, t.src, t.dst); d != 0 {
 		return refuseWith(d)
 	}
-	d := decision{rule: ruleNone, server: t.dst, port: p}
-	d.flow.Slot, d.flow.To = p.slot, nat.VPC
+	d := decision{rule: ruleNone, server: t.dst, at: at}
+	d.flow.Slot, d.flow.To = at.slot, VPCSide
 	port := t.dport
 	invited, masquerade := false, false
 	if s.isOwn(t.dst) {
-		if s.owner(t.dst) != p {
+		if s.owner(t.dst) != at {
 			return refuseWith(dropNoFlow)
 		}
-		if f := s.forward(t.proto, t.dst, t.dport); f != nil {
+		if f := s.forward(OverlaySide, t.proto, t.dst, t.dport); f != nil {
 			d.server, port = f.To.Addr(), f.To.Port()
 			d.flow.Server, d.flow.ServerPort = ipkt.Bytes(d.server), port
 			invited, masquerade = true, f.Masquerade
@@ -207,7 +207,7 @@ func (e *Engine) decideOverlay(s *netSet, p *port, t *tuple) decision {
 		} else {
 			return localFromOverlay(t)
 		}
-	} else if a, ok := s.translate(VPCSide, true, p.ID, t.dst); ok {
+	} else if a, ok := s.translate(VPCSide, true, at.ID, t.dst); ok {
 		d.server = a
 		d.flow.Server = ipkt.Bytes(a)
 		invited = true
@@ -215,18 +215,18 @@ func (e *Engine) decideOverlay(s *netSet, p *port, t *tuple) decision {
 	if !forwardable(d.server) || s.isBroadcast(d.server) || s.isOwn(d.server) {
 		return refuseWith(dropForbidden)
 	}
-	if !e.inVPC(s, d.server) {
+	if !s.inVPC(d.server) {
 		return refuseWith(dropNoFlow)
 	}
-	if !e.allow(&d, t, d.server, port, policy.In) {
+	if !s.allow(&d, t, d.server, port, policy.In) {
 		return d
 	}
 	// Nobody reaches VPC hosts from outside unless a forward, a map or a rule for just
 	// that says so (RFC 6092).
-	if !invited && (d.rule < 0 || e.pol.Load().Rule(d.rule).Direction != policy.In) {
+	if !invited && (d.rule < 0 || s.policy.Rule(d.rule).Direction != policy.In) {
 		return refuseWith(dropNoFlow)
 	}
-	if a, ok := s.translate(OverlaySide, false, p.ID, t.src); ok {
+	if a, ok := s.translate(OverlaySide, false, at.ID, t.src); ok {
 		d.flow.Source, d.flow.Address = nat.Map, ipkt.Bytes(a)
 	} else if masquerade {
 		a := s.vpc4
@@ -234,7 +234,7 @@ func (e *Engine) decideOverlay(s *netSet, p *port, t *tuple) decision {
 			a = s.vpc6
 		}
 		if !a.IsValid() {
-			a = p.address(t.src.Is6())
+			a = at.address(t.src.Is6())
 		}
 		d.flow.Source, d.flow.Address = nat.Masquerade, ipkt.Bytes(a)
 	}
@@ -262,28 +262,28 @@ func localFromOverlay(t *tuple) decision {
 	default:
 		return refuseWith(dropNoFlow)
 	}
-	return decision{do: doLocal, rule: ruleNone, server: t.dst}
+	return decision{do: actLocal, rule: ruleNone, server: t.dst}
 }
 
 // allow asks the policy.
-func (e *Engine) allow(d *decision, t *tuple, server netip.Addr, port uint16, dir policy.Direction) bool {
+func (s *netSet) allow(d *decision, t *tuple, server netip.Addr, port uint16, dir policy.Direction) bool {
 	f := policy.Flow{Proto: t.proto, Src: t.src, Dst: server, Port: port, Direction: dir}
-	if d.port != nil {
-		f.Network = d.port.ID
+	if d.at != nil {
+		f.Network = d.at.ID
 	}
 	var action policy.Action
-	action, d.rule = e.pol.Load().Match(&f)
+	action, d.rule = s.policy.Match(&f)
 	switch action {
 	case policy.Drop:
-		d.do, d.reason = doDrop, dropPolicy
+		d.do, d.reason = actDrop, dropPolicy
 	case policy.Reject:
-		d.do, d.reason, d.answer = doReject, dropPolicy, ipkt.Prohibited
+		d.do, d.reason, d.answer = actReject, dropPolicy, ipkt.Prohibited
 	}
 	return action == policy.Accept
 }
 
 // checkVPC applies the rules for addresses of packets from the VPC side.
-func (e *Engine) checkVPC(s *netSet, src, dst netip.Addr) drop {
+func (s *netSet) checkVPC(src, dst netip.Addr) drop {
 	switch {
 	case s.isOwn(src):
 		return dropSpoofed
@@ -291,12 +291,12 @@ func (e *Engine) checkVPC(s *netSet, src, dst netip.Addr) drop {
 		return dropForbidden
 	case !forwardable(src) || s.isBroadcast(src):
 		return dropSource
-	case len(e.cfg.VPC.Sources) > 0:
-		if !contains(e.cfg.VPC.Sources, src) {
+	case len(s.vpc.Sources) > 0:
+		if !contains(s.vpc.Sources, src) {
 			return dropSource
 		}
 	default:
-		if p, _ := s.route(src); p != nil {
+		if at, _ := s.route(src); at != nil {
 			return dropSpoofed
 		}
 	}
@@ -305,7 +305,7 @@ func (e *Engine) checkVPC(s *netSet, src, dst netip.Addr) drop {
 
 // checkOverlay does so for the overlay side: a source must be one that we would
 // send to over the same network (RFC 3704).
-func (e *Engine) checkOverlay(s *netSet, p *port, src, dst netip.Addr) drop {
+func (s *netSet) checkOverlay(at *attachment, src, dst netip.Addr) drop {
 	switch {
 	case s.isOwn(src):
 		return dropSpoofed
@@ -314,145 +314,27 @@ func (e *Engine) checkOverlay(s *netSet, p *port, src, dst netip.Addr) drop {
 	case !forwardable(src) || s.isBroadcast(src):
 		return dropSource
 	}
-	if r, _ := s.route(src); r != p {
+	if r, _ := s.route(src); r != at {
 		return dropSpoofed
 	}
 	return 0
 }
 
 // inVPC reports addresses that lie on the VPC side.
-func (e *Engine) inVPC(s *netSet, a netip.Addr) bool {
-	if len(e.cfg.VPC.Sources) > 0 {
-		return contains(e.cfg.VPC.Sources, a)
+func (s *netSet) inVPC(a netip.Addr) bool {
+	if len(s.vpc.Sources) > 0 {
+		return contains(s.vpc.Sources, a)
 	}
-	p, _ := s.route(a)
-	return p == nil
+	at, _ := s.route(a)
+	return at == nil
 }
-
-func (s *netSet) isOwn(a netip.Addr) bool       { _, ok := s.own[a]; return ok }
-func (s *netSet) isBroadcast(a netip.Addr) bool { _, ok := s.broadcasts[a]; return ok }
-
-// owner returns the network on which an address is ours, nil for the VPC side.
-func (s *netSet) owner(a netip.Addr) *port {
-	for _, p := range s.ports {
-		for _, x := range p.Addresses {
-			if x.Addr() == a {
-				return p
-			}
-		}
-	}
-	return nil
-}
-
-func contains(list []netip.Prefix, a netip.Addr) bool {
-	for i := range list {
-		if list[i].Contains(a) {
-			return true
-		}
-	}
-	return false
-}
-
-// translate looks an address up in the maps for hosts of a side: back from the
-// alias to the host's own address, or the other way.
-func (s *netSet) translate(hosts Side, back bool, network uint64, a netip.Addr) (netip.Addr, bool) {
-	for i := range s.maps {
-		m := &s.maps[i]
-		if m.Hosts != hosts || m.Network != 0 && network != 0 && m.Network != network {
-			continue
-		}
-		from, to := m.Real, m.Alias
-		if back {
-			from, to = to, from
-		}
-		if from.Contains(a) {
-			return movePrefix(a, from, to), true
-		}
-	}
-	return netip.Addr{}, false
-}
-
-// aliases lists the prefixes under which others know VPC hosts on a network.
-func (s *netSet) aliases(network uint64) (out []netip.Prefix) {
-	for _, m := range s.maps {
-		if m.Hosts == VPCSide && (m.Network == 0 || m.Network == network) {
-			out = append(out, m.Alias)
-		}
-	}
-	return out
-}
-
-// movePrefix replaces the prefix of an address. In IPv6 a word of the rest is
-// changed so that the ones' complement sum stays what it was (RFC 6296 §3.1 for
-// prefixes up to /48, §3.2 for longer ones). Single addresses have no rest.
-func movePrefix(a netip.Addr, from, to netip.Prefix) netip.Addr {
-	if a.Is4() {
-		x, p := a.As4(), to.Masked().Addr().As4()
-		replaceBits(x[:], p[:], to.Bits())
-		return netip.AddrFrom4(x)
-	}
-	x, old, p := a.As16(), from.Masked().Addr().As16(), to.Masked().Addr().As16()
-	replaceBits(x[:], p[:], to.Bits())
-	word := -1
-	switch {
-	case to.Bits() <= 48:
-		word = 6
-	case to.Bits() <= 112:
-		for word = 8; word < 14 && x[word] == 0xff && x[word+1] == 0xff; word += 2 {
-		}
-		for word*8 < to.Bits() {
-			word += 2
-		}
-	}
-	if word < 0 {
-		return netip.AddrFrom16(x)
-	}
-	// The change of the prefix is taken off again.
-	delta := ^ipkt.Delta(old[:], p[:])
-	sum := uint32(x[word])<<8 | uint32(x[word+1])
-	sum += uint32(delta)
-	sum = sum&0xffff + sum>>16
-	if sum == 0xffff {
-		sum = 0
-	}
-	x[word], x[word+1] = byte(sum>>8), byte(sum)
-	return netip.AddrFrom16(x)
-}
-
-func replaceBits(x, prefix []byte, n int) {
-	for i := range x {
-		switch {
-		case n >= 8:
-			x[i] = prefix[i]
-		case n > 0:
-			m := byte(0xff) << (8 - n)
-			x[i] = prefix[i]&m | x[i]&^m
-		}
-		n = max(n-8, 0)
-	}
-}
-
-// forwardable reports addresses that a router may forward from or to: link-local
-// ones, and with them cloud metadata services, are not among them.
-func forwardable(a netip.Addr) bool {
-	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
-		return false
-	}
-	if a.Is4() {
-		b := a.As4()
-		return b[0] != 0 && b[0] < 240
-	}
-	return a != awsMetadata6
-}
-
-var awsMetadata6 = netip.MustParseAddr("fd00:ec2::254")
 
 // decide judges a tuple from a side.
-func (e *Engine) decide(s *netSet, side Side, p *port, t *tuple) decision {
-	if side == nat.VPC {
+func (e *Engine) decide(s *netSet, side Side, at *attachment, t *tuple) decision {
+	if side == VPCSide {
 		return e.decideVPC(s, t)
 	}
-	return e.decideOverlay(s, p, t)
+	return e.decideOverlay(s, at, t)
 }
 
 // tupleOf returns the tuple of a packet.
@@ -465,14 +347,14 @@ func (e *Engine) stillAllowed(s *netSet, f *nat.Flow) bool {
 	if int(f.Slot) >= len(s.slots) {
 		return false
 	}
-	p := s.slots[f.Slot]
-	if p == nil && (f.From() == nat.Overlay || f.To() == nat.Overlay) {
+	at := s.slots[f.Slot]
+	if at == nil && (f.From() == OverlaySide || f.To() == OverlaySide) {
 		return false
 	}
 	t := tuple{f.Proto(), ipkt.Addr(f.Client()), ipkt.Addr(f.Target()), f.ClientPort(), f.TargetPort()}
-	d := e.decide(s, f.From(), p, &t)
+	d := e.decide(s, f.From(), at, &t)
 	switch {
-	case d.do != doOpen, d.flow.To != f.To(), d.flow.Slot != f.Slot,
+	case d.do != actOpen, d.flow.To != f.To(), d.flow.Slot != f.Slot,
 		d.flow.Source != nat.Keep != f.Translated(), f.Translated() && d.flow.Address != f.External(),
 		d.flow.Source == nat.Map && d.flow.Port != 0 && d.flow.Port != f.ExtPort(),
 		ipkt.Bytes(d.server) != f.Server(), d.flow.ServerPort != 0 && d.flow.ServerPort != f.ServerPort():
@@ -480,91 +362,4 @@ func (e *Engine) stillAllowed(s *netSet, f *nat.Flow) bool {
 	}
 	f.Generation.Store(s.generation)
 	return true
-}
-
-// Question is a packet that [Engine.Explain] is asked about.
-type Question struct {
-	FromOverlay bool
-	Network     uint64 // where it comes from, from the overlay
-	Protocol    uint8
-	Src, Dst    netip.AddrPort
-}
-
-// Explanation says what would happen to a packet, and why.
-type Explanation struct {
-	Verdict      string         // forward | local | drop | reject
-	Reason       string         // of drop and reject, as in the metrics
-	Established  bool           // it belongs to a flow
-	Rule         int            // of the policy; -1 = default, -2 = not asked
-	Network      uint64         // that it goes to or comes from; 0 = none
-	Route        netip.Prefix   // by which it leaves; invalid = the VPC side
-	NextHop      netip.Addr     // on the network
-	NextHopMAC   [6]byte        // zero = not known yet
-	Source       netip.AddrPort // as it leaves; port 0 = chosen when the flow opens
-	Destination  netip.AddrPort
-	SourceHow    string // keep | masquerade | map
-	Redirected   bool   // by a forward or a map
-	MTU          int    // of where it goes
-	FlowsOfTable int
-}
-
-// Explain says what would happen to a packet that opened a flow now. It changes
-// and counts nothing.
-func (e *Engine) Explain(q Question) Explanation {
-	s := e.set.Load()
-	side, p := nat.VPC, (*port)(nil)
-	if q.FromOverlay {
-		side, p = nat.Overlay, s.ports[q.Network]
-		if p == nil {
-			return Explanation{Verdict: "drop", Reason: dropNetwork.String(), Rule: ruleNone}
-		}
-	}
-	t := tuple{q.Protocol, q.Src.Addr(), q.Dst.Addr(), q.Src.Port(), q.Dst.Port()}
-	if !t.src.IsValid() || !t.dst.IsValid() || t.src.Is4() != t.dst.Is4() {
-		return Explanation{Verdict: "drop", Reason: dropMalformed.String(), Rule: ruleNone}
-	}
-	d := e.decide(s, side, p, &t)
-	x := Explanation{Rule: d.rule, Source: q.Src, Destination: q.Dst, SourceHow: "keep", FlowsOfTable: e.table.Len()}
-	x.Verdict = map[doing]string{doOpen: "forward", doLocal: "local", doDrop: "drop", doReject: "reject"}[d.do]
-	if d.port != nil {
-		x.Network = d.port.ID
-	}
-	if d.do == doDrop || d.do == doReject {
-		x.Reason = d.reason.String()
-		return x
-	}
-	if d.do == doLocal {
-		return x
-	}
-	x.MTU = e.vpcMTU
-	if d.flow.To == nat.Overlay {
-		x.NextHop, x.MTU = d.hop, d.port.MTU
-		x.NextHopMAC, _ = d.port.neigh.Lookup(e.clock(), d.hop)
-		if r := s.lookup(d.server); r != nil {
-			x.Route = r.target
-		}
-	}
-	if d.flow.Server != [16]byte{} {
-		x.Redirected = true
-		x.Destination = netip.AddrPortFrom(d.server, t.dport)
-		if d.flow.ServerPort != 0 {
-			x.Destination = netip.AddrPortFrom(d.server, d.flow.ServerPort)
-		}
-	}
-	switch d.flow.Source {
-	case nat.Masquerade:
-		x.SourceHow, x.Source = "masquerade", netip.AddrPortFrom(ipkt.Addr(d.flow.Address), 0)
-	case nat.Map:
-		x.SourceHow, x.Source = "map", netip.AddrPortFrom(ipkt.Addr(d.flow.Address), t.sport)
-		if d.flow.Port != 0 {
-			x.Source = netip.AddrPortFrom(ipkt.Addr(d.flow.Address), d.flow.Port)
-		}
-	}
-	w := e.worker()
-	defer e.release(w)
-	if f, _ := e.table.Find(e.clock(), e.table.TupleKey(side, t.proto, t.src, t.dst, t.sport, t.dport)); f != nil {
-		x.Established = true
-		x.Source = netip.AddrPortFrom(ipkt.Addr(f.External()), f.ExtPort())
-	}
-	return x
 }

@@ -5,7 +5,7 @@ import "ztgate/netstack/internal/ipkt"
 // drop is why a packet went no further.
 type drop uint8
 
-// Reasons. Those of the ingress check come first.
+// Reasons of the ingress check come first.
 const (
 	dropMalformed   drop = iota + 16
 	dropSource           // not one that may send

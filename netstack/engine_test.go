@@ -53,7 +53,7 @@ func TestTimeExceeded(t *testing.T) {
 	r := newRig(t)
 	o, v := r.fromVPC(pkttest.Packet{Src: pkttest.Addr("172.31.0.10:4000"), Dst: pkttest.Addr("10.0.0.10:53"), TTL: 1}.Bytes())
 	r.want("1812-5.3.1: forwarded", o)
-	if n := r.drops(legVPC, dropTTL); n != 1 {
+	if n := r.drops(VPCSide, dropTTL); n != 1 {
 		t.Errorf("%d drops counted, want 1", n)
 	}
 	r.want("1812-5.3.1: error", v, "icmp 11/0 172.31.0.1 > 172.31.0.10 [17 172.31.0.10:4000 > 10.0.0.10:53]")
@@ -98,7 +98,7 @@ func TestLocalPorts(t *testing.T) {
 		o, v := r.fromOverlay(pkttest.TCP("10.0.0.10:5555", "10.0.0.1:61000", flags, 1, 1, ""))
 		r.want("LF-26", append(o, v...))
 	}
-	if n := r.drops(legOverlay, dropNoFlow); n != 3 {
+	if n := r.drops(OverlaySide, dropNoFlow); n != 3 {
 		t.Errorf("%d drops counted, want 3", n)
 	}
 	ctx, stop := context.WithCancel(t.Context())
@@ -135,14 +135,14 @@ func TestLocalPorts(t *testing.T) {
 // TestLocalSource: of several addresses on a network the one next to the
 // destination is spoken from.
 func TestLocalSource(t *testing.T) {
-	p := &port{v4: netip.MustParseAddr("10.0.0.1"), v6: netip.MustParseAddr("fd00::1"), Network: Network{Addresses: []netip.Prefix{
+	at := &attachment{v4: netip.MustParseAddr("10.0.0.1"), v6: netip.MustParseAddr("fd00::1"), Network: Network{Addresses: []netip.Prefix{
 		netip.MustParsePrefix("fd00::1/88"), netip.MustParsePrefix("fc00:1::1/40"), netip.MustParsePrefix("10.0.0.1/24"), netip.MustParsePrefix("10.1.0.1/24"),
 	}}}
 	for dst, want := range map[string]string{
 		"fd00::2": "fd00::1", "fc00:1:2::1": "fc00:1::1", "2001:db8::1": "fd00::1",
 		"10.0.0.9": "10.0.0.1", "10.1.0.9": "10.1.0.1", "192.0.2.1": "10.0.0.1",
 	} {
-		if got := p.source(netip.MustParseAddr(dst)); got.String() != want {
+		if got := at.source(netip.MustParseAddr(dst)); got.String() != want {
 			t.Errorf("to %s from %s, want %s", dst, got, want)
 		}
 	}

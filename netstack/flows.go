@@ -21,7 +21,6 @@ func protocolName(proto uint8) string {
 	return fmt.Sprint(proto)
 }
 
-// matches reports whether a flow is wanted.
 func (q *FlowFilter) matches(i *FlowInfo) bool {
 	return !(q.To.IsValid() && !q.To.Contains(i.Server.Addr()) || q.From.IsValid() && !q.From.Contains(i.Client.Addr()) ||
 		q.Protocol != "" && q.Protocol != i.Protocol || q.State != "" && q.State != i.State || q.Network != 0 && q.Network != i.Network)
@@ -32,18 +31,17 @@ func (e *Engine) Mappings() []Mapping { return e.table.Mappings() }
 
 // Flows lists live flows.
 func (e *Engine) Flows(q FlowFilter) (out []FlowInfo) {
-	e.mu.Lock()
-	networks := make([]uint64, len(e.slots))
-	for id, slot := range e.slots {
+	s := e.set.Load()
+	networks := make([]uint64, len(s.numbers))
+	for id, slot := range s.numbers {
 		networks[slot] = id
 	}
-	e.mu.Unlock()
 	w := e.worker()
 	defer e.release(w)
 	at := func(t int64) time.Time { return e.start.Add(time.Duration(t)) }
 	e.table.Walk(func(i nat.Info) bool {
 		f := FlowInfo{
-			Protocol: protocolName(i.Proto()), State: i.State, FromVPC: i.From() == nat.VPC,
+			Protocol: protocolName(i.Proto()), State: i.State, FromVPC: i.From() == VPCSide,
 			Client:   netip.AddrPortFrom(ipkt.Addr(i.Client()), i.ClientPort()),
 			Server:   netip.AddrPortFrom(ipkt.Addr(i.Server()), i.ServerPort()),
 			External: netip.AddrPortFrom(ipkt.Addr(i.External()), i.ExtPort()),

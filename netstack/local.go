@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,8 +37,8 @@ const (
 )
 
 // localStack is the gateway's own host: it owns the gateway's addresses, answers
-// pings and makes connections. It sees IP packets only; the engine gives them
-// their way.
+// pings and makes connections. It sees IP packets only; the engine routes
+// them.
 type localStack struct {
 	s    *stack.Stack
 	link *channel.Endpoint
@@ -72,28 +73,25 @@ func newLocalStack(send func([]byte)) (*localStack, error) {
 }
 
 // setAddresses makes list the addresses of the host.
-func (l *localStack) setAddresses(list []netip.Prefix) error {
+func (l *localStack) setAddresses(list []netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	want := make(map[netip.Addr]bool)
-	for _, p := range list {
-		want[p.Addr()] = true
-		if _, ok := l.addrs[p.Addr()]; ok {
+	for _, a := range list {
+		if _, ok := l.addrs[a]; ok {
 			continue
 		}
 		proto := ipv4.ProtocolNumber
-		if p.Addr().Is6() {
+		if a.Is6() {
 			proto = ipv6.ProtocolNumber
 		}
-		a := tcpip.ProtocolAddress{Protocol: proto, AddressWithPrefix: tcpip.AddressWithPrefix{
-			Address: tcpip.AddrFromSlice(p.Addr().AsSlice()), PrefixLen: p.Addr().BitLen()}}
-		if err := l.s.AddProtocolAddress(localNIC, a, stack.AddressProperties{}); err != nil {
-			return fmt.Errorf("add address %s: %v", p.Addr(), err)
+		pa := tcpip.ProtocolAddress{Protocol: proto, AddressWithPrefix: tcpip.AddrFromSlice(a.AsSlice()).WithPrefix()}
+		if err := l.s.AddProtocolAddress(localNIC, pa, stack.AddressProperties{}); err != nil {
+			return fmt.Errorf("add address %s: %v", a, err)
 		}
-		l.addrs[p.Addr()] = a
+		l.addrs[a] = pa
 	}
 	for a, pa := range l.addrs {
-		if !want[a] {
+		if !slices.Contains(list, a) {
 			l.s.RemoveAddress(localNIC, pa.AddressWithPrefix.Address)
 			delete(l.addrs, a)
 		}
@@ -153,27 +151,27 @@ func (l *localStack) run(ctx context.Context) {
 // source returns our address on the network to speak to dst from: one of the same
 // prefix if there is one (as rule 8 of RFC 6724 §5 has it), since a host need have no
 // route to others.
-func (p *port) source(dst netip.Addr) netip.Addr {
-	for _, a := range p.Addresses {
+func (at *attachment) source(dst netip.Addr) netip.Addr {
+	for _, a := range at.Addresses {
 		if a.Contains(dst) {
 			return a.Addr()
 		}
 	}
-	return p.address(dst.Is6())
+	return at.address(dst.Is6())
 }
 
-// localSource returns the gateway's address on the network that leads to dst.
+// localSource returns the gateway's address on the network by which dst is reached.
 func (e *Engine) localSource(dst netip.Addr) (tcpip.FullAddress, tcpip.NetworkProtocolNumber, error) {
-	p, _ := e.set.Load().route(dst)
-	if p == nil {
+	at, _ := e.set.Load().route(dst)
+	if at == nil {
 		return tcpip.FullAddress{}, 0, fmt.Errorf("no network has a route to %s", dst)
 	}
-	src, proto := p.source(dst), ipv4.ProtocolNumber
+	src, proto := at.source(dst), ipv4.ProtocolNumber
 	if dst.Is6() {
 		proto = ipv6.ProtocolNumber
 	}
 	if !src.IsValid() {
-		return tcpip.FullAddress{}, 0, fmt.Errorf("network %s gave us no address of the family of %s", networkLabel(p.ID), dst)
+		return tcpip.FullAddress{}, 0, fmt.Errorf("network %s gave us no address of the family of %s", networkLabel(at.ID), dst)
 	}
 	return tcpip.FullAddress{NIC: localNIC, Addr: tcpip.AddrFromSlice(src.AsSlice())}, proto, nil
 }

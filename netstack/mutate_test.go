@@ -120,28 +120,28 @@ func leaks(b []byte) bool {
 
 var allDrops = drops()
 
-// account compares what came in with what became of it, by leg.
+// account compares what came in with what became of it, by side.
 func (r *rig) account() {
 	r.t.Helper()
 	s := &r.e.stats
-	sum := func(f *forwarded, way int) (n uint64) {
-		for i := way << classShift; i < (way+1)<<classShift; i++ {
+	sum := func(f *pathCounters, path int) (n uint64) {
+		for i := path << classShift; i < (path+1)<<classShift; i++ {
 			n += f.t[i].packets.Load()
 		}
 		return n
 	}
-	out := [numLegs]uint64{legVPC: sum(&s.vpc, wayLocal) + sum(&s.vpc, wayVPCToVPC)}
-	for _, p := range r.e.set.Load().ports {
-		out[legVPC] += sum(p.fwd, wayVPCToOverlay)
-		out[legOverlay] += sum(p.fwd, wayOverlayToVPC) + sum(p.fwd, wayLocal)
+	out := [numSides]uint64{VPCSide: sum(&s.vpc, pathLocal) + sum(&s.vpc, pathVPCToVPC)}
+	for _, at := range r.e.set.Load().attachments {
+		out[VPCSide] += sum(at.fwd, pathVPCToOverlay)
+		out[OverlaySide] += sum(at.fwd, pathOverlayToVPC) + sum(at.fwd, pathLocal)
 	}
-	for l := range numLegs {
+	for side := range numSides {
 		dropped := uint64(0)
 		for _, d := range allDrops {
-			dropped += s.drops[l][d].Load()
+			dropped += s.drops[side][d].Load()
 		}
-		if in := s.traffic[l][rx].packets.Load(); in != out[l]+dropped {
-			r.t.Errorf("%s: %d packets came in, %d went on and %d were dropped", legNames[l], in, out[l], dropped)
+		if in := s.traffic[side][rx].packets.Load(); in != out[side]+dropped {
+			r.t.Errorf("%s: %d packets came in, %d went on and %d were dropped", sideNames[side], in, out[side], dropped)
 		}
 	}
 }
@@ -161,7 +161,7 @@ func TestMutated(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	r := newRig(t, func(c *Config) {
 		c.NAT = NAT{MaxFlows: 5000, FilterUDP: EndpointIndependent}
-		c.Forwards = []Forward{{Proto: ipkt.UDP, Listen: netip.MustParseAddrPort("10.0.0.1:8443"), To: netip.MustParseAddrPort("172.31.0.20:53")}}
+		c.Forwards = []PortForward{{From: OverlaySide, Proto: ipkt.UDP, Listen: netip.MustParseAddrPort("10.0.0.1:8443"), To: netip.MustParseAddrPort("172.31.0.20:53")}}
 		c.Maps = []AddressMap{{Hosts: OverlaySide, Real: netip.MustParsePrefix("10.0.0.64/28"), Alias: netip.MustParsePrefix("100.64.0.64/28")}}
 	})
 	corpus := [2][][]byte{seeds(false), seeds(true)}

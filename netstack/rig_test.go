@@ -198,7 +198,7 @@ func (r *rig) want(what string, got []string, want ...string) {
 	}
 }
 
-func (r *rig) drops(l leg, d drop) uint64 { return r.e.stats.drops[l][d].Load() }
+func (r *rig) drops(side Side, d drop) uint64 { return r.e.stats.drops[side][d].Load() }
 
 // advertise answers a neighbour solicitation frame.
 func advertise(f []byte) []byte {

@@ -11,7 +11,7 @@ import (
 )
 
 // TestMetrics checks names and labels against what operators are promised, and
-// that the sums by leg agree.
+// that the sums by side agree.
 func TestMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	r := newRig(t, func(c *Config) { c.Registerer = reg })

@@ -16,19 +16,20 @@ type worker struct {
 	now    int64
 	second uint16 // of now, and one
 	set    *netSet
-	view   ipkt.View // of the packet that takes the long way
+	view   ipkt.View // of the packet that takes the slow path
 	key    nat.Key   // and its tuple
-	// What the quick way needs of all this:
+	// What the fast path needs of all this:
 	table      *nat.Table
 	coarse     uint32 // now
 	generation uint32
-	slots      []*port
-	quick      [maxBatch]quick
+	slots      []*attachment
+	vpcMTU     int
+	fast       [maxBatch]fastLookup
 	run        run
 	sink       uint32 // keeps the compiler from dropping loads that only warm the cache
 	out        outBatch
 	vpc        vpcBatch
-	rx         [numLegs]struct{ packets, bytes uint64 }
+	rx         [numSides]struct{ packets, bytes uint64 }
 	hits       uint64
 }
 
@@ -69,7 +70,7 @@ func (e *Engine) worker() *worker {
 	w.reader.Enter()
 	w.now, w.set = e.clock(), e.set.Load()
 	w.second = uint16(w.now/int64(time.Second) + 1)
-	w.coarse, w.generation, w.slots = nat.Coarse(w.now), w.set.generation, w.set.slots
+	w.coarse, w.generation, w.slots, w.vpcMTU = nat.Coarse(w.now), w.set.generation, w.set.slots, w.set.vpc.MTU
 	return w
 }
 
@@ -95,26 +96,24 @@ func (e *Engine) release(w *worker) {
 	e.idleMu.Unlock()
 }
 
-func legOf(s Side) leg { return leg(s) }
-
 // vpcBatch handles packets from the VPC side, which lie at vpcOffset.
 func (e *Engine) vpcBatch(bufs [][]byte, sizes []int) {
 	for len(bufs) > maxBatch {
 		e.vpcBatch(bufs[:maxBatch], sizes[:maxBatch])
 		bufs, sizes = bufs[maxBatch:], sizes[maxBatch:]
 	}
-	e.stats.batches[legVPC].observe(len(bufs))
+	e.stats.batches[VPCSide].observe(len(bufs))
 	w := e.worker()
-	r := &w.rx[legVPC]
+	r := &w.rx[VPCSide]
 	r.packets += uint64(len(bufs))
 	for i := range bufs {
 		r.bytes += uint64(sizes[i])
-		w.quick[i].begin(w.table, nat.VPC, bufs[i][vpcOffset:vpcOffset+sizes[i]])
+		w.fast[i].begin(w.table, VPCSide, bufs[i][vpcOffset:vpcOffset+sizes[i]])
 	}
 	w.lookUp(len(bufs))
 	for i, b := range bufs {
-		if !w.quickOut(&w.quick[i], b) {
-			w.packet(nat.VPC, nil, b[vpcOffset:vpcOffset+sizes[i]], b)
+		if !w.fastOut(&w.fast[i], b) {
+			w.packet(VPCSide, nil, b[vpcOffset:vpcOffset+sizes[i]], b)
 		}
 	}
 	e.release(w)
@@ -131,76 +130,76 @@ func (e *Engine) Deliver(nwid uint64, frames [][]byte) {
 }
 
 func (e *Engine) deliver(nwid uint64, frames [][]byte) {
-	e.stats.batches[legOverlay].observe(len(frames))
+	e.stats.batches[OverlaySide].observe(len(frames))
 	w := e.worker()
-	p := w.set.ports[nwid]
-	r := &w.rx[legOverlay]
+	at := w.set.attachments[nwid]
+	r := &w.rx[OverlaySide]
 	r.packets += uint64(len(frames))
 	for i, f := range frames {
 		r.bytes += uint64(max(len(f)-ethernetLen, 0))
-		if p != nil && p.takes(f) {
-			w.quick[i].begin(w.table, nat.Overlay, f[ethernetLen:])
+		if at != nil && at.takes(f) {
+			w.fast[i].begin(w.table, OverlaySide, f[ethernetLen:])
 		} else {
-			w.quick[i].size = 0
+			w.fast[i].size = 0
 		}
 	}
 	w.lookUp(len(frames))
 	for i, f := range frames {
-		if !w.quickIn(p, &w.quick[i], f) {
-			w.frame(p, f)
+		if !w.fastIn(at, &w.fast[i], f) {
+			w.frame(at, f)
 		}
 	}
 	e.release(w)
 }
 
 // frame judges an Ethernet frame.
-func (w *worker) frame(p *port, f []byte) {
+func (w *worker) frame(at *attachment, f []byte) {
 	e := w.e
 	switch {
-	case p == nil:
-		e.drop(legOverlay, dropNetwork)
+	case at == nil:
+		e.drop(OverlaySide, dropNetwork)
 		return
 	case len(f) < ethernetLen:
-		e.drop(legOverlay, dropMalformed)
+		e.drop(OverlaySide, dropMalformed)
 		return
-	case macAt(f) != p.mac && f[0]&1 == 0:
-		e.drop(legOverlay, dropNotForUs)
+	case macAt(f) != at.mac && f[0]&1 == 0:
+		e.drop(OverlaySide, dropNotForUs)
 		return
 	}
 	switch uint16(f[12])<<8 | uint16(f[13]) {
 	case 0x0800, 0x86dd:
-		w.packet(nat.Overlay, p, f[ethernetLen:], f)
+		w.packet(OverlaySide, at, f[ethernetLen:], f)
 	case 0x0806:
-		w.countLocal(legOverlay, p, 0x0806, len(f)-ethernetLen, false)
-		ready, from := p.neigh.HandleARP(w.now, f[ethernetLen:])
-		e.sendReady(w.now, p, ready, from)
+		w.countLocal(OverlaySide, at, 0x0806, len(f)-ethernetLen, false)
+		ready, from := at.neigh.HandleARP(w.now, f[ethernetLen:])
+		e.sendReady(w.now, at, ready, from)
 	default:
-		e.drop(legOverlay, dropEtherType)
+		e.drop(OverlaySide, dropEtherType)
 	}
 }
 
 // packet handles a packet of any kind. buf is as in known.
-func (w *worker) packet(side Side, p *port, b, buf []byte) {
+func (w *worker) packet(side Side, at *attachment, b, buf []byte) {
 	v := &w.view
 	switch r := ipkt.Parse(b, v); {
 	case r != ipkt.OK:
-		w.e.drop(legOf(side), drop(r))
-	case p != nil && (buf[0]&1 != 0 || isNDP(v)):
-		w.group(p, v)
+		w.e.drop(side, drop(r))
+	case at != nil && (buf[0]&1 != 0 || isNDP(v)):
+		w.group(at, v)
 	case v.Fragment || !w.table.KeyOf(side, v, &w.key):
-		w.odd(side, p, v)
+		w.untupled(side, at, v)
 	default:
-		w.known(side, p, v, &w.key, buf)
+		w.known(side, at, v, &w.key, buf)
 	}
 }
 
 // known handles a packet that has a tuple. It lies in buf: at vpcOffset if it is
 // from the VPC, behind its Ethernet header if it is from a network.
-func (w *worker) known(side Side, p *port, v *ipkt.View, k *nat.Key, buf []byte) {
+func (w *worker) known(side Side, at *attachment, v *ipkt.View, k *nat.Key, buf []byte) {
 	e := w.e
 	f, dir := e.table.Find(w.now, k)
-	if p != nil && (f == nil || f.Hop.Load()>>16 != macAt(buf[6:])) && w.otherMember(p, f, v, [6]byte(buf[6:12])) {
-		e.drop(legOverlay, dropSpoofed)
+	if at != nil && (f == nil || f.Hop.Load()>>16 != macAt(buf[6:])) && w.otherMember(at, f, v, [6]byte(buf[6:12])) {
+		e.drop(OverlaySide, dropSpoofed)
 		return
 	}
 	if f != nil && f.Generation.Load() != w.set.generation && !e.stillAllowed(w.set, f) {
@@ -209,14 +208,14 @@ func (w *worker) known(side Side, p *port, v *ipkt.View, k *nat.Key, buf []byte)
 	}
 	if f == nil {
 		e.stats.misses.Add(1)
-		if f, dir = w.unknown(side, p, v, k); f == nil {
+		if f, dir = w.unknown(side, at, v, k); f == nil {
 			return
 		}
 	} else {
 		w.hits++
 	}
-	if p != nil && f.Slot != p.slot {
-		e.drop(legOverlay, dropSpoofed)
+	if at != nil && f.Slot != at.slot {
+		e.drop(OverlaySide, dropSpoofed)
 		return
 	}
 	w.forward(side, f, dir, v, buf)
@@ -225,13 +224,13 @@ func (w *worker) known(side Side, p *port, v *ipkt.View, k *nat.Key, buf []byte)
 // otherMember reports a source on the link that belongs to another MAC, as far as
 // we know: what a member may send was judged by its MAC. If it is the right one,
 // answers of the flow go to it too.
-func (w *worker) otherMember(p *port, f *nat.Flow, v *ipkt.View, mac [6]byte) bool {
+func (w *worker) otherMember(at *attachment, f *nat.Flow, v *ipkt.View, mac [6]byte) bool {
 	src := v.Source()
-	if r, hop := w.set.route(src); r != p || hop != src {
+	if r, hop := w.set.route(src); r != at || hop != src {
 		return false
 	}
-	owner, known := p.neigh.Lookup(w.now, src)
-	if known && owner == mac && f != nil && f.Slot == p.slot {
+	owner, known := at.neigh.Lookup(w.now, src)
+	if known && owner == mac && f != nil && f.Slot == at.slot {
 		f.Hop.Store(packHop(w.second, mac))
 	}
 	return known && owner != mac
@@ -242,35 +241,35 @@ var verdictDrops = [...]drop{nat.BadFlags: dropFlags, nat.OutOfWindow: dropWindo
 // forward sends a packet of a flow on, in place if it lies in buf as in known; buf
 // is nil if it lies elsewhere.
 func (w *worker) forward(side Side, f *nat.Flow, dir int, v *ipkt.View, buf []byte) {
-	e, l := w.e, legOf(side)
+	e := w.e
 	exit := f.Exit(dir)
-	var p *port
+	var at *attachment
 	if int(f.Slot) < len(w.set.slots) {
-		p = w.set.slots[f.Slot]
+		at = w.set.slots[f.Slot]
 	}
-	mtu := e.vpcMTU
-	if exit == nat.Overlay {
-		if p == nil {
-			e.drop(l, dropNetwork)
+	mtu := w.vpcMTU
+	if exit == OverlaySide {
+		if at == nil {
+			e.drop(side, dropNetwork)
 			return
 		}
-		mtu = p.MTU
+		mtu = at.MTU
 	}
 	if v.TTL <= 1 {
-		e.refuse(w.now, l, dropTTL, ipkt.TimeExceeded, v)
+		e.refuse(w.now, side, dropTTL, ipkt.TimeExceeded, v)
 		return
 	}
 	if len(v.B) > mtu && v.DontFrag {
-		e.drop(l, dropTooBig)
-		e.sendError(w.now, l, ipkt.TooBig, v, mtu)
+		e.drop(side, dropTooBig)
+		e.sendError(w.now, side, ipkt.TooBig, v, mtu)
 		return
 	}
-	if verdict := e.table.Follow(w.now, f, dir, v); verdict != nat.Pass {
-		e.drop(l, verdictDrops[verdict])
+	if verdict := e.table.Track(w.now, f, dir, v); verdict != nat.Pass {
+		e.drop(side, verdictDrops[verdict])
 		return
 	}
-	if v.Proto == ipkt.TCP && v.Flags&ipkt.SYN != 0 && p != nil {
-		e.clamp(l, p, v)
+	if v.Proto == ipkt.TCP && v.Flags&ipkt.SYN != 0 && at != nil {
+		w.clamp(side, at, v)
 	}
 	f.Rewrite(dir, v)
 	v.DecrementTTL()
@@ -280,23 +279,23 @@ func (w *worker) forward(side Side, f *nat.Flow, dir int, v *ipkt.View, buf []by
 		e.uniqueID(w.now, f, dir, v)
 	}
 	switch {
-	case exit == nat.VPC && side == nat.VPC && buf != nil:
-		w.toVPC(p, class, v, mtu, buf[vpcOffset-ethernetLen:])
-	case exit == nat.VPC:
-		w.toVPC(p, class, v, mtu, buf)
-	case side == nat.VPC:
-		w.toOverlay(p, f, dir, class, v, buf)
+	case exit == VPCSide && side == VPCSide && buf != nil:
+		w.toVPC(at, class, v, mtu, buf[vpcOffset-ethernetLen:])
+	case exit == VPCSide:
+		w.toVPC(at, class, v, mtu, buf)
+	case side == VPCSide:
+		w.toOverlay(at, f, dir, class, v, buf)
 	default: // no room in front
-		w.toOverlay(p, f, dir, class, v, nil)
+		w.toOverlay(at, f, dir, class, v, nil)
 	}
 }
 
 // toVPC appends a packet, in fragments if need be. It lies in buf behind ethernetLen
 // bytes; nil if it lies elsewhere.
-func (w *worker) toVPC(p *port, class uint8, v *ipkt.View, mtu int, buf []byte) {
+func (w *worker) toVPC(at *attachment, class uint8, v *ipkt.View, mtu int, buf []byte) {
 	fwd := &w.e.stats.vpc
-	if p != nil && class>>classShift != wayVPCToVPC {
-		fwd = p.fwd
+	if at != nil && class>>classShift != pathVPCToVPC {
+		fwd = at.fwd
 	}
 	switch {
 	case len(v.B) > mtu:
@@ -313,44 +312,44 @@ func (w *worker) toVPC(p *port, class uint8, v *ipkt.View, mtu int, buf []byte) 
 
 // toOverlay appends a packet as a frame to the next hop. buf is the buffer it
 // lies in, with room in front, nil if it has none.
-func (w *worker) toOverlay(p *port, f *nat.Flow, dir int, class uint8, v *ipkt.View, buf []byte) {
+func (w *worker) toOverlay(at *attachment, f *nat.Flow, dir int, class uint8, v *ipkt.View, buf []byte) {
 	mac, ok := freshHop(w.second, f.Hop.Load())
 	if !ok {
 		_, hop := w.set.route(serverOf(f, dir))
 		if !hop.IsValid() {
-			w.e.drop(legOf(f.Exit(1-dir)), dropNoRoute)
+			w.e.drop(f.Exit(1-dir), dropNoRoute)
 			return
 		}
-		owner, known := p.neigh.Lookup(w.now, hop)
+		owner, known := at.neigh.Lookup(w.now, hop)
 		if !known {
 			w.out.flush() // so that what comes later stays behind
-			if !p.neigh.Resolve(w.now, hop, v.B, class) {
-				w.e.drop(legOf(f.Exit(1-dir)), dropUnresolved)
+			if !at.neigh.Resolve(w.now, hop, v.B, class) {
+				w.e.drop(f.Exit(1-dir), dropUnresolved)
 			}
 			return
 		}
 		f.Hop.Store(packHop(w.second, owner))
 		mac = macNumber(owner)
 	}
-	if buf != nil && len(v.B) <= p.MTU {
-		w.out.add(p, class, buf, len(v.B), mac, v.V6)
+	if buf != nil && len(v.B) <= at.MTU {
+		w.out.add(at, class, buf, len(v.B), mac, v.V6)
 		return
 	}
 	w.out.flush()
-	header := ethernetHeader(macBytes(mac), p.MAC, v.V6)
+	header := ethernetHeader(macBytes(mac), at.MAC, v.V6)
 	each := func(b []byte) {
-		if w.e.writeFrame(p.ID, append(header[:], b...)) {
-			p.fwd.countClass(class, 1, uint64(len(b)))
+		if w.e.writeFrame(at.ID, append(header[:], b...)) {
+			at.fwd.countClass(class, 1, uint64(len(b)))
 		} else {
-			w.e.drop(legOf(f.Exit(1-dir)), dropOverlay)
+			w.e.drop(f.Exit(1-dir), dropOverlay)
 		}
 		class = noClass
 	}
-	if len(v.B) <= p.MTU {
+	if len(v.B) <= at.MTU {
 		each(v.B)
 		return
 	}
-	ipkt.Fragment4(v, p.MTU, each)
+	ipkt.Fragment4(v, at.MTU, each)
 }
 
 // A flow's next hop is kept as its MAC with the second it was looked up in, so
@@ -388,7 +387,7 @@ func ethernetHeader(dst, src [6]byte, v6 bool) (h [ethernetLen]byte) {
 // outBatch collects frames for one network.
 type outBatch struct {
 	e       *Engine
-	p       *port
+	at      *attachment
 	bufs    [maxBatch][]byte
 	sizes   [maxBatch]int
 	classes [maxBatch]uint8
@@ -396,18 +395,18 @@ type outBatch struct {
 }
 
 // add appends the packet at vpcOffset in buf with an Ethernet header to mac.
-func (b *outBatch) add(p *port, class uint8, buf []byte, size int, mac uint64, v6 bool) {
-	if b.n == maxBatch || b.n > 0 && p != b.p {
+func (b *outBatch) add(at *attachment, class uint8, buf []byte, size int, mac uint64, v6 bool) {
+	if b.n == maxBatch || b.n > 0 && at != b.at {
 		b.flush()
 	}
-	b.p = p
+	b.at = at
 	typ := uint64(0x0800)
 	if v6 {
 		typ = 0x86dd
 	}
 	h := buf[vpcOffset-ethernetLen : vpcOffset]
 	binary.BigEndian.PutUint64(h, mac<<16) // its last two bytes come next
-	binary.BigEndian.PutUint64(h[6:], p.mac<<16|typ)
+	binary.BigEndian.PutUint64(h[6:], at.mac<<16|typ)
 	b.bufs[b.n], b.sizes[b.n], b.classes[b.n] = buf, ethernetLen+size, class
 	b.n++
 }
@@ -418,12 +417,12 @@ func (b *outBatch) flush() {
 		return
 	}
 	b.n = 0
-	ok, err := b.e.cfg.Overlay.WriteFrames(b.p.ID, b.bufs[:n], b.sizes[:n], vpcOffset-ethernetLen)
+	ok, err := b.e.cfg.Overlay.WriteFrames(b.at.ID, b.bufs[:n], b.sizes[:n], vpcOffset-ethernetLen)
 	if err != nil {
 		ok = 0
 	}
 	ok = min(max(ok, 0), n)
-	t := tally{to: b.p.fwd}
+	t := tally{to: b.at.fwd}
 	bytes := uint64(0)
 	for i := range ok {
 		size := uint64(b.sizes[i] - ethernetLen)
@@ -431,8 +430,8 @@ func (b *outBatch) flush() {
 		t.add(b.classes[i], size)
 	}
 	t.flush()
-	b.e.stats.traffic[legOverlay][tx].add(uint64(ok), bytes)
-	b.e.dropN(legVPC, dropOverlay, n-ok)
+	b.e.stats.traffic[OverlaySide][tx].add(uint64(ok), bytes)
+	b.e.dropN(VPCSide, dropOverlay, n-ok)
 	clear(b.bufs[:n])
 }
 
@@ -440,7 +439,7 @@ func (b *outBatch) flush() {
 // in front.
 type vpcBatch struct {
 	e       *Engine
-	fwd     *forwarded
+	fwd     *pathCounters
 	out     [][]byte
 	copies  [][]byte // full capacity
 	copied  int
@@ -448,7 +447,7 @@ type vpcBatch struct {
 }
 
 // ready makes room for a packet.
-func (b *vpcBatch) ready(fwd *forwarded) {
+func (b *vpcBatch) ready(fwd *pathCounters) {
 	if n := len(b.out); n == maxBatch || n > 0 && fwd != b.fwd {
 		b.flush()
 	}
@@ -457,14 +456,14 @@ func (b *vpcBatch) ready(fwd *forwarded) {
 
 // add appends the packet behind the first ethernetLen bytes of p, which has to stay
 // valid until the batch ends; class is [noClass] for our own ones.
-func (b *vpcBatch) add(fwd *forwarded, class uint8, p []byte) {
+func (b *vpcBatch) add(fwd *pathCounters, class uint8, p []byte) {
 	b.ready(fwd)
 	b.classes[len(b.out)] = class
 	b.out = append(b.out, p[:len(p):len(p)]) // the device may append, but not to others' memory
 }
 
 // copy appends a copy of a packet.
-func (b *vpcBatch) copy(fwd *forwarded, class uint8, p []byte) {
+func (b *vpcBatch) copy(fwd *pathCounters, class uint8, p []byte) {
 	b.ready(fwd)
 	if b.copied == len(b.copies) {
 		b.copies = append(b.copies, make([]byte, ethernetLen, 2048))
@@ -495,13 +494,13 @@ func (b *vpcBatch) flush() {
 	b.out, b.copied = b.out[:0], 0
 	if err != nil { // it doesn't say how many: all count as lost
 		b.e.stats.deviceErrors.Add(1)
-		l := legOverlay
+		side := OverlaySide
 		if b.fwd == &b.e.stats.vpc {
-			l = legVPC
+			side = VPCSide
 		}
-		b.e.dropN(l, dropDevice, theirs)
+		b.e.dropN(side, dropDevice, theirs)
 		return
 	}
 	t.flush()
-	b.e.stats.traffic[legVPC][tx].add(uint64(n), bytes)
+	b.e.stats.traffic[VPCSide][tx].add(uint64(n), bytes)
 }

@@ -1,47 +1,14 @@
-// Package router puts the gateway together: configuration, life cycle, kernel
-// set-up, control API, health, metrics. It joins a forwarding plane and an
-// overlay node that don't know each other; of both it needs only the interfaces
-// [Node] and [Plane].
+// Package router holds the rooms that make a gateway of a forwarding plane and an
+// overlay node that don't know each other:
+//
+//   - gateway puts everything together and runs it, as a gateway or a member;
+//   - plan judges which addresses and routes may be used;
+//   - host is the Linux host: interfaces, routes, settings, and the ways in;
+//   - control is the API of a running process, and its client;
+//   - admin is what works without one: identities, planets, network records;
+//   - config is the configuration;
+//   - fault has the kinds of errors and exit codes;
+//   - lab, e2e and faults run all of it on one machine, in network namespaces.
+//
+// Imports go down this list only.
 package router
-
-import (
-	"runtime"
-	"runtime/debug"
-)
-
-// Version is set by the linker; see the Makefile.
-var Version = "unknown"
-
-// Build describes this program.
-type Build struct {
-	Schema    int      `json:"schema"`
-	Version   string   `json:"version"`
-	Revision  string   `json:"revision"`
-	GoVersion string   `json:"goVersion"`
-	Node      string   `json:"node"`  // in use, or the default
-	Nodes     []string `json:"nodes"` // makes in this program
-	Platform  string   `json:"platform"`
-}
-
-// BuildInfo returns what is known about this program.
-func BuildInfo() Build {
-	b := Build{Schema: Schema, Version: Version, Revision: "unknown", GoVersion: runtime.Version(),
-		Node: DefaultNode(), Nodes: NodeMakes(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return b
-	}
-	dirty := false
-	for _, s := range info.Settings {
-		switch s.Key {
-		case "vcs.revision":
-			b.Revision = s.Value
-		case "vcs.modified":
-			dirty = s.Value == "true"
-		}
-	}
-	if dirty {
-		b.Revision += "-dirty"
-	}
-	return b
-}

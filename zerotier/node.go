@@ -29,6 +29,7 @@ import (
 	"ztgate/zerotier/transport"
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
+	"ztgate/zerotier/ztnode"
 )
 
 // Headroom is the room, in bytes, that [Node.WriteFrames] needs before each
@@ -298,8 +299,9 @@ func (n *Node) receive(ctx context.Context) error {
 			rx := worker(w)
 			if rx.now.IsZero() {
 				rx.now = time.Now()
+				rx.vw.Begin(rx.out, rx.now)
 			}
-			n.core.Receive(rx.vw, rx.out, rx.now, sock, from, datagram)
+			n.core.Receive(rx.vw, sock, from, datagram)
 		},
 		func(w int) {
 			rx := worker(w)
@@ -384,7 +386,7 @@ func (n *Node) WriteFrames(nwid uint64, bufs [][]byte, sizes []int, offset int) 
 		return 0, fmt.Errorf("write frames: offset %d is below the headroom of %d", offset, Headroom)
 	}
 	t := n.tx.Get().(*txWorker)
-	ok := n.layer.WriteFrames(t.vw, t.out, time.Now(), vl2.NetworkID(nwid), bufs, sizes, offset)
+	ok := n.layer.WriteFrames(t.vw.Begin(t.out, time.Now()), vl2.NetworkID(nwid), bufs, sizes, offset)
 	t.out.Flush()
 	n.tx.Put(t)
 	return ok, nil
@@ -404,7 +406,7 @@ func (n *Node) controllerSend(dst identity.Address, v packet.Verb, payload []byt
 			n.layer.HandleSelf(t.out, now, v, payload)
 			return nil
 		}
-		n.core.Send(t.vw, t.out, now, dst, v, payload, vl1.SendOpts{Compress: compress})
+		n.core.Send(t.vw.Begin(t.out, now), dst, v, payload, vl1.SendOpts{Compress: compress})
 		return nil
 	})
 }
@@ -444,9 +446,6 @@ func (n *Node) Deorbit(id uint64) (bool, error) {
 	n.kick()
 	return used, n.home.removeMoon(id)
 }
-
-// Moons lists the moons that are orbited.
-func (n *Node) Moons() []vl1.MoonInfo { return n.core.Moons() }
 
 func (n *Node) networkChanged(id vl2.NetworkID, s network.Snapshot) {
 	if s.Config != nil && s.Stored {
@@ -490,8 +489,7 @@ func (n *Node) Watch() (<-chan struct{}, func()) { return n.watchers.Watch() }
 func (n *Node) notify() { n.watchers.Notify() }
 
 // Join joins a network and remembers it in home.
-func (n *Node) Join(nwid uint64) error {
-	id := vl2.NetworkID(nwid)
+func (n *Node) Join(id ztnode.NetworkID) error {
 	if err := n.home.storeNetwork(id, nil); err != nil {
 		return err
 	}
@@ -502,11 +500,11 @@ func (n *Node) Join(nwid uint64) error {
 }
 
 // Leave leaves a network and forgets it.
-func (n *Node) Leave(nwid uint64) error {
-	n.layer.Leave(vl2.NetworkID(nwid))
+func (n *Node) Leave(id ztnode.NetworkID) error {
+	n.layer.Leave(id)
 	n.updateSubnets()
 	n.notify()
-	return n.home.removeNetwork(vl2.NetworkID(nwid))
+	return n.home.removeNetwork(id)
 }
 
 func (n *Node) kick() {
@@ -519,19 +517,9 @@ func (n *Node) kick() {
 // Controller returns the network controller, nil if the node is none.
 func (n *Node) Controller() *controller.Controller { return n.ctl }
 
-// MulticastGroup is a group that a port wants to receive.
-type MulticastGroup struct {
-	MAC [6]byte
-	ADI uint32
-}
-
 // SetMulticastGroups replaces the port's subscriptions in a network. The groups
 // for address resolution of the assigned addresses need not be listed.
-func (n *Node) SetMulticastGroups(nwid uint64, groups []MulticastGroup) {
-	list := make([]vl2.MulticastGroup, len(groups))
-	for i, g := range groups {
-		list[i] = vl2.MulticastGroup{MAC: vl2.MAC(g.MAC), ADI: g.ADI}
-	}
-	n.layer.SetGroups(vl2.NetworkID(nwid), list)
+func (n *Node) SetMulticastGroups(id ztnode.NetworkID, groups []ztnode.Group) {
+	n.layer.SetGroups(id, groups)
 	n.kick()
 }

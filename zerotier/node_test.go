@@ -16,6 +16,7 @@ import (
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/internal/testvec"
 	"ztgate/zerotier/vl1"
+	"ztgate/zerotier/ztnode"
 )
 
 var loopback = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
@@ -214,7 +215,7 @@ func TestJoinIsRemembered(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(dir, "networks.d", "8056c2e21c000001.local.conf"), "allowManaged=1\n", 0o600)
-	for _, id := range []uint64{private, adHoc} {
+	for _, id := range []ztnode.NetworkID{private, adHoc} {
 		if err := n.Join(id); err != nil {
 			t.Fatal(err)
 		}
@@ -258,7 +259,7 @@ func TestMoonsAreRemembered(t *testing.T) {
 	if err := n.Orbit(id, 0); err != nil {
 		t.Fatal(err)
 	}
-	if m := n.Moons(); len(m) != 1 || m[0].ID != id || m[0].Seed != id {
+	if m := n.Moons(); len(m) != 1 || m[0].ID != "0000008056c2e21c" || m[0].Seed != "8056c2e21c" {
 		t.Errorf("moons: %+v", m)
 	}
 	other := otherIdentity(t)
@@ -273,7 +274,7 @@ func TestMoonsAreRemembered(t *testing.T) {
 	if n, err = open(t, Config{Home: dir}); err != nil {
 		t.Fatal(err)
 	}
-	if m := n.Moons(); len(m) != 1 || m[0].ID != moon.ID || m[0].World == nil {
+	if m := n.Moons(); len(m) != 1 || m[0].ID != ztnode.MoonID(moon.ID) || m[0].Waiting {
 		t.Errorf("moons after a restart: %+v", m)
 	}
 	if used, err := n.Deorbit(moon.ID); !used || err != nil {

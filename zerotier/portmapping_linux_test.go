@@ -11,9 +11,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"ztgate/internal/ownnet"
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
-	"ztgate/zerotier/internal/ownnet"
 	"ztgate/zerotier/portmap"
 	"ztgate/zerotier/vl1"
 )
@@ -101,14 +101,14 @@ func mappingIsAnnounced(t *testing.T) {
 	net, err := nodes[0].Controller().CreateNetwork(rec)
 	must(err)
 	for _, n := range nodes {
-		must(n.Join(uint64(net.ID)))
+		must(n.Join(net.ID))
 	}
 	// Frames make them trust each other; the first ones may come before the
 	// configuration.
 	go func() {
 		for ctx.Err() == nil {
-			to, _ := nodes[1].Network(uint64(net.ID))
-			self, _ := nodes[0].Network(uint64(net.ID))
+			to, _ := nodes[1].Network(net.ID)
+			self, _ := nodes[0].Network(net.ID)
 			frame := append(append(make([]byte, Headroom), to.MAC[:]...), self.MAC[:]...)
 			frame = append(frame, 0x08, 0x00, 0x45)
 			_, _ = nodes[0].WriteFrames(uint64(net.ID), [][]byte{frame}, []int{len(frame) - Headroom}, Headroom)

@@ -64,8 +64,8 @@ const adHoc vl2.NetworkID = 0xff0a000000000001
 // counter is an upper layer that counts frames.
 type counter struct{ e *end }
 
-func (u counter) PeerLearned(vl1.Out, time.Time, *vl1.Peer) {}
-func (u counter) HandlePacket(_ vl1.Out, _ time.Time, _ *vl1.Peer, p packet.Packet, _ vl1.Source) vl1.Result {
+func (u counter) PeerLearned(*vl1.Worker, *vl1.Peer) {}
+func (u counter) HandlePacket(_ *vl1.Worker, _ *vl1.Peer, p packet.Packet, _ vl1.Source) vl1.Result {
 	if p.Verb() == packet.VerbFrame {
 		u.e.got.Add(1)
 	}
@@ -129,7 +129,7 @@ func (p *pipe) SendTTL(vl1.SocketID, netip.AddrPort, []byte, int) {}
 func (p *pipe) deliver(e *end, back vl1.Out, now time.Time) {
 	start := 0
 	for _, n := range p.ends {
-		e.core.Receive(e.rx, back, now, 1, p.from, p.buf[start:n:n])
+		e.core.Receive(e.rx.Begin(back, now), 1, p.from, p.buf[start:n:n])
 		start = n
 	}
 	if e.layer != nil {
@@ -207,13 +207,13 @@ func (p *packets) addressed(from, to *end) {
 func (p *packets) write(from, to *end, out vl1.Out, now time.Time) bool {
 	if from.layer != nil {
 		p.addressed(from, to)
-		return from.layer.WriteFrames(from.tx, out, now, adHoc, p.bufs, p.sizes, headroom) == batch
+		return from.layer.WriteFrames(from.tx.Begin(out, now), adHoc, p.bufs, p.sizes, headroom) == batch
 	}
 	peer := from.core.Peer(to.id.Address())
 	for i, b := range p.bufs {
 		// FRAME has ten bytes before what an Ethernet header has fourteen for.
 		start := headroom + ethernet - 10 - packet.HeaderLen
-		if !from.core.SendData(from.tx, out, now, peer, packet.VerbFrame, b[start:headroom+p.sizes[i]]) {
+		if !from.core.SendData(from.tx.Begin(out, now), peer, packet.VerbFrame, b[start:headroom+p.sizes[i]]) {
 			return false
 		}
 	}
@@ -322,7 +322,7 @@ func BenchmarkLoopback(b *testing.B) {
 			back := &pipe{}
 			go func() {
 				done <- rx.Run(ctx, func(_ int, _ vl1.SocketID, _ netip.AddrPort, d []byte) {
-					root.core.Receive(root.rx, back, now, 1, leafAt, d)
+					root.core.Receive(root.rx.Begin(back, now), 1, leafAt, d)
 				}, func(int) {
 					root.layer.Flush(root.nw)
 					back.buf, back.ends = back.buf[:0], back.ends[:0]

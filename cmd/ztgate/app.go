@@ -13,7 +13,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"ztgate/router"
+	"ztgate/router/config"
+	"ztgate/router/control"
+	"ztgate/router/fault"
 )
 
 // app is one invocation with its streams, so that it can be tested without a
@@ -23,7 +25,7 @@ type app struct {
 	out, errOut io.Writer
 	environ     []string
 
-	runGateway, runMember func(context.Context, *router.Config, *slog.Logger) error
+	runGateway, runMember func(context.Context, *config.Config, *slog.Logger) error
 
 	json    bool
 	flags   map[string][]string // of the settings, as given
@@ -42,10 +44,10 @@ func (a *app) main(ctx context.Context, args []string) int {
 		return 0
 	}
 	if !a.running {
-		err = router.Usage(err)
+		err = fault.Usage(err)
 	}
 	if a.json || slices.Contains(args, "-j") || slices.Contains(args, "--json") {
-		_ = json.NewEncoder(a.errOut).Encode(router.NewErrorView(err)) // nobody left to tell
+		_ = json.NewEncoder(a.errOut).Encode(control.NewErrorView(err)) // nobody left to tell
 	} else {
 		text := err.Error()
 		if !a.running {
@@ -58,7 +60,7 @@ func (a *app) main(ctx context.Context, args []string) int {
 			fmt.Fprintln(a.errOut, "Run ztgate help for the commands and their flags.")
 		}
 	}
-	return router.ExitCode(err)
+	return fault.ExitCode(err)
 }
 
 // command returns the command tree.
@@ -92,7 +94,7 @@ func group(use, short string, sub ...*cobra.Command) *cobra.Command {
 		names = append(names, s.Name())
 	}
 	cmd.RunE = func(*cobra.Command, []string) error {
-		return router.Usage(fmt.Errorf("%s: name one of its commands: %s", cmd.CommandPath(), strings.Join(names, ", ")))
+		return fault.Usage(fmt.Errorf("%s: name one of its commands: %s", cmd.CommandPath(), strings.Join(names, ", ")))
 	}
 	cmd.AddCommand(sub...)
 	return cmd
@@ -101,7 +103,7 @@ func group(use, short string, sub ...*cobra.Command) *cobra.Command {
 // settingValue collects what was given for a flag; the configuration checks it.
 type settingValue struct {
 	a    *app
-	flag router.Flag
+	flag config.Flag
 }
 
 func (v settingValue) String() string {
@@ -140,7 +142,7 @@ func (v settingValue) Type() string {
 // settingFlags adds the flags of settings by name; without names, all but those
 // that every command has.
 func (a *app) settingFlags(fs *pflag.FlagSet, names ...string) {
-	for _, f := range router.Flags() {
+	for _, f := range config.Flags() {
 		everywhere := f.Name == "home" || f.Name == "socket"
 		if len(names) == 0 && everywhere || len(names) > 0 && !slices.Contains(names, f.Name) {
 			continue
@@ -151,16 +153,16 @@ func (a *app) settingFlags(fs *pflag.FlagSet, names ...string) {
 		}
 	}
 	if len(names) == 0 || slices.Contains(names, "config") {
-		fs.Var(settingValue{a, router.Flag{Name: "config", Default: router.DefaultConfig}}, "config", "configuration file")
+		fs.Var(settingValue{a, config.Flag{Name: "config", Default: config.DefaultConfig}}, "config", "configuration file")
 	}
 }
 
-func (a *app) sources() router.Sources {
-	return router.Sources{Flags: a.flags, Environ: a.environ}
+func (a *app) sources() config.Sources {
+	return config.Sources{Flags: a.flags, Environ: a.environ}
 }
 
-func (a *app) client() *router.Client {
-	return router.NewClient(router.ClientSocket(a.sources()))
+func (a *app) client() *control.Client {
+	return control.NewClient(control.ClientSocket(a.sources()))
 }
 
 // print writes v as JSON, or the table for people.
@@ -201,7 +203,7 @@ func clean(s string) string {
 }
 
 // show asks the running process and prints the answer.
-func show[T any](a *app, use, short string, ask func(context.Context, *router.Client) (T, error), table func(io.Writer, T)) *cobra.Command {
+func show[T any](a *app, use, short string, ask func(context.Context, *control.Client) (T, error), table func(io.Writer, T)) *cobra.Command {
 	return &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		v, err := ask(cmd.Context(), a.client())
 		if err != nil {

@@ -15,8 +15,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ztgate/router"
-	"ztgate/router/routertest"
+	"ztgate/router/config"
+	"ztgate/router/control"
+	"ztgate/router/fault"
+	"ztgate/router/gateway"
+	"ztgate/router/gateway/gatewaytest"
+	"ztgate/zerotier/ztnode"
 )
 
 // result is what a command line did.
@@ -28,9 +32,9 @@ type result struct {
 type harness struct {
 	dir, socket string
 	environ     []string
-	node        *routertest.Node
-	plane       *routertest.Plane
-	ran         *router.Config // configuration that run or member started with
+	node        *gatewaytest.Node
+	plane       *gatewaytest.Plane
+	ran         *config.Config // configuration that run or member started with
 	runErr      error
 }
 
@@ -41,14 +45,14 @@ func newHarness(t *testing.T) *harness {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	h := &harness{dir: dir, socket: filepath.Join(dir, "s"), node: routertest.NewNode(), plane: &routertest.Plane{}}
+	h := &harness{dir: dir, socket: filepath.Join(dir, "s"), node: gatewaytest.NewNode(), plane: &gatewaytest.Plane{}}
 	h.environ = []string{"ZTGATE_SOCKET=" + h.socket, "ZTGATE_HOME=" + dir, "ZTGATE_LISTEN="}
 	return h
 }
 
 func (h *harness) run(t *testing.T, stdin string, args ...string) result {
 	t.Helper()
-	start := func(_ context.Context, cfg *router.Config, log *slog.Logger) error {
+	start := func(_ context.Context, cfg *config.Config, log *slog.Logger) error {
 		h.ran = cfg
 		log.Info("started")
 		return h.runErr
@@ -61,14 +65,14 @@ func (h *harness) run(t *testing.T, stdin string, args ...string) result {
 // serve runs a fake gateway behind the socket.
 func (h *harness) serve(t *testing.T) {
 	t.Helper()
-	cfg, err := router.Load(router.Sources{Environ: h.environ, NoFile: true})
+	cfg, err := config.Load(config.Sources{Environ: h.environ, NoFile: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- router.Serve(ctx, cfg, router.ModeGateway, slog.New(slog.DiscardHandler), h.node, h.plane)
+		done <- gateway.Serve(ctx, cfg, control.ModeGateway, slog.New(slog.DiscardHandler), h.node, h.plane)
 	}()
 	t.Cleanup(func() {
 		stop()
@@ -78,7 +82,7 @@ func (h *harness) serve(t *testing.T) {
 	})
 	deadline := time.Now().Add(5 * time.Second)
 	for {
-		if _, err := router.NewClient(h.socket).Info(ctx); err == nil {
+		if _, err := control.NewClient(h.socket).Info(ctx); err == nil {
 			return
 		} else if time.Now().After(deadline) {
 			t.Fatal(err)
@@ -86,16 +90,16 @@ func (h *harness) serve(t *testing.T) {
 	}
 }
 
-const nwid = router.NetworkID(0x8056c2e21c000001)
+const nwid = ztnode.NetworkID(0x8056c2e21c000001)
 
 func (h *harness) populate() {
 	h.node.SetOnline(true)
-	h.node.SetController(routertest.NewController())
-	h.node.SetNetwork(router.Network{ID: nwid, Name: "office\x1b[31m", Status: router.StatusOK, Type: "PRIVATE", MTU: 2800,
+	h.node.SetController(gatewaytest.NewController())
+	h.node.SetNetwork(ztnode.Network{ID: nwid, Name: "office\x1b[31m", Status: ztnode.StatusOK, Type: "PRIVATE", MTU: 2800,
 		Addresses: []netip.Prefix{netip.MustParsePrefix("10.147.17.5/24")}})
-	h.node.SetPeers(router.Peer{Address: "778cde7190", Role: "PLANET", Version: "1.14.1", Latency: 12,
-		Paths: []router.Path{{Endpoint: netip.MustParseAddrPort("198.51.100.1:9993"), Preferred: true, LastSend: time.Now()}}})
-	h.plane.SetFlows(router.Flow{Protocol: "tcp", State: "ESTABLISHED", Network: nwid, Source: netip.MustParseAddrPort("172.31.0.9:40000"),
+	h.node.SetPeers(ztnode.Peer{Address: "778cde7190", Role: "PLANET", Version: "1.14.1", Latency: 12,
+		Paths: []ztnode.Path{{Endpoint: netip.MustParseAddrPort("198.51.100.1:9993"), Preferred: true, LastSend: time.Now()}}})
+	h.plane.SetFlows(control.Flow{Protocol: "tcp", State: "ESTABLISHED", Network: nwid, Source: netip.MustParseAddrPort("172.31.0.9:40000"),
 		Destination: netip.MustParseAddrPort("10.147.17.9:443"), Translated: netip.MustParseAddrPort("10.147.17.5:40000")})
 }
 
@@ -151,7 +155,7 @@ func TestQueries(t *testing.T) {
 			dec := json.NewDecoder(strings.NewReader(r.out))
 			for dec.More() {
 				var v struct{ Schema int }
-				if err := dec.Decode(&v); err != nil || v.Schema != router.Schema {
+				if err := dec.Decode(&v); err != nil || v.Schema != control.Schema {
 					t.Errorf("JSON: schema %d, %v:\n%s", v.Schema, err, r.out)
 					break
 				}
@@ -195,8 +199,8 @@ func TestNotRunning(t *testing.T) {
 		}
 	}
 	r := h.run(t, "", "-j", "status")
-	var v router.ErrorView
-	if err := json.Unmarshal([]byte(r.err), &v); err != nil || v.Error.Kind != router.KindNotRunning {
+	var v control.ErrorView
+	if err := json.Unmarshal([]byte(r.err), &v); err != nil || v.Error.Kind != fault.KindNotRunning {
 		t.Errorf("error as JSON: %q, %v", r.err, err)
 	}
 }
@@ -212,8 +216,8 @@ func TestUsageErrors(t *testing.T) {
 		}
 	}
 	r := h.run(t, "", "bogus", "-j")
-	var v router.ErrorView
-	if err := json.Unmarshal([]byte(r.err), &v); err != nil || v.Error.Kind != router.KindUsage {
+	var v control.ErrorView
+	if err := json.Unmarshal([]byte(r.err), &v); err != nil || v.Error.Kind != fault.KindUsage {
 		t.Errorf("error as JSON: %q, %v", r.err, err)
 	}
 }
@@ -227,7 +231,7 @@ func TestController(t *testing.T) {
 	h.populate()
 	r := h.run(t, "", "controller", "network", "create", "--name", "office", "--subnet", "10.147.17.0/24")
 	id := strings.TrimSpace(r.out)
-	if _, err := router.ParseNetworkID(id); err != nil || r.code != 0 {
+	if _, err := ztnode.ParseNetworkID(id); err != nil || r.code != 0 {
 		t.Fatalf("create: %+v", r)
 	}
 	for _, tt := range []struct{ args, want string }{
@@ -294,13 +298,13 @@ func TestRunAndMember(t *testing.T) {
 	if r := h.run(t, "", "run", "--network", nwid.String(), "--port", "0", "--controller", "--source", "172.31.0.0/16,10.9.0.0/16"); r.code != 0 || !strings.Contains(r.err, "started") {
 		t.Fatalf("run: %+v", r)
 	}
-	if h.ran.Port != 0 || !h.ran.Controller || len(h.ran.VPC.Sources) != 2 || h.ran.VPC.TUN != router.DefaultTUN || h.ran.Home != h.dir {
+	if h.ran.Port != 0 || !h.ran.Controller || len(h.ran.VPC.Sources) != 2 || h.ran.VPC.TUN != config.DefaultTUN || h.ran.Home != h.dir {
 		t.Errorf("run started with %+v", h.ran)
 	}
 	if r := h.run(t, "", "member", "--network", nwid.String(), "--network", "9778dd29dd246907"); r.code != 0 {
 		t.Fatalf("member: %+v", r)
 	}
-	if h.ran.VPC.TUN != router.MemberTUN || len(h.ran.Networks) != 2 {
+	if h.ran.VPC.TUN != gateway.MemberTUN || len(h.ran.Networks) != 2 {
 		t.Errorf("member started with %+v", h.ran)
 	}
 	h.runErr = errors.New("broken")

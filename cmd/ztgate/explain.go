@@ -9,13 +9,15 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ztgate/router"
+	"ztgate/router/control"
+	"ztgate/router/fault"
+	"ztgate/zerotier/ztnode"
 )
 
 func (a *app) reloadCommand() *cobra.Command {
 	return show(a, "reload", "Read the configuration again; flows that are still allowed go on",
-		func(ctx context.Context, c *router.Client) (router.Reloaded, error) { return c.Reload(ctx) },
-		func(w io.Writer, r router.Reloaded) {
+		func(ctx context.Context, c *control.Client) (control.Reloaded, error) { return c.Reload(ctx) },
+		func(w io.Writer, r control.Reloaded) {
 			if len(r.Changed) == 0 && len(r.Restart) == 0 {
 				fmt.Fprintln(w, "nothing has changed")
 			}
@@ -29,21 +31,21 @@ func (a *app) reloadCommand() *cobra.Command {
 }
 
 func (a *app) explainCommand() *cobra.Command {
-	var q router.Question
+	var q control.Question
 	var network string
 	cmd := &cobra.Command{
 		Use: "explain SRC[:PORT] DST[:PORT]", Short: "Say what would happen to a packet, and why", Args: cobra.ExactArgs(2),
 		Example: "  ztgate explain 172.31.0.10 10.0.0.10:443",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if q.Source, err = hostPort(args[0]); err != nil {
-				return router.Usage(err)
+				return fault.Usage(err)
 			}
 			if q.Destination, err = hostPort(args[1]); err != nil {
-				return router.Usage(err)
+				return fault.Usage(err)
 			}
 			if network != "" {
-				if q.Network, err = router.ParseNetworkID(network); err != nil {
-					return router.Usage(err)
+				if q.Network, err = ztnode.ParseNetworkID(network); err != nil {
+					return fault.Usage(err)
 				}
 				q.FromOverlay = true
 			}
@@ -71,7 +73,7 @@ func hostPort(s string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(addr, 0), nil
 }
 
-func explanation(w io.Writer, x router.Explanation) {
+func explanation(w io.Writer, x control.Explanation) {
 	text := func(ap netip.AddrPort) string {
 		if ap.Port() == 0 {
 			return ap.Addr().String()

@@ -11,7 +11,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ztgate/router"
+	"ztgate/router/config"
+	"ztgate/router/control"
+	"ztgate/router/fault"
 	"ztgate/router/lab"
 )
 
@@ -40,13 +42,13 @@ a VPC. Needs root.`,
 			}
 			r, err := lab.Run(cmd.Context(), opts)
 			if errors.Is(err, lab.ErrHost) {
-				return router.Usage(err)
+				return fault.Usage(err)
 			}
 			if !a.json {
 				r.WriteText(a.out)
 				return err
 			}
-			return errors.Join(a.print(labReport{router.Schema, r}, nil), err)
+			return errors.Join(a.print(labReport{control.Schema, r}, nil), err)
 		},
 	}
 	f := cmd.Flags()
@@ -67,7 +69,7 @@ a VPC. Needs root.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			addr, err := netip.ParseAddr(address)
 			if err != nil {
-				return router.Usage(fmt.Errorf("--address %q: give an IP address", address))
+				return fault.Usage(fmt.Errorf("--address %q: give an IP address", address))
 			}
 			return stopped(lab.ServeOffice(cmd.Context(), addr))
 		}}
@@ -80,18 +82,18 @@ a VPC. Needs root.`,
 // which only the node in Go can be.
 func labNodes(o *lab.Options, nodes []string) error {
 	if nodes == nil {
-		nodes = []string{router.DefaultNode()}
+		nodes = []string{config.DefaultNode()}
 	}
 	for _, v := range nodes {
 		part, name, one := strings.Cut(v, "=")
 		if !one {
 			name = v
 		}
-		if !slices.Contains(router.NodeMakes(), name) {
-			return router.Usage(fmt.Errorf("--node %q: this program has %s", v, join(router.NodeMakes())))
+		if !slices.Contains(config.NodeMakes(), name) {
+			return fault.Usage(fmt.Errorf("--node %q: this program has %s", v, join(config.NodeMakes())))
 		}
 		m := lab.Ours
-		if name == router.NodeLibzt {
+		if name == config.NodeLibzt {
 			m = lab.Libzt
 		}
 		switch {
@@ -102,7 +104,7 @@ func labNodes(o *lab.Options, nodes []string) error {
 		case part == "gateway":
 			o.Gateway = m
 		default:
-			return router.Usage(fmt.Errorf("--node %q: give office or gateway: the root is the controller and always the node in Go", v))
+			return fault.Usage(fmt.Errorf("--node %q: give office or gateway: the root is the controller and always the node in Go", v))
 		}
 	}
 	return nil
@@ -114,12 +116,12 @@ func labParts(o *lab.Options, parts []string) error {
 	for _, p := range parts {
 		m := makes[p]
 		if m == nil {
-			return router.Usage(fmt.Errorf("--real %q: give root, office or gateway", p))
+			return fault.Usage(fmt.Errorf("--real %q: give root, office or gateway", p))
 		}
 		*m = lab.Reference
 	}
 	if len(parts) > 0 && o.ZeroTierOne == "" {
-		return router.Usage(errors.New("--real needs --zerotier-one with the program's path"))
+		return fault.Usage(errors.New("--real needs --zerotier-one with the program's path"))
 	}
 	return nil
 }
@@ -127,7 +129,7 @@ func labParts(o *lab.Options, parts []string) error {
 func (a *app) labDown(prefix string) error {
 	err := lab.Down(prefix)
 	if errors.Is(err, lab.ErrHost) && os.Geteuid() != 0 {
-		return router.Usage(err)
+		return fault.Usage(err)
 	}
 	return err
 }

@@ -8,7 +8,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"ztgate/router"
+	"ztgate/router/gateway"
 )
 
 func main() {
@@ -18,6 +18,6 @@ func main() {
 		stop() // a second signal ends the process at once
 	}()
 	a := &app{in: os.Stdin, out: os.Stdout, errOut: os.Stderr, environ: os.Environ(),
-		runGateway: router.Run, runMember: router.RunMember}
+		runGateway: gateway.Run, runMember: gateway.RunMember}
 	os.Exit(a.main(ctx, os.Args[1:]))
 }

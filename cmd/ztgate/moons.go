@@ -7,10 +7,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ztgate/router"
+	"ztgate/router/control"
 )
 
-func moonTable(w io.Writer, m router.Moons) {
+func moonTable(w io.Writer, m control.Moons) {
 	row(w, "MOON", "STATE", "ROOTS")
 	for _, moon := range m.Moons {
 		state := "in use"
@@ -27,7 +27,7 @@ func moonTable(w io.Writer, m router.Moons) {
 
 func (a *app) moonsCommand() *cobra.Command {
 	cmd := show(a, "moons", "List the moons in use: roots besides those of the planet",
-		func(ctx context.Context, c *router.Client) (router.Moons, error) { return c.Moons(ctx) }, moonTable)
+		func(ctx context.Context, c *control.Client) (control.Moons, error) { return c.Moons(ctx) }, moonTable)
 	cmd.Aliases = []string{"listmoons"}
 	return cmd
 }

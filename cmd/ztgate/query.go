@@ -10,7 +10,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ztgate/router"
+	"ztgate/router/admin"
+	"ztgate/router/control"
+	"ztgate/router/fault"
+	"ztgate/zerotier/ztnode"
 )
 
 func join[T any](list []T) string {
@@ -23,8 +26,8 @@ func join[T any](list []T) string {
 
 func (a *app) statusCommand() *cobra.Command {
 	return show(a, "status", "Show the state on one screen",
-		func(ctx context.Context, c *router.Client) (router.Status, error) { return c.Status(ctx) },
-		func(w io.Writer, s router.Status) {
+		func(ctx context.Context, c *control.Client) (control.Status, error) { return c.Status(ctx) },
+		func(w io.Writer, s control.Status) {
 			state := "not ready"
 			if s.Health.Ready {
 				state = "ready"
@@ -69,7 +72,7 @@ func millis(v float64) string {
 	return fmt.Sprintf("%.2f ms", v)
 }
 
-func networkTable(w io.Writer, nets []router.Network) {
+func networkTable(w io.Writer, nets []control.NetworkView) {
 	row(w, "NETWORK", "NAME", "MAC", "STATUS", "TYPE", "DEVICE", "ADDRESSES")
 	for _, n := range nets {
 		row(w, n.ID, n.Name, n.MAC, n.Status, n.Type, n.Device, join(n.Addresses))
@@ -83,8 +86,8 @@ func networkTable(w io.Writer, nets []router.Network) {
 
 func (a *app) infoCommand() *cobra.Command {
 	return show(a, "info", "Show the node",
-		func(ctx context.Context, c *router.Client) (router.Info, error) { return c.Info(ctx) },
-		func(w io.Writer, i router.Info) {
+		func(ctx context.Context, c *control.Client) (control.Info, error) { return c.Info(ctx) },
+		func(w io.Writer, i control.Info) {
 			row(w, "ADDRESS", "VERSION", "STATE", "MODE", "PORT", "PLANET", "ROOT", "CONTROLLER")
 			row(w, i.Address, i.Version, i.State(), i.Mode, i.PrimaryPort, i.PlanetID, yesNo(i.Root), yesNo(i.Controller))
 		})
@@ -99,19 +102,19 @@ func yesNo(b bool) string {
 
 func (a *app) networksCommand() *cobra.Command {
 	cmd := show(a, "networks", "List the joined networks",
-		func(ctx context.Context, c *router.Client) (router.Networks, error) { return c.Networks(ctx) },
-		func(w io.Writer, n router.Networks) { networkTable(w, n.Networks) })
+		func(ctx context.Context, c *control.Client) (control.Networks, error) { return c.Networks(ctx) },
+		func(w io.Writer, n control.Networks) { networkTable(w, n.Networks) })
 	cmd.Aliases = []string{"listnetworks"}
 	return cmd
 }
 
 func (a *app) peersCommand() *cobra.Command {
 	cmd := show(a, "peers", "List peers and their paths",
-		func(ctx context.Context, c *router.Client) (router.Peers, error) { return c.Peers(ctx) },
-		func(w io.Writer, p router.Peers) {
+		func(ctx context.Context, c *control.Client) (control.Peers, error) { return c.Peers(ctx) },
+		func(w io.Writer, p control.Peers) {
 			row(w, "ADDRESS", "VERSION", "ROLE", "LATENCY", "LINK", "LAST TX", "LAST RX", "PATH")
 			for _, peer := range p.Peers {
-				var best router.Path
+				var best ztnode.Path
 				for _, path := range peer.Paths {
 					if path.Preferred {
 						best = path
@@ -136,10 +139,10 @@ func ago(t time.Time) string {
 }
 
 func (a *app) flowsCommand() *cobra.Command {
-	var q router.FlowQuery
+	var q control.FlowQuery
 	cmd := show(a, "flows", "List live flows, the busiest first",
-		func(ctx context.Context, c *router.Client) (router.Flows, error) { return c.Flows(ctx, q) },
-		func(w io.Writer, f router.Flows) {
+		func(ctx context.Context, c *control.Client) (control.Flows, error) { return c.Flows(ctx, q) },
+		func(w io.Writer, f control.Flows) {
 			row(w, "PROTO", "STATE", "SOURCE", "DESTINATION", "TRANSLATED", "AGE", "BYTES OUT", "BYTES IN")
 			for _, flow := range f.Flows {
 				translated := ""
@@ -174,14 +177,14 @@ func endpoint(ap netip.AddrPort) string {
 }
 
 func (a *app) joinCommand() *cobra.Command {
-	return a.networkCommand("join NWID", "Join a network, also at later starts", "joined", (*router.Client).Join)
+	return a.networkCommand("join NWID", "Join a network, also at later starts", "joined", (*control.Client).Join)
 }
 
 func (a *app) leaveCommand() *cobra.Command {
-	return a.networkCommand("leave NWID", "Leave a network and forget it", "left", (*router.Client).Leave)
+	return a.networkCommand("leave NWID", "Leave a network and forget it", "left", (*control.Client).Leave)
 }
 
-func (a *app) networkCommand(use, short, done string, do func(*router.Client, context.Context, string) (router.Networks, error)) *cobra.Command {
+func (a *app) networkCommand(use, short, done string, do func(*control.Client, context.Context, string) (control.Networks, error)) *cobra.Command {
 	return &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		n, err := do(a.client(), cmd.Context(), args[0])
 		if err != nil {
@@ -197,7 +200,7 @@ func (a *app) pingCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ping HOST[:PORT]", Short: "Ping a host through the overlay; with a port, connect by TCP", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req, err := router.ParsePingTarget(args[0])
+			req, err := admin.ParsePingTarget(args[0])
 			if err != nil {
 				return err
 			}
@@ -214,7 +217,7 @@ func (a *app) pingCommand() *cobra.Command {
 				}
 				p, err := a.client().Ping(cmd.Context(), req)
 				if err != nil {
-					if router.KindOf(err) != router.KindFailed {
+					if fault.KindOf(err) != fault.KindFailed {
 						return err
 					}
 					last = err
@@ -238,7 +241,7 @@ func (a *app) pingCommand() *cobra.Command {
 	return cmd
 }
 
-func printPing(w io.Writer, target string, p router.Ping) {
+func printPing(w io.Writer, target string, p control.Ping) {
 	fmt.Fprintf(w, "answer from %s", target)
 	if p.Path != "" {
 		fmt.Fprintf(w, " by %s %s", p.Peer, p.Path)

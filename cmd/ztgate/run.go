@@ -9,7 +9,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ztgate/router"
+	"ztgate/router/config"
+	"ztgate/router/control"
+	"ztgate/router/gateway"
 )
 
 func (a *app) runCommand() *cobra.Command {
@@ -24,11 +26,11 @@ a second one at once.`,
 		Example: "  ztgate run --network 8056c2e21c000001 --source 172.31.0.0/16 --target tcp://10.0.0.10:443",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := router.Load(a.sources())
+			cfg, err := config.Load(a.sources())
 			if err != nil {
 				return err
 			}
-			return stopped(a.runGateway(cmd.Context(), cfg, router.NewLogger(a.errOut, cfg)))
+			return stopped(a.runGateway(cmd.Context(), cfg, config.NewLogger(a.errOut, cfg)))
 		},
 	}
 	a.settingFlags(cmd.Flags())
@@ -48,19 +50,19 @@ interface and no privileges.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			src := a.sources()
 			src.NoFile = true // the file is the gateway's
-			cfg, err := router.Load(src)
+			cfg, err := config.Load(src)
 			if err != nil {
 				return err
 			}
 			if cfg.Origin("vpc.tun") == "default" {
-				cfg.VPC.TUN = router.MemberTUN
+				cfg.VPC.TUN = gateway.MemberTUN
 			}
-			return stopped(a.runMember(cmd.Context(), cfg, router.NewLogger(a.errOut, cfg)))
+			return stopped(a.runMember(cmd.Context(), cfg, config.NewLogger(a.errOut, cfg)))
 		},
 	}
 	a.settingFlags(cmd.Flags(), "port", "network", "tun", "node", "planet", "controller", "listen", "log-level", "log-format", "target", "config")
 	cmd.Flags().Lookup("tun").Usage = "name of the first interface"
-	cmd.Flags().Lookup("tun").DefValue = router.MemberTUN
+	cmd.Flags().Lookup("tun").DefValue = gateway.MemberTUN
 	return cmd
 }
 
@@ -123,7 +125,7 @@ func okWord(ok bool) string {
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
-		b := router.BuildInfo()
+		b := control.BuildInfo()
 		return a.print(b, func(w io.Writer) {
 			fmt.Fprintf(w, "ztgate %s (%s, %s, %s, node %s of %s)\n", b.Version, b.Revision, b.GoVersion, b.Platform, b.Node, join(b.Nodes))
 		})
@@ -131,13 +133,13 @@ func (a *app) versionCommand() *cobra.Command {
 }
 
 func (a *app) configCommand() *cobra.Command {
-	load := func(cmd *cobra.Command, f func(*router.Config) error) {
+	load := func(cmd *cobra.Command, f func(*config.Config) error) {
 		cmd.Args = cobra.MaximumNArgs(1)
 		cmd.RunE = func(_ *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				a.flags["config"] = args
 			}
-			cfg, err := router.Load(a.sources())
+			cfg, err := config.Load(a.sources())
 			if err != nil {
 				return err
 			}
@@ -146,8 +148,8 @@ func (a *app) configCommand() *cobra.Command {
 		a.settingFlags(cmd.Flags())
 	}
 	check := &cobra.Command{Use: "check [FILE]", Short: "Check the configuration; needs no privileges"}
-	load(check, func(cfg *router.Config) error {
-		v := router.Configuration{Schema: router.Schema, Values: cfg.Values(), Warnings: cfg.Warnings}
+	load(check, func(cfg *config.Config) error {
+		v := control.Configuration{Schema: control.Schema, Values: cfg.Values(), Warnings: cfg.Warnings}
 		return a.print(v, func(w io.Writer) {
 			for _, warning := range cfg.Warnings {
 				fmt.Fprintln(w, "warning: "+clean(warning))
@@ -156,8 +158,8 @@ func (a *app) configCommand() *cobra.Command {
 		})
 	})
 	showCmd := &cobra.Command{Use: "show [FILE]", Short: "Print the effective configuration and where each value came from"}
-	load(showCmd, func(cfg *router.Config) error {
-		v := router.Configuration{Schema: router.Schema, Values: cfg.Values(), Warnings: cfg.Warnings}
+	load(showCmd, func(cfg *config.Config) error {
+		v := control.Configuration{Schema: control.Schema, Values: cfg.Values(), Warnings: cfg.Warnings}
 		return a.print(v, func(w io.Writer) {
 			row(w, "KEY", "VALUE", "ORIGIN")
 			for _, value := range v.Values {

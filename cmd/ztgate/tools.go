@@ -10,7 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ztgate/router"
+	"ztgate/router/admin"
+	"ztgate/router/control"
 )
 
 func (a *app) identityCommand() *cobra.Command {
@@ -20,7 +21,7 @@ func (a *app) identityCommand() *cobra.Command {
 		Args: cobra.MaximumNArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {
 			args = append(args, "", "")
-			id, err := router.NewIdentity(args[0], args[1], force)
+			id, err := admin.NewIdentity(args[0], args[1], force)
 			if err != nil {
 				return err
 			}
@@ -37,7 +38,7 @@ func (a *app) identityCommand() *cobra.Command {
 	showCmd := &cobra.Command{
 		Use: "show FILE", Short: "Print the public identity in a file (- is standard input)", Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			id, _, err := router.ReadIdentity(args[0], a.in)
+			id, _, err := admin.ReadIdentity(args[0], a.in)
 			if err != nil {
 				return err
 			}
@@ -47,7 +48,7 @@ func (a *app) identityCommand() *cobra.Command {
 	validate := &cobra.Command{
 		Use: "validate FILE", Short: "Check that address and keys of an identity belong together", Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			id, err := router.CheckIdentity(args[0], a.in)
+			id, err := admin.CheckIdentity(args[0], a.in)
 			if err != nil {
 				return err
 			}
@@ -58,7 +59,7 @@ func (a *app) identityCommand() *cobra.Command {
 }
 
 func (a *app) planetCommand() *cobra.Command {
-	spec := router.PlanetSpec{}
+	spec := admin.PlanetSpec{}
 	var out, key string
 	var force bool
 	create := &cobra.Command{
@@ -70,7 +71,7 @@ next revision, which running nodes accept from their roots.`,
 		Example: "  ztgate planet make --root identity.public=198.51.100.1/9993 --out planet --key planet.key",
 		RunE: func(*cobra.Command, []string) error {
 			spec.Now = time.Now()
-			p, err := router.WritePlanet(spec, out, key, force)
+			p, err := admin.WritePlanet(spec, out, key, force)
 			if err != nil {
 				return err
 			}
@@ -88,7 +89,7 @@ next revision, which running nodes accept from their roots.`,
 	showCmd := &cobra.Command{
 		Use: "show FILE", Short: "Print a planet file (- is standard input)", Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			p, err := router.ReadPlanet(args[0], a.in)
+			p, err := admin.ReadPlanet(args[0], a.in)
 			if err != nil {
 				return err
 			}
@@ -113,8 +114,8 @@ func (a *app) controllerCommand() *cobra.Command {
 		a.memberSet("authorize NWID ADDRESS...", true), a.memberSet("deauthorize NWID ADDRESS...", false), network, member)
 }
 
-func specFlags(cmd *cobra.Command) *router.NetworkSpec {
-	s := &router.NetworkSpec{}
+func specFlags(cmd *cobra.Command) *admin.NetworkSpec {
+	s := &admin.NetworkSpec{}
 	f := cmd.Flags()
 	f.StringVar(&s.Name, "name", "", "name of the network")
 	f.BoolVar(&s.Public, "public", false, "let everybody in without authorisation")
@@ -166,8 +167,10 @@ func (a *app) netSet() *cobra.Command {
 
 func (a *app) netList() *cobra.Command {
 	return show(a, "list", "List the networks of the controller",
-		func(ctx context.Context, c *router.Client) (router.Records, error) { return c.ControllerNetworks(ctx) },
-		func(w io.Writer, r router.Records) {
+		func(ctx context.Context, c *control.Client) (control.Records, error) {
+			return c.ControllerNetworks(ctx)
+		},
+		func(w io.Writer, r control.Records) {
 			row(w, "NETWORK", "NAME", "PRIVATE", "MTU", "ROUTES", "REVISION")
 			for _, n := range r.Records {
 				row(w, field(n, "id"), field(n, "name"), field(n, "private"), field(n, "mtu"), routeList(n), field(n, "revision"))
@@ -218,7 +221,7 @@ func (a *app) memberSet(use string, authorized bool) *cobra.Command {
 	if !authorized {
 		short, alias, done = "Put nodes out of a network", "deauthorise", "deauthorized"
 	}
-	spec := router.MemberSpec{Authorized: &authorized}
+	spec := admin.MemberSpec{Authorized: &authorized}
 	cmd := &cobra.Command{Use: use, Short: short, Aliases: []string{alias}, Args: cobra.MinimumNArgs(2)}
 	if authorized {
 		cmd.Flags().StringVar(&spec.Name, "name", "", "name of the member")
@@ -258,7 +261,7 @@ func (a *app) memberDelete() *cobra.Command {
 }
 
 // printRecord prints a record as it is: people who ask for it want all keys.
-func (a *app) printRecord(r router.Record) error {
+func (a *app) printRecord(r control.Record) error {
 	var b bytes.Buffer
 	if err := json.Indent(&b, r.Record, "", " "); err != nil {
 		return fmt.Errorf("print record: %w", err)

@@ -10,7 +10,6 @@ import (
 // Action is what a rule does with a new flow.
 type Action uint8
 
-// Actions.
 const (
 	Accept Action = iota
 	Drop          // silently
@@ -26,7 +25,6 @@ type PortRange struct{ First, Last uint16 }
 // Direction is the way a flow is opened.
 type Direction uint8
 
-// Directions.
 const (
 	Any Direction = iota
 	Out           // from the VPC

@@ -15,7 +15,8 @@ import (
 	"time"
 
 	"ztgate/internal/testwait"
-	"ztgate/router"
+	"ztgate/router/control"
+	"ztgate/router/fault"
 	"ztgate/router/lab"
 )
 
@@ -176,7 +177,7 @@ func TestReload(t *testing.T) {
 		return err
 	}
 
-	reload := func(text string) (router.Reloaded, error) {
+	reload := func(text string) (control.Reloaded, error) {
 		if err := s.WriteConfig(text); err != nil {
 			t.Fatal(err)
 		}
@@ -197,12 +198,12 @@ nat: {max_flows: 4096}
 	if err := alive(); err != nil {
 		t.Errorf("a flow that is still allowed broke: %v", err)
 	}
-	x, err := s.GatewayAPI.Explain(ctx, router.Question{Source: netip.MustParseAddrPort("172.31.0.10:1000"), Destination: netip.MustParseAddrPort(office + ":443")})
+	x, err := s.GatewayAPI.Explain(ctx, control.Question{Source: netip.MustParseAddrPort("172.31.0.10:1000"), Destination: netip.MustParseAddrPort(office + ":443")})
 	if err != nil || x.Verdict != "reject" || x.RuleText != "default reject" {
 		t.Errorf("explain: %+v, %v", x, err)
 	}
 
-	if _, err := reload("policy: {default: perhaps}\n"); router.ExitCode(err) != 2 || !strings.Contains(err.Error(), "perhaps") {
+	if _, err := reload("policy: {default: perhaps}\n"); fault.ExitCode(err) != 2 || !strings.Contains(err.Error(), "perhaps") {
 		t.Errorf("faulty file: %v", err)
 	}
 	if err := alive(); err != nil {
@@ -215,7 +216,7 @@ nat: {max_flows: 4096}
 	if err := fetch(s); err != nil {
 		t.Error(err)
 	}
-	x, err = s.GatewayAPI.Explain(ctx, router.Question{Source: netip.MustParseAddrPort("172.31.0.10:1000"), Destination: netip.MustParseAddrPort(office + ":443")})
+	x, err = s.GatewayAPI.Explain(ctx, control.Question{Source: netip.MustParseAddrPort("172.31.0.10:1000"), Destination: netip.MustParseAddrPort(office + ":443")})
 	if err != nil || x.Verdict != "forward" || x.Translation != "masquerade" || x.Member != s.OfficeAddr || x.Path != "DIRECT" {
 		t.Errorf("explain: %+v, %v", x, err)
 	}

@@ -20,8 +20,10 @@ import (
 	"time"
 
 	"ztgate/internal/testwait"
-	"ztgate/router"
+	"ztgate/router/admin"
+	"ztgate/router/gateway"
 	"ztgate/router/lab"
+	"ztgate/zerotier/ztnode"
 )
 
 // run runs a program in a namespace and fails the test if it fails.
@@ -192,7 +194,7 @@ func rss(t *testing.T, pid int) int {
 func testDeauthorise(t *testing.T, s *lab.Scenario) {
 	ctx := context.Background()
 	set := func(yes bool) {
-		patch, err := router.MemberSpec{Authorized: &yes}.Patch()
+		patch, err := admin.MemberSpec{Authorized: &yes}.Patch()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -207,7 +209,7 @@ func testDeauthorise(t *testing.T, s *lab.Scenario) {
 	}
 	err := testwait.Try(limit, func() error {
 		nets, err := s.GatewayAPI.Networks(ctx)
-		if err == nil && nets.Networks[0].Status != router.StatusDenied {
+		if err == nil && nets.Networks[0].Status != ztnode.StatusDenied {
 			err = fmt.Errorf("status is %s", nets.Networks[0].Status)
 		}
 		return err
@@ -310,7 +312,7 @@ func testGatewayKilled(t *testing.T, s *lab.Scenario) {
 		if err != nil {
 			return "", err
 		}
-		var list []router.Mapping
+		var list []gateway.Mapping
 		if err := json.Unmarshal(b, &list); err != nil {
 			return "", err
 		}

@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"ztgate/internal/testwait"
-	"ztgate/router"
 	"ztgate/router/lab"
+	"ztgate/zerotier/ztnode"
 )
 
 // addressesOf returns a node's IPv6 addresses in a network by what they begin
@@ -162,7 +162,7 @@ func TestInteropAdHoc(t *testing.T) {
 	real := reference(t)
 	recordTest(t, row{property: "ad-hoc networks, IPv6 and IPv4", root: version(t, real), controller: "-", member: memberNames(t), gateway: "-"})
 	m := mesh(t, real, members(t))
-	joinAll := func(t *testing.T, id router.NetworkID) []lab.NetworkState {
+	joinAll := func(t *testing.T, id ztnode.NetworkID) []lab.NetworkState {
 		out := make([]lab.NetworkState, len(m.Nodes))
 		for _, n := range m.Nodes {
 			if err := n.Join(m.Context(), id); err != nil {
@@ -176,7 +176,7 @@ func TestInteropAdHoc(t *testing.T) {
 	}
 	t.Run("IPv6", func(t *testing.T) {
 		const first, last = 7000, 7001
-		id, err := router.ParseNetworkID(fmt.Sprintf("ff%04x%04x000000", first, last))
+		id, err := ztnode.ParseNetworkID(fmt.Sprintf("ff%04x%04x000000", first, last))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -203,7 +203,7 @@ func TestInteropAdHoc(t *testing.T) {
 		})
 	})
 	t.Run("IPv4", func(t *testing.T) {
-		states := joinAll(t, router.NetworkID(0xff<<56|10<<48|1))
+		states := joinAll(t, ztnode.NetworkID(0xff<<56|10<<48|1))
 		pairs(t, m, func(from, _ *lab.Node, _, j int) error {
 			_, sixPlane, v4 := addressesOf(states[j])
 			for _, a := range []netip.Addr{v4, sixPlane} {

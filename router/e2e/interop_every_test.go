@@ -20,8 +20,8 @@ import (
 	"time"
 
 	"ztgate/internal/testwait"
-	"ztgate/router"
 	"ztgate/router/lab"
+	"ztgate/zerotier/ztnode"
 )
 
 // Implementations of nodes, as the table calls them; real ones go by their version.
@@ -67,7 +67,7 @@ type party struct {
 // one controller.
 type every struct {
 	*lab.Mesh
-	id               router.NetworkID
+	id               ztnode.NetworkID
 	root, controller string // makes
 	members          []party
 	gateways         []party
@@ -311,7 +311,7 @@ func (e *every) deauthorise(t *testing.T) {
 
 // derivedAddresses are the RFC 4193 and the 6PLANE address of a node (chapter 01
 // §6.5).
-func derivedAddresses(id router.NetworkID, address string) (rfc4193, sixPlane netip.Addr) {
+func derivedAddresses(id ztnode.NetworkID, address string) (rfc4193, sixPlane netip.Addr) {
 	node, _ := strconv.ParseUint(address, 16, 64)
 	put := func(b []byte) { // 40 bits
 		var all [8]byte
@@ -329,7 +329,7 @@ func derivedAddresses(id router.NetworkID, address string) (rfc4193, sixPlane ne
 
 // derived checks the IPv6 addresses that follow from network and node: gateways
 // ping members, members ping gateways. The stack in libzt takes one of two.
-func (e *every) derived(t *testing.T, property string, id router.NetworkID) {
+func (e *every) derived(t *testing.T, property string, id ztnode.NetworkID) {
 	e.each(t, property, func(m, g party) error {
 		one := func(from, to party) error {
 			rfc4193, sixPlane := derivedAddresses(id, to.node.Address)
@@ -467,7 +467,7 @@ func (e *every) roam(t *testing.T, flows map[pair]*flow) {
 
 // adHoc joins all to a network without a controller.
 func (e *every) adHoc(t *testing.T) {
-	const id router.NetworkID = 0xff1b581b62000000 // ports 7000 to 7010
+	const id ztnode.NetworkID = 0xff1b581b62000000 // ports 7000 to 7010
 	for _, p := range append(e.members[:len(e.members):len(e.members)], e.gateways...) {
 		var err error
 		if p.libzt != nil {

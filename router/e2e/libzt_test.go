@@ -12,7 +12,8 @@ import (
 	"time"
 
 	"ztgate/internal/testwait"
-	"ztgate/router"
+	"ztgate/router/config"
+	"ztgate/router/control"
 	"ztgate/router/lab"
 )
 
@@ -23,11 +24,11 @@ func TestLibzt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var b router.Build
+	var b control.Build
 	if err := json.Unmarshal(out, &b); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Contains(b.Nodes, router.NodeLibzt) {
+	if !slices.Contains(b.Nodes, config.NodeLibzt) {
 		t.Skipf("%s has no libzt: make test-libzt builds one that has", o.Binary)
 	}
 	real := os.Getenv("ZT_ONE")
@@ -72,7 +73,7 @@ func TestLibzt(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if metrics.Sum("ztgate_build_info", map[string]string{"node": router.NodeLibzt}) != 1 {
+				if metrics.Sum("ztgate_build_info", map[string]string{"node": config.NodeLibzt}) != 1 {
 					t.Error("ztgate_build_info doesn't say that the node is libzt")
 				}
 			}

@@ -16,9 +16,9 @@ import (
 	"time"
 
 	"ztgate/internal/testwait"
-	"ztgate/router"
 	"ztgate/router/lab"
 	"ztgate/router/lab/labtest"
+	"ztgate/zerotier/ztnode"
 )
 
 // subnet is the overlay's; members are its .10 and following.
@@ -105,7 +105,7 @@ func startMesh(t *testing.T, mo lab.MeshOptions) *lab.Mesh {
 
 // network makes a network, authorises all members with addresses of the subnet,
 // joins them and waits until they have what they were given.
-func network(t *testing.T, m *lab.Mesh, patch map[string]any) router.NetworkID {
+func network(t *testing.T, m *lab.Mesh, patch map[string]any) ztnode.NetworkID {
 	t.Helper()
 	ctx := m.Context()
 	all := map[string]any{"name": "interop", "private": true, "routes": []any{map[string]any{"target": subnet.String(), "via": nil}}}
@@ -126,7 +126,7 @@ func network(t *testing.T, m *lab.Mesh, patch map[string]any) router.NetworkID {
 }
 
 // admit authorises a member and tells it to join.
-func admit(t *testing.T, m *lab.Mesh, id router.NetworkID, i int, n *lab.Node) {
+func admit(t *testing.T, m *lab.Mesh, id ztnode.NetworkID, i int, n *lab.Node) {
 	t.Helper()
 	setMember(t, m, id, n, map[string]any{"authorized": true, "ipAssignments": []string{overlayOf(i).String()}})
 	if err := n.Join(m.Context(), id); err != nil {
@@ -134,7 +134,7 @@ func admit(t *testing.T, m *lab.Mesh, id router.NetworkID, i int, n *lab.Node) {
 	}
 }
 
-func setMember(t *testing.T, m *lab.Mesh, id router.NetworkID, n *lab.Node, patch map[string]any) {
+func setMember(t *testing.T, m *lab.Mesh, id ztnode.NetworkID, n *lab.Node, patch map[string]any) {
 	t.Helper()
 	if err := m.SetMember(m.Context(), id, n, patch); err != nil {
 		t.Fatal(err)
@@ -143,14 +143,14 @@ func setMember(t *testing.T, m *lab.Mesh, id router.NetworkID, n *lab.Node, patc
 
 // joined waits until a node has the configuration and the kernel all addresses of
 // it, and returns them.
-func joined(t *testing.T, n *lab.Node, id router.NetworkID) lab.NetworkState {
+func joined(t *testing.T, n *lab.Node, id ztnode.NetworkID) lab.NetworkState {
 	t.Helper()
 	return joinedWithin(t, patience, n, id)
 }
 
 // joinedLate does so after the root was away: a zerotier-one that was killed, and those
 // who talk to it, may not hear each other for 2 minutes and 18 seconds (chapter 02 §4.6).
-func joinedLate(t *testing.T, m *lab.Mesh, n *lab.Node, id router.NetworkID) {
+func joinedLate(t *testing.T, m *lab.Mesh, n *lab.Node, id ztnode.NetworkID) {
 	t.Helper()
 	start, d := time.Now(), patience
 	if m.Root.Real() {
@@ -160,14 +160,14 @@ func joinedLate(t *testing.T, m *lab.Mesh, n *lab.Node, id router.NetworkID) {
 	t.Logf("%s joined %v after its start", n.Name, time.Since(start).Round(100*time.Millisecond))
 }
 
-func joinedWithin(t *testing.T, d time.Duration, n *lab.Node, id router.NetworkID) lab.NetworkState {
+func joinedWithin(t *testing.T, d time.Duration, n *lab.Node, id ztnode.NetworkID) lab.NetworkState {
 	t.Helper()
 	var s lab.NetworkState
 	err := testwait.Try(d, func() (err error) {
 		if s, err = n.Network(context.Background(), id); err != nil {
 			return err
 		}
-		if s.Status != router.StatusOK || s.Device == "" || len(s.Addresses) == 0 {
+		if s.Status != ztnode.StatusOK || s.Device == "" || len(s.Addresses) == 0 {
 			return fmt.Errorf("%s: network %s is %s with %v on %q", n.Name, id, s.Status, s.Addresses, s.Device)
 		}
 		if n.VPC != nil && !n.Real() {

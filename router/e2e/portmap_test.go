@@ -16,9 +16,11 @@ import (
 	"time"
 
 	"ztgate/internal/testwait"
-	"ztgate/router"
+	"ztgate/router/admin"
+	"ztgate/router/control"
 	"ztgate/router/lab"
 	"ztgate/router/lab/labtest"
+	"ztgate/zerotier/ztnode"
 )
 
 // natFilter is a home router's: nothing comes in unasked, and every destination sees
@@ -69,10 +71,10 @@ deny 0-65535 0.0.0.0/0 0-65535
 type homes struct {
 	*lab.Topology
 	routers, hosts [2]*lab.Namespace
-	client         [2]*router.Client // of the members on the hosts
+	client         [2]*control.Client // of the members on the hosts
 	process        [2]*lab.Process
 	address        [2]string
-	controller     *router.Client // the root's
+	controller     *control.Client // the root's
 }
 
 func wan(i int) netip.Addr { return netip.AddrFrom4([4]byte{44, 128, 0, byte(2 + i)}) }
@@ -131,23 +133,23 @@ func startHomes(t *testing.T, conf string) *homes {
 	must(err)
 
 	planet := filepath.Join(h.Dir, "planet")
-	start := func(n *lab.Namespace, name string, args ...string) (*router.Client, *lab.Process) {
+	start := func(n *lab.Namespace, name string, args ...string) (*control.Client, *lab.Process) {
 		socket := filepath.Join(h.Dir, name, "ztgate.sock")
 		p, err := h.Start(n, name, o.Binary, append(args, "--node", "go", "--listen", "127.0.0.1:9002", "--planet", planet, "--socket", socket)...)
 		must(err)
-		c := router.NewClient(socket)
+		c := control.NewClient(socket)
 		testwait.NoError(t, 30*time.Second, func() error { _, err := c.Info(context.Background()); return err })
 		return c, p
 	}
 	identity := func(name string) string {
 		home, err := h.Home(name)
 		must(err)
-		id, err := router.NewIdentity(filepath.Join(home, "identity.secret"), filepath.Join(home, "identity.public"), false)
+		id, err := admin.NewIdentity(filepath.Join(home, "identity.secret"), filepath.Join(home, "identity.public"), false)
 		must(err)
 		return id.Address
 	}
 	identity("root")
-	_, err = router.WritePlanet(router.PlanetSpec{
+	_, err = admin.WritePlanet(admin.PlanetSpec{
 		Roots: []string{fmt.Sprintf("%s=%s/9993", filepath.Join(h.Dir, "root", "identity.public"), rootAddress)}, Now: time.Now(),
 	}, planet, filepath.Join(h.Dir, "planet.key"), false)
 	must(err)
@@ -187,7 +189,7 @@ func TestPortMapping(t *testing.T) {
 				t.Fatal(err)
 			}
 			var named struct {
-				ID router.NetworkID `json:"id"`
+				ID ztnode.NetworkID `json:"id"`
 			}
 			if err := json.Unmarshal(rec.Record, &named); err != nil {
 				t.Fatal(err)
@@ -202,7 +204,7 @@ func TestPortMapping(t *testing.T) {
 				}
 			}
 
-			var mapped router.PortMapping
+			var mapped ztnode.PortMapping
 			testwait.NoError(t, 30*time.Second, func() error {
 				info, err := h.client[0].Info(ctx)
 				if err == nil && len(info.PortMappings) != 1 {
@@ -248,13 +250,13 @@ func TestPortMapping(t *testing.T) {
 }
 
 // direct returns an error unless a member prefers to reach another at an endpoint.
-func direct(ctx context.Context, c *router.Client, other string, at netip.AddrPort) error {
+func direct(ctx context.Context, c *control.Client, other string, at netip.AddrPort) error {
 	list, err := c.Peers(ctx)
 	if err != nil {
 		return err
 	}
 	for _, p := range list.Peers {
-		if p.Address == other && p.Link == "DIRECT" && slices.ContainsFunc(p.Paths, func(pa router.Path) bool { return pa.Preferred && pa.Endpoint == at }) {
+		if p.Address == other && p.Link == "DIRECT" && slices.ContainsFunc(p.Paths, func(pa ztnode.Path) bool { return pa.Preferred && pa.Endpoint == at }) {
 			return nil
 		}
 	}

@@ -25,8 +25,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ztgate/router"
 	"ztgate/router/lab"
+	"ztgate/zerotier/ztnode"
 )
 
 var (
@@ -298,7 +298,7 @@ func deauthorised(w *world) string {
 	ctx := context.Background()
 	w.eventually(patience, func() error {
 		n, err := w.GatewayAPI.Networks(ctx)
-		if err == nil && n.Networks[0].Status != router.StatusDenied {
+		if err == nil && n.Networks[0].Status != ztnode.StatusDenied {
 			err = fmt.Errorf("status %s", n.Networks[0].Status)
 		}
 		return err
@@ -311,8 +311,8 @@ func deauthorised(w *world) string {
 		w.t.Errorf("packets from the office arrived for %v", stopped)
 	}
 	m := w.metrics()
-	if got := m.Sum("ztgate_network_status", map[string]string{"status": router.StatusDenied}); got != 1 {
-		w.t.Errorf("ztgate_network_status{status=%q} is %v", router.StatusDenied, got)
+	if got := m.Sum("ztgate_network_status", map[string]string{"status": ztnode.StatusDenied}); got != 1 {
+		w.t.Errorf("ztgate_network_status{status=%q} is %v", ztnode.StatusDenied, got)
 	}
 	if w.logged("ACCESS_DENIED") == 0 {
 		w.t.Error("the log doesn't say so")

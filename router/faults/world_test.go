@@ -25,7 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ztgate/internal/testwait"
-	"ztgate/router"
+	"ztgate/router/admin"
 	"ztgate/router/lab"
 	"ztgate/router/lab/labtest"
 )
@@ -612,7 +612,7 @@ func (w *world) addOffice2() *echoServer {
 	w.must(n.AddAddress("eth-inet", netip.MustParsePrefix("203.0.113.30/24")))
 	home, err := w.Home("office2")
 	w.must(err)
-	id, err := router.NewIdentity(filepath.Join(home, "identity.secret"), filepath.Join(home, "identity.public"), false)
+	id, err := admin.NewIdentity(filepath.Join(home, "identity.secret"), filepath.Join(home, "identity.public"), false)
 	w.must(err)
 	w.authorise(id.Address, true, office2)
 	w.member(n, "office2")
@@ -622,7 +622,7 @@ func (w *world) addOffice2() *echoServer {
 
 func (w *world) authorise(member string, yes bool, ips ...string) {
 	w.t.Helper()
-	patch, err := router.MemberSpec{Authorized: &yes, IPs: ips}.Patch()
+	patch, err := admin.MemberSpec{Authorized: &yes, IPs: ips}.Patch()
 	w.must(err)
 	if ips == nil {
 		delete(patch, "ipAssignments")

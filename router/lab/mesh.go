@@ -11,7 +11,10 @@ import (
 	"slices"
 	"time"
 
-	"ztgate/router"
+	"ztgate/router/admin"
+	"ztgate/router/config"
+	"ztgate/router/control"
+	"ztgate/zerotier/ztnode"
 )
 
 // Mesh is a set of members and gateways around one root and one controller, each
@@ -91,7 +94,7 @@ type Node struct {
 	spec   MeshMember
 	number int    // of its underlay address
 	real   string // path of the zerotier-one
-	ours   *router.Client
+	ours   *control.Client
 	ref    *referenceAPI
 }
 
@@ -123,7 +126,7 @@ func StartMesh(ctx context.Context, o MeshOptions) (*Mesh, error) {
 		return m, err
 	}
 	m.planet = filepath.Join(m.Dir, "planet")
-	if _, err := router.WritePlanet(router.PlanetSpec{
+	if _, err := admin.WritePlanet(admin.PlanetSpec{
 		Roots: []string{fmt.Sprintf("%s=%s/%d", filepath.Join(m.Root.Home, "identity.public"), MeshAddress(0).Addr(), rootPort)},
 		Now:   time.Now(),
 	}, m.planet, filepath.Join(m.Dir, "planet.key"), false); err != nil {
@@ -185,7 +188,7 @@ func (m *Mesh) node(number int, spec MeshMember) (*Node, error) {
 	if n.Home, err = m.Home(n.Name); err != nil {
 		return nil, err
 	}
-	id, err := router.NewIdentity(filepath.Join(n.Home, "identity.secret"), filepath.Join(n.Home, "identity.public"), false)
+	id, err := admin.NewIdentity(filepath.Join(n.Home, "identity.secret"), filepath.Join(n.Home, "identity.public"), false)
 	if err != nil {
 		return n, err
 	}
@@ -257,14 +260,14 @@ func (n *Node) startOurs() error {
 		}
 		command, more = "run", []string{"--tun", gatewayTUN, "--source", vpcSources.String(), "--interface", "eth-vpc", "--config", config}
 	}
-	binary, node := n.mesh.opts.Binary, router.NodeGo
+	binary, node := n.mesh.opts.Binary, config.NodeGo
 	if n.spec.Libzt {
-		binary, node = n.mesh.opts.Libzt, router.NodeLibzt
+		binary, node = n.mesh.opts.Libzt, config.NodeLibzt
 	}
 	args := append([]string{command, "--node", node, "--listen", "", "--planet", n.mesh.planet, "--log-level", n.mesh.opts.LogLevel, "--socket", socket}, more...)
 	var err error
 	n.Process, err = n.mesh.Topology.Start(n.NS, n.Name, binary, args...)
-	n.ours = router.NewClient(socket)
+	n.ours = control.NewClient(socket)
 	return err
 }
 
@@ -284,7 +287,7 @@ func forwardsText(ports []uint16) string {
 // returns an error unless it is answered within a second or so.
 func (n *Node) Ping(ctx context.Context, to netip.Addr) error {
 	if n.VPC != nil && !n.Real() { // its addresses in the overlay are not the kernel's
-		_, err := n.ours.Ping(ctx, router.PingRequest{Host: to.String(), TimeoutMS: 1000})
+		_, err := n.ours.Ping(ctx, control.PingRequest{Host: to.String(), TimeoutMS: 1000})
 		return err
 	}
 	out, err := n.NS.Run(ctx, "ping", "-n", "-c", "1", "-W", "1", to.String())
@@ -310,7 +313,7 @@ func (n *Node) Become(zerotierOne string) {
 }
 
 // Join joins a network.
-func (n *Node) Join(ctx context.Context, id router.NetworkID) error {
+func (n *Node) Join(ctx context.Context, id ztnode.NetworkID) error {
 	if n.ref != nil {
 		return n.ref.join(ctx, id)
 	}
@@ -319,7 +322,7 @@ func (n *Node) Join(ctx context.Context, id router.NetworkID) error {
 }
 
 // Leave leaves a network.
-func (n *Node) Leave(ctx context.Context, id router.NetworkID) error {
+func (n *Node) Leave(ctx context.Context, id ztnode.NetworkID) error {
 	if n.ref != nil {
 		return n.ref.leave(ctx, id)
 	}
@@ -328,7 +331,7 @@ func (n *Node) Leave(ctx context.Context, id router.NetworkID) error {
 }
 
 // Network returns how the node sees a network.
-func (n *Node) Network(ctx context.Context, id router.NetworkID) (NetworkState, error) {
+func (n *Node) Network(ctx context.Context, id ztnode.NetworkID) (NetworkState, error) {
 	if n.ref != nil {
 		return n.ref.network(ctx, id)
 	}
@@ -399,7 +402,7 @@ func (n *Node) setPort(ctx context.Context, link string, to ...string) error {
 
 // CreateNetwork makes a network at the controller. The patch has the keys
 // of chapter 04 §7.
-func (m *Mesh) CreateNetwork(ctx context.Context, patch map[string]any) (router.NetworkID, error) {
+func (m *Mesh) CreateNetwork(ctx context.Context, patch map[string]any) (ztnode.NetworkID, error) {
 	if m.Controller.ref != nil {
 		rec, err := m.Controller.ref.createNetwork(ctx, patch)
 		if err != nil {
@@ -415,7 +418,7 @@ func (m *Mesh) CreateNetwork(ctx context.Context, patch map[string]any) (router.
 }
 
 // SetNetwork changes a network at the controller.
-func (m *Mesh) SetNetwork(ctx context.Context, id router.NetworkID, patch map[string]any) error {
+func (m *Mesh) SetNetwork(ctx context.Context, id ztnode.NetworkID, patch map[string]any) error {
 	if m.Controller.ref != nil {
 		return m.Controller.ref.setNetwork(ctx, id, patch)
 	}
@@ -424,7 +427,7 @@ func (m *Mesh) SetNetwork(ctx context.Context, id router.NetworkID, patch map[st
 }
 
 // SetMember changes a member at the controller, with the keys of chapter 04 §8.
-func (m *Mesh) SetMember(ctx context.Context, id router.NetworkID, n *Node, patch map[string]any) error {
+func (m *Mesh) SetMember(ctx context.Context, id ztnode.NetworkID, n *Node, patch map[string]any) error {
 	if m.Controller.ref != nil {
 		return m.Controller.ref.setMember(ctx, id, n.Address, patch)
 	}

@@ -15,7 +15,7 @@ import (
 	"slices"
 	"strings"
 
-	"ztgate/router"
+	"ztgate/zerotier/ztnode"
 )
 
 // Make says which program plays a part of the scenario.
@@ -41,7 +41,7 @@ type referenceAPI struct {
 
 // startReference starts a zerotier-one in a namespace. Its home holds an identity
 // already; devices maps networks to interface names.
-func (t *Topology) startReference(n *Namespace, name, binary, planet string, devices map[router.NetworkID]string) (*Process, *referenceAPI, error) {
+func (t *Topology) startReference(n *Namespace, name, binary, planet string, devices map[ztnode.NetworkID]string) (*Process, *referenceAPI, error) {
 	home, err := t.Home(name)
 	if err != nil {
 		return nil, nil, err
@@ -110,16 +110,16 @@ func (a *referenceAPI) address(ctx context.Context) (string, error) {
 	return v.Address, err
 }
 
-func (a *referenceAPI) join(ctx context.Context, id router.NetworkID) error {
+func (a *referenceAPI) join(ctx context.Context, id ztnode.NetworkID) error {
 	return a.call(ctx, http.MethodPost, "/network/"+id.String(), map[string]any{"allowManaged": true, "allowGlobal": true}, nil)
 }
 
-func (a *referenceAPI) leave(ctx context.Context, id router.NetworkID) error {
+func (a *referenceAPI) leave(ctx context.Context, id ztnode.NetworkID) error {
 	return a.call(ctx, http.MethodDelete, "/network/"+id.String(), nil, nil)
 }
 
 // network returns how the node sees a network (chapter 04 §15.4).
-func (a *referenceAPI) network(ctx context.Context, id router.NetworkID) (NetworkState, error) {
+func (a *referenceAPI) network(ctx context.Context, id ztnode.NetworkID) (NetworkState, error) {
 	var v struct {
 		Status            string
 		PortDeviceName    string
@@ -183,11 +183,11 @@ func (a *referenceAPI) createNetwork(ctx context.Context, patch map[string]any) 
 	return rec, err
 }
 
-func (a *referenceAPI) setNetwork(ctx context.Context, id router.NetworkID, patch map[string]any) error {
+func (a *referenceAPI) setNetwork(ctx context.Context, id ztnode.NetworkID, patch map[string]any) error {
 	return a.call(ctx, http.MethodPost, "/controller/network/"+id.String(), patch, nil)
 }
 
-func (a *referenceAPI) setMember(ctx context.Context, id router.NetworkID, address string, patch map[string]any) error {
+func (a *referenceAPI) setMember(ctx context.Context, id ztnode.NetworkID, address string, patch map[string]any) error {
 	return a.call(ctx, http.MethodPost, fmt.Sprintf("/controller/network/%s/member/%s", id, address), patch, nil)
 }
 

@@ -10,7 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"ztgate/router"
+	"ztgate/router/control"
+	"ztgate/zerotier/ztnode"
 )
 
 // Report says what the scenario did.
@@ -169,7 +170,7 @@ func (s *Scenario) checkPath(r *Report) {
 
 // linkTo asks a node, ours or a reference one, how it reaches another. Anything
 // but a direct path with the strongest cipher suite is an error.
-func linkTo(ctx context.Context, ours *router.Client, ref *referenceAPI, address string) (link, endpoint, suite string, err error) {
+func linkTo(ctx context.Context, ours *control.Client, ref *referenceAPI, address string) (link, endpoint, suite string, err error) {
 	if ref != nil {
 		link, endpoint, err = ref.link(ctx, address)
 	} else {
@@ -181,7 +182,7 @@ func linkTo(ctx context.Context, ours *router.Client, ref *referenceAPI, address
 	return link, endpoint, suite, err
 }
 
-func ownLink(ctx context.Context, api *router.Client, address string) (link, endpoint, suite string, err error) {
+func ownLink(ctx context.Context, api *control.Client, address string) (link, endpoint, suite string, err error) {
 	peers, err := api.Peers(ctx)
 	if err != nil {
 		return "", "", "", err
@@ -201,7 +202,7 @@ func ownLink(ctx context.Context, api *router.Client, address string) (link, end
 // bestSuite is AES-GMAC-SIV, which all versions since 1.10 speak.
 const bestSuite = 3
 
-func preferred(p router.Peer) string {
+func preferred(p ztnode.Peer) string {
 	for _, path := range p.Paths {
 		if path.Preferred {
 			return path.Endpoint.String()
@@ -259,14 +260,14 @@ func round(d time.Duration) time.Duration {
 }
 
 // networkOf reads the ID out of a network record.
-func networkOf(rec json.RawMessage) (router.NetworkID, error) {
+func networkOf(rec json.RawMessage) (ztnode.NetworkID, error) {
 	var r struct {
 		ID string `json:"id"`
 	}
 	if err := json.Unmarshal(rec, &r); err != nil {
 		return 0, fmt.Errorf("read network record: %w", err)
 	}
-	return router.ParseNetworkID(r.ID)
+	return ztnode.ParseNetworkID(r.ID)
 }
 
 // WriteText prints the report for people.

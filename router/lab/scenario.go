@@ -12,7 +12,10 @@ import (
 	"sync"
 	"time"
 
-	"ztgate/router"
+	"ztgate/router/admin"
+	"ztgate/router/config"
+	"ztgate/router/control"
+	"ztgate/zerotier/ztnode"
 )
 
 // Addresses of the scenario. 203.0.113.0/24 counts as private (chapter 01 §6.3),
@@ -98,9 +101,9 @@ type Scenario struct {
 	Inet, Root, Office, Gateway, VPC *Namespace
 
 	RootProcess, OfficeProcess, GatewayProcess *Process
-	RootAPI, OfficeAPI, GatewayAPI             *router.Client
+	RootAPI, OfficeAPI, GatewayAPI             *control.Client
 
-	Network                                router.NetworkID
+	Network                                ztnode.NetworkID
 	RootAddress, OfficeAddr, GatewayMember string // node addresses
 
 	rootRef, officeRef, gatewayRef *referenceAPI // instead of the APIs above
@@ -233,14 +236,14 @@ func (s *Scenario) credentials(context.Context) error {
 		if err != nil {
 			return err
 		}
-		id, err := router.NewIdentity(filepath.Join(home, "identity.secret"), filepath.Join(home, "identity.public"), false)
+		id, err := admin.NewIdentity(filepath.Join(home, "identity.secret"), filepath.Join(home, "identity.public"), false)
 		if err != nil {
 			return err
 		}
 		*p.to = id.Address
 	}
 	s.planet = filepath.Join(s.Dir, "planet")
-	_, err := router.WritePlanet(router.PlanetSpec{
+	_, err := admin.WritePlanet(admin.PlanetSpec{
 		Roots: []string{fmt.Sprintf("%s=%s/%d", filepath.Join(s.Dir, "root", "identity.public"), rootInet.Addr(), rootPort)},
 		Now:   time.Now(),
 	}, s.planet, filepath.Join(s.Dir, "planet.key"), false)
@@ -248,15 +251,15 @@ func (s *Scenario) credentials(context.Context) error {
 }
 
 // spawn starts one of our processes and returns a client of its control socket.
-func (s *Scenario) spawn(n *Namespace, name string, m Make, args ...string) (*Process, *router.Client, error) {
+func (s *Scenario) spawn(n *Namespace, name string, m Make, args ...string) (*Process, *control.Client, error) {
 	socket := filepath.Join(s.Dir, name, "ztgate.sock")
-	node := router.NodeGo
+	node := config.NodeGo
 	if m == Libzt {
-		node = router.NodeLibzt
+		node = config.NodeLibzt
 	}
 	args = append(args, "--node", node, "--planet", s.planet, "--socket", socket, "--log-level", s.opts.LogLevel)
 	p, err := s.Start(n, name, s.opts.Binary, args...)
-	return p, router.NewClient(socket), err
+	return p, control.NewClient(socket), err
 }
 
 // StartRoot starts the root, the first time or after it was stopped.
@@ -280,7 +283,7 @@ func (s *Scenario) StartRoot(ctx context.Context) (err error) {
 }
 
 func (s *Scenario) makeNetwork(ctx context.Context) error {
-	patch, err := router.NetworkSpec{Name: "lab", Pools: []string{"10.0.0.1-10.0.0.254"}, Routes: []string{overlay.String()}}.Patch()
+	patch, err := admin.NetworkSpec{Name: "lab", Pools: []string{"10.0.0.1-10.0.0.254"}, Routes: []string{overlay.String()}}.Patch()
 	if err != nil {
 		return err
 	}
@@ -292,7 +295,7 @@ func (s *Scenario) makeNetwork(ctx context.Context) error {
 		name, node string
 		ip         netip.Addr
 	}{{"office", s.OfficeAddr, officeOverlay}, {"gateway", s.GatewayMember, gwOverlay}} {
-		patch, err := router.MemberSpec{Name: m.name, Authorized: &yes, IPs: []string{m.ip.String()}}.Patch()
+		patch, err := admin.MemberSpec{Name: m.name, Authorized: &yes, IPs: []string{m.ip.String()}}.Patch()
 		if err != nil {
 			return err
 		}
@@ -303,7 +306,7 @@ func (s *Scenario) makeNetwork(ctx context.Context) error {
 	return nil
 }
 
-func (s *Scenario) createNetwork(ctx context.Context, patch map[string]any) (router.NetworkID, error) {
+func (s *Scenario) createNetwork(ctx context.Context, patch map[string]any) (ztnode.NetworkID, error) {
 	if s.rootRef != nil {
 		rec, err := s.rootRef.createNetwork(ctx, patch)
 		if err != nil {
@@ -329,7 +332,7 @@ func (s *Scenario) SetMember(ctx context.Context, node string, patch map[string]
 
 func (s *Scenario) startMembers(ctx context.Context) (err error) {
 	if s.opts.Office == Reference {
-		s.OfficeProcess, s.officeRef, err = s.startReference(s.Office, "office", s.opts.ZeroTierOne, s.planet, map[router.NetworkID]string{s.Network: officeTUN})
+		s.OfficeProcess, s.officeRef, err = s.startReference(s.Office, "office", s.opts.ZeroTierOne, s.planet, map[ztnode.NetworkID]string{s.Network: officeTUN})
 		if err == nil {
 			err = until(ctx, func() error { return s.officeRef.join(ctx, s.Network) })
 		}
@@ -355,7 +358,7 @@ func (s *Scenario) StartGateway(ctx context.Context) (err error) {
 	}
 	s.started = time.Now()
 	if s.opts.Gateway == Reference {
-		s.GatewayProcess, s.gatewayRef, err = s.startReference(s.Gateway, "gw", s.opts.ZeroTierOne, s.planet, map[router.NetworkID]string{s.Network: gatewayTUN})
+		s.GatewayProcess, s.gatewayRef, err = s.startReference(s.Gateway, "gw", s.opts.ZeroTierOne, s.planet, map[ztnode.NetworkID]string{s.Network: gatewayTUN})
 		if err != nil {
 			return err
 		}

@@ -151,19 +151,19 @@ func (s *seat) Peer(a identity.Address) *vl1.Peer {
 	}
 	return nil
 }
-func (s *seat) Lookup(*vl1.Worker, vl1.Out, time.Time, identity.Address) {}
-func (s *seat) Send(_ *vl1.Worker, _ vl1.Out, _ time.Time, dst identity.Address, v packet.Verb, payload []byte, _ vl1.SendOpts) {
+func (s *seat) Lookup(*vl1.Worker, identity.Address) {}
+func (s *seat) Send(_ *vl1.Worker, dst identity.Address, v packet.Verb, payload []byte, _ vl1.SendOpts) {
 	s.put(dst, v, payload)
 }
-func (s *seat) SendData(_ *vl1.Worker, _ vl1.Out, _ time.Time, p *vl1.Peer, v packet.Verb, buf []byte) bool {
+func (s *seat) SendData(_ *vl1.Worker, p *vl1.Peer, v packet.Verb, buf []byte) bool {
 	s.put(p.Address(), v, buf[packet.HeaderLen:])
 	return true
 }
-func (s *seat) SendOK(_ *vl1.Worker, _ vl1.Out, _ time.Time, to *vl1.Peer, _ vl1.Source, inRe packet.Verb, id packet.ID, payload []byte) {
+func (s *seat) SendOK(_ *vl1.Worker, to *vl1.Peer, _ vl1.Source, inRe packet.Verb, id packet.ID, payload []byte) {
 	b := binary.BigEndian.AppendUint64([]byte{byte(inRe)}, uint64(id))
 	s.put(to.Address(), packet.VerbOK, append(b, payload...))
 }
-func (s *seat) SendError(_ *vl1.Worker, _ vl1.Out, _ time.Time, to *vl1.Peer, _ vl1.Source, inRe packet.Verb, id packet.ID, code packet.ErrorCode, payload []byte) {
+func (s *seat) SendError(_ *vl1.Worker, to *vl1.Peer, _ vl1.Source, inRe packet.Verb, id packet.ID, code packet.ErrorCode, payload []byte) {
 	b := append(binary.BigEndian.AppendUint64([]byte{byte(inRe)}, uint64(id)), byte(code))
 	s.put(to.Address(), packet.VerbError, append(b, payload...))
 }
@@ -184,7 +184,7 @@ func (s *seat) config(n vl2.NetworkID) *vl2.NetworkConfig {
 
 func (s *seat) handle(q boardPacket) {
 	from := s.b.nodes[q.from]
-	res := s.layer.HandlePacket(nil, s.b.now, from.peer, packet.Packet(bytes.Clone(q.p)), vl1.Source{Worker: s.worker})
+	res := s.layer.HandlePacket(s.worker.Begin(nil, s.b.now), from.peer, packet.Packet(bytes.Clone(q.p)), vl1.Source{})
 	s.layer.Flush(s.nw)
 	if res.Retry && len(s.kept) < 64 {
 		s.kept = append(s.kept, q)
@@ -232,7 +232,7 @@ func (s *seat) write(n vl2.NetworkID, dst vl2.MAC, etherType uint16, payload []b
 	src := s.mac(n)
 	buf = append(append(buf, dst[:]...), src[:]...)
 	buf = append(binary.BigEndian.AppendUint16(buf, etherType), payload...)
-	return s.layer.WriteFrames(s.worker, nil, s.b.now, n, [][]byte{buf}, []int{len(buf) - 64}, 64) == 1
+	return s.layer.WriteFrames(s.worker.Begin(nil, s.b.now), n, [][]byte{buf}, []int{len(buf) - 64}, 64) == 1
 }
 
 // count says how many frames with a payload came.

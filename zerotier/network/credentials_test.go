@@ -27,7 +27,7 @@ func talk(n *simnet.Net, a, b *host, id vl2.NetworkID) (atB, atA bool) {
 }
 
 func (h *host) send(n *simnet.Net, to *host, v packet.Verb, payload []byte) {
-	h.core.Send(h.tx, h.port, n.Now, to.id.Address(), v, payload, vl1.SendOpts{})
+	h.core.Send(h.tx.Begin(h.port, n.Now), to.id.Address(), v, payload, vl1.SendOpts{})
 }
 
 func revocation(t *testing.T, ctl *host, id vl2.NetworkID, target identity.Address, typ uint8, cred uint32, threshold int64) *vl2.Revocation {
@@ -76,7 +76,7 @@ func TestRevocationPropagates(t *testing.T) {
 	n.Run(2 * time.Second)
 	b.got = nil
 	// A modified member would go on sending: what counts is that B refuses.
-	a.core.Send(a.tx, a.port, n.Now, b.id.Address(), packet.VerbFrame, append(append(id.Append(nil), 8, 0), frame...), vl1.SendOpts{})
+	a.core.Send(a.tx.Begin(a.port, n.Now), b.id.Address(), packet.VerbFrame, append(append(id.Append(nil), 8, 0), frame...), vl1.SendOpts{})
 	n.Run(6 * time.Second)
 	if b.count(frame) != 0 {
 		t.Error("B, told by A's propagation only, still accepts A's frames")

@@ -2,7 +2,6 @@ package network
 
 import (
 	"sync"
-	"time"
 
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
@@ -26,30 +25,26 @@ func (s *state) accepts(etherType uint16) bool {
 
 // filterIn judges a received frame by the rules and sends the copies they order.
 // It allocates nothing unless there are some.
-func (n *joined) filterIn(s *state, src vl1.Source, out vl1.Out, now time.Time, from identity.Address, dst, source vl2.MAC, etherType uint16, data []byte) vl2.FilterResult {
-	if s.accepts(etherType) {
+func (n *joined) filterIn(w *vl1.Worker, s *state, f *vl2.FrameInfo) vl2.FilterResult {
+	if s.accepts(f.EtherType) {
 		return vl2.FilterAccept
 	}
-	f := vl2.FrameInfo{
-		Inbound: true, Source: from, Destination: n.l.self, SourceMAC: source, DestinationMAC: dst, EtherType: etherType, Data: data,
-	}
-	d := vl2.Inbound(&f, s.cfg, n.record(from))
+	d := vl2.Inbound(f, s.cfg, n.record(f.Source))
 	if len(d.Diversions()) > 0 {
-		n.divert(s, src.Worker, out, now, &f, &d)
+		n.divert(w, s, f, &d)
 	}
 	return d.Result
 }
 
-// filterOut judges a frame of the host by the rules; to is 0 if nobody in
-// particular gets it. second is as in [vl2.Outbound].
-func (n *joined) filterOut(s *state, w *vl1.Worker, out vl1.Out, now time.Time, to identity.Address, dst, source vl2.MAC, etherType uint16, data []byte, second bool) bool {
-	if s.accepts(etherType) {
+// filterOut judges a frame of the host by the rules; its destination is 0 if nobody
+// in particular gets it. second is as in [vl2.Outbound].
+func (n *joined) filterOut(w *vl1.Worker, s *state, f *vl2.FrameInfo, second bool) bool {
+	if s.accepts(f.EtherType) {
 		return true
 	}
-	f := vl2.FrameInfo{Source: n.l.self, Destination: to, SourceMAC: source, DestinationMAC: dst, EtherType: etherType, Data: data}
-	d := vl2.Outbound(&f, s.cfg, n.record(to), second)
+	d := vl2.Outbound(f, s.cfg, n.record(f.Destination), second)
 	if len(d.Diversions()) > 0 {
-		n.divert(s, w, out, now, &f, &d)
+		n.divert(w, s, f, &d)
 	}
 	return d.Result != vl2.FilterDrop
 }
@@ -69,16 +64,16 @@ var payloads = sync.Pool{New: func() any { return new([]byte) }}
 
 // divert sends the copies and redirections that rules order. There is a limit per
 // frame source: rules of three nodes can form a ring.
-func (n *joined) divert(s *state, w *vl1.Worker, out vl1.Out, now time.Time, f *vl2.FrameInfo, d *vl2.Decision) {
+func (n *joined) divert(w *vl1.Worker, s *state, f *vl2.FrameInfo, d *vl2.Decision) {
 	buf := payloads.Get().(*[]byte)
 	defer payloads.Put(buf)
 	for _, x := range d.Diversions() {
-		if x.To.Reserved() || x.To == n.l.self || !n.l.diverts.allow(f.Source, now) || !n.maySendTo(w, out, now, s, x.To) {
+		if x.To.Reserved() || x.To == n.l.self || !n.l.diverts.Take(f.Source, w.Now()) || !n.maySendTo(w, s, x.To) {
 			n.l.stats.divertsRefused.Add(1)
 			continue
 		}
 		n.l.stats.diverted.Add(1)
 		*buf = vl2.AppendExtFrame((*buf)[:0], n.id, x.Flags, f.DestinationMAC, f.SourceMAC, f.EtherType, f.Data[:x.Length])
-		n.l.peers.Send(w, out, now, x.To, packet.VerbExtFrame, *buf, vl1.SendOpts{Compress: true})
+		n.l.peers.Send(w, x.To, packet.VerbExtFrame, *buf, vl1.SendOpts{Compress: true})
 	}
 }

@@ -50,33 +50,30 @@ func (l *Layer) Flush(w *Worker) {
 	}
 }
 
-// deliver hands a frame to the port. data is copied.
-func (l *Layer) deliver(src vl1.Source, n *joined, s *state, dst, from vl2.MAC, etherType uint16, data []byte) {
-	if len(data) > s.cfg.MTU {
+// deliver hands a frame to the port. Its data is copied.
+func (l *Layer) deliver(vw *vl1.Worker, n *joined, s *state, f *vl2.FrameInfo) {
+	if len(f.Data) > s.cfg.MTU {
 		l.stats.tooLong.Add(1)
 		return
 	}
 	l.stats.framesIn.Add(1)
-	var w *Worker
-	if src.Worker != nil {
-		w, _ = src.Worker.User.(*Worker)
-	}
+	w, _ := vw.User.(*Worker)
 	if w == nil { // a timer's worker: nothing flushes it
 		w = &Worker{l: l}
 		defer l.Flush(w)
-	} else if w.nwid != n.id || len(w.frames) == maxBatch || len(w.arena)+ethernetLen+len(data) > cap(w.arena) {
+	} else if w.nwid != n.id || len(w.frames) == maxBatch || len(w.arena)+ethernetLen+len(f.Data) > cap(w.arena) {
 		l.Flush(w)
 	}
 	w.nwid = n.id
 	start := len(w.arena)
-	w.arena = append(append(w.arena, dst[:]...), from[:]...)
-	w.arena = binary.BigEndian.AppendUint16(w.arena, etherType)
-	w.arena = append(w.arena, data...)
+	w.arena = append(append(w.arena, f.DestinationMAC[:]...), f.SourceMAC[:]...)
+	w.arena = binary.BigEndian.AppendUint16(w.arena, f.EtherType)
+	w.arena = append(w.arena, f.Data...)
 	w.frames = append(w.frames, w.arena[start:len(w.arena):len(w.arena)])
 }
 
 // receiveFrame handles FRAME (chapter 03 §4.1).
-func (l *Layer) receiveFrame(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+func (l *Layer) receiveFrame(w *vl1.Worker, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
 	b := p.Payload()
 	if len(b) < 10 {
 		l.stats.malformed.Add(1)
@@ -91,17 +88,19 @@ func (l *Layer) receiveFrame(out vl1.Out, now time.Time, from *vl1.Peer, p packe
 		l.stats.notOpen.Add(1)
 		return vl1.Result{}
 	}
-	if !n.gate(src.Worker, s, from.Address(), now) {
-		l.needCertificate(n, out, now, from, p, src)
+	if !n.gate(w, s, from.Address()) {
+		l.needCertificate(w, n, from, p, src)
 		return vl1.Result{Retry: true}
 	}
-	etherType, data := binary.BigEndian.Uint16(b[8:]), b[10:]
-	if len(data) == 0 {
+	f := vl2.FrameInfo{
+		Inbound: true, Source: from.Address(), Destination: l.self, DestinationMAC: n.mac, SourceMAC: vl2.MACOf(n.id, from.Address()),
+		EtherType: binary.BigEndian.Uint16(b[8:]), Data: b[10:],
+	}
+	if len(f.Data) == 0 {
 		return vl1.Result{Trust: true}
 	}
-	mac := vl2.MACOf(n.id, from.Address())
-	if n.filterIn(s, src, out, now, from.Address(), n.mac, mac, etherType, data) != vl2.FilterDrop {
-		l.deliver(src, n, s, n.mac, mac, etherType, data)
+	if n.filterIn(w, s, &f) != vl2.FilterDrop {
+		l.deliver(w, n, s, &f)
 	} else {
 		l.stats.filtered.Add(1)
 	}
@@ -109,7 +108,7 @@ func (l *Layer) receiveFrame(out vl1.Out, now time.Time, from *vl1.Peer, p packe
 }
 
 // receiveExtFrame handles EXT_FRAME (chapter 03 §4.2).
-func (l *Layer) receiveExtFrame(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+func (l *Layer) receiveExtFrame(w *vl1.Worker, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
 	f, err := vl2.ParseExtFrame(p.Payload())
 	if err != nil {
 		l.stats.malformed.Add(1)
@@ -120,33 +119,37 @@ func (l *Layer) receiveExtFrame(out vl1.Out, now time.Time, from *vl1.Peer, p pa
 		return vl1.Result{}
 	}
 	if f.COM != nil {
-		n.offer(src.Worker, out, now, from, f.COM)
+		n.offer(w, from, f.COM)
 	}
 	s := n.snap.Load()
 	if !s.open {
 		l.stats.notOpen.Add(1)
 		return vl1.Result{}
 	}
-	if !n.gate(src.Worker, s, from.Address(), now) {
-		l.needCertificate(n, out, now, from, p, src)
+	if !n.gate(w, s, from.Address()) {
+		l.needCertificate(w, n, from, p, src)
 		return vl1.Result{Retry: true}
 	}
-	ignored := len(f.Data) > 0 && !n.acceptExtFrame(out, now, from, s, &f, src)
+	ignored := len(f.Data) > 0 && !n.acceptExtFrame(w, from, s, &f)
 	if f.Acknowledge && !ignored {
-		l.peers.SendOK(src.Worker, out, now, from, src, packet.VerbExtFrame, p.ID(), n.id.Append(nil))
+		l.peers.SendOK(w, from, src, packet.VerbExtFrame, p.ID(), n.id.Append(nil))
 	}
 	return vl1.Result{Trust: true}
 }
 
 // acceptExtFrame delivers the frame if it may be; false if it must be ignored
 // without acknowledgement.
-func (n *joined) acceptExtFrame(out vl1.Out, now time.Time, from *vl1.Peer, s *state, f *vl2.ExtFrame, src vl1.Source) bool {
+func (n *joined) acceptExtFrame(w *vl1.Worker, from *vl1.Peer, s *state, f *vl2.ExtFrame) bool {
 	own := vl2.MACOf(n.id, from.Address())
 	if f.Source.IsZero() || f.Source == n.mac || f.Source.IsMulticast() {
 		n.l.stats.filtered.Add(1)
 		return false
 	}
-	switch n.filterIn(s, src, out, now, from.Address(), f.Destination, f.Source, f.EtherType, f.Data) {
+	info := vl2.FrameInfo{
+		Inbound: true, Source: from.Address(), Destination: n.l.self, DestinationMAC: f.Destination, SourceMAC: f.Source,
+		EtherType: f.EtherType, Data: f.Data,
+	}
+	switch n.filterIn(w, s, &info) {
 	case vl2.FilterDrop:
 		n.l.stats.filtered.Add(1)
 		return true
@@ -158,14 +161,14 @@ func (n *joined) acceptExtFrame(out vl1.Out, now time.Time, from *vl1.Peer, s *s
 				n.l.stats.filtered.Add(1)
 				return false
 			}
-			n.learnBridge(f.Source, from.Address(), now)
+			n.learnBridge(f.Source, from.Address(), w.Now())
 		case f.Destination == n.mac, f.Destination.IsMulticast() && s.cfg.MulticastLimit > 0, s.bridge:
 		default:
 			n.l.stats.filtered.Add(1)
 			return false
 		}
 	}
-	n.l.deliver(src, n, s, f.Destination, f.Source, f.EtherType, f.Data)
+	n.l.deliver(w, n, s, &info)
 	return true
 }
 
@@ -197,7 +200,7 @@ func (n *joined) learnBridge(mac vl2.MAC, via identity.Address, now time.Time) {
 // WriteFrames sends Ethernet frames into a network. Frame i is
 // bufs[i][offset:offset+sizes[i]], with at least 64 bytes before it; both are
 // overwritten. It returns how many frames were accepted.
-func (l *Layer) WriteFrames(w *vl1.Worker, out vl1.Out, now time.Time, id vl2.NetworkID, bufs [][]byte, sizes []int, offset int) (accepted int) {
+func (l *Layer) WriteFrames(w *vl1.Worker, id vl2.NetworkID, bufs [][]byte, sizes []int, offset int) (accepted int) {
 	n := l.net(id)
 	if n == nil {
 		l.stats.notOpen.Add(uint64(len(bufs)))
@@ -218,7 +221,9 @@ func (l *Layer) WriteFrames(w *vl1.Worker, out vl1.Out, now time.Time, id vl2.Ne
 		}
 		dst, from := vl2.MAC(frame[:6]), vl2.MAC(frame[6:12])
 		if dst.IsMulticast() || dst[0] != n.mac[0] || from != n.mac {
-			if n.writeOdd(w, out, now, s, dst, from, frame) {
+			if n.writeOdd(w, s, &vl2.FrameInfo{
+				Source: l.self, DestinationMAC: dst, SourceMAC: from, EtherType: binary.BigEndian.Uint16(frame[12:]), Data: frame[ethernetLen:],
+			}) {
 				accepted++
 			}
 			continue
@@ -229,27 +234,29 @@ func (l *Layer) WriteFrames(w *vl1.Worker, out vl1.Out, now time.Time, id vl2.Ne
 			continue
 		}
 		if last == nil || last.addr != a {
-			last, peer = n.ensureMember(a, now), l.peers.Peer(a)
+			last, peer = n.ensureMember(a, w.Now()), l.peers.Peer(a)
 		}
-		etherType := binary.BigEndian.Uint16(frame[12:])
 		if last != nil {
-			if !n.maySend(w, out, now, s, last) {
+			if !n.maySend(w, s, last) {
 				l.stats.gateClosed.Add(1)
 				continue
 			}
-			if !n.filterOut(s, w, out, now, a, dst, from, etherType, frame[ethernetLen:], false) {
+			f := vl2.FrameInfo{
+				Source: l.self, Destination: a, DestinationMAC: dst, SourceMAC: from, EtherType: binary.BigEndian.Uint16(frame[12:]), Data: frame[ethernetLen:],
+			}
+			if !n.filterOut(w, s, &f, false) {
 				l.stats.filtered.Add(1)
 				continue
 			}
-			if last.pushDue(s, now) {
-				n.push(w, out, now, last, s)
+			if last.pushDue(s, w.Now()) {
+				n.push(w, last, s)
 			}
-			last.used.Store(now.UnixNano())
+			last.used.Store(w.Now().UnixNano())
 		}
 		buf := bufs[i][offset+ethernetLen-frameHeader : offset+sizes[i]]
 		binary.BigEndian.PutUint64(buf[packet.HeaderLen:], uint64(n.id)) // the ethertype is in place already
-		if peer == nil || !l.peers.SendData(w, out, now, peer, packet.VerbFrame, buf) {
-			l.peers.Send(w, out, now, a, packet.VerbFrame, buf[packet.HeaderLen:], vl1.SendOpts{})
+		if peer == nil || !l.peers.SendData(w, peer, packet.VerbFrame, buf) {
+			l.peers.Send(w, a, packet.VerbFrame, buf[packet.HeaderLen:], vl1.SendOpts{})
 		}
 		accepted++
 	}
@@ -257,30 +264,33 @@ func (l *Layer) WriteFrames(w *vl1.Worker, out vl1.Out, now time.Time, id vl2.Ne
 	return accepted
 }
 
-// writeOdd sends a frame that isn't plain unicast between two members.
-func (n *joined) writeOdd(w *vl1.Worker, out vl1.Out, now time.Time, s *state, dst, from vl2.MAC, frame []byte) bool {
-	etherType, data := binary.BigEndian.Uint16(frame[12:]), frame[ethernetLen:]
-	bridged := from != n.mac
+// writeOdd sends a frame that isn't plain unicast between two members. It has no
+// destination yet.
+func (n *joined) writeOdd(w *vl1.Worker, s *state, f *vl2.FrameInfo) bool {
+	dst := f.DestinationMAC
+	bridged := f.SourceMAC != n.mac
 	switch {
 	case bridged && !s.bridge:
 		n.l.stats.filtered.Add(1)
 		return false
 	case dst.IsMulticast():
-		return n.writeMulticast(w, out, now, s, dst, from, etherType, data)
+		return n.writeMulticast(w, s, f)
 	case dst == n.mac:
 		return false
 	}
 	known := vl2.AddressOf(n.id, dst)
 	if dst[0] == n.mac[0] && !known.Reserved() && known != n.l.self {
-		return n.filterOut(s, w, out, now, known, dst, from, etherType, data, false) && n.writeExt(w, out, now, s, known, dst, from, etherType, data)
+		f.Destination = known
+		return n.filterOut(w, s, f, false) && n.writeExt(w, s, f)
 	}
-	if !n.filterOut(s, w, out, now, 0, dst, from, etherType, data, false) {
+	if !n.filterOut(w, s, f, false) {
 		n.l.stats.filtered.Add(1)
 		return false
 	}
 	sent := false
 	for _, a := range n.bridgesFor(s, dst) {
-		if n.filterOut(s, w, out, now, a, dst, from, etherType, data, true) && n.writeExt(w, out, now, s, a, dst, from, etherType, data) {
+		f.Destination = a
+		if n.filterOut(w, s, f, true) && n.writeExt(w, s, f) {
 			sent = true
 		}
 	}
@@ -288,18 +298,19 @@ func (n *joined) writeOdd(w *vl1.Worker, out vl1.Out, now time.Time, s *state, d
 }
 
 // writeExt sends a frame with its MACs to a member, if that may have it.
-func (n *joined) writeExt(w *vl1.Worker, out vl1.Out, now time.Time, s *state, to identity.Address, dst, from vl2.MAC, etherType uint16, data []byte) bool {
-	if m := n.ensureMember(to, now); m != nil {
-		if !n.maySend(w, out, now, s, m) {
+func (n *joined) writeExt(w *vl1.Worker, s *state, f *vl2.FrameInfo) bool {
+	if m := n.ensureMember(f.Destination, w.Now()); m != nil {
+		if !n.maySend(w, s, m) {
 			n.l.stats.gateClosed.Add(1)
 			return false
 		}
-		if m.pushDue(s, now) {
-			n.push(w, out, now, m, s)
+		if m.pushDue(s, w.Now()) {
+			n.push(w, m, s)
 		}
-		m.used.Store(now.UnixNano())
+		m.used.Store(w.Now().UnixNano())
 	}
-	n.l.peers.Send(w, out, now, to, packet.VerbExtFrame, vl2.AppendExtFrame(nil, n.id, 0, dst, from, etherType, data), vl1.SendOpts{})
+	n.l.peers.Send(w, f.Destination, packet.VerbExtFrame,
+		vl2.AppendExtFrame(nil, n.id, 0, f.DestinationMAC, f.SourceMAC, f.EtherType, f.Data), vl1.SendOpts{})
 	return true
 }
 

@@ -197,17 +197,17 @@ func (n *joined) expire(now time.Time) {
 }
 
 // tick does what is due and returns when to call again.
-func (n *joined) tick(w *vl1.Worker, out vl1.Out, now time.Time) time.Time {
+func (n *joined) tick(w *vl1.Worker) time.Time {
 	if n.id.AdHoc() {
-		n.configureAdHoc(now)
-	} else if n.requestDue(now) {
-		n.request(w, out, now)
+		n.configureAdHoc(w.Now())
+	} else if n.requestDue(w.Now()) {
+		n.request(w)
 	}
-	n.announceDue(w, out, now)
-	n.continuePushes(w, out, now)
-	n.deliverReplies()
-	n.sendWaiting(w, out, now, nil)
-	return now.Add(250 * time.Millisecond)
+	n.announceDue(w)
+	n.continuePushes(w)
+	n.deliverReplies(w)
+	n.sendWaiting(w, nil)
+	return w.Now().Add(250 * time.Millisecond)
 }
 
 func (n *joined) pace(s *state) pace {
@@ -246,17 +246,19 @@ func (n *joined) requestDue(now time.Time) bool {
 	return true
 }
 
-func (n *joined) deliverReplies() {
+func (n *joined) deliverReplies(w *vl1.Worker) {
 	n.mu.Lock()
 	replies := n.replies
 	n.replies = nil
 	n.mu.Unlock()
 	for _, r := range replies {
-		n.l.deliver(vl1.Source{}, n, n.snap.Load(), r.to, r.reply.From, vl2.EtherTypeIPv6, r.reply.Data)
+		n.l.deliver(w, n, n.snap.Load(), &vl2.FrameInfo{
+			Inbound: true, DestinationMAC: r.to, SourceMAC: r.reply.From, EtherType: vl2.EtherTypeIPv6, Data: r.reply.Data,
+		})
 	}
 }
 
-func (n *joined) request(w *vl1.Worker, out vl1.Out, now time.Time) {
+func (n *joined) request(w *vl1.Worker) {
 	s := n.snap.Load()
 	var revision uint64
 	var timestamp int64
@@ -269,12 +271,12 @@ func (n *joined) request(w *vl1.Worker, out vl1.Out, now time.Time) {
 		if n.l.cfg.Controller != nil {
 			n.l.cfg.Controller.HandleRequest(n.l.id, ownRequest, n.id, meta)
 		} else {
-			n.refuse(StatusNotFound, vl2.SSO{}, now)
+			n.refuse(StatusNotFound, vl2.SSO{}, w.Now())
 		}
 		return
 	}
 	n.l.stats.requests.Add(1)
-	n.l.peers.Send(w, out, now, controller, packet.VerbNetworkConfigRequest,
+	n.l.peers.Send(w, controller, packet.VerbNetworkConfigRequest,
 		vl2.AppendConfigRequest(nil, n.id, meta, revision, timestamp), vl1.SendOpts{Compress: true, ExpectReply: true})
 }
 
@@ -329,7 +331,7 @@ func (n *joined) refuse(status Status, login vl2.SSO, now time.Time) {
 }
 
 // receiveConfigRequest passes a request to our controller.
-func (l *Layer) receiveConfigRequest(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+func (l *Layer) receiveConfigRequest(w *vl1.Worker, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
 	nwid, meta, err := vl2.ParseConfigRequest(p.Payload())
 	if err != nil {
 		l.stats.malformed.Add(1)
@@ -339,14 +341,14 @@ func (l *Layer) receiveConfigRequest(out vl1.Out, now time.Time, from *vl1.Peer,
 		l.cfg.Controller.HandleRequest(from.Identity(), p.ID(), nwid, meta)
 		return vl1.Result{}
 	}
-	l.peers.SendError(src.Worker, out, now, from, src, packet.VerbNetworkConfigRequest, p.ID(),
+	l.peers.SendError(w, from, src, packet.VerbNetworkConfigRequest, p.ID(),
 		packet.ErrorUnsupportedOperation, nwid.Append(nil))
 	return vl1.Result{}
 }
 
 // receiveConfig handles one chunk of a configuration (chapter 03 §1.5). solicited
 // says that it answers our request.
-func (l *Layer) receiveConfig(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source, b []byte, solicited bool) vl1.Result {
+func (l *Layer) receiveConfig(w *vl1.Worker, from *vl1.Peer, p packet.Packet, src vl1.Source, b []byte, solicited bool) vl1.Result {
 	chunk, err := vl2.ParseChunk(b)
 	if err != nil {
 		l.stats.malformed.Add(1)
@@ -371,10 +373,10 @@ func (l *Layer) receiveConfig(out vl1.Out, now time.Time, from *vl1.Peer, p pack
 		return vl1.Result{}
 	}
 	n.mu.Lock()
-	dict, fresh := n.updates.Add(now, chunk)
+	dict, fresh := n.updates.Add(w.Now(), chunk)
 	n.mu.Unlock()
 	if fresh && chunk.FastPropagate() {
-		l.propagate(src.Worker, out, now, n, from, packet.VerbNetworkConfig, b)
+		l.propagate(w, n, from, packet.VerbNetworkConfig, b)
 	}
 	if dict == nil {
 		return vl1.Result{}
@@ -387,7 +389,7 @@ func (l *Layer) receiveConfig(out vl1.Out, now time.Time, from *vl1.Peer, p pack
 	}
 	if !solicited && from != nil {
 		ack := n.id.Append(nil)
-		l.peers.SendOK(src.Worker, out, now, from, src, packet.VerbEcho, p.ID(), appendU64(ack, chunk.UpdateID))
+		l.peers.SendOK(w, from, src, packet.VerbEcho, p.ID(), appendU64(ack, chunk.UpdateID))
 	}
 	cur := n.snap.Load()
 	if cfg.ID != n.id || cfg.Member != l.self {
@@ -403,7 +405,7 @@ func (l *Layer) receiveConfig(out vl1.Out, now time.Time, from *vl1.Peer, p pack
 	if cur.status == StatusOK && !cur.updated.IsZero() && cfg.Timestamp == cur.cfg.Timestamp && bytes.Equal(cfg.Encode(), cur.cfg.Encode()) {
 		return vl1.Result{}
 	}
-	n.install(cfg, now)
+	n.install(cfg, w.Now())
 	return vl1.Result{}
 }
 
@@ -415,12 +417,12 @@ func (n *joined) isVoid(cfg *vl2.NetworkConfig) bool {
 }
 
 // propagate sends a signed message on to all members we have records of.
-func (l *Layer) propagate(w *vl1.Worker, out vl1.Out, now time.Time, n *joined, from *vl1.Peer, v packet.Verb, payload []byte) {
+func (l *Layer) propagate(w *vl1.Worker, n *joined, from *vl1.Peer, v packet.Verb, payload []byte) {
 	for _, a := range n.memberAddresses() {
 		if from != nil && a == from.Address() || a == n.id.Controller() {
 			continue
 		}
-		l.peers.Send(w, out, now, a, v, payload, vl1.SendOpts{Compress: true})
+		l.peers.Send(w, a, v, payload, vl1.SendOpts{Compress: true})
 	}
 }
 
@@ -435,7 +437,7 @@ func (n *joined) memberAddresses() []identity.Address {
 }
 
 // receiveOK handles an answer to one of our requests.
-func (l *Layer) receiveOK(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+func (l *Layer) receiveOK(w *vl1.Worker, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
 	verb, _, rest, ok := splitReply(p.Payload())
 	if !ok {
 		l.stats.malformed.Add(1)
@@ -443,16 +445,16 @@ func (l *Layer) receiveOK(out vl1.Out, now time.Time, from *vl1.Peer, p packet.P
 	}
 	switch verb {
 	case packet.VerbNetworkConfigRequest:
-		return l.receiveConfig(out, now, from, p, src, rest, true)
+		return l.receiveConfig(w, from, p, src, rest, true)
 	case packet.VerbMulticastGather, packet.VerbMulticastFrame:
-		return l.receiveGatherOK(out, now, from, verb, rest, src)
+		return l.receiveGatherOK(w, from, verb, rest, src)
 	}
 	return vl1.Result{}
 }
 
 // receiveError handles a refusal. The peer layer has matched those that answer a
 // request.
-func (l *Layer) receiveError(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+func (l *Layer) receiveError(w *vl1.Worker, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
 	_, _, rest, ok := splitReply(p.Payload())
 	if !ok || len(rest) < 9 {
 		l.stats.malformed.Add(1)
@@ -463,36 +465,36 @@ func (l *Layer) receiveError(out vl1.Out, now time.Time, from *vl1.Peer, p packe
 	if n == nil {
 		return vl1.Result{}
 	}
-	return vl1.Result{Trust: l.refused(src.Worker, out, now, n, from.Address(), code, rest[9:])}
+	return vl1.Result{Trust: l.refused(w, n, from.Address(), code, rest[9:])}
 }
 
-func (l *Layer) refused(w *vl1.Worker, out vl1.Out, now time.Time, n *joined, from identity.Address, code packet.ErrorCode, data []byte) bool {
+func (l *Layer) refused(w *vl1.Worker, n *joined, from identity.Address, code packet.ErrorCode, data []byte) bool {
 	byController := from == n.id.Controller()
 	switch code {
 	case packet.ErrorNeedMembershipCertificate:
 		s := n.snap.Load()
 		if m := n.member(from); m != nil && s.open && s.cfg.COM != nil {
 			last := m.lastPush.Load()
-			if last < s.updated.UnixNano() || now.UnixNano()-last > int64(pushOnRequest) {
-				n.push(w, out, now, m, s)
-				n.inVain(from, now)
+			if last < s.updated.UnixNano() || w.Now().UnixNano()-last > int64(pushOnRequest) {
+				n.push(w, m, s)
+				n.inVain(from, w.Now())
 			}
 		}
 	case packet.ErrorUnwantedMulticast:
-		if g, ok := vl2.ParseGroup(data); ok && n.gate(nil, n.snap.Load(), from, now) {
+		if g, ok := vl2.ParseGroup(data); ok && n.gate(w, n.snap.Load(), from) {
 			l.groups.remove(groupKey{n.id, g}, from)
 		}
 	case packet.ErrorObjectNotFound, packet.ErrorUnsupportedOperation:
 		if byController {
-			n.refuse(StatusNotFound, vl2.SSO{}, now)
+			n.refuse(StatusNotFound, vl2.SSO{}, w.Now())
 		}
 	case packet.ErrorNetworkAccessDenied:
 		if byController {
-			n.refuse(StatusAccessDenied, vl2.SSO{}, now)
+			n.refuse(StatusAccessDenied, vl2.SSO{}, w.Now())
 		}
 	case packet.ErrorAuthenticationRequired:
 		if byController {
-			n.refuse(StatusAuthenticationRequired, vl2.ParseLogin(data), now)
+			n.refuse(StatusAuthenticationRequired, vl2.ParseLogin(data), w.Now())
 		}
 	}
 	return false
@@ -502,22 +504,23 @@ func (l *Layer) refused(w *vl1.Worker, out vl1.Out, now time.Time, n *joined, fr
 func (l *Layer) HandleSelf(out vl1.Out, now time.Time, v packet.Verb, payload []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	src := vl1.Source{Worker: l.control}
+	w := l.control.Begin(out, now)
+	var src vl1.Source
 	switch v {
 	case packet.VerbOK:
 		if verb, _, rest, ok := splitReply(payload); ok && verb == packet.VerbNetworkConfigRequest {
-			l.receiveConfig(out, now, nil, nil, src, rest, true)
+			l.receiveConfig(w, nil, nil, src, rest, true)
 		}
 	case packet.VerbNetworkConfig:
-		l.receiveConfig(out, now, nil, nil, src, payload, true)
+		l.receiveConfig(w, nil, nil, src, payload, true)
 	case packet.VerbError:
 		if _, _, rest, ok := splitReply(payload); ok && len(rest) >= 9 {
 			if n := l.net(vl2.NetworkIDFromBytes(rest[1:])); n != nil {
-				l.refused(l.control, out, now, n, l.self, packet.ErrorCode(rest[0]), rest[9:])
+				l.refused(w, n, l.self, packet.ErrorCode(rest[0]), rest[9:])
 			}
 		}
 	case packet.VerbNetworkCredentials:
-		l.acceptCredentials(l.control, out, now, nil, payload)
+		l.acceptCredentials(w, nil, payload)
 	}
 }
 

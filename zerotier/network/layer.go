@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/vl1"
@@ -23,11 +24,11 @@ import (
 // Peers is what the layer needs of the peer layer. [*vl1.Core] implements it.
 type Peers interface {
 	Peer(a identity.Address) *vl1.Peer
-	Lookup(w *vl1.Worker, out vl1.Out, now time.Time, a identity.Address)
-	Send(w *vl1.Worker, out vl1.Out, now time.Time, dst identity.Address, v packet.Verb, payload []byte, opts vl1.SendOpts)
-	SendData(w *vl1.Worker, out vl1.Out, now time.Time, p *vl1.Peer, v packet.Verb, buf []byte) bool
-	SendOK(w *vl1.Worker, out vl1.Out, now time.Time, to *vl1.Peer, src vl1.Source, inRe packet.Verb, id packet.ID, payload []byte)
-	SendError(w *vl1.Worker, out vl1.Out, now time.Time, to *vl1.Peer, src vl1.Source, inRe packet.Verb, id packet.ID, code packet.ErrorCode, payload []byte)
+	Lookup(w *vl1.Worker, a identity.Address)
+	Send(w *vl1.Worker, dst identity.Address, v packet.Verb, payload []byte, opts vl1.SendOpts)
+	SendData(w *vl1.Worker, p *vl1.Peer, v packet.Verb, buf []byte) bool
+	SendOK(w *vl1.Worker, to *vl1.Peer, src vl1.Source, inRe packet.Verb, id packet.ID, payload []byte)
+	SendError(w *vl1.Worker, to *vl1.Peer, src vl1.Source, inRe packet.Verb, id packet.ID, code packet.ErrorCode, payload []byte)
 	Upstreams() []identity.Address
 	BestUpstream() identity.Address
 	IsUpstream(a identity.Address) bool
@@ -158,11 +159,11 @@ type Layer struct {
 	groups groupTable
 	stats  stats
 
-	creds   limiter // credentials looked at, per sender
-	needs   limiter // certificates asked for, per member
-	gathers limiter // gathers answered, per asker
-	spreads limiter // multicasts replicated, per origin
-	diverts limiter // copies and redirections, per source
+	creds   rate.Map[identity.Address] // credentials looked at, per sender
+	needs   rate.Map[identity.Address] // certificates asked for, per member
+	gathers rate.Map[identity.Address] // gathers answered, per asker
+	spreads rate.Map[identity.Address] // multicasts replicated, per origin
+	diverts rate.Map[identity.Address] // copies and redirections, per source
 
 	contactMu sync.Mutex // held while contacts are collected
 
@@ -180,11 +181,14 @@ func New(cfg Config) *Layer {
 	}
 	l.nets.Store(&map[vl2.NetworkID]*joined{})
 	l.groups.init(l.cfg.paceOf(0).gather)
-	l.creds = limiter{every: credentialGate, burst: credentialBurst, max: maxLimited}
-	l.needs = limiter{every: needCertGate, burst: 1, max: maxLimited}
-	l.gathers = limiter{every: 5 * time.Millisecond, burst: 400, max: maxLimited}
-	l.spreads = limiter{every: time.Millisecond, burst: 1000, max: maxLimited}
-	l.diverts = limiter{every: 50 * time.Microsecond, burst: 4096, max: maxLimited}
+	limit := func(m *rate.Map[identity.Address], every time.Duration, burst int) {
+		m.Every, m.Burst, m.Max = every, burst, maxLimited
+	}
+	limit(&l.creds, credentialGate, credentialBurst)
+	limit(&l.needs, needCertGate, 1)
+	limit(&l.gathers, 5*time.Millisecond, 400)
+	limit(&l.spreads, time.Millisecond, 1000)
+	limit(&l.diverts, 50*time.Microsecond, 4096)
 	return l
 }
 
@@ -228,7 +232,7 @@ func (l *Layer) Join(out vl1.Out, now time.Time, id vl2.NetworkID, cached *vl2.N
 	next[id] = n
 	l.nets.Store(&next)
 	l.updateContacts()
-	n.tick(l.control, out, now)
+	n.tick(l.control.Begin(out, now))
 	return nil
 }
 
@@ -281,17 +285,18 @@ func (l *Layer) SetGroups(id vl2.NetworkID, groups []vl2.MulticastGroup) {
 func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	w := l.control.Begin(out, now)
 	next := now.Add(time.Second)
 	for _, n := range *l.nets.Load() {
-		if t := n.tick(l.control, out, now); t.Before(next) {
+		if t := n.tick(w); t.Before(next) {
 			next = t
 		}
 	}
 	if l.lastHous.IsZero() || now.Sub(l.lastHous) >= 30*time.Second {
 		l.lastHous = now
 		l.groups.expire(now)
-		for _, x := range []*limiter{&l.creds, &l.needs, &l.gathers, &l.spreads, &l.diverts} {
-			x.expire(now)
+		for _, x := range []*rate.Map[identity.Address]{&l.creds, &l.needs, &l.gathers, &l.spreads, &l.diverts} {
+			x.Expire(now)
 		}
 		for _, n := range *l.nets.Load() {
 			n.expire(now)
@@ -302,9 +307,9 @@ func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
 
 // PeerLearned implements [vl1.Upper]: who says HELLO may have been started anew and
 // forgotten our groups.
-func (l *Layer) PeerLearned(_ vl1.Out, now time.Time, p *vl1.Peer) {
+func (l *Layer) PeerLearned(w *vl1.Worker, p *vl1.Peer) {
 	for _, n := range *l.nets.Load() {
-		n.inVain(p.Address(), now)
+		n.inVain(p.Address(), w.Now())
 	}
 }
 
@@ -342,29 +347,29 @@ func (l *Layer) changed(n *joined) {
 }
 
 // HandlePacket implements [vl1.Upper].
-func (l *Layer) HandlePacket(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+func (l *Layer) HandlePacket(w *vl1.Worker, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
 	b := p.Payload()
 	switch p.Verb() {
 	case packet.VerbFrame:
-		return l.receiveFrame(out, now, from, p, src)
+		return l.receiveFrame(w, from, p, src)
 	case packet.VerbExtFrame:
-		return l.receiveExtFrame(out, now, from, p, src)
+		return l.receiveExtFrame(w, from, p, src)
 	case packet.VerbMulticastFrame:
-		return l.receiveMulticast(out, now, from, p, src)
+		return l.receiveMulticast(w, from, p, src)
 	case packet.VerbMulticastLike:
-		return l.receiveLike(out, now, from, p, src)
+		return l.receiveLike(w, from, p, src)
 	case packet.VerbMulticastGather:
-		return l.receiveGather(out, now, from, p, src)
+		return l.receiveGather(w, from, p, src)
 	case packet.VerbNetworkCredentials:
-		return l.receiveCredentials(out, now, from, b, src)
+		return l.receiveCredentials(w, from, b, src)
 	case packet.VerbNetworkConfigRequest:
-		return l.receiveConfigRequest(out, now, from, p, src)
+		return l.receiveConfigRequest(w, from, p, src)
 	case packet.VerbNetworkConfig:
-		return l.receiveConfig(out, now, from, p, src, b, false)
+		return l.receiveConfig(w, from, p, src, b, false)
 	case packet.VerbOK:
-		return l.receiveOK(out, now, from, p, src)
+		return l.receiveOK(w, from, p, src)
 	case packet.VerbError:
-		return l.receiveError(out, now, from, p, src)
+		return l.receiveError(w, from, p, src)
 	}
 	return vl1.Result{}
 }

@@ -41,14 +41,11 @@ func appendU64(b []byte, v uint64) []byte { return binary.BigEndian.AppendUint64
 
 // gate reports whether a packet of a peer may concern the network (chapter 03
 // §3.11). In the common case it reads what the worker remembers.
-func (n *joined) gate(w *vl1.Worker, s *state, a identity.Address, now time.Time) bool {
+func (n *joined) gate(w *vl1.Worker, s *state, a identity.Address) bool {
 	if !s.open {
 		return false
 	}
-	var cache *Worker
-	if w != nil {
-		cache, _ = w.User.(*Worker)
-	}
+	cache, _ := w.User.(*Worker)
 	if cache != nil {
 		if m := cache.sender; m != nil && m.addr == a && cache.senderOf == n && !m.removed.Load() && m.gateOpen.Load() == s.generation {
 			return true
@@ -56,7 +53,7 @@ func (n *joined) gate(w *vl1.Worker, s *state, a identity.Address, now time.Time
 	}
 	m := n.member(a)
 	if m == nil || m.gateOpen.Load() != s.generation {
-		if !n.gateSlow(s, m, a, now) {
+		if !n.gateSlow(w, s, m, a) {
 			return false
 		}
 		if m == nil {
@@ -69,9 +66,9 @@ func (n *joined) gate(w *vl1.Worker, s *state, a identity.Address, now time.Time
 	return true
 }
 
-func (n *joined) gateSlow(s *state, m *member, a identity.Address, now time.Time) bool {
+func (n *joined) gateSlow(w *vl1.Worker, s *state, m *member, a identity.Address) bool {
 	if s.cfg.Public {
-		if m = n.ensureMember(a, now); m == nil {
+		if m = n.ensureMember(a, w.Now()); m == nil {
 			return true // no room for a record: let it pass without one
 		}
 	}
@@ -89,7 +86,7 @@ func (n *joined) gateSlow(s *state, m *member, a identity.Address, now time.Time
 	if !ok {
 		return false
 	}
-	m.used.Store(now.UnixNano())
+	m.used.Store(w.Now().UnixNano())
 	n.greet(m)
 	return true
 }
@@ -101,16 +98,16 @@ const staleGrace = 10 * time.Second
 // maySend reports whether frames may be sent to a member: not if it was revoked,
 // nor if its certificate expired and it doesn't show a newer one. One that has
 // shown none yet may be sent to, else nobody would begin.
-func (n *joined) maySend(w *vl1.Worker, out vl1.Out, now time.Time, s *state, m *member) bool {
-	return m.sendOpen.Load() == s.generation || n.maySendSlow(w, out, now, s, m)
+func (n *joined) maySend(w *vl1.Worker, s *state, m *member) bool {
+	return m.sendOpen.Load() == s.generation || n.maySendSlow(w, s, m)
 }
 
-func (n *joined) maySendTo(w *vl1.Worker, out vl1.Out, now time.Time, s *state, a identity.Address) bool {
+func (n *joined) maySendTo(w *vl1.Worker, s *state, a identity.Address) bool {
 	m := n.member(a)
-	return m == nil || n.maySend(w, out, now, s, m)
+	return m == nil || n.maySend(w, s, m)
 }
 
-func (n *joined) maySendSlow(w *vl1.Worker, out vl1.Out, now time.Time, s *state, m *member) bool {
+func (n *joined) maySendSlow(w *vl1.Worker, s *state, m *member) bool {
 	p := n.l.peers.Peer(m.addr)
 	m.mu.Lock()
 	rec := m.record.Load()
@@ -125,36 +122,36 @@ func (n *joined) maySendSlow(w *vl1.Worker, out vl1.Out, now time.Time, s *state
 	ok := false
 	if !rec.Revoked() {
 		if m.stale.IsZero() {
-			m.stale = now
+			m.stale = w.Now()
 		}
-		ok = now.Sub(m.stale) < staleGrace
+		ok = w.Now().Sub(m.stale) < staleGrace
 	}
 	m.mu.Unlock()
-	if n.l.needs.allow(m.addr, now) {
+	if n.l.needs.Take(m.addr, w.Now()) {
 		b := appendU64([]byte{byte(packet.VerbFrame)}, 0)
 		b = n.id.Append(append(b, byte(packet.ErrorNeedMembershipCertificate)))
-		n.l.peers.Send(w, out, now, m.addr, packet.VerbError, b, vl1.SendOpts{})
+		n.l.peers.Send(w, m.addr, packet.VerbError, b, vl1.SendOpts{})
 	}
 	return ok
 }
 
 // needCertificate tells a peer that its packet did not pass the gate, at most
 // once a second. Nothing is remembered of a peer that isn't a member.
-func (l *Layer) needCertificate(n *joined, out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) {
+func (l *Layer) needCertificate(w *vl1.Worker, n *joined, from *vl1.Peer, p packet.Packet, src vl1.Source) {
 	l.stats.gateClosed.Add(1)
-	if l.needs.allow(from.Address(), now) {
-		l.peers.SendError(src.Worker, out, now, from, src, p.Verb(), p.ID(), packet.ErrorNeedMembershipCertificate, n.id.Append(nil))
+	if l.needs.Take(from.Address(), w.Now()) {
+		l.peers.SendError(w, from, src, p.Verb(), p.ID(), packet.ErrorNeedMembershipCertificate, n.id.Append(nil))
 	}
 }
 
 // push sends all our credentials to a member (chapter 03 §3.10): the first packet
 // now, the others at intervals, since receivers look at one a second.
-func (n *joined) push(w *vl1.Worker, out vl1.Out, now time.Time, m *member, s *state) {
-	m.lastPush.Store(now.UnixNano())
+func (n *joined) push(w *vl1.Worker, m *member, s *state) {
+	m.lastPush.Store(w.Now().UnixNano())
 	if len(s.credentials) == 0 {
 		return
 	}
-	n.sendCredentials(w, out, now, m.addr, s.credentials[0])
+	n.sendCredentials(w, m.addr, s.credentials[0])
 	if len(s.credentials) == 1 {
 		return
 	}
@@ -167,12 +164,12 @@ func (n *joined) push(w *vl1.Worker, out vl1.Out, now time.Time, m *member, s *s
 	if n.pending == nil {
 		n.pending = make(map[identity.Address]pendingPush)
 	}
-	n.pending[m.addr] = pendingPush{list: s.credentials[1:], at: now.Add(pushInterval)}
+	n.pending[m.addr] = pendingPush{list: s.credentials[1:], at: w.Now().Add(pushInterval)}
 }
 
-func (n *joined) sendCredentials(w *vl1.Worker, out vl1.Out, now time.Time, to identity.Address, payload []byte) {
+func (n *joined) sendCredentials(w *vl1.Worker, to identity.Address, payload []byte) {
 	n.l.stats.pushes.Add(1)
-	n.l.peers.Send(w, out, now, to, packet.VerbNetworkCredentials, payload, vl1.SendOpts{Compress: true})
+	n.l.peers.Send(w, to, packet.VerbNetworkCredentials, payload, vl1.SendOpts{Compress: true})
 }
 
 // pendingPush is the rest of our credentials on their way to a member.
@@ -182,7 +179,7 @@ type pendingPush struct {
 }
 
 // continuePushes sends what is due of credentials in several packets.
-func (n *joined) continuePushes(w *vl1.Worker, out vl1.Out, now time.Time) {
+func (n *joined) continuePushes(w *vl1.Worker) {
 	type job struct {
 		to      identity.Address
 		payload []byte
@@ -190,11 +187,11 @@ func (n *joined) continuePushes(w *vl1.Worker, out vl1.Out, now time.Time) {
 	var jobs []job
 	n.mu.Lock()
 	for a, p := range n.pending {
-		if now.Before(p.at) {
+		if w.Now().Before(p.at) {
 			continue
 		}
 		jobs = append(jobs, job{a, p.list[0]})
-		if p.list, p.at = p.list[1:], now.Add(pushInterval); len(p.list) == 0 {
+		if p.list, p.at = p.list[1:], w.Now().Add(pushInterval); len(p.list) == 0 {
 			delete(n.pending, a)
 		} else {
 			n.pending[a] = p
@@ -202,7 +199,7 @@ func (n *joined) continuePushes(w *vl1.Worker, out vl1.Out, now time.Time) {
 	}
 	n.mu.Unlock()
 	for _, j := range jobs {
-		n.sendCredentials(w, out, now, j.to, j.payload)
+		n.sendCredentials(w, j.to, j.payload)
 	}
 }
 
@@ -213,14 +210,14 @@ func (m *member) pushDue(s *state, now time.Time) bool {
 }
 
 // receiveCredentials handles NETWORK_CREDENTIALS (chapter 03 §3.9).
-func (l *Layer) receiveCredentials(out vl1.Out, now time.Time, from *vl1.Peer, b []byte, src vl1.Source) vl1.Result {
-	if !l.allowCredentials(from.Address(), now) {
+func (l *Layer) receiveCredentials(w *vl1.Worker, from *vl1.Peer, b []byte, src vl1.Source) vl1.Result {
+	if !l.allowCredentials(from.Address(), w.Now()) {
 		l.stats.credentialFlood.Add(1)
 		return vl1.Result{}
 	}
-	good, deferred := l.acceptCredentials(src.Worker, out, now, from, b)
+	good, deferred := l.acceptCredentials(w, from, b)
 	if deferred {
-		l.creds.refund(from.Address()) // it comes again when the signer is known
+		l.creds.Put(from.Address()) // it comes again when the signer is known
 	}
 	return vl1.Result{Trust: good, Retry: deferred}
 }
@@ -233,13 +230,13 @@ func (l *Layer) allowCredentials(from identity.Address, now time.Time) bool {
 			return true
 		}
 	}
-	return l.creds.allow(from, now)
+	return l.creds.Take(from, now)
 }
 
 // acceptCredentials offers credentials to the records of their holders. It
 // reports whether at least one was good, and whether one could not be judged for
 // lack of an identity. from is nil for our own controller.
-func (l *Layer) acceptCredentials(w *vl1.Worker, out vl1.Out, now time.Time, from *vl1.Peer, b []byte) (good, deferred bool) {
+func (l *Layer) acceptCredentials(w *vl1.Worker, from *vl1.Peer, b []byte) (good, deferred bool) {
 	list, err := vl2.ParseCredentials(b)
 	if err != nil {
 		l.stats.malformed.Add(1)
@@ -250,7 +247,7 @@ func (l *Layer) acceptCredentials(w *vl1.Worker, out vl1.Out, now time.Time, fro
 		if n == nil || n.id.AdHoc() {
 			continue
 		}
-		switch n.offer(w, out, now, from, c) {
+		switch n.offer(w, from, c) {
 		case offerGood:
 			good = true
 		case offerDeferred:
@@ -277,12 +274,12 @@ const (
 )
 
 // verify checks a credential's signatures.
-func (n *joined) verify(w *vl1.Worker, out vl1.Out, now time.Time, c vl2.Credential) offerResult {
+func (n *joined) verify(w *vl1.Worker, c vl2.Credential) offerResult {
 	signer := n.l.id
 	if a := n.id.Controller(); a != n.l.self {
 		p := n.l.peers.Peer(a)
 		if p == nil {
-			n.l.peers.Lookup(w, out, now, a)
+			n.l.peers.Lookup(w, a)
 			return offerDeferred
 		}
 		signer = p.Identity()
@@ -311,7 +308,7 @@ func (n *joined) verify(w *vl1.Worker, out vl1.Out, now time.Time, c vl2.Credent
 		return offerGood
 	}
 	if missing != 0 && !missing.Reserved() {
-		n.l.peers.Lookup(w, out, now, missing)
+		n.l.peers.Lookup(w, missing)
 		return offerDeferred
 	}
 	return offerBad
@@ -319,7 +316,7 @@ func (n *joined) verify(w *vl1.Worker, out vl1.Out, now time.Time, c vl2.Credent
 
 // offer considers one credential (chapter 03 §3.7). The signature is checked
 // before anything is remembered.
-func (n *joined) offer(w *vl1.Worker, out vl1.Out, now time.Time, from *vl1.Peer, c vl2.Credential) offerResult {
+func (n *joined) offer(w *vl1.Worker, from *vl1.Peer, c vl2.Credential) offerResult {
 	holder := c.Holder()
 	if holder == n.l.self && !c.IsRevocation() || holder.Reserved() {
 		return offerBad
@@ -330,12 +327,12 @@ func (n *joined) offer(w *vl1.Worker, out vl1.Out, now time.Time, from *vl1.Peer
 	if m := n.member(holder); m != nil {
 		if rec := m.record.Load(); rec != nil && rec.Knows(c) {
 			if from != nil && from.Address() == holder {
-				m.used.Store(now.UnixNano())
+				m.used.Store(w.Now().UnixNano())
 			}
 			return offerGood
 		}
 	}
-	if res := n.verify(w, out, now, c); res != offerGood {
+	if res := n.verify(w, c); res != offerGood {
 		if res == offerBad {
 			n.l.stats.badSignatures.Add(1)
 			res = offerForged
@@ -343,17 +340,17 @@ func (n *joined) offer(w *vl1.Worker, out vl1.Out, now time.Time, from *vl1.Peer
 		return res
 	}
 	if holder == n.l.self {
-		if n.revokedOurselves(c, now) {
-			n.passOn(w, out, now, from, c)
+		if n.revokedOurselves(c, w.Now()) {
+			n.passOn(w, from, c)
 		}
 		return offerGood
 	}
-	m := n.ensureMember(holder, now)
+	m := n.ensureMember(holder, w.Now())
 	if m == nil {
 		return offerBad
 	}
 	if from != nil && from.Address() == holder {
-		m.used.Store(now.UnixNano())
+		m.used.Store(w.Now().UnixNano())
 	}
 	m.mu.Lock()
 	rec := m.record.Load().Clone()
@@ -370,15 +367,15 @@ func (n *joined) offer(w *vl1.Worker, out vl1.Out, now time.Time, from *vl1.Peer
 	}
 	if res == vl2.OfferNew && c.IsRevocation() {
 		n.l.log.Info("credential revoked", "network", n.id, "member", holder)
-		n.passOn(w, out, now, from, c)
+		n.passOn(w, from, c)
 	}
 	return offerGood
 }
 
 // passOn forwards a revocation that was new to us, if it asks for that.
-func (n *joined) passOn(w *vl1.Worker, out vl1.Out, now time.Time, from *vl1.Peer, c vl2.Credential) {
+func (n *joined) passOn(w *vl1.Worker, from *vl1.Peer, c vl2.Credential) {
 	if c.FastPropagate() {
-		n.l.propagate(w, out, now, n, from, packet.VerbNetworkCredentials, vl2.AppendCredentials(nil, c))
+		n.l.propagate(w, n, from, packet.VerbNetworkCredentials, vl2.AppendCredentials(nil, c))
 	}
 }
 

@@ -34,13 +34,13 @@ type host struct {
 }
 
 // HandlePacket implements [vl1.Upper].
-func (h *host) HandlePacket(out vl1.Out, now time.Time, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+func (h *host) HandlePacket(w *vl1.Worker, from *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
 	if h.simple && p.Verb() == packet.VerbMulticastLike {
 		replies := h.peers.Core
 		h.layer.SetPeers(silent{replies})
 		defer h.layer.SetPeers(h.peers)
 	}
-	res := h.layer.HandlePacket(out, now, from, p, src)
+	res := h.layer.HandlePacket(w, from, p, src)
 	if h.simple && p.Verb() == packet.VerbMulticastLike {
 		res.Retry = false
 	}
@@ -48,12 +48,12 @@ func (h *host) HandlePacket(out vl1.Out, now time.Time, from *vl1.Peer, p packet
 }
 
 // PeerLearned implements [vl1.Upper].
-func (h *host) PeerLearned(out vl1.Out, now time.Time, p *vl1.Peer) { h.layer.PeerLearned(out, now, p) }
+func (h *host) PeerLearned(w *vl1.Worker, p *vl1.Peer) { h.layer.PeerLearned(w, p) }
 
 // silent refuses nothing aloud.
 type silent struct{ *vl1.Core }
 
-func (silent) SendError(*vl1.Worker, vl1.Out, time.Time, *vl1.Peer, vl1.Source, packet.Verb, packet.ID, packet.ErrorCode, []byte) {
+func (silent) SendError(*vl1.Worker, *vl1.Peer, vl1.Source, packet.Verb, packet.ID, packet.ErrorCode, []byte) {
 }
 
 // recorder keeps what a node replies to others.
@@ -62,18 +62,18 @@ type recorder struct {
 	replies []string // verb and payload without the packet ID
 }
 
-func (r *recorder) SendOK(w *vl1.Worker, out vl1.Out, now time.Time, to *vl1.Peer, src vl1.Source, inRe packet.Verb, id packet.ID, payload []byte) {
+func (r *recorder) SendOK(w *vl1.Worker, to *vl1.Peer, src vl1.Source, inRe packet.Verb, id packet.ID, payload []byte) {
 	r.replies = append(r.replies, fmt.Sprintf("OK %02x %x", uint8(inRe), payload))
-	r.Core.SendOK(w, out, now, to, src, inRe, id, payload)
+	r.Core.SendOK(w, to, src, inRe, id, payload)
 }
 
-func (r *recorder) SendError(w *vl1.Worker, out vl1.Out, now time.Time, to *vl1.Peer, src vl1.Source, inRe packet.Verb, id packet.ID, code packet.ErrorCode, payload []byte) {
+func (r *recorder) SendError(w *vl1.Worker, to *vl1.Peer, src vl1.Source, inRe packet.Verb, id packet.ID, code packet.ErrorCode, payload []byte) {
 	r.replies = append(r.replies, fmt.Sprintf("ERROR %02x %02x %x", uint8(inRe), uint8(code), payload))
-	r.Core.SendError(w, out, now, to, src, inRe, id, code, payload)
+	r.Core.SendError(w, to, src, inRe, id, code, payload)
 }
 
 func (h *host) Receive(out vl1.Out, now time.Time, sock vl1.SocketID, from netip.AddrPort, d []byte) {
-	h.core.Receive(h.w, out, now, sock, from, d)
+	h.core.Receive(h.w.Begin(out, now), sock, from, d)
 	h.layer.Flush(h.nw)
 }
 
@@ -120,7 +120,7 @@ func (c *authority) run(h *host, out vl1.Out, now time.Time) {
 		reply := binary.BigEndian.AppendUint64([]byte{byte(packet.VerbNetworkConfigRequest)}, uint64(q.id))
 		a := q.from.Address()
 		if !c.authorized[a] {
-			h.core.Send(h.tx, out, now, a, packet.VerbError, q.n.Append(append(reply, byte(packet.ErrorNetworkAccessDenied))), vl1.SendOpts{})
+			h.core.Send(h.tx.Begin(out, now), a, packet.VerbError, q.n.Append(append(reply, byte(packet.ErrorNetworkAccessDenied))), vl1.SendOpts{})
 			continue
 		}
 		c.members[a] = true
@@ -142,7 +142,7 @@ func (c *authority) run(h *host, out vl1.Out, now time.Time) {
 			panic(err)
 		}
 		for _, b := range chunks {
-			h.core.Send(h.tx, out, now, a, packet.VerbOK, append(bytes.Clone(reply), b...), vl1.SendOpts{Compress: true})
+			h.core.Send(h.tx.Begin(out, now), a, packet.VerbOK, append(bytes.Clone(reply), b...), vl1.SendOpts{Compress: true})
 		}
 	}
 	c.requests = nil
@@ -153,7 +153,7 @@ func (c *authority) run(h *host, out vl1.Out, now time.Time) {
 			panic(err)
 		}
 		for m := range c.members {
-			h.core.Send(h.tx, out, now, m, packet.VerbNetworkCredentials, vl2.AppendCredentials(nil, r), vl1.SendOpts{})
+			h.core.Send(h.tx.Begin(out, now), m, packet.VerbNetworkCredentials, vl2.AppendCredentials(nil, r), vl1.SendOpts{})
 		}
 	}
 	c.revoke = nil
@@ -262,7 +262,7 @@ func (h *host) writeFrom(n *simnet.Net, id vl2.NetworkID, src, dst vl2.MAC, ethe
 	buf := make([]byte, 64, 64+14+len(payload))
 	buf = append(append(buf, dst[:]...), src[:]...)
 	buf = append(binary.BigEndian.AppendUint16(buf, etherType), payload...)
-	return h.layer.WriteFrames(h.tx, h.port, n.Now, id, [][]byte{buf}, []int{len(buf) - 64}, 64)
+	return h.layer.WriteFrames(h.tx.Begin(h.port, n.Now), id, [][]byte{buf}, []int{len(buf) - 64}, 64)
 }
 
 func (h *host) count(payload []byte) (n int) {
@@ -433,7 +433,7 @@ func TestNoAllocs(t *testing.T) {
 		copy(buf[64:], macB[:])
 		copy(buf[70:], macA[:])
 		buf[76], buf[77] = 8, 0
-		if a.layer.WriteFrames(a.tx, sink, n.Now, id, bufs, sizes, 64) != 1 {
+		if a.layer.WriteFrames(a.tx.Begin(sink, n.Now), id, bufs, sizes, 64) != 1 {
 			t.Fatal("not accepted")
 		}
 	}); got != 0 {
@@ -461,7 +461,7 @@ func FuzzHandlePacket(f *testing.F) {
 			return
 		}
 		for _, p := range [][]byte{payload, append(id.Append(nil), payload...)} {
-			a.core.Send(a.tx, a.port, n.Now, b.id.Address(), packet.Verb(verb&0x1f), p, vl1.SendOpts{})
+			a.core.Send(a.tx.Begin(a.port, n.Now), b.id.Address(), packet.Verb(verb&0x1f), p, vl1.SendOpts{})
 		}
 		n.Run(200 * time.Millisecond)
 		b.got = nil

@@ -77,12 +77,12 @@ func (l *line) write(out vl1.Out) int {
 	for i := range l.bufs {
 		copy(l.bufs[i][60:108], l.clean[i][60:108])
 	}
-	return l.a.layer.WriteFrames(l.a.tx, out, l.n.Now, l.id, l.bufs, l.sizes, 64)
+	return l.a.layer.WriteFrames(l.a.tx.Begin(out, l.n.Now), l.id, l.bufs, l.sizes, 64)
 }
 
 // receive hands B a packet as the peer layer does, from A.
 func (l *line) receive(p packet.Packet) {
-	l.b.layer.HandlePacket(nil, l.n.Now, l.b.core.Peer(l.a.id.Address()), p, vl1.Source{Worker: l.b.w})
+	l.b.layer.HandlePacket(l.b.w.Begin(nil, l.n.Now), l.b.core.Peer(l.a.id.Address()), p, vl1.Source{})
 }
 
 func (l *line) packet() packet.Packet {

@@ -167,7 +167,7 @@ func TestFrameCases(t *testing.T) {
 	like := func(from string, to ...string) {
 		for _, x := range to {
 			h := w.hosts[from]
-			h.core.Send(h.tx, h.port, w.net.Now, w.addr(x), packet.VerbMulticastLike, broadcast, vl1.SendOpts{})
+			h.core.Send(h.tx.Begin(h.port, w.net.Now), w.addr(x), packet.VerbMulticastLike, broadcast, vl1.SendOpts{})
 		}
 		w.net.Run(time.Second)
 	}
@@ -179,7 +179,7 @@ func TestFrameCases(t *testing.T) {
 		h := w.hosts["dave"]
 		q := append(n.Append(nil), 0)
 		q = append(append(q, group...), 0, 0, 0, 99)
-		h.core.Send(h.tx, h.port, w.net.Now, w.addr(at), packet.VerbMulticastGather, q, vl1.SendOpts{})
+		h.core.Send(h.tx.Begin(h.port, w.net.Now), w.addr(at), packet.VerbMulticastGather, q, vl1.SendOpts{})
 		w.net.Run(time.Second)
 		return strings.Contains(strings.Join(w.hosts[at].peers.replies, " ")+" ", w.addr(of).String())
 	}
@@ -188,7 +188,7 @@ func TestFrameCases(t *testing.T) {
 		count.Judge()
 		w.clear()
 		from, to := w.hosts[c.From], w.hosts[c.To]
-		from.core.Send(from.tx, from.port, w.net.Now, w.addr(c.To), packet.Verb(c.Verb), c.Payload, vl1.SendOpts{})
+		from.core.Send(from.tx.Begin(from.port, w.net.Now), w.addr(c.To), packet.Verb(c.Verb), c.Payload, vl1.SendOpts{})
 		w.net.Run(2 * time.Second)
 		got, want := to.frames(), wanted(c.Delivered)
 		replies := slices.Clone(to.peers.replies)

@@ -7,7 +7,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"ztgate/zerotier/internal/ownnet"
+	"ztgate/internal/ownnet"
 )
 
 // The routers are those of the default routes, by metric, as far as we are behind a

@@ -127,7 +127,8 @@ func TestRenewal(t *testing.T) {
 		f := r.fakes[home]
 		expect(t, "at once", r.after(0), []string{firstExternal})
 		m := r.Mappings()[0]
-		expect(t, "mapping", m, Mapping{netip.MustParseAddrPort(firstExternal), 40000, home.Addr, "fake", f.start.Add(lease)})
+		expect(t, "mapping", m, Mapping{External: netip.MustParseAddrPort(firstExternal), Port: 40000,
+			Gateway: home.Addr, Protocol: "fake", Expires: f.start.Add(lease)})
 		expect(t, "later", r.after(lease+time.Second), []string{firstExternal})
 		expect(t, "asked", f.asked, []time.Duration{0, lease / 2, lease})
 		expect(t, "wanted", f.wanted, []uint16{0, 5000, 5000})

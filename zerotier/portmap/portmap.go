@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"ztgate/zerotier/packet"
+	"ztgate/zerotier/ztnode"
 )
 
 // Limits and times.
@@ -48,14 +49,8 @@ type Gateway struct {
 	Local netip.Addr // our own address there
 }
 
-// Mapping is a port that a router leads to us.
-type Mapping struct {
-	External netip.AddrPort
-	Port     uint16 // our own
-	Gateway  netip.Addr
-	Protocol string // one of [Protocols]
-	Expires  time.Time
-}
+// Mapping is a port that a router maps to us; its protocol is one of [Protocols].
+type Mapping = ztnode.PortMapping
 
 // Result is what became of a request.
 type Result uint8

@@ -12,8 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"ztgate/internal/ownnet"
 	"ztgate/internal/testwait"
-	"ztgate/zerotier/internal/ownnet"
 )
 
 // Addresses come and go at run time. The test runs itself in a network namespace

@@ -20,6 +20,7 @@ import (
 
 	crand "crypto/rand"
 
+	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
 )
@@ -41,7 +42,6 @@ type Source struct {
 	Socket   SocketID
 	Endpoint netip.AddrPort
 	Hops     uint8 // 0 = direct
-	Worker   *Worker
 }
 
 // Result is what the network layer found out about a packet.
@@ -55,15 +55,21 @@ type Result struct {
 // workers at the same time. p is authentic, decrypted and decompressed; it is
 // valid during the call and may be modified.
 type Upper interface {
-	HandlePacket(out Out, now time.Time, from *Peer, p packet.Packet, src Source) Result
+	HandlePacket(w *Worker, from *Peer, p packet.Packet, src Source) Result
 	// PeerLearned tells that a peer became known or said HELLO, as one does that knows
 	// nothing of us any more.
-	PeerLearned(out Out, now time.Time, p *Peer)
+	PeerLearned(w *Worker, p *Peer)
 }
 
-// Worker is the work space of one goroutine that receives or sends.
+// Worker is the work space of one goroutine that receives or sends. Each batch of work
+// starts with [Worker.Begin].
 type Worker struct {
 	User any // for the network layer
+
+	start time.Time // the core's
+	out   Out       // of this batch, like what follows
+	now   time.Time
+	t     int64 // now, in the core's nanoseconds, see at
 
 	last     *Peer // of the latest packet
 	scratch  packet.Scratch
@@ -172,7 +178,8 @@ const (
 )
 
 // Core is the peer layer of one node. Its methods are safe for concurrent use;
-// Receive and SendData take no lock that all peers share.
+// Receive and SendData take no lock that all peers share. A worker that they are given
+// must be in a batch.
 type Core struct {
 	cfg     Config
 	id      *identity.Identity
@@ -209,15 +216,15 @@ type Core struct {
 	recalled  map[identity.Address]int64  // looked up in the peer cache
 	forgotten []PeerRecord                // to be handed to OnForgotten
 	revive    reviving
-	gates     [packet.SourceBuckets]bucket // identity checks and OK(HELLO) per source network
-	okGates   [4096]bucket
-	strangers bucket // WHOIS caused by strangers
-	agreed    bucket // key agreements with strangers
-	validated bucket // identity checks
-	inline    bucket // of them, those on a receiving worker
-	checking  bool   // one runs in the background
+	gates     [packet.SourceBuckets]rate.Bucket // identity checks per source network
+	okGates   *rate.Table[netip.Addr]           // OK(HELLO)
+	strangers rate.Bucket                       // WHOIS caused by strangers
+	agreed    rate.Bucket                       // key agreements with strangers
+	validated rate.Bucket                       // identity checks
+	inline    rate.Bucket                       // of them, those on a receiving worker
+	checking  bool                              // one runs in the background
 	newcomers []*Peer
-	met       bucket // RENDEZVOUS followed
+	met       rate.Bucket // RENDEZVOUS followed
 	roots     map[identity.Address]*rootState
 	local     []netip.AddrPort // endpoints of the sockets as last looked at
 	lastLocal int64
@@ -260,27 +267,6 @@ const (
 // String returns the word that ZeroTier uses.
 func (r Role) String() string { return [...]string{"LEAF", "MOON", "PLANET"}[r] }
 
-// bucket is a token bucket.
-type bucket struct {
-	tokens float32
-	last   int64
-}
-
-// take takes a token from a bucket that refills one per interval up to burst.
-func (b *bucket) take(t int64, interval time.Duration, burst float32) bool {
-	if b.last == 0 {
-		b.tokens = burst
-	} else {
-		b.tokens = min(burst, b.tokens+float32(t-b.last)/float32(interval))
-	}
-	b.last = t
-	if b.tokens < 1 {
-		return false
-	}
-	b.tokens--
-	return true
-}
-
 // New makes the peer layer of a node. It sends nothing before the first Tick.
 func New(cfg Config) (*Core, error) {
 	if cfg.Identity == nil || !cfg.Identity.HasSecret() {
@@ -303,6 +289,8 @@ func New(cfg Config) (*Core, error) {
 		roots:    make(map[identity.Address]*rootState),
 		waiting:  make(map[uint64]identity.Address),
 		recalled: make(map[identity.Address]int64),
+		okGates:  rate.NewTable[netip.Addr](4096),
+		relays:   newRelayGates(),
 	}
 	if len(cfg.Physical) > maxPhysical {
 		return nil, fmt.Errorf("vl1: %d physical networks configured, %d are possible", len(cfg.Physical), maxPhysical)
@@ -341,6 +329,7 @@ func (c *Core) NewWorker() *Worker {
 		panic(err) // crypto/rand does not fail
 	}
 	w := &Worker{
+		start:    c.start,
 		random:   rand.NewChaCha8(seed),
 		joined:   make([]byte, 0, packet.MaxPacket),
 		inflated: make([]byte, 0, packet.MaxPacket),
@@ -370,8 +359,18 @@ func (c *Core) retire(st *workerStats) {
 	c.retired.add(st)
 }
 
+// Begin starts a batch: what the worker sends goes to out, and it is now. It
+// returns the worker.
+func (w *Worker) Begin(out Out, now time.Time) *Worker {
+	w.out, w.now, w.t = out, now, at(w.start, now)
+	return w
+}
+
+// Now returns the time of the batch.
+func (w *Worker) Now() time.Time { return w.now }
+
 // at turns a time into nanoseconds that are never 0, so that 0 can mean never.
-func (c *Core) at(now time.Time) int64 { return int64(now.Sub(c.start)) + int64(time.Hour) }
+func at(start, now time.Time) int64 { return int64(now.Sub(start)) + int64(time.Hour) }
 
 // timeOf is the inverse of at; the zero time for never.
 func (c *Core) timeOf(t int64) time.Time {

@@ -31,11 +31,11 @@ type host struct {
 }
 
 func (h *host) Receive(out vl1.Out, now time.Time, sock vl1.SocketID, from netip.AddrPort, d []byte) {
-	h.core.Receive(h.w, out, now, sock, from, d)
+	h.core.Receive(h.w.Begin(out, now), sock, from, d)
 }
 func (h *host) Tick(out vl1.Out, now time.Time) time.Time { return h.core.Tick(out, now) }
-func (h *host) PeerLearned(vl1.Out, time.Time, *vl1.Peer) {}
-func (h *host) HandlePacket(_ vl1.Out, _ time.Time, _ *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
+func (h *host) PeerLearned(*vl1.Worker, *vl1.Peer)        {}
+func (h *host) HandlePacket(_ *vl1.Worker, _ *vl1.Peer, p packet.Packet, src vl1.Source) vl1.Result {
 	if h.verbs == nil {
 		h.verbs = make(map[packet.Verb]int)
 	}
@@ -134,11 +134,11 @@ func (a *host) send(n *simnet.Net, to *host, size int) {
 	}
 	if p := a.core.Peer(to.id.Address()); p != nil {
 		buf := append(bytes.Repeat([]byte{0xff}, packet.HeaderLen), payload...) // whatever was there before
-		if a.core.SendData(a.w, a.port, n.Now, p, packet.VerbFrame, buf) {
+		if a.core.SendData(a.w.Begin(a.port, n.Now), p, packet.VerbFrame, buf) {
 			return
 		}
 	}
-	a.core.Send(a.w, a.port, n.Now, to.id.Address(), packet.VerbFrame, payload, vl1.SendOpts{})
+	a.core.Send(a.w.Begin(a.port, n.Now), to.id.Address(), packet.VerbFrame, payload, vl1.SendOpts{})
 }
 
 func direct(a, b *host) bool {
@@ -361,7 +361,7 @@ func TestUnsolicitedReplies(t *testing.T) {
 	peer := a.core.Peer(b.id.Address())
 	before := b.core.Stats().RejectedBy(vl1.RejectUnexpectedReply)
 	payload := append([]byte{byte(packet.VerbEcho)}, binary.BigEndian.AppendUint64(nil, 42)...)
-	a.core.Send(a.w, a.port, n.Now, peer.Address(), packet.VerbOK, payload, vl1.SendOpts{})
+	a.core.Send(a.w.Begin(a.port, n.Now), peer.Address(), packet.VerbOK, payload, vl1.SendOpts{})
 	n.Run(time.Second)
 	if got := b.core.Stats().RejectedBy(vl1.RejectUnexpectedReply); got != before+1 {
 		t.Errorf("%d unexpected replies counted, want 1", got-before)
@@ -377,7 +377,7 @@ func TestDataPathAllocs(t *testing.T) {
 	peer := a.core.Peer(b.id.Address())
 	buf := make([]byte, packet.HeaderLen+1380)
 	if got := testing.AllocsPerRun(200, func() {
-		if !a.core.SendData(a.w, sink, n.Now, peer, packet.VerbFrame, buf) {
+		if !a.core.SendData(a.w.Begin(sink, n.Now), peer, packet.VerbFrame, buf) {
 			t.Fatal("no route")
 		}
 	}); got > maxCryptAllocs {
@@ -385,8 +385,8 @@ func TestDataPathAllocs(t *testing.T) {
 	}
 	from := ap("203.0.113.2:9993")
 	if got := testing.AllocsPerRun(200, func() {
-		a.core.SendData(a.w, sink, n.Now, peer, packet.VerbFrame, buf)
-		b.core.Receive(b.w, sink, n.Now, 1, from, sink.last)
+		a.core.SendData(a.w.Begin(sink, n.Now), peer, packet.VerbFrame, buf)
+		b.core.Receive(b.w.Begin(sink, n.Now), 1, from, sink.last)
 	}); got > 2*maxCryptAllocs {
 		t.Errorf("SendData and Receive: %v allocations", got)
 	}
@@ -406,7 +406,7 @@ func FuzzReceive(f *testing.F) {
 		n.Run(time.Second)
 		n.Inject(ap("198.51.100.66:666"), ap("203.0.113.3:9993"), d)
 		// The same bytes as an authentic packet.
-		a.core.Send(a.w, a.port, n.Now, b.id.Address(), packet.Verb(verb&0x1f), d, vl1.SendOpts{})
+		a.core.Send(a.w.Begin(a.port, n.Now), b.id.Address(), packet.Verb(verb&0x1f), d, vl1.SendOpts{})
 		n.Run(time.Second)
 		if fmt.Sprint(len(b.core.Peers())) == "0" {
 			t.Error("forgot everybody")
@@ -422,10 +422,11 @@ func BenchmarkSendData(b *testing.B) {
 	sink := &sinkOut{}
 	peer := x.core.Peer(y.id.Address())
 	buf := make([]byte, packet.HeaderLen+1404)
+	x.w.Begin(sink, n.Now)
 	b.SetBytes(1404)
 	b.ReportAllocs()
 	for b.Loop() {
-		x.core.SendData(x.w, sink, n.Now, peer, packet.VerbFrame, buf)
+		x.core.SendData(x.w, peer, packet.VerbFrame, buf)
 	}
 }
 

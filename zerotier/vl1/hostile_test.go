@@ -68,7 +68,7 @@ func TestRelayIsBounded(t *testing.T) {
 			for range rate / int(time.Second/tick) / size {
 				for _, i := range sources {
 					packet.PutHeader(p, 1, to.id.Address(), 0x0123456789, packet.VerbFrame)
-					r.core.Receive(w, out, now, 1, source(i), p)
+					r.core.Receive(w.Begin(out, now), 1, source(i), p)
 				}
 			}
 		}
@@ -99,7 +99,7 @@ func TestRelayIsBounded(t *testing.T) {
 	p := packet.Packet(make([]byte, size))
 	if got := testing.AllocsPerRun(100, func() {
 		packet.PutHeader(p, 1, a.id.Address(), 0x0123456789, packet.VerbFrame)
-		r.core.Receive(w, discard{}, now, 1, source(9), p)
+		r.core.Receive(w.Begin(discard{}, now), 1, source(9), p)
 	}); got != 0 {
 		t.Errorf("%v allocations", got)
 	}
@@ -111,7 +111,7 @@ func TestTraceIsDropped(t *testing.T) {
 	a.send(n, b, 100)
 	n.Run(2 * time.Second)
 	for _, v := range []packet.Verb{packet.VerbRemoteTrace, packet.VerbUserMessage} {
-		a.core.Send(a.w, a.port, n.Now, b.id.Address(), v, make([]byte, 5000), vl1.SendOpts{})
+		a.core.Send(a.w.Begin(a.port, n.Now), b.id.Address(), v, make([]byte, 5000), vl1.SendOpts{})
 	}
 	n.Run(time.Second)
 	if len(b.verbs) != 1 || b.verbs[packet.VerbFrame] == 0 {
@@ -177,7 +177,7 @@ func TestNoAmplification(t *testing.T) {
 		in := make(map[netip.Addr]int)
 		receive := func(from netip.Addr, d packet.Packet) {
 			in[from] += len(d)
-			n.root.core.Receive(n.root.w, out, n.Now, 1, netip.AddrPortFrom(from, 666), d)
+			n.root.core.Receive(n.root.w.Begin(out, n.Now), 1, netip.AddrPortFrom(from, 666), d)
 			n.Run(time.Millisecond)
 			if out.bytes[from] > in[from] {
 				t.Fatalf("protocol %d: %v got %d bytes for %d", protocol, from, out.bytes[from], in[from])
@@ -198,7 +198,7 @@ func TestNoAmplification(t *testing.T) {
 		for i := range 200 {
 			d := v.hello(protocol, n.planet)
 			d[len(d)-1-i%90] ^= 1
-			n.root.core.Receive(n.root.w, out, n.Now, 1, ap("46.0.0.1:666"), d)
+			n.root.core.Receive(n.root.w.Begin(out, n.Now), 1, ap("46.0.0.1:666"), d)
 		}
 		if out.bytes[netip.MustParseAddr("46.0.0.1")] != 0 {
 			t.Errorf("%d bytes in answer to forgeries", out.bytes[netip.MustParseAddr("46.0.0.1")])
@@ -305,7 +305,7 @@ func TestFlood(t *testing.T) {
 		out := newMeter()
 		before := heap()
 		for i := range *floodCount {
-			target.core.Receive(target.w, out, n.Now, 1, h.source(), h.datagram())
+			target.core.Receive(target.w.Begin(out, n.Now), 1, h.source(), h.datagram())
 			if i%200 == 0 {
 				n.Run(10 * time.Millisecond)
 			}
@@ -348,7 +348,7 @@ func TestManyIdentitiesFromOneNetwork(t *testing.T) {
 	for range tries {
 		id := fakeIdentity(t, n.ids[4], uint64(out.total)+rand.Uint64())
 		v := newVoice(t, id, n.ids[0])
-		n.root.core.Receive(n.root.w, out, n.Now, 1, ap("70.1.2.3:9"), v.hello(12, n.planet))
+		n.root.core.Receive(n.root.w.Begin(out, n.Now), 1, ap("70.1.2.3:9"), v.hello(12, n.planet))
 	}
 	st := n.root.core.Stats()
 	if st.Peers != before.Peers {
@@ -376,7 +376,7 @@ func TestBackgroundChecks(t *testing.T) {
 	for i := range 100 {
 		v := newVoice(t, fakeIdentity(t, n.ids[4], rand.Uint64()), n.ids[0])
 		from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{70, 1, byte(i), 1}), 9)
-		root.core.Receive(root.w, out, now, 1, from, v.hello(12, n.planet))
+		root.core.Receive(root.w.Begin(out, now), 1, from, v.hello(12, n.planet))
 	}
 	if inline > 16 || len(jobs) != 1 {
 		t.Fatalf("%d checks at once, %d in the background", inline, len(jobs))
@@ -384,7 +384,7 @@ func TestBackgroundChecks(t *testing.T) {
 	jobs[0]()
 	jobs = nil
 	genuine := newVoice(t, n.ids[2], n.ids[0])
-	root.core.Receive(root.w, out, now, 1, ap("71.0.0.1:9"), genuine.hello(12, n.planet))
+	root.core.Receive(root.w.Begin(out, now), 1, ap("71.0.0.1:9"), genuine.hello(12, n.planet))
 	if len(jobs) != 1 || root.core.Peer(n.ids[2].Address()) != nil {
 		t.Fatalf("%d checks in the background", len(jobs))
 	}
@@ -441,7 +441,7 @@ func newTarget(t testing.TB, isRoot bool) *target {
 	}, ap("8.0.0.1:9993"))
 	x.root, x.peer = newVoice(t, ids[0], ids[1]), newVoice(t, ids[2], ids[1])
 	x.core.Tick(x.out, x.now)
-	x.core.Lookup(x.w, x.out, x.now, ids[2].Address())
+	x.core.Lookup(x.w.Begin(x.out, x.now), ids[2].Address())
 	return x
 }
 
@@ -468,27 +468,27 @@ func (x *target) step(b []byte) []byte {
 	v, at := voices[op>>4&1], from[int(op>>5)%len(from)]
 	switch op & 0x0f {
 	case 0: // as it is
-		x.core.Receive(x.w, x.out, x.now, 1, at, payload)
+		x.core.Receive(x.w.Begin(x.out, x.now), 1, at, payload)
 	case 1, 2, 3, 4, 5: // authentic
 		suite := packet.SuiteAES
 		if op&1 == 0 {
 			suite = packet.SuiteSalsa
 		}
-		x.core.Receive(x.w, x.out, x.now, 1, at, v.say(verb, suite, payload))
+		x.core.Receive(x.w.Begin(x.out, x.now), 1, at, v.say(verb, suite, payload))
 	case 6: // authentic, relayed
 		p := v.say(verb, packet.SuiteAES, payload)
 		p.SetHops(1)
-		x.core.Receive(x.w, x.out, x.now, 1, at, p)
+		x.core.Receive(x.w.Begin(x.out, x.now), 1, at, p)
 	case 7: // clear
-		x.core.Receive(x.w, x.out, x.now, 1, at, v.say(verb, packet.SuitePoly1305, payload))
+		x.core.Receive(x.w.Begin(x.out, x.now), 1, at, v.say(verb, packet.SuitePoly1305, payload))
 	case 8: // a later part
 		p := append(make([]byte, 14), payload...)
 		packet.PutHeader(append(p, make([]byte, 28)...), 1, x.id.Address(), 0, 0)
-		x.core.Receive(x.w, x.out, x.now, 1, at, p)
+		x.core.Receive(x.w.Begin(x.out, x.now), 1, at, p)
 	case 9: // for somebody else
 		p := v.say(verb, packet.SuiteAES, payload)
 		identity.Address(0x1122334455).Put(p[8:])
-		x.core.Receive(x.w, x.out, x.now, 1, at, p)
+		x.core.Receive(x.w.Begin(x.out, x.now), 1, at, p)
 	case 10:
 		x.now = x.now.Add(time.Duration(b[2]) * 100 * time.Millisecond)
 		x.core.Tick(x.out, x.now)
@@ -496,16 +496,16 @@ func (x *target) step(b []byte) []byte {
 		x.now = x.now.Add(time.Duration(b[2]) * 10 * time.Second)
 		x.core.Tick(x.out, x.now)
 	case 12:
-		x.core.Send(x.w, x.out, x.now, v.id.Address(), verb, payload, vl1.SendOpts{ExpectReply: true, Compress: true})
+		x.core.Send(x.w.Begin(x.out, x.now), v.id.Address(), verb, payload, vl1.SendOpts{ExpectReply: true, Compress: true})
 	case 13:
-		x.core.Send(x.w, x.out, x.now, identity.Address(b[1]), verb, payload, vl1.SendOpts{})
+		x.core.Send(x.w.Begin(x.out, x.now), identity.Address(b[1]), verb, payload, vl1.SendOpts{})
 	case 14:
 		_ = x.core.Orbit(uint64(b[1]), v.id.Address())
 		x.core.Deorbit(uint64(b[2]))
 	case 15:
 		p := v.say(verb, packet.SuiteAES, payload)
 		p.SetTrusted(uint64(b[1]))
-		x.core.Receive(x.w, x.out, x.now, 1, at, p)
+		x.core.Receive(x.w.Begin(x.out, x.now), 1, at, p)
 	}
 	return rest
 }

@@ -83,14 +83,14 @@ const tryEvery = 30 * time.Second
 
 // tryConfigured sends HELLO to one of the endpoints that the operator gave for a
 // peer, if there is no path (chapter 02 §4.7). Core.mu is held.
-func (c *Core) tryConfigured(w *Worker, out Out, now time.Time, p *Peer) {
-	t := c.at(now)
+func (c *Core) tryConfigured(w *Worker, p *Peer) {
+	t := w.t
 	v, ok := c.cfg.Virtual[p.addr]
 	if !ok || len(v.Try) == 0 || p.lastTry != 0 && since(t, p.lastTry) < tryEvery || p.bestPath(t) != nil {
 		return
 	}
 	p.lastTry = t
 	if ep := v.Try[rand.IntN(len(v.Try))]; c.allowed(p, ep) {
-		c.sendHello(w, out, now, p, 0, ep)
+		c.sendHello(w, p, 0, ep)
 	}
 }

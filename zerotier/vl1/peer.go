@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
 )
@@ -37,9 +38,9 @@ type Peer struct {
 	lastTry       int64
 	owed          *owedWorlds
 	lastWorlds    int64
-	whoisBytes    bucket // that may be asked for
-	pushes        bucket
-	confirms      bucket
+	whoisBytes    rate.Bucket // that may be asked for
+	pushes        rate.Bucket
+	confirms      rate.Bucket
 	confirmed     map[netip.AddrPort]int64 // endpoints probed lately
 }
 

@@ -120,23 +120,23 @@ func (p *Peer) record() (PeerRecord, bool) {
 
 // recall looks an unknown peer up in the cache and tries its old endpoints.
 // Nothing is assumed about its paths. It returns nil without a record.
-func (c *Core) recall(w *Worker, out Out, now time.Time, a identity.Address) *Peer {
-	p, endpoints := c.fromCache(now, a, maxRecalled)
+func (c *Core) recall(w *Worker, a identity.Address) *Peer {
+	p, endpoints := c.fromCache(w.t, a, maxRecalled)
 	if p == nil {
 		return nil
 	}
 	c.mu.Lock()
-	c.tryEndpoints(w, out, now, p, endpoints)
+	c.tryEndpoints(w, p, endpoints)
 	c.mu.Unlock()
-	c.peerLearned(w, out, now, p)
+	c.peerLearned(w, p)
 	return p
 }
 
 // tryEndpoints says HELLO to old endpoints of a peer. Core.mu is held.
-func (c *Core) tryEndpoints(w *Worker, out Out, now time.Time, p *Peer, endpoints []netip.AddrPort) {
+func (c *Core) tryEndpoints(w *Worker, p *Peer, endpoints []netip.AddrPort) {
 	for _, ep := range endpoints[:min(len(endpoints), maxPaths)] {
 		if c.allowed(p, ep) {
-			c.sendHello(w, out, now, p, 0, ep)
+			c.sendHello(w, p, 0, ep)
 		}
 	}
 }
@@ -172,13 +172,13 @@ func (c *Core) reviveDue(t int64) bool {
 		r.done, r.all = true, nil
 		return false
 	case r.rounds == 0:
-		return since(t, c.at(c.start)) >= reviveAfter
+		return since(t, at(c.start, c.start)) >= reviveAfter
 	}
 	return since(t, r.last) >= reviveAfter<<r.rounds
 }
 
 // revivePeers says HELLO to some of the peers in the cache.
-func (c *Core) revivePeers(w *Worker, out Out, now time.Time) {
+func (c *Core) revivePeers(w *Worker) {
 	r := &c.revive
 	c.mu.Lock()
 	first := r.rounds == 0
@@ -193,7 +193,7 @@ func (c *Core) revivePeers(w *Worker, out Out, now time.Time) {
 		r.all = all
 	}
 	if len(r.list) == 0 {
-		r.list, r.last = r.all, c.at(now)
+		r.list, r.last = r.all, w.t
 		r.rounds++
 	}
 	list := r.list[:min(len(r.list), revivedOnce)]
@@ -201,15 +201,15 @@ func (c *Core) revivePeers(w *Worker, out Out, now time.Time) {
 	c.mu.Unlock()
 	for _, a := range list {
 		if p := c.Peer(a); p == nil {
-			c.recall(w, out, now, a)
+			c.recall(w, a)
 		} else {
-			c.greetAgain(w, out, now, p)
+			c.greetAgain(w, p)
 		}
 	}
 }
 
 // greetAgain says HELLO to the old endpoints of a known peer without a path.
-func (c *Core) greetAgain(w *Worker, out Out, now time.Time, p *Peer) {
+func (c *Core) greetAgain(w *Worker, p *Peer) {
 	c.mu.Lock()
 	reached := len(p.paths) > 0
 	c.mu.Unlock()
@@ -218,7 +218,7 @@ func (c *Core) greetAgain(w *Worker, out Out, now time.Time, p *Peer) {
 	}
 	if rec := c.cfg.StoredPeer(p.id.Address()); rec != nil {
 		c.mu.Lock()
-		c.tryEndpoints(w, out, now, p, rec.Endpoints)
+		c.tryEndpoints(w, p, rec.Endpoints)
 		c.mu.Unlock()
 	}
 }
@@ -227,21 +227,20 @@ func (c *Core) greetAgain(w *Worker, out Out, now time.Time, p *Peer) {
 // it needs no new HELLO, which real nodes send to a root only every 225 s (chapter 02
 // §4.6). The packet may be forged, so that nothing is sent; and strangers
 // can't use up all of the table.
-func (c *Core) recallSender(w *Worker, out Out, now time.Time, a identity.Address) *Peer {
-	p, _ := c.fromCache(now, a, maxRecalled/2)
+func (c *Core) recallSender(w *Worker, a identity.Address) *Peer {
+	p, _ := c.fromCache(w.t, a, maxRecalled/2)
 	if p != nil {
-		c.peerLearned(w, out, now, p)
+		c.peerLearned(w, p)
 	}
 	return p
 }
 
 // fromCache adds a peer that the cache has, at most once per recallEvery and
 // address, unless limit addresses were looked up lately.
-func (c *Core) fromCache(now time.Time, a identity.Address, limit int) (*Peer, []netip.AddrPort) {
+func (c *Core) fromCache(t int64, a identity.Address, limit int) (*Peer, []netip.AddrPort) {
 	if c.cfg.StoredPeer == nil || a.Reserved() {
 		return nil, nil
 	}
-	t := c.at(now)
 	c.mu.Lock()
 	last, tried := c.recalled[a]
 	if tried && since(t, last) < recallEvery || !tried && len(c.recalled) >= limit {

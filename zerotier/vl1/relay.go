@@ -1,11 +1,10 @@
 package vl1
 
 import (
-	"hash/maphash"
 	"net/netip"
-	"sync/atomic"
 	"time"
 
+	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
 )
@@ -18,7 +17,7 @@ type pair struct{ low, high identity.Address }
 
 // relayPacket forwards a packet for somebody else, if we are a root (chapter 02
 // §4.8).
-func (c *Core) relayPacket(w *Worker, out Out, now time.Time, src Source, p packet.Packet) {
+func (c *Core) relayPacket(w *Worker, src Source, p packet.Packet) {
 	if !c.IsRoot() {
 		w.stats.rejects[RejectNotRelayed].Add(1)
 		return
@@ -29,15 +28,15 @@ func (c *Core) relayPacket(w *Worker, out Out, now time.Time, src Source, p pack
 	}
 	p.SetHops(p.Hops() + 1)
 	dst := c.Peer(p.Destination())
-	if !c.forward(w, out, now, src, dst, p.Source(), p) {
+	if !c.forward(w, src, dst, p.Source(), p) {
 		return
 	}
 	if from := c.Peer(p.Source()); from != nil && dst != nil {
-		c.introduce(w, out, now, from, dst)
+		c.introduce(w, from, dst)
 	}
 }
 
-func (c *Core) relayFragment(w *Worker, out Out, now time.Time, src Source, f packet.Fragment) {
+func (c *Core) relayFragment(w *Worker, src Source, f packet.Fragment) {
 	if !c.IsRoot() {
 		w.stats.rejects[RejectNotRelayed].Add(1)
 		return
@@ -47,11 +46,11 @@ func (c *Core) relayFragment(w *Worker, out Out, now time.Time, src Source, f pa
 		return
 	}
 	f.SetHops(f.Hops() + 1)
-	c.forward(w, out, now, src, c.Peer(f.Destination()), 0, f)
+	c.forward(w, src, c.Peer(f.Destination()), 0, f)
 }
 
 // forward sends a datagram to dst directly, else to another root.
-func (c *Core) forward(w *Worker, out Out, now time.Time, src Source, dst *Peer, source identity.Address, datagram []byte) (direct bool) {
+func (c *Core) forward(w *Worker, src Source, dst *Peer, source identity.Address, datagram []byte) (direct bool) {
 	var r *route
 	if dst != nil {
 		r = dst.route.Load()
@@ -67,12 +66,12 @@ func (c *Core) forward(w *Worker, out Out, now time.Time, src Source, dst *Peer,
 		w.stats.rejects[RejectNotRelayed].Add(1)
 		return false
 	}
-	t := c.at(now)
+	t := w.t
 	if !c.relays.allow(t, src.Endpoint.Addr(), packet.Fragment(datagram).Destination(), len(datagram)) {
 		w.stats.rejects[RejectRelayRate].Add(1)
 		return false
 	}
-	out.Send(r.path.sock, r.path.ep, nil, datagram)
+	w.out.Send(r.path.sock, r.path.ep, nil, datagram)
 	r.path.lastOut.Store(t)
 	c.stats.relayed.Add(1)
 	return direct
@@ -83,18 +82,21 @@ func (c *Core) forward(w *Worker, out Out, now time.Time, src Source, dst *Peer,
 // line carries, so that one of them can't take it all. A datagram costs something
 // besides its bytes.
 const (
-	relayRate     = 100_000_000            // bytes a second
-	relayBurst    = int64(time.Second) / 2 // of them at once
-	relayCost     = 64                     // bytes
-	relayGateSize = 4096                   // sources, and destinations, told apart
-	relayNsByte   = 1_000_000_000 / relayRate
+	relayRate     = 100_000_000   // bytes a second
+	relayBurst    = relayRate / 2 // bytes at once
+	relayCost     = 64            // bytes
+	relayByteTime = time.Second / relayRate
+	relayGateSize = 4096 // sources, and destinations, told apart
 )
 
-// relayGates are token buckets of the sources and destinations of relayed datagrams:
-// the time when each is full again. They are fixed in number, and those that share one
-// by chance share its rate.
+// relayGates bound what is relayed from each source and to each destination.
 type relayGates struct {
-	source, destination [relayGateSize]atomic.Int64
+	source      *rate.Table[netip.Addr]
+	destination *rate.Table[identity.Address]
+}
+
+func newRelayGates() relayGates {
+	return relayGates{rate.NewTable[netip.Addr](relayGateSize), rate.NewTable[identity.Address](relayGateSize)}
 }
 
 // allow takes a datagram's bytes from the buckets of its source, of IPv6 a /64, and of
@@ -105,27 +107,13 @@ func (g *relayGates) allow(t int64, source netip.Addr, destination identity.Addr
 			source = p.Addr()
 		}
 	}
-	cost := int64(size+relayCost) * relayNsByte
-	return takeRelay(&g.source[maphash.Comparable(endpointSeed, source)%relayGateSize], t, cost) &&
-		takeRelay(&g.destination[maphash.Comparable(endpointSeed, destination)%relayGateSize], t, cost)
-}
-
-func takeRelay(full *atomic.Int64, t, cost int64) bool {
-	for {
-		old := full.Load()
-		next := max(old, t) + cost
-		if next-t > relayBurst {
-			return false
-		}
-		if full.CompareAndSwap(old, next) {
-			return true
-		}
-	}
+	return g.source.Of(source).Take(t, size+relayCost, relayByteTime, relayBurst) &&
+		g.destination.Of(destination).Take(t, size+relayCost, relayByteTime, relayBurst)
 }
 
 // introduce sends two peers each other's endpoint (chapter 02 §7.3).
-func (c *Core) introduce(w *Worker, out Out, now time.Time, a, b *Peer) {
-	t := c.at(now)
+func (c *Core) introduce(w *Worker, a, b *Peer) {
+	t := w.t
 	key := pair{min(a.addr, b.addr), max(a.addr, b.addr)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -140,14 +128,14 @@ func (c *Core) introduce(w *Worker, out Out, now time.Time, a, b *Peer) {
 		return
 	}
 	c.intros[key] = t
-	c.rendezvous(w, out, t, a, pa, b.addr, pb.ep)
-	c.rendezvous(w, out, t, b, pb, a.addr, pa.ep)
+	c.rendezvous(w, a, pa, b.addr, pb.ep)
+	c.rendezvous(w, b, pb, a.addr, pa.ep)
 }
 
-func (c *Core) rendezvous(w *Worker, out Out, t int64, to *Peer, over *path, peer identity.Address, at netip.AddrPort) {
+func (c *Core) rendezvous(w *Worker, to *Peer, over *path, peer identity.Address, at netip.AddrPort) {
 	b := packet.Packet(rendezvous{peer, at}.append(make([]byte, packet.HeaderLen, 64)))
-	c.emit(w, out, t, to, over.sock, over.ep, packet.VerbRendezvous, b, to.suite())
-	over.lastOut.Store(t)
+	c.emit(w, to, over.sock, over.ep, packet.VerbRendezvous, b, to.suite())
+	over.lastOut.Store(w.t)
 }
 
 // commonPaths finds the most private scope and the family in which both have a

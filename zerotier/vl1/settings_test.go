@@ -159,7 +159,7 @@ func TestPeerCache(t *testing.T) {
 		t.Errorf("%d frames arrived", n.b.got)
 	}
 	for range 100 {
-		a.core.Send(a.w, a.port, n.Now, 0x1234567890, packet.VerbFrame, nil, vl1.SendOpts{})
+		a.core.Send(a.w.Begin(a.port, n.Now), 0x1234567890, packet.VerbFrame, nil, vl1.SendOpts{})
 	}
 	if asked != 2 {
 		t.Errorf("the cache was asked %d times, want 2", asked)
@@ -202,7 +202,7 @@ func TestSenderFromCache(t *testing.T) {
 	p := forger.say(packet.VerbFrame, packet.SuiteAES, make([]byte, 100))
 	packet.PutHeader(p, p.ID(), n.ids[1].Address(), n.b.id.Address(), packet.VerbFrame)
 	out := newMeter()
-	a.core.Receive(a.w, out, n.Now, 1, ap("66.0.0.1:1"), p)
+	a.core.Receive(a.w.Begin(out, n.Now), 1, ap("66.0.0.1:1"), p)
 	if out.total != 0 || a.got != 0 {
 		t.Errorf("a forged packet was answered with %d bytes, %d frames arrived", out.total, a.got)
 	}

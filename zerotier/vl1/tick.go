@@ -29,11 +29,11 @@ func retryAfter(n int) time.Duration {
 
 // Tick does what is due and returns when it wants to be called next.
 func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
-	t := c.at(now)
-	w := c.tick
+	w := c.tick.Begin(out, now)
+	t := w.t
 	c.mu.Lock()
-	c.followLocal(w, out, now)
-	c.tickRoots(w, out, now)
+	c.followLocal(w)
+	c.tickRoots(w)
 	c.updateBest(t)
 	every := pingCheckEvery
 	if c.cfg.LowBandwidth {
@@ -43,8 +43,8 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	ping := c.lastPing == 0 || since(t, c.lastPing) >= every
 	if ping {
 		c.lastPing = t
-		c.contactSeeds(w, out, now)
-		strange = c.keepContacts(w, out, now)
+		c.contactSeeds(w)
+		strange = c.keepContacts(w)
 	}
 	var flush []*Peer
 	waiting := make(map[identity.Address]bool)
@@ -52,12 +52,12 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 		waiting[q.dst] = true
 	}
 	c.eachPeer(func(p *Peer) {
-		c.tickPeer(w, out, now, p, ping)
+		c.tickPeer(w, p, ping)
 		if waiting[p.addr] {
 			flush = append(flush, p)
 		}
 	})
-	c.tickQueues(w, out, t)
+	c.tickQueues(w)
 	if c.lastHouse == 0 || since(t, c.lastHouse) >= housekeeping {
 		c.lastHouse = t
 		c.keepHouse(t)
@@ -71,39 +71,39 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	c.forgotten, c.newcomers = nil, nil
 	c.mu.Unlock()
 	for _, p := range newcomers {
-		c.peerLearned(w, out, now, p)
+		c.peerLearned(w, p)
 	}
 	for _, r := range forgotten {
 		c.cfg.OnForgotten(r)
 	}
 	for _, a := range strange {
-		c.Lookup(w, out, now, a)
+		c.Lookup(w, a)
 	}
 	for _, p := range flush {
-		c.flushQueue(w, out, now, p)
+		c.flushQueue(w, p)
 	}
 	if revive {
-		c.revivePeers(w, out, now)
+		c.revivePeers(w)
 	}
-	c.retry(w, out, now, nil)
+	c.retry(w, nil)
 	return now.Add(wait)
 }
 
 // tickRoots keeps the roots within reach. Core.mu is held.
-func (c *Core) tickRoots(w *Worker, out Out, now time.Time) {
-	t := c.at(now)
+func (c *Core) tickRoots(w *Worker) {
+	t := w.t
 	for a, rs := range c.roots {
 		p := c.Peer(a)
 		if p == nil {
 			continue
 		}
-		c.checkPaths(w, out, now, p, true)
+		c.checkPaths(w, p, true)
 		pa := p.bestPath(t)
 		if pa != nil && !pa.silent(t) {
 			rs.attempts = 0
 			if last := max(rs.lastProbe, p.lastReceive.Load()); rs.lastProbe == 0 || since(t, last) >= rootProbeEvery || since(t, rs.lastProbe) >= rootProbeEvery {
 				rs.lastProbe = t
-				c.probePaths(w, out, now, p)
+				c.probePaths(w, p)
 			}
 			continue
 		}
@@ -116,10 +116,10 @@ func (c *Core) tickRoots(w *Worker, out Out, now time.Time) {
 		rs.attempts++
 		rs.lastHello, rs.lastProbe = t, t
 		for _, ep := range c.worlds.Load().upstreams[a].endpoints {
-			c.sendHello(w, out, now, p, 0, ep)
+			c.sendHello(w, p, 0, ep)
 		}
 		if pa == nil {
-			c.relayHello(w, out, now, p)
+			c.relayHello(w, p)
 		}
 	}
 }
@@ -127,12 +127,12 @@ func (c *Core) tickRoots(w *Worker, out Out, now time.Time) {
 // followLocal reacts to new and gone local addresses: the roots must learn where
 // we are, and paths from closed sockets are no more. Core.mu is
 // held.
-func (c *Core) followLocal(w *Worker, out Out, now time.Time) {
+func (c *Core) followLocal(w *Worker) {
 	if c.cfg.LocalEndpoints == nil {
 		return
 	}
 	eps := c.cfg.LocalEndpoints()
-	t := c.at(now)
+	t := w.t
 	if slices.Equal(eps, c.local) || c.lastLocal != 0 && since(t, c.lastLocal) < localEvery {
 		return
 	}
@@ -146,7 +146,7 @@ func (c *Core) followLocal(w *Worker, out Out, now time.Time) {
 		rs.attempts, rs.lastHello = 0, 0
 		if p := c.Peer(a); p != nil {
 			for _, ep := range c.worlds.Load().upstreams[a].endpoints {
-				c.sendHello(w, out, now, p, 0, ep)
+				c.sendHello(w, p, 0, ep)
 			}
 		}
 	}
@@ -154,7 +154,7 @@ func (c *Core) followLocal(w *Worker, out Out, now time.Time) {
 		for _, pa := range p.paths {
 			pa.noteProbe(t)
 			p.noteProbe(pa.ep, t)
-			c.probe(w, out, now, p, 0, pa.ep) // from the new sockets too
+			c.probe(w, p, 0, pa.ep) // from the new sockets too
 		}
 		if c.cfg.SocketOpen != nil {
 			p.paths = slices.DeleteFunc(p.paths, func(pa *path) bool { return !c.cfg.SocketOpen(pa.sock) })
@@ -165,18 +165,18 @@ func (c *Core) followLocal(w *Worker, out Out, now time.Time) {
 }
 
 // contactSeeds asks for the moons we wait for. Core.mu is held.
-func (c *Core) contactSeeds(w *Worker, out Out, now time.Time) {
-	t := c.at(now)
+func (c *Core) contactSeeds(w *Worker) {
+	t := w.t
 	for _, seed := range c.waiting {
 		p := c.Peer(seed)
 		if p == nil {
-			c.askWhois(w, out, t, seed, false)
+			c.askWhois(w, seed, false)
 			continue
 		}
 		if pa := p.bestPath(t); pa != nil {
-			c.sendHello(w, out, now, p, pa.sock, pa.ep)
+			c.sendHello(w, p, pa.sock, pa.ep)
 		} else {
-			c.relayHello(w, out, now, p)
+			c.relayHello(w, p)
 		}
 	}
 }
@@ -200,8 +200,8 @@ func (c *Core) KeepContact(list []identity.Address) (refused int) {
 
 // keepContacts says HELLO, through a root, to contacts without a path: tickPeer keeps
 // the paths of the others. It returns those that must be looked up. Core.mu is held.
-func (c *Core) keepContacts(w *Worker, out Out, now time.Time) (strange []identity.Address) {
-	t := c.at(now)
+func (c *Core) keepContacts(w *Worker) (strange []identity.Address) {
+	t := w.t
 	for a := range c.contacts {
 		p := c.Peer(a)
 		switch {
@@ -210,7 +210,7 @@ func (c *Core) keepContacts(w *Worker, out Out, now time.Time) (strange []identi
 		case c.IsUpstream(a) || p.bestPath(t) != nil:
 		case c.best.Load() != nil && (p.lastFullHello == 0 || since(t, p.lastFullHello) >= contactEvery):
 			p.lastFullHello = t
-			c.relayHello(w, out, now, p)
+			c.relayHello(w, p)
 		}
 	}
 	return strange
@@ -222,8 +222,8 @@ func (c *Core) stays(p *Peer) bool {
 }
 
 // checkPaths removes expired paths, and probes those in doubt. Core.mu is held.
-func (c *Core) checkPaths(w *Worker, out Out, now time.Time, p *Peer, active bool) {
-	t := c.at(now)
+func (c *Core) checkPaths(w *Worker, p *Peer, active bool) {
+	t := w.t
 	p.paths = slices.DeleteFunc(p.paths, func(pa *path) bool { return pa.expired(t) })
 	doubt := false
 	for _, pa := range p.paths {
@@ -232,7 +232,7 @@ func (c *Core) checkPaths(w *Worker, out Out, now time.Time, p *Peer, active boo
 		probe = probe || doubt && pa.suspect == 0 && since(t, pa.lastIn.Load()) >= pathProbeEvery
 		if probe {
 			pa.noteProbe(t)
-			c.probe(w, out, now, p, pa.sock, pa.ep)
+			c.probe(w, p, pa.sock, pa.ep)
 		}
 		doubt = doubt || pa.suspect != 0 && !pa.dead.Load()
 	}
@@ -240,8 +240,8 @@ func (c *Core) checkPaths(w *Worker, out Out, now time.Time, p *Peer, active boo
 
 // probePaths probes every path of a root; a full HELLO now and then keeps its
 // knowledge of us fresh. Core.mu is held.
-func (c *Core) probePaths(w *Worker, out Out, now time.Time, p *Peer) {
-	t := c.at(now)
+func (c *Core) probePaths(w *Worker, p *Peer) {
+	t := w.t
 	full := since(t, p.lastFullHello) >= fullHelloEvery
 	if full {
 		p.lastFullHello = t
@@ -249,24 +249,24 @@ func (c *Core) probePaths(w *Worker, out Out, now time.Time, p *Peer) {
 	for _, pa := range p.paths {
 		pa.noteProbe(t)
 		if full {
-			c.sendHello(w, out, now, p, pa.sock, pa.ep)
+			c.sendHello(w, p, pa.sock, pa.ep)
 		} else {
-			c.probe(w, out, now, p, pa.sock, pa.ep)
+			c.probe(w, p, pa.sock, pa.ep)
 		}
 	}
 }
 
 // tickPeer keeps the paths of a peer alive and notices dead ones. Core.mu is held.
-func (c *Core) tickPeer(w *Worker, out Out, now time.Time, p *Peer, ping bool) {
-	t := c.at(now)
+func (c *Core) tickPeer(w *Worker, p *Peer, ping bool) {
+	t := w.t
 	if c.IsUpstream(p.addr) {
 		return
 	}
 	used := max(p.lastNontrivial.Load(), p.lastData.Load()) // also if we only send
 	active := used != 0 && since(t, used) < peerActive || c.contacts[p.addr]
-	c.checkPaths(w, out, now, p, active)
+	c.checkPaths(w, p, active)
 	if active {
-		c.tryConfigured(w, out, now, p)
+		c.tryConfigured(w, p)
 	} else {
 		c.updateRoute(p, t)
 		return
@@ -278,9 +278,9 @@ func (c *Core) tickPeer(w *Worker, out Out, now time.Time, p *Peer, ping bool) {
 	for _, pa := range p.paths {
 		switch {
 		case full:
-			c.sendHello(w, out, now, p, pa.sock, pa.ep)
+			c.sendHello(w, p, pa.sock, pa.ep)
 		case ping && since(t, pa.lastOut.Load()) >= pathHeartbeat:
-			c.probe(w, out, now, p, pa.sock, pa.ep)
+			c.probe(w, p, pa.sock, pa.ep)
 		default:
 			continue
 		}
@@ -290,29 +290,29 @@ func (c *Core) tickPeer(w *Worker, out Out, now time.Time, p *Peer, ping bool) {
 }
 
 // tickQueues repeats questions and drops what waited too long. Core.mu is held.
-func (c *Core) tickQueues(w *Worker, out Out, t int64) {
-	c.outQueue = slices.DeleteFunc(c.outQueue, func(q queued) bool { return since(t, q.born) >= queueTimeout })
+func (c *Core) tickQueues(w *Worker) {
+	c.outQueue = slices.DeleteFunc(c.outQueue, func(q queued) bool { return since(w.t, q.born) >= queueTimeout })
 	for _, q := range c.outQueue {
 		if c.Peer(q.dst) == nil {
-			c.askWhois(w, out, t, q.dst, false)
+			c.askWhois(w, q.dst, false)
 		}
 	}
-	c.held = slices.DeleteFunc(c.held, func(q heldPacket) bool { return since(t, q.born) >= queueTimeout })
+	c.held = slices.DeleteFunc(c.held, func(q heldPacket) bool { return since(w.t, q.born) >= queueTimeout })
 	for i := range c.held {
 		q := &c.held[i]
-		age := since(t, q.born)
+		age := since(w.t, q.born)
 		if q.asked == 1 && age >= time.Second || q.asked == 2 && age >= 3*time.Second {
 			q.asked++
-			c.askWhois(w, out, t, q.from, true)
+			c.askWhois(w, q.from, true)
 		}
 	}
 	for a, st := range c.whois {
-		if since(t, max(st.last, st.first)) >= 2*whoisPacing {
+		if since(w.t, max(st.last, st.first)) >= 2*whoisPacing {
 			delete(c.whois, a)
 		}
 	}
 	for a, h := range c.hints {
-		if since(t, h.born) >= queueTimeout {
+		if since(w.t, h.born) >= queueTimeout {
 			delete(c.hints, a)
 		}
 	}

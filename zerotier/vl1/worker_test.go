@@ -14,8 +14,8 @@ import (
 
 type noUpper struct{}
 
-func (noUpper) HandlePacket(Out, time.Time, *Peer, packet.Packet, Source) (r Result) { return r }
-func (noUpper) PeerLearned(Out, time.Time, *Peer)                                    {}
+func (noUpper) HandlePacket(*Worker, *Peer, packet.Packet, Source) (r Result) { return r }
+func (noUpper) PeerLearned(*Worker, *Peer)                                    {}
 
 // withWorker is an upper layer that holds a worker, as the network layer does.
 type withWorker struct {
@@ -73,7 +73,7 @@ func TestWorkersAreFreed(t *testing.T) {
 	}
 	const count = 100
 	for range count {
-		c.Receive(c.NewWorker(), nil, time.Unix(2, 0), 1, netip.AddrPort{}, []byte("x"))
+		c.Receive(c.NewWorker().Begin(nil, time.Unix(2, 0)), 1, netip.AddrPort{}, []byte("x"))
 	}
 	left := func() int {
 		c.mu.Lock()

@@ -9,15 +9,17 @@ import (
 
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/internal/wire"
+	"ztgate/zerotier/ztnode"
 )
 
 // ErrMalformed is wrapped by the errors of all parsers.
 var ErrMalformed = errors.New("malformed")
 
-// NetworkID is a network's 64-bit number (chapter 01 §1.3).
-type NetworkID uint64
+// NetworkID is a network's number.
+type NetworkID = ztnode.NetworkID
 
-// ParseNetworkID reads 16 hexadecimal digits.
+// ParseNetworkID reads 16 hexadecimal digits. Unlike [ztnode.ParseNetworkID] it takes 0,
+// which records and messages may hold.
 func ParseNetworkID(s string) (NetworkID, error) {
 	v, err := strconv.ParseUint(s, 16, 64)
 	if err != nil || len(s) != 16 {
@@ -29,34 +31,11 @@ func ParseNetworkID(s string) (NetworkID, error) {
 // NetworkIDFromBytes reads b[:8]; the caller has checked the length.
 func NetworkIDFromBytes(b []byte) NetworkID { return NetworkID(binary.BigEndian.Uint64(b)) }
 
-// String returns 16 hexadecimal digits.
-func (n NetworkID) String() string { return fmt.Sprintf("%016x", uint64(n)) }
-
-// Append appends the eight bytes.
-func (n NetworkID) Append(b []byte) []byte { return binary.BigEndian.AppendUint64(b, uint64(n)) }
-
-// Controller returns the address of the network's controller.
-func (n NetworkID) Controller() identity.Address { return identity.Address(n >> 24) }
-
-// AdHoc reports whether members configure the network themselves.
-func (n NetworkID) AdHoc() bool { return n>>56 == 0xff }
-
 // MAC is an Ethernet address.
-type MAC [6]byte
+type MAC = ztnode.MAC
 
 // BroadcastMAC is ff:ff:ff:ff:ff:ff.
 var BroadcastMAC = MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-
-// String returns the form with colons.
-func (m MAC) String() string {
-	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
-}
-
-// IsMulticast reports whether the group bit is set.
-func (m MAC) IsMulticast() bool { return m[0]&1 != 0 }
-
-// IsZero reports whether all bytes are zero.
-func (m MAC) IsZero() bool { return m == MAC{} }
 
 // MACOf returns a member's MAC (chapter 01 §1.4).
 func MACOf(n NetworkID, a identity.Address) (m MAC) {
@@ -81,15 +60,7 @@ func AddressOf(n NetworkID, m MAC) identity.Address {
 
 // MulticastGroup is a multicast MAC with the ADI that tells ARP groups apart
 // (chapter 01 §6.4).
-type MulticastGroup struct {
-	MAC MAC
-	ADI uint32
-}
-
-// Append appends the ten bytes.
-func (g MulticastGroup) Append(b []byte) []byte {
-	return binary.BigEndian.AppendUint32(append(b, g.MAC[:]...), g.ADI)
-}
+type MulticastGroup = ztnode.Group
 
 // ParseGroup reads a group from the start of b.
 func ParseGroup(b []byte) (g MulticastGroup, ok bool) {

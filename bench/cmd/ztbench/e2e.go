@@ -15,7 +15,8 @@ import (
 	"strings"
 	"time"
 
-	"ztgate/router"
+	"ztgate/router/config"
+	"ztgate/router/control"
 	"ztgate/router/lab"
 )
 
@@ -87,9 +88,9 @@ func hasLibzt(ctx context.Context, binary string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("%s version: %w", binary, err)
 	}
-	var b router.Build
+	var b control.Build
 	err = json.Unmarshal(out, &b)
-	return slices.Contains(b.Nodes, router.NodeLibzt), err
+	return slices.Contains(b.Nodes, config.NodeLibzt), err
 }
 
 func row(w io.Writer, s setup, list []figures) {

@@ -29,7 +29,6 @@ const (
 // Result is what became of a fragment.
 type Result uint8
 
-// Results.
 const (
 	Held      Result = iota
 	Complete         // all fragments of the packet are returned

@@ -27,7 +27,6 @@ const (
 // Reason says why a packet was refused.
 type Reason uint8
 
-// Reasons.
 const (
 	OK             Reason = iota
 	Short                 // less than an IP header

@@ -12,14 +12,14 @@ type client struct {
 	opening    list // half-open flows, oldest first
 	tokens     float32
 	filled     uint32 // when tokens were added, coarse
-	crowd      int    // list of t.crowds it is in, -1 = none
+	bucket     int    // list of t.halfOpen it is in, -1 = none
 	prev, next *client
 }
 
 func (t *Table) clientOf(a [16]byte) *client {
 	c := t.clients[a]
 	if c == nil {
-		c = &client{addr: a, crowd: -1, tokens: float32(t.set.FlowRatePerClient), filled: t.now}
+		c = &client{addr: a, bucket: -1, tokens: float32(t.set.FlowRatePerClient), filled: t.now}
 		t.clients[a] = c
 	}
 	return c
@@ -70,7 +70,7 @@ func (t *Table) joinLists(id uint32, f *Flow) {
 		c := t.clientOf(f.Client())
 		t.enlist(&c.opening, id, f)
 		c.halfOpen++
-		t.crowd(c)
+		t.rebucket(c)
 	case isClosed(s):
 		t.enlist(t.closedList(f), id, f)
 	}
@@ -83,35 +83,35 @@ func (t *Table) leaveLists(f *Flow, state uint32) {
 		c := t.clientOf(f.Client())
 		t.unlist(&c.opening, f)
 		c.halfOpen--
-		t.crowd(c)
+		t.rebucket(c)
 	case isClosed(state):
 		t.unlist(t.closedList(f), f)
 	}
 }
 
-// crowd puts a client into the list of those with about as many half-open flows.
-func (t *Table) crowd(c *client) {
+// rebucket puts a client into the list of those with about as many half-open flows.
+func (t *Table) rebucket(c *client) {
 	want := bits.Len(uint(c.halfOpen)) - 1 // -1 for none
-	if want == c.crowd {
+	if want == c.bucket {
 		return
 	}
-	if c.crowd >= 0 {
+	if c.bucket >= 0 {
 		if c.prev != nil {
 			c.prev.next = c.next
 		} else {
-			t.crowds[c.crowd] = c.next
+			t.halfOpen[c.bucket] = c.next
 		}
 		if c.next != nil {
 			c.next.prev = c.prev
 		}
 	}
-	c.crowd, c.prev, c.next = want, nil, nil
+	c.bucket, c.prev, c.next = want, nil, nil
 	if want >= 0 {
-		c.next = t.crowds[want]
+		c.next = t.halfOpen[want]
 		if c.next != nil {
 			c.next.prev = c
 		}
-		t.crowds[want] = c
+		t.halfOpen[want] = c
 	}
 }
 
@@ -129,8 +129,8 @@ func (t *Table) makeRoom() bool {
 	for _, p := range t.pools[1:] {
 		try(p.closed.first)
 	}
-	for i := len(t.crowds) - 1; i >= 0 && oldest == 0; i-- {
-		if c := t.crowds[i]; c != nil {
+	for i := len(t.halfOpen) - 1; i >= 0 && oldest == 0; i-- {
+		if c := t.halfOpen[i]; c != nil {
 			oldest = c.opening.first
 		}
 	}

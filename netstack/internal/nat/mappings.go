@@ -19,7 +19,7 @@ type Mapping struct {
 // maxImportedPools bounds what a list of mappings may claim: a pool takes 70 KB.
 const maxImportedPools = 64
 
-// Mappings lists all mappings, also those that rest. The lock is held for a few
+// Mappings lists all mappings, also quarantined ones. The lock is held for a few
 // hundred ports at a time: mappings that begin or end meanwhile may be missed.
 func (t *Table) Mappings() (out []Mapping) {
 	const step = 4 // words
@@ -27,7 +27,7 @@ func (t *Table) Mappings() (out []Mapping) {
 	pools := slices.Clone(t.pools[1:])
 	n := 0
 	for _, p := range pools {
-		n += p.inUse + p.rests
+		n += p.inUse + p.inQuarantine
 	}
 	t.mu.Unlock()
 	out = make([]Mapping, 0, n)
@@ -48,14 +48,14 @@ func (t *Table) Mappings() (out []Mapping) {
 	return out
 }
 
-// Import lets the mappings of an earlier table rest for their owners. It returns
-// how many it took: those that are wrong, taken or too many are left out.
+// Import keeps the mappings of an earlier table quarantined for their owners. It
+// returns how many it took: those that are wrong, taken or too many are left out.
 func (t *Table) Import(now int64, list []Mapping) (n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	rest := t.rest
-	if rest == 0 {
-		rest = Coarse(int64(2 * time.Minute))
+	quarantine := t.quarantine
+	if quarantine == 0 {
+		quarantine = Coarse(int64(2 * time.Minute))
 	}
 	for i := range list[:min(len(list), t.set.MaxFlows)] {
 		m := &list[i]
@@ -74,7 +74,7 @@ func (t *Table) Import(now int64, list []Mapping) (n int) {
 			continue
 		}
 		p.add(t, &owner, m.Client.Port(), m.External.Port())
-		p.layDown(m.External.Port(), Coarse(now)+rest)
+		p.enterQuarantine(m.External.Port(), Coarse(now)+quarantine)
 		n++
 	}
 	return n

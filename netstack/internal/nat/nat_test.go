@@ -52,7 +52,7 @@ func (p *player) send(side Side, b []byte) (string, Refusal) {
 	if r := ipkt.Parse(b, &v); r != ipkt.OK {
 		p.t.Fatalf("packet refused: %v", r)
 	}
-	if p.n++; p.n%2 == 0 && p.quick(side, b) {
+	if p.n++; p.n%2 == 0 && p.fast(side, b) {
 		return pkttest.Describe(b), Accepted
 	}
 	var k Key
@@ -70,7 +70,7 @@ func (p *player) send(side Side, b []byte) (string, Refusal) {
 			return "", why
 		}
 	}
-	if p.tab.Follow(p.now, f, dir, &v) != Pass {
+	if p.tab.Track(p.now, f, dir, &v) != Pass {
 		return "", Accepted
 	}
 	f.Rewrite(dir, &v)
@@ -78,8 +78,8 @@ func (p *player) send(side Side, b []byte) (string, Refusal) {
 	return pkttest.Describe(b), Accepted
 }
 
-// quick is send for what may go the quick way; it reports whether the packet did.
-func (p *player) quick(side Side, b []byte) bool {
+// fast is send for what may take the fast path; it reports whether the packet did.
+func (p *player) fast(side Side, b []byte) bool {
 	plain, l4, ttl := ipkt.Plain6, 40, 7
 	if b[0] == 0x45 {
 		plain, l4, ttl = ipkt.Plain4, 20, 8
@@ -97,7 +97,7 @@ func (p *player) quick(side Side, b []byte) bool {
 	} else {
 		f.Forward6(dir, b)
 	}
-	b[ttl]++ // only this way takes one off
+	b[ttl]++ // only this path takes one off
 	if l4 == 20 {
 		ipkt.FixHeader(b)
 	}
@@ -105,7 +105,7 @@ func (p *player) quick(side Side, b []byte) bool {
 	return true
 }
 
-// begin and match are the lookup of the quick way.
+// begin and match are the lookup of the fast path.
 func (p *player) begin(side Side, b []byte) Ref {
 	if b[0] == 0x45 {
 		return p.tab.Begin(p.tab.Hash4(side, (*ipkt.Head4)(b)))
@@ -392,7 +392,7 @@ func TestSeed(t *testing.T) {
 	}
 }
 
-func TestPortRest(t *testing.T) {
+func TestPortQuarantine(t *testing.T) {
 	p := newPlayer(t, Settings{})
 	p.mustPass("first", VPC, pkttest.UDP(v1, o1, "x"))
 	p.sleep(121 * time.Second)
@@ -610,7 +610,7 @@ func (p *player) check() {
 				continue
 			}
 			used++
-			if m := pool.at(uint16(port)); !pool.resting.has(uint16(port)) && m.n != refs[m] {
+			if m := pool.at(uint16(port)); !pool.quarantined.has(uint16(port)) && m.n != refs[m] {
 				p.t.Errorf("port %d has %d flows, counted %d", port, refs[m], m.n)
 			}
 		}
@@ -618,8 +618,8 @@ func (p *player) check() {
 		if pool.countLeft(); pool.left != left {
 			p.t.Errorf("%v ports left by class, counted %v", pool.left, left)
 		}
-		if used != pool.inUse+pool.rests {
-			p.t.Errorf("%d ports used, counted %d in use and %d resting", used, pool.inUse, pool.rests)
+		if used != pool.inUse+pool.inQuarantine {
+			p.t.Errorf("%d ports used, counted %d in use and %d resting", used, pool.inUse, pool.inQuarantine)
 		}
 	}
 }
@@ -672,7 +672,7 @@ func TestNoAllocs(t *testing.T) {
 		ipkt.Parse(work, &v)
 		p.tab.KeyOf(VPC, &v, &k)
 		f, dir := p.tab.Find(p.now, &k)
-		if p.tab.Follow(p.now, f, dir, &v) == Pass {
+		if p.tab.Track(p.now, f, dir, &v) == Pass {
 			f.Rewrite(dir, &v)
 		}
 		f.Count(dir, 1, uint64(len(v.B)))
@@ -837,7 +837,7 @@ func TestConcurrent(t *testing.T) {
 					if !f.is(dir, &k) {
 						t.Errorf("found a flow of %v for %s", ipkt.Addr(f.Client()), pkttest.Describe(b))
 					}
-					tab.Follow(now, f, dir, &v)
+					tab.Track(now, f, dir, &v)
 					f.Rewrite(dir, &v)
 					f.Count(dir, 1, uint64(len(v.B)))
 					if rng.IntN(50) == 0 {

@@ -7,7 +7,6 @@ import (
 // Refusal is why a flow wasn't opened.
 type Refusal uint8
 
-// Refusals.
 const (
 	Accepted    Refusal = iota
 	TableFull           // and nothing in it may go
@@ -27,7 +26,6 @@ var RefusalNames = [NumRefusals]string{"", "table_full", "client_flows", "client
 // Source says what becomes of a flow's source.
 type Source uint8
 
-// Ways.
 const (
 	Keep       Source = iota
 	Masquerade        // behind Address, at a port of its own

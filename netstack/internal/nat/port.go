@@ -11,19 +11,19 @@ import (
 // pool is the ports of one external address and protocol, or its identifiers of
 // ICMP queries. Port 0 is never used.
 type pool struct {
-	key      poolKey
-	slot     uint16 // of the network
-	used     portSet
-	reserved portSet // never chosen: port 0, the gateway's own and those of forwards
-	left     [2]int  // ports neither used nor reserved, by class
-	resting  portSet // in used, but without flows
-	pages    [256]*[256]mapping
-	heads    [mappingHeads]uint16 // chains of mappings by client endpoint
-	restList struct{ first, last uint16 }
-	closed   list // closed flows whose ports can be used again, oldest first
-	inUse    int
-	rests    int
-	failures uint64
+	key          poolKey
+	slot         uint16 // of the network
+	used         portSet
+	reserved     portSet // never chosen: port 0, the gateway's own and those of forwards
+	left         [2]int  // ports neither used nor reserved, by class
+	quarantined  portSet // in used, but without flows: kept for their owners
+	pages        [256]*[256]mapping
+	heads        [mappingHeads]uint16 // chains of mappings by client endpoint
+	quarantine   struct{ first, last uint16 }
+	closed       list // closed flows whose ports can be used again, oldest first
+	inUse        int
+	inQuarantine int
+	failures     uint64
 }
 
 type poolKey struct {
@@ -39,8 +39,8 @@ type mapping struct {
 	client     [16]byte
 	port       uint16
 	next       uint16 // in the chain
-	prev, link uint16 // in the list of resting ones
-	n          uint32 // flows; of a resting one: when the rest ends, coarse
+	prev, link uint16 // in the list of quarantined ones
+	n          uint32 // flows; of a quarantined one: when that ends, coarse
 }
 
 type portSet [1 << 16 / 64]uint64
@@ -73,7 +73,7 @@ func (t *Table) poolOf(ext [16]byte, proto uint8) uint16 {
 	p := &pool{key: k, reserved: t.ownPorts}
 	p.countLeft()
 	for i, old := range t.pools {
-		if i > 0 && old.inUse == 0 && old.rests == 0 && old.closed.first == 0 && old.reserved == t.ownPorts && len(t.pools) > 64 {
+		if i > 0 && old.inUse == 0 && old.inQuarantine == 0 && old.closed.first == 0 && old.reserved == t.ownPorts && len(t.pools) > 64 {
 			delete(t.byAddr, old.key)
 			t.pools[i], t.byAddr[k] = p, uint16(i)
 			return uint16(i)
@@ -237,14 +237,14 @@ func (t *Table) acquire(now uint32, f *Flow, ext [16]byte) Refusal {
 	f.setAddr(endExternal, ext)
 	f.pool, p.slot = i, f.Slot
 	port := p.find(t, &client, clientPort)
-	if port != 0 && p.resting.has(port) && p.reserved.has(port) { // forwarded since
-		p.wake(port)
+	if port != 0 && p.quarantined.has(port) && p.reserved.has(port) { // forwarded since
+		p.leaveQuarantine(port)
 		p.drop(t, port)
 		port = 0
 	}
 	if port != 0 {
-		if p.resting.has(port) {
-			p.wake(port)
+		if p.quarantined.has(port) {
+			p.leaveQuarantine(port)
 			c.ports[class]++
 		}
 		p.at(port).n++
@@ -284,7 +284,7 @@ func (p *pool) add(t *Table, client *[16]byte, clientPort, port uint16) {
 }
 
 // reuse finds a port when all are taken: one whose connections are all closed, as
-// RFC 6888 REQ-8 allows where TCP is followed, else one that rests, as it allows
+// RFC 6888 REQ-8 allows where TCP is tracked, else one in quarantine, as it allows
 // where only answers pass.
 func (t *Table) reuse(p *pool, f *Flow) uint16 {
 	const tries = 64
@@ -307,7 +307,7 @@ func (t *Table) reuse(p *pool, f *Flow) uint16 {
 	if t.Filter(f.Proto()) == EndpointIndependent {
 		return 0
 	}
-	port := p.restList.first
+	port := p.quarantine.first
 	for range tries {
 		if port == 0 || sameClass(f.Proto(), port, clientPort) && !p.reserved.has(port) {
 			break
@@ -315,7 +315,7 @@ func (t *Table) reuse(p *pool, f *Flow) uint16 {
 		port = p.at(port).link
 	}
 	if port != 0 {
-		p.wake(port)
+		p.leaveQuarantine(port)
 		p.drop(t, port)
 	}
 	return port
@@ -332,50 +332,51 @@ func (t *Table) release(f *Flow, why Reason) {
 	if c := t.clients[f.Client()]; c != nil {
 		c.ports[ClassOf(f.Proto())]--
 	}
-	if t.rest == 0 || why == Closed || isClosed(f.state.Load()) {
+	if t.quarantine == 0 || why == Closed || isClosed(f.state.Load()) {
 		p.drop(t, port)
 		return
 	}
 	end := f.last.Load() + t.idle[ClassOf(f.Proto())][f.state.Load()&stateMask]
-	p.layDown(port, min(t.now, end)+t.rest)
+	p.enterQuarantine(port, min(t.now, end)+t.quarantine)
 }
 
-// layDown lets a mapping without flows rest until a time.
-func (p *pool) layDown(port uint16, until uint32) {
+// enterQuarantine keeps a mapping without flows for its owner until a time
+// (RFC 6888 REQ-8).
+func (p *pool) enterQuarantine(port uint16, until uint32) {
 	m := p.at(port)
 	m.n = until
-	p.resting.add(port)
-	p.rests++
+	p.quarantined.add(port)
+	p.inQuarantine++
 	p.inUse--
-	m.prev, m.link = p.restList.last, 0
+	m.prev, m.link = p.quarantine.last, 0
 	if m.prev == 0 {
-		p.restList.first = port
+		p.quarantine.first = port
 	} else {
 		p.at(m.prev).link = port
 	}
-	p.restList.last = port
+	p.quarantine.last = port
 }
 
-// wake takes a mapping out of the list of resting ones.
-func (p *pool) wake(port uint16) {
+// leaveQuarantine takes a mapping out of the list of quarantined ones.
+func (p *pool) leaveQuarantine(port uint16) {
 	m := p.at(port)
 	if m.prev == 0 {
-		p.restList.first = m.link
+		p.quarantine.first = m.link
 	} else {
 		p.at(m.prev).link = m.link
 	}
 	if m.link == 0 {
-		p.restList.last = m.prev
+		p.quarantine.last = m.prev
 	} else {
 		p.at(m.link).prev = m.prev
 	}
 	m.prev, m.link, m.n = 0, 0, 0
-	p.resting.del(port)
-	p.rests--
+	p.quarantined.del(port)
+	p.inQuarantine--
 	p.inUse++
 }
 
-// drop forgets a mapping without flows that doesn't rest.
+// drop forgets a mapping without flows that isn't quarantined.
 func (p *pool) drop(t *Table, port uint16) {
 	m := p.at(port)
 	for at := p.head(t, &m.client, m.port); *at != 0; at = &p.at(*at).next {
@@ -392,15 +393,15 @@ func (p *pool) drop(t *Table, port uint16) {
 	p.inUse--
 }
 
-// expire frees some ports whose rest is over.
+// expire frees some ports whose quarantine is over.
 func (p *pool) expire(t *Table, now uint32) {
 	const most = 256
 	for range most {
-		port := p.restList.first
+		port := p.quarantine.first
 		if port == 0 || int32(p.at(port).n-now) > 0 {
 			return
 		}
-		p.wake(port)
+		p.leaveQuarantine(port)
 		p.drop(t, port)
 	}
 }
@@ -410,12 +411,12 @@ func (t *Table) Owner(ext [16]byte, proto uint8, port uint16) (client [16]byte, 
 	return t.owner(ext, proto, port, false)
 }
 
-// Resting returns whose an external port was that rests.
-func (t *Table) Resting(ext [16]byte, proto uint8, port uint16) (client [16]byte, clientPort uint16, ok bool) {
+// Quarantined returns whose an external port was that is quarantined.
+func (t *Table) Quarantined(ext [16]byte, proto uint8, port uint16) (client [16]byte, clientPort uint16, ok bool) {
 	return t.owner(ext, proto, port, true)
 }
 
-func (t *Table) owner(ext [16]byte, proto uint8, port uint16, resting bool) (client [16]byte, clientPort uint16, ok bool) {
+func (t *Table) owner(ext [16]byte, proto uint8, port uint16, quarantined bool) (client [16]byte, clientPort uint16, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	i, ok := t.byAddr[poolKey{ext, proto}]
@@ -423,7 +424,7 @@ func (t *Table) owner(ext [16]byte, proto uint8, port uint16, resting bool) (cli
 		return client, 0, false
 	}
 	p := t.pools[i]
-	if !p.used.has(port) || p.resting.has(port) != resting {
+	if !p.used.has(port) || p.quarantined.has(port) != quarantined {
 		return client, 0, false
 	}
 	m := p.at(port)
@@ -432,10 +433,10 @@ func (t *Table) owner(ext [16]byte, proto uint8, port uint16, resting bool) (cli
 
 // PoolInfo is how far the ports of one external address and protocol are used.
 type PoolInfo struct {
-	Slot           uint16
-	Proto          uint8
-	InUse, Resting int
-	Failures       uint64
+	Slot               uint16
+	Proto              uint8
+	InUse, Quarantined int
+	Failures           uint64
 }
 
 // Pools lists the port pools.
@@ -444,7 +445,7 @@ func (t *Table) Pools() []PoolInfo {
 	defer t.mu.Unlock()
 	out := make([]PoolInfo, 0, len(t.pools))
 	for _, p := range t.pools[1:] {
-		out = append(out, PoolInfo{p.slot, p.key.proto, p.inUse, p.rests, p.failures})
+		out = append(out, PoolInfo{p.slot, p.key.proto, p.inUse, p.inQuarantine, p.failures})
 	}
 	return out
 }

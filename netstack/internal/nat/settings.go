@@ -9,10 +9,10 @@ import (
 // Side is where a packet comes from or goes to.
 type Side uint8
 
-// Sides.
 const (
 	VPC Side = iota
 	Overlay
+	NumSides
 )
 
 // DefaultMaxFlows is the limit unless configured.
@@ -25,7 +25,7 @@ const (
 	LocalPortLast  = 63999
 )
 
-// Protocol classes of counters and limits.
+// Protocol classes, for counters and limits.
 const (
 	ClassTCP = iota
 	ClassUDP
@@ -50,7 +50,7 @@ func ClassOf(proto uint8) int {
 	return ClassOther
 }
 
-// Timeouts of idle flows by state; zero values become the defaults.
+// Timeouts of idle flows by state; zero means the default.
 type Timeouts struct {
 	TCPEstablished time.Duration // 5 days, as users of Linux expect; at least 2 h 4 min in RFC 5382 REQ-5
 	TCPHalfClosed  time.Duration // 2 h 4 min, at most TCPEstablished
@@ -82,10 +82,10 @@ func (t *Timeouts) defaults() {
 	def(&t.Other, 10*time.Minute)
 }
 
-// PortSharing says what happens when an external address has no port left.
+// PortSharing says what happens when an external address has no port left
+// (decision D1).
 type PortSharing uint8
 
-// Modes (decision D1).
 const (
 	// NoSharing refuses the flow: every client endpoint keeps one external port
 	// of its own (RFC 4787 REQ-1, REQ-3).
@@ -113,7 +113,7 @@ type Settings struct {
 	MaxHalfOpen       int // never-answered flows per client; its own oldest one makes room
 	FlowRatePerClient int // new flows a second; as many at once
 	PortSharing       PortSharing
-	PortRest          time.Duration // how long a freed port waits for its owner (RFC 6888 REQ-8); 0 = 2 min, <0 = not at all
+	PortQuarantine    time.Duration // how long a freed port waits for its owner (RFC 6888 REQ-8); 0 = 2 min, <0 = not at all
 	Timeouts          Timeouts
 	FilterUDP         Filtering
 	FilterTCP         Filtering

@@ -45,7 +45,6 @@ func isClosed(s uint32) bool {
 // Verdict says whether a packet of a flow may pass.
 type Verdict uint8
 
-// Verdicts.
 const (
 	Pass     Verdict = iota
 	BadFlags         // a set of TCP flags that never occurs
@@ -53,10 +52,10 @@ const (
 	Filtered // the other side hasn't sent anything yet
 )
 
-// Follow keeps the state of a flow and says whether the packet may pass.
-func (t *Table) Follow(now int64, f *Flow, dir int, v *ipkt.View) Verdict {
+// Track keeps the state of a flow and says whether the packet may pass.
+func (t *Table) Track(now int64, f *Flow, dir int, v *ipkt.View) Verdict {
 	if f.Proto() == ipkt.TCP && v.First {
-		return t.followTCP(now, f, dir, v)
+		return t.trackTCP(now, f, dir, v)
 	}
 	state := f.state.Load()
 	if state == stateNew && v.First {
@@ -169,7 +168,7 @@ func segmentOf(h []byte, part bool) segment {
 // after reports whether a lies behind b.
 func after(a, b uint32) bool { return int32(a-b) > 0 }
 
-func (t *Table) followTCP(now int64, f *Flow, dir int, v *ipkt.View) Verdict {
+func (t *Table) trackTCP(now int64, f *Flow, dir int, v *ipkt.View) Verdict {
 	if !validFlags[v.Flags&0x3f] {
 		return BadFlags
 	}
@@ -185,9 +184,9 @@ func (t *Table) followTCP(now int64, f *Flow, dir int, v *ipkt.View) Verdict {
 	}
 	switch {
 	case v.Flags&tcpSYN != 0:
-		return t.followSYN(now, f, dir, v, &s, state)
+		return t.trackSYN(now, f, dir, v, &s, state)
 	case v.Flags&tcpRST != 0:
-		return t.followRST(now, f, dir, &s, state)
+		return t.trackRST(now, f, dir, &s, state)
 	}
 	if state&stateMask == stateNew && dir == FromClient && f.flags&flagFiltered != 0 {
 		return Filtered
@@ -245,7 +244,7 @@ func (t *Table) advance(now int64, f *Flow, dir int, s *segment) {
 	}
 }
 
-func (t *Table) followSYN(now int64, f *Flow, dir int, v *ipkt.View, s *segment, state uint32) Verdict {
+func (t *Table) trackSYN(now int64, f *Flow, dir int, v *ipkt.View, s *segment, state uint32) Verdict {
 	d := &f.dir[dir]
 	other := &f.dir[1-dir]
 	switch st := state & stateMask; {
@@ -312,7 +311,7 @@ func (t *Table) reopen(now int64, f *Flow) {
 	t.stats.Created[class].Add(1)
 }
 
-func (t *Table) followRST(now int64, f *Flow, dir int, s *segment, state uint32) Verdict {
+func (t *Table) trackRST(now int64, f *Flow, dir int, s *segment, state uint32) Verdict {
 	d, other := &f.dir[dir], &f.dir[1-dir]
 	if state&stateMask == stateNew && dir == FromServer {
 		// The answer to a SYN must acknowledge it (RFC 9293 §3.10.7.3).

@@ -35,27 +35,27 @@ type chunk [chunkSize]Flow
 // Table is the flow table. Its methods are safe for concurrent use; those that
 // take or return flows are called between Enter and Leave of a [Reader].
 type Table struct {
-	set     Settings
-	seed    [6]uint64
-	idle    [NumClasses][numStates]uint32 // coarse, by class and state
-	rest    uint32                        // coarse
-	buckets []atomic.Uint32               // references: flow number and direction, 0 = end
-	chunks  []atomic.Pointer[chunk]
-	epoch   atomic.Uint32
-	readers atomic.Pointer[[]*Reader]
+	set        Settings
+	seed       [6]uint64
+	idle       [NumClasses][numStates]uint32 // coarse, by class and state
+	quarantine uint32                        // coarse
+	buckets    []atomic.Uint32               // references: flow number and direction, 0 = end
+	chunks     []atomic.Pointer[chunk]
+	epoch      atomic.Uint32
+	readers    atomic.Pointer[[]*Reader]
 
-	mu      sync.Mutex
-	now     uint32 // latest time seen, coarse
-	count   int
-	used    uint32 // flow numbers in use or free, from 1
-	free    uint32 // list of free flows
-	limbo   list   // removed flows that readers may see
-	wheel   wheel
-	clients map[[16]byte]*client
-	crowds  [32]*client // clients with half-open flows, by the logarithm of their number
-	pools   []*pool
-	byAddr  map[poolKey]uint16
-	closed  list // closed flows without a pool
+	mu       sync.Mutex
+	now      uint32 // latest time seen, coarse
+	count    int
+	used     uint32 // flow numbers in use or free, from 1
+	free     uint32 // list of free flows
+	limbo    list   // removed flows that readers may see
+	wheel    wheel
+	clients  map[[16]byte]*client
+	halfOpen [32]*client // clients with half-open flows, by the logarithm of their number
+	pools    []*pool
+	byAddr   map[poolKey]uint16
+	closed   list // closed flows without a pool
 
 	ownPorts portSet // what every pool leaves to the gateway
 
@@ -72,7 +72,6 @@ type Stats struct {
 // Reason is why a flow ended.
 type Reason uint8
 
-// Reasons.
 const (
 	Idle       Reason = iota
 	Closed            // by TCP
@@ -102,10 +101,10 @@ func New(s Settings) *Table {
 		t.seed[i] = stream.Uint64()
 	}
 	switch {
-	case s.PortRest == 0:
-		t.rest = Coarse(int64(2 * time.Minute))
-	case s.PortRest > 0:
-		t.rest = Coarse(int64(s.PortRest))
+	case s.PortQuarantine == 0:
+		t.quarantine = Coarse(int64(2 * time.Minute))
+	case s.PortQuarantine > 0:
+		t.quarantine = Coarse(int64(s.PortQuarantine))
 	}
 	t.setIdle(&s.Timeouts)
 	t.buckets = make([]atomic.Uint32, max(1024, 1<<bits.Len(uint(s.MaxFlows*4-1))))

@@ -46,7 +46,7 @@ type pending struct {
 	tries   int
 }
 
-// Table is the neighbours of one port. It is safe for concurrent use.
+// Table is the neighbours on one attachment. It is safe for concurrent use.
 type Table struct {
 	mac  MAC
 	send func(frame []byte) // an Ethernet frame; called without locks
@@ -58,7 +58,7 @@ type Table struct {
 	waiting map[netip.Addr]*pending
 }
 
-// New makes the table of a port.
+// New makes the table of an attachment.
 func New(mac MAC, own []netip.Addr, send func(frame []byte)) *Table {
 	return &Table{mac: mac, own: own, send: send, entries: make(map[netip.Addr]*entry), waiting: make(map[netip.Addr]*pending)}
 }

@@ -1,0 +1,83 @@
+package netstack
+
+import (
+	"net/netip"
+
+	"ztgate/netstack/internal/ipkt"
+	"ztgate/netstack/internal/neigh"
+)
+
+// sendIP sends a packet of our own by its destination.
+func (e *Engine) sendIP(now int64, s *netSet, v *ipkt.View) {
+	at, hop := s.route(v.Destination())
+	if at == nil {
+		e.writeVPC(v.B)
+		return
+	}
+	mac, ok := at.neigh.Lookup(now, hop)
+	if !ok {
+		at.neigh.Resolve(now, hop, v.B, noClass)
+		return
+	}
+	h := ethernetHeader(mac, at.MAC, v.V6)
+	e.writeFrame(at.ID, append(h[:], v.B...))
+}
+
+// writeFrame sends one frame; for everything but established flows.
+func (e *Engine) writeFrame(nwid uint64, frame []byte) bool {
+	buf := append(make([]byte, vpcOffset-ethernetLen, vpcOffset+len(frame)), frame...)
+	n, err := e.cfg.Overlay.WriteFrames(nwid, [][]byte{buf}, []int{len(frame)}, vpcOffset-ethernetLen)
+	if err != nil || n == 0 {
+		return false
+	}
+	e.stats.traffic[OverlaySide][tx].add(1, uint64(len(frame)-ethernetLen))
+	return true
+}
+
+// writeVPC sends one packet of our own to the VPC side.
+func (e *Engine) writeVPC(b []byte) {
+	w := e.worker()
+	w.vpc.copy(&e.stats.vpc, noClass, b)
+	e.release(w)
+}
+
+// sendReady sends packets that waited for a neighbour.
+func (e *Engine) sendReady(now int64, at *attachment, packets []neigh.Waiting, hop netip.Addr) {
+	if len(packets) == 0 {
+		return
+	}
+	mac, ok := at.neigh.Lookup(now, hop)
+	for _, waiting := range packets {
+		class := waiting.Class
+		var v ipkt.View
+		if !ok || ipkt.Parse(waiting.Packet, &v) != ipkt.OK {
+			if class != noClass {
+				e.drop(VPCSide, dropUnresolved)
+			}
+			continue
+		}
+		h := ethernetHeader(mac, at.MAC, v.V6)
+		each := func(b []byte) {
+			switch {
+			case e.writeFrame(at.ID, append(h[:], b...)):
+				at.fwd.countClass(class, 1, uint64(len(b)))
+			case class != noClass:
+				e.drop(VPCSide, dropOverlay)
+			}
+			class = noClass
+		}
+		if len(v.B) > at.MTU {
+			ipkt.Fragment4(&v, at.MTU, each)
+			continue
+		}
+		each(v.B)
+	}
+}
+
+// sendLocal takes packets of the local stack.
+func (e *Engine) sendLocal(b []byte) {
+	var v ipkt.View
+	if ipkt.Parse(b, &v) == ipkt.OK {
+		e.sendIP(e.clock(), e.set.Load(), &v)
+	}
+}

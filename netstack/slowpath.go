@@ -1,0 +1,187 @@
+package netstack
+
+import (
+	"net/netip"
+
+	"ztgate/netstack/internal/ipkt"
+	"ztgate/netstack/internal/nat"
+	"ztgate/netstack/internal/neigh"
+)
+
+// unknown judges a packet that belongs to no flow. It returns the flow it opened,
+// nil if the packet goes no further.
+func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*nat.Flow, int) {
+	e := w.e
+	t := tupleOf(v)
+	d := e.decide(w.set, side, at, &t)
+	if d.do == actOpen || d.do == actReject && d.reason == dropPolicy {
+		if v.TTL <= 1 { // before the policy answers: traceroute shows this hop
+			e.refuse(w.now, side, dropTTL, ipkt.TimeExceeded, v)
+			return nil, 0
+		}
+	}
+	switch d.do {
+	case actLocal:
+		w.toLocal(side, at, v)
+		return nil, 0
+	case actDrop:
+		w.set.countRule(&d)
+		e.drop(side, d.reason)
+		return nil, 0
+	case actReject:
+		w.set.countRule(&d)
+		if d.reason == dropPolicy && v.Proto == ipkt.TCP {
+			e.reset(w.now, side, v)
+		} else {
+			e.refuse(w.now, side, d.reason, d.answer, v)
+		}
+		return nil, 0
+	}
+	if !v.ChecksumOK() {
+		e.drop(side, dropChecksum)
+		return nil, 0
+	}
+	d.flow.Generation = w.set.generation
+	f, dir, why := e.table.Open(w.now, k, v, &d.flow)
+	if why != nat.Accepted {
+		e.refused(w.now, side, v, why)
+		return nil, 0
+	}
+	w.set.countRule(&d)
+	return f, dir
+}
+
+func (s *netSet) countRule(d *decision) {
+	if d.rule != ruleNone {
+		s.policy.Count(d.rule)
+	}
+}
+
+// refused counts why a flow couldn't be opened and tells the sender, if it came
+// from the VPC, that there is no room (decision D3).
+func (e *Engine) refused(now int64, side Side, v *ipkt.View, why nat.Refusal) {
+	d := dropOfProtocol(v.Proto)
+	switch why {
+	case nat.TableFull:
+		d = dropTableFull
+	case nat.ClientFull, nat.ClientPorts, nat.ClientRate:
+		d = dropClientLimit
+	case nat.NoPort, nat.Clash:
+		d = dropNoPort
+	case nat.NotFirst:
+		e.drop(side, dropNotFirst)
+		return
+	case nat.Protocol:
+		e.drop(side, d)
+		return
+	}
+	e.logRefusals(now, d)
+	if side == VPCSide {
+		e.refuse(now, side, d, ipkt.HostUnreachable, v)
+		return
+	}
+	e.drop(side, d)
+}
+
+func (e *Engine) refuse(now int64, side Side, d drop, kind ipkt.ErrorKind, v *ipkt.View) {
+	e.drop(side, d)
+	e.sendError(now, side, kind, v, 0)
+}
+
+// reset refuses a TCP connection as its opener understands it best.
+func (e *Engine) reset(now int64, side Side, v *ipkt.View) {
+	e.drop(side, dropPolicy)
+	if v.Flags&ipkt.RST != 0 || !e.errors.allow(now, v.Source(), false) {
+		return
+	}
+	b := ipkt.AppendReset(nil, v)
+	if side == VPCSide {
+		e.writeVPC(b)
+		return
+	}
+	var r ipkt.View
+	if ipkt.Parse(b, &r) == ipkt.OK {
+		e.sendIP(now, e.set.Load(), &r)
+	}
+}
+
+// toLocal hands a packet to the gateway's own stack. From the overlay only what is
+// expected there: the stack would answer everything else.
+func (w *worker) toLocal(side Side, at *attachment, v *ipkt.View) {
+	if side == OverlaySide && v.First && (v.Proto == ipkt.TCP || v.Proto == ipkt.UDP) && !w.e.local.expects(v) {
+		w.e.drop(side, dropNoFlow)
+		return
+	}
+	if !w.e.local.inject(v.B) {
+		w.e.drop(side, dropLocal)
+		return
+	}
+	w.countLocal(side, at, uint16(v.Proto), len(v.B), v.V6)
+}
+
+// countLocal counts a packet for ourselves.
+func (w *worker) countLocal(side Side, at *attachment, proto uint16, n int, v6 bool) {
+	fwd := &w.e.stats.vpc
+	if side == OverlaySide {
+		fwd = at.fwd
+	}
+	class := nat.ClassOther
+	if proto < 256 {
+		class = nat.ClassOf(uint8(proto))
+	}
+	fwd.countClass(makeClass(pathLocal, v6, class), 1, uint64(n))
+}
+
+func isNDP(v *ipkt.View) bool { return neigh.IsNDP(v) }
+
+// group handles what came to all members of a network, and neighbour discovery:
+// nothing of it is forwarded (RFC 1812 §5.3.4).
+func (w *worker) group(at *attachment, v *ipkt.View) {
+	if isNDP(v) {
+		w.countLocal(OverlaySide, at, ipkt.ICMPv6, len(v.B), true)
+		ready, from := at.neigh.HandleNDP(w.now, v)
+		w.e.sendReady(w.now, at, ready, from)
+		return
+	}
+	w.e.drop(OverlaySide, dropForbidden)
+}
+
+// untupled handles fragments and ICMP messages that are no queries.
+func (w *worker) untupled(side Side, at *attachment, v *ipkt.View) {
+	switch {
+	case v.Fragment:
+		w.fragment(side, at, v)
+	case v.IsICMPError():
+		w.icmpError(side, at, v)
+	default:
+		w.e.drop(side, dropICMPType)
+	}
+}
+
+// serverOf returns where packets of a direction go on the overlay.
+func serverOf(f *nat.Flow, dir int) netip.Addr {
+	if dir == nat.FromClient {
+		return ipkt.Addr(f.Server())
+	}
+	return ipkt.Addr(f.Client())
+}
+
+// jumboMSS is what a VPC client with a large MTU announces: its segments then
+// fill the overlay's MTU, which is two full datagrams.
+const jumboMSS = 2760
+
+// clamp lowers the MSS of a SYN so that segments of both directions fit both
+// sides: one datagram on the wire, unless the client's MTU allows whole frames.
+func (w *worker) clamp(side Side, at *attachment, v *ipkt.View) {
+	headers := 40
+	if v.V6 {
+		headers = 60
+	}
+	limit := min(at.MTU, w.set.vpc.MTU) - headers
+	if at.Direct > headers && v.MSS() < jumboMSS {
+		limit = min(limit, at.Direct-headers)
+	}
+	if v.ClampMSS(uint16(min(limit, 65535))) {
+		w.e.stats.clamped[side].Add(1)
+	}
+}

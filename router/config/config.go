@@ -1,0 +1,320 @@
+// Package config is the configuration: one table of settings from which flags,
+// environment, file and `ztgate config show` follow.
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"ztgate/zerotier/ztnode"
+)
+
+// Defaults that other programs rely on too.
+const (
+	DefaultHome   = "/var/lib/ztgate"
+	DefaultConfig = "/etc/ztgate/ztgate.yaml"
+	DefaultSocket = "/run/ztgate/ztgate.sock"
+	DefaultListen = "127.0.0.1:9002"
+	DefaultPort   = 9993
+	DefaultTUN    = "ztg0"
+	DefaultMTU    = 2800
+)
+
+// Config is the effective configuration. It is not changed after [Load].
+type Config struct {
+	Home, Socket, Listen string
+	Node                 string // make of the node: go | libzt
+	Port                 int
+	Planet               string // path of a planet file, "" = built-in or the one in Home
+	Controller           bool
+	LogLevel             slog.Level
+	LogFormat            string // text | json
+	IdentitySecret       string // text form, "" = the one in Home
+	IdentityPublic       string
+	Networks             []NetworkConfig
+	Underlay             Underlay
+	VPC                  VPCConfig
+	NAT                  NATConfig
+	Forwards             []Forward
+	Maps                 []AddressMap
+	Policy               PolicyConfig
+	Targets              []Target
+	Warnings             []string // things that have no effect, for the log
+
+	origin  map[string]string
+	sources Sources
+}
+
+// NetworkConfig is a network to join.
+type NetworkConfig struct {
+	ID           ztnode.NetworkID
+	Masquerade   *bool // nil = nat.masquerade
+	AllowGlobal  bool  // accept managed routes and addresses of public IP space
+	AllowDefault bool  // accept a managed default route
+}
+
+// VPCConfig is the side the clients are on.
+type VPCConfig struct {
+	Ingress    string
+	TUN        string
+	Sources    []netip.Prefix // who may send; none = everybody
+	Address    []netip.Prefix // of the gateway on the TUN
+	MTU        int
+	Interfaces []string // where VPC packets come from; checked only
+}
+
+// NATConfig configures translation.
+type NATConfig struct {
+	Masquerade        bool           // IPv4
+	Masquerade6       bool           // IPv6 too (NAT66)
+	Exempt            []netip.Prefix // destinations that see clients' own addresses
+	MaxFlows          int
+	MaxFlowsPerClient int // this and the following: 0 = the plane's default
+	MaxPortsPerClient int
+	MaxHalfOpen       int
+	FlowRatePerClient int
+	PortSharing       string        // none | by_destination
+	Filtering         string        // address_and_port | endpoint_independent
+	Pickup            bool          // TCP segments without SYN may open flows, after a restart
+	WindowCheck       bool          // TCP segments must fit what the other side acknowledged and allows
+	PortRest          time.Duration // how long a freed port is kept for its client
+	Timeouts          Timeouts
+}
+
+// Timeouts are how long idle flows are kept.
+type Timeouts struct {
+	TCPEstablished, TCPTransitory, TCPOpening, TCPHalfClosed, TCPClosing, TCPReset, UDP, UDPUnanswered, ICMP time.Duration
+}
+
+// Side is a side of the gateway.
+type Side string
+
+// Sides.
+const (
+	SideVPC     Side = "vpc"
+	SideOverlay Side = "overlay"
+)
+
+// Forward leads what comes to an address on to a host of either side.
+type Forward struct {
+	Proto      string         // tcp | udp
+	Listen     netip.AddrPort // an unspecified address stands for the gateway's overlay addresses
+	To         netip.AddrPort
+	Side       Side // where clients come from
+	Masquerade bool // the host sees the gateway's address
+}
+
+func (f Forward) String() string {
+	s := fmt.Sprintf("%s/%s to %s", f.Proto, f.Listen, f.To)
+	if !f.Masquerade {
+		s += " with clients' addresses"
+	}
+	return s
+}
+
+// AddressMap gives hosts of one side other addresses on the other side.
+type AddressMap struct {
+	Network     ztnode.NetworkID // 0 = all
+	Hosts       Side             // where the hosts are
+	Real, Alias netip.Prefix
+}
+
+func (m AddressMap) String() string {
+	s := fmt.Sprintf("%s hosts %s are %s", m.Hosts, m.Real, m.Alias)
+	if m.Network != 0 {
+		s += " in " + m.Network.String()
+	}
+	return s
+}
+
+// PolicyConfig is the list of rules, of which the first match wins.
+type PolicyConfig struct {
+	Default string // accept | drop | reject
+	Rules   []PolicyRule
+}
+
+// PolicyRule accepts or refuses new flows. Empty fields match everything.
+type PolicyRule struct {
+	Action    string
+	Proto     string // "" | tcp | udp | icmp
+	From, To  []netip.Prefix
+	Ports     []PortRange      // destination
+	Direction string           // "" | out (from the VPC) | in
+	Network   ztnode.NetworkID // 0 = all
+}
+
+// PortRange is inclusive.
+type PortRange struct{ First, Last uint16 }
+
+func (r PortRange) String() string {
+	if r.First == r.Last {
+		return fmt.Sprint(r.First)
+	}
+	return fmt.Sprintf("%d-%d", r.First, r.Last)
+}
+
+// Target is an overlay service whose reachability decides readiness.
+type Target struct {
+	Scheme string // tcp | icmp
+	Addr   netip.AddrPort
+}
+
+func (t Target) String() string {
+	if t.Scheme == "icmp" {
+		return "icmp://" + t.Addr.Addr().String()
+	}
+	return t.Scheme + "://" + t.Addr.String()
+}
+
+// Network returns the options of a network, which may have been joined at run
+// time and then has the defaults.
+func (c *Config) Network(id ztnode.NetworkID) NetworkConfig {
+	for _, n := range c.Networks {
+		if n.ID == id {
+			return n
+		}
+	}
+	return NetworkConfig{ID: id}
+}
+
+// Masquerade says whether clients' addresses are hidden in a network.
+func (c *Config) Masquerade(id ztnode.NetworkID) bool {
+	if m := c.Network(id).Masquerade; m != nil {
+		return *m
+	}
+	return c.NAT.Masquerade
+}
+
+// Value is one line of the effective configuration.
+type Value struct {
+	Key    string `json:"key"`
+	Value  any    `json:"value"`
+	Origin string `json:"origin"`
+}
+
+// Values returns the effective configuration with the origin of every value.
+// Secrets are not shown.
+func (c *Config) Values() []Value {
+	var out []Value
+	for _, s := range settings {
+		var v any = s.get(c)
+		if !s.list {
+			v = strings.Join(s.get(c), ",")
+		}
+		if s.secret && v != "" {
+			v = "(secret)"
+		}
+		out = append(out, Value{s.key, v, c.Origin(s.key)})
+	}
+	for _, n := range c.Networks {
+		key := "networks." + n.ID.String()
+		out = append(out,
+			Value{key + ".masquerade", c.Masquerade(n.ID), c.Origin(key + ".masquerade")},
+			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")},
+			Value{key + ".allow_default", n.AllowDefault, c.Origin(key + ".allow_default")})
+	}
+	for i, f := range c.Forwards {
+		out = append(out, Value{fmt.Sprintf("forwards[%d]", i), f.String(), c.Origin("forwards")})
+	}
+	for i, m := range c.Maps {
+		out = append(out, Value{fmt.Sprintf("maps[%d]", i), m.String(), c.Origin("maps")})
+	}
+	for i, p := range c.Underlay.Physical {
+		out = append(out, Value{fmt.Sprintf("physical[%d]", i), p.String(), c.Origin("physical")})
+	}
+	for i, p := range c.Underlay.Virtual {
+		out = append(out, Value{fmt.Sprintf("virtual[%d]", i), p.String(), c.Origin("virtual")})
+	}
+	for i, r := range c.Policy.Rules {
+		out = append(out, Value{fmt.Sprintf("policy.rules[%d]", i), r.String(), c.Origin("policy.rules")})
+	}
+	return out
+}
+
+// Origin says where the value of a key came from.
+func (c *Config) Origin(key string) string {
+	if o := c.origin[key]; o != "" {
+		return o
+	}
+	return "default"
+}
+
+func (r PolicyRule) String() string {
+	parts := []string{r.Action}
+	add := func(name string, list []string) {
+		if len(list) > 0 {
+			parts = append(parts, name+" "+strings.Join(list, ","))
+		}
+	}
+	if r.Proto != "" {
+		add("proto", []string{r.Proto})
+	}
+	add("from", texts(r.From))
+	add("to", texts(r.To))
+	add("ports", texts(r.Ports))
+	if r.Direction != "" {
+		add("direction", []string{r.Direction})
+	}
+	if r.Network != 0 {
+		add("network", []string{r.Network.String()})
+	}
+	return strings.Join(parts, " ")
+}
+
+func texts[T fmt.Stringer](list []T) []string {
+	out := make([]string, len(list))
+	for i, v := range list {
+		out[i] = v.String()
+	}
+	return out
+}
+
+// check finds contradictions between values that are fine by themselves.
+func (c *Config) check() []error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s (from %s): %s", key, c.Origin(key), fmt.Sprintf(format, args...)))
+	}
+	if c.Home == "" {
+		bad("home", "is empty: give a directory")
+	}
+	switch c.VPC.Ingress {
+	case "tun":
+	case "packet", "geneve":
+		bad("vpc.ingress", "%q is not supported yet: use tun", c.VPC.Ingress)
+	default:
+		bad("vpc.ingress", "%q is unknown: use tun", c.VPC.Ingress)
+	}
+	if !validInterface(c.VPC.TUN) {
+		bad("vpc.tun", "%q is no interface name: use up to 15 characters without spaces, '/' or ':'", c.VPC.TUN)
+	}
+	var seen []ztnode.NetworkID
+	for _, n := range c.Networks {
+		if slices.Contains(seen, n.ID) {
+			bad("networks", "%s is listed twice: remove one", n.ID)
+		}
+		seen = append(seen, n.ID)
+	}
+	if c.IdentityPublic != "" && c.IdentitySecret == "" {
+		bad("identity.public", "is of no use without identity.secret: give both or none")
+	}
+	for i, r := range c.Policy.Rules {
+		if len(r.Ports) > 0 && r.Proto != "tcp" && r.Proto != "udp" {
+			bad("policy.rules", "rule %d has ports but proto %q: set proto to tcp or udp", i, r.Proto)
+		}
+	}
+	if len(c.Targets) > maxTargets {
+		bad("targets", "%d are too many: give at most %d", len(c.Targets), maxTargets)
+	}
+	return errs
+}
+
+const maxTargets = 64
+
+func validInterface(s string) bool {
+	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsAny(s, "/: \t\n%")
+}

@@ -1,0 +1,5 @@
+//go:build !libzt || !cgo
+
+package config
+
+const libztBuilt = false

@@ -1,0 +1,77 @@
+package control
+
+import (
+	"errors"
+	"net/netip"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"ztgate/zerotier/ztnode"
+)
+
+// Question is a packet that would open a flow.
+type Question struct {
+	Protocol    string           `json:"protocol"` // tcp, udp, icmp or a number; "" = tcp with a port, else icmp
+	Source      netip.AddrPort   `json:"source"`
+	Destination netip.AddrPort   `json:"destination"`
+	FromOverlay bool             `json:"fromOverlay"`
+	Network     ztnode.NetworkID `json:"network"` // where it comes from, from the overlay
+}
+
+func (q Question) Proto() uint8 {
+	switch q.Protocol {
+	case "tcp":
+		return unix.IPPROTO_TCP
+	case "udp":
+		return unix.IPPROTO_UDP
+	case "icmp":
+		if q.Destination.Addr().Is6() {
+			return unix.IPPROTO_ICMPV6
+		}
+		return unix.IPPROTO_ICMP
+	}
+	n, _ := strconv.ParseUint(q.Protocol, 10, 8) // checked
+	return uint8(n)
+}
+
+func (q *Question) Check() error {
+	if q.Protocol == "" {
+		q.Protocol = "icmp"
+		if q.Destination.Port() != 0 {
+			q.Protocol = "tcp"
+		}
+	}
+	switch {
+	case !q.Source.Addr().IsValid() || !q.Destination.Addr().IsValid():
+		return errors.New("give a source and a destination address")
+	case q.Source.Addr().Is4() != q.Destination.Addr().Is4():
+		return errors.New("source and destination are of different families")
+	case q.FromOverlay && q.Network == 0:
+		return errors.New("a packet from the overlay needs a network: give --network")
+	case q.Proto() == 0:
+		return errors.New("protocol " + strconv.Quote(q.Protocol) + ": give tcp, udp, icmp or a number")
+	}
+	return nil
+}
+
+// Explanation says what would happen to a packet, and why.
+type Explanation struct {
+	Schema      int              `json:"schema"`
+	Question    Question         `json:"question"`
+	Verdict     string           `json:"verdict"`          // forward | local | drop | reject
+	Reason      string           `json:"reason,omitempty"` // of drop and reject, as in ztgate_dropped_packets_total
+	Established bool             `json:"established"`      // it belongs to a flow
+	Rule        int              `json:"rule"`             // of the policy; -1 = default, -2 = not asked
+	RuleText    string           `json:"ruleText,omitempty"`
+	Network     ztnode.NetworkID `json:"network"` // 0 = none
+	Route       netip.Prefix     `json:"route,omitzero"`
+	NextHop     netip.Addr       `json:"nextHop,omitzero"`
+	Member      string           `json:"member,omitempty"` // node behind the next hop; "" = not resolved yet
+	Path        string           `json:"path,omitempty"`   // DIRECT or RELAY
+	Source      netip.AddrPort   `json:"translatedSource"`
+	Destination netip.AddrPort   `json:"translatedDestination"`
+	Translation string           `json:"translation"` // keep | masquerade | map
+	Redirected  bool             `json:"redirected"`  // by a forward or a map
+	MTU         int              `json:"mtu,omitempty"`
+}

@@ -1,0 +1,153 @@
+package control
+
+import (
+	"net/netip"
+	"time"
+
+	"ztgate/router/config"
+	"ztgate/router/fault"
+	"ztgate/zerotier/ztnode"
+)
+
+// Schema is the version of the JSON that the control API answers with. New
+// fields don't change it; a changed or removed one does.
+const Schema = 1
+
+// Modes of the process.
+const (
+	ModeGateway = "gateway"
+	ModeMember  = "member"
+	ModeNode    = "node" // a root or controller without any interface
+)
+
+// Check is one part of health.
+type Check struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Reason string `json:"reason,omitempty"` // what it waits for, and the remedy if one is known
+}
+
+// Health says whether the gateway is ready and, if not, what it waits for.
+type Health struct {
+	Schema  int      `json:"schema"`
+	Online  bool     `json:"online"`
+	Ready   bool     `json:"ready"`
+	Reasons []string `json:"reasons"`
+	Checks  []Check  `json:"checks"`
+}
+
+// Info is the node, as `zerotier-cli info` has it, and the process around it.
+type Info struct {
+	Schema int `json:"schema"`
+	ztnode.Info
+	Mode    string    `json:"mode"`
+	Home    string    `json:"homeDir"`
+	Started time.Time `json:"started"`
+	Build   Build     `json:"build"`
+}
+
+// State returns ZeroTier's word for the state of the node.
+func (i Info) State() string {
+	if i.Online {
+		return "ONLINE"
+	}
+	return "OFFLINE"
+}
+
+// NetworkView is a joined network and what became of it on this host.
+type NetworkView struct {
+	ztnode.Network
+	Device   string   `json:"portDeviceName,omitempty"`
+	Problems []string `json:"problems,omitempty"` // routes not installed, and why
+}
+
+// Networks lists the joined networks.
+type Networks struct {
+	Schema   int           `json:"schema"`
+	Networks []NetworkView `json:"networks"`
+}
+
+// Peers lists the known peers.
+type Peers struct {
+	Schema int           `json:"schema"`
+	Peers  []ztnode.Peer `json:"peers"`
+}
+
+// Flows lists entries of the flow table.
+type Flows struct {
+	Schema int    `json:"schema"`
+	Total  int    `json:"total"` // matching, before the list was cut
+	Limit  int    `json:"limit"`
+	Flows  []Flow `json:"flows"`
+}
+
+// TargetState is the last result of probing a target.
+type TargetState struct {
+	Target     string    `json:"target"`
+	Up         bool      `json:"up"`
+	ConnectMS  float64   `json:"connectMilliseconds,omitempty"`
+	LastChange time.Time `json:"lastChange,omitzero"`
+	Error      string    `json:"error,omitempty"`
+}
+
+// Status is one screen.
+type Status struct {
+	Schema   int           `json:"schema"`
+	Info     Info          `json:"info"`
+	Health   Health        `json:"health"`
+	Networks []NetworkView `json:"networks"`
+	Targets  []TargetState `json:"targets"`
+	Peers    PeerCounts    `json:"peers"`
+	Flows    int           `json:"flows"`
+	Limit    int           `json:"flowsLimit"`
+}
+
+// PeerCounts says how peers are reached.
+type PeerCounts struct {
+	Total  int `json:"total"`
+	Direct int `json:"direct"`
+	Relay  int `json:"relay"`
+	None   int `json:"none"`
+}
+
+// PingRequest asks for one ping through the overlay; with a port, a TCP connect.
+type PingRequest struct {
+	Host      string `json:"host"`
+	Port      int    `json:"port,omitempty"`
+	TimeoutMS int    `json:"timeoutMilliseconds,omitempty"`
+}
+
+// Ping is its answer.
+type Ping struct {
+	Schema  int        `json:"schema"`
+	Address netip.Addr `json:"address"`
+	Port    int        `json:"port,omitempty"`
+	Network string     `json:"network,omitempty"` // that the address belongs to
+	Peer    string     `json:"peer,omitempty"`    // that the frames go to, if known
+	Path    string     `json:"path,omitempty"`    // DIRECT or RELAY, if known
+	MS      float64    `json:"milliseconds"`
+}
+
+// Configuration is the effective configuration.
+type Configuration struct {
+	Schema   int            `json:"schema"`
+	Values   []config.Value `json:"values"`
+	Warnings []string       `json:"warnings,omitempty"`
+}
+
+// ErrorView is the answer when something failed.
+type ErrorView struct {
+	Schema int         `json:"schema"`
+	Error  ErrorDetail `json:"error"`
+}
+
+// ErrorDetail is what went wrong.
+type ErrorDetail struct {
+	Kind    fault.Kind `json:"kind"`
+	Message string     `json:"message"`
+}
+
+// NewErrorView wraps an error for JSON output.
+func NewErrorView(err error) ErrorView {
+	return ErrorView{Schema, ErrorDetail{fault.KindOf(err), err.Error()}}
+}

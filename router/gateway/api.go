@@ -1,0 +1,115 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"ztgate/router/config"
+	"ztgate/router/control"
+	"ztgate/router/fault"
+	"ztgate/zerotier/ztnode"
+)
+
+// Serve runs the control API and the HTTP server of a node and, unless it is
+// nil, a forwarding plane that somebody else runs. It sets nothing up in the
+// kernel.
+func Serve(ctx context.Context, cfg *config.Config, mode string, log *slog.Logger, node Node, plane Plane) error {
+	s := newService(cfg, mode, log, node, plane, time.Now())
+	srv, err := listen(s, newRegistry(cfg))
+	if err != nil {
+		return err
+	}
+	defer srv.close()
+	changes, stop := node.Watch()
+	defer stop()
+	return runAll(ctx, log, srv.run, s.targets.Run, func(ctx context.Context) error {
+		return s.follow(ctx, changes, func([]ztnode.Network) {}, undisturbed)
+	})
+}
+
+func (s *service) controlHandler() http.Handler {
+	mux := http.NewServeMux()
+	get := func(pattern string, f func(*http.Request) (any, error)) { mux.HandleFunc(pattern, control.Answer(f)) }
+	get("GET /v1/status", func(*http.Request) (any, error) { return s.status(), nil })
+	get("GET /v1/info", func(*http.Request) (any, error) { return s.info(), nil })
+	get("GET /v1/health", func(*http.Request) (any, error) { return s.health(), nil })
+	get("GET /v1/networks", func(*http.Request) (any, error) {
+		return control.Networks{Schema: control.Schema, Networks: s.networkViews()}, nil
+	})
+	get("GET /v1/peers", func(*http.Request) (any, error) { return control.Peers{Schema: control.Schema, Peers: s.peers()}, nil })
+	get("GET /v1/config", func(*http.Request) (any, error) {
+		return control.Configuration{Schema: control.Schema, Values: s.config().Values(), Warnings: s.config().Warnings}, nil
+	})
+	get("GET /v1/flows", func(r *http.Request) (any, error) {
+		f, err := control.ParseFlowFilter(r.FormValue)
+		if err != nil {
+			return nil, err
+		}
+		return s.flows(f)
+	})
+	get("POST /v1/networks/{id}", func(r *http.Request) (any, error) { return s.join(r.PathValue("id")) })
+	get("DELETE /v1/networks/{id}", func(r *http.Request) (any, error) { return s.leave(r.PathValue("id")) })
+	get("POST /v1/reload", func(*http.Request) (any, error) { return s.reloadConfig() })
+	get("POST /v1/explain", func(r *http.Request) (any, error) {
+		var q control.Question
+		if err := control.ReadJSON(r, &q); err != nil {
+			return nil, err
+		}
+		return s.explain(q)
+	})
+	get("GET /v1/moons", func(*http.Request) (any, error) { return s.moons() })
+	get("POST /v1/moons/{id}", func(r *http.Request) (any, error) { return s.orbit(r.PathValue("id"), r.FormValue("seed")) })
+	get("DELETE /v1/moons/{id}", func(r *http.Request) (any, error) { return s.deorbit(r.PathValue("id")) })
+	get("POST /v1/ping", func(r *http.Request) (any, error) {
+		var req control.PingRequest
+		if err := control.ReadJSON(r, &req); err != nil {
+			return nil, err
+		}
+		return s.ping(r.Context(), req)
+	})
+	s.controllerRoutes(get)
+	s.compatRoutes(mux)
+	get("/", func(r *http.Request) (any, error) {
+		return nil, fault.Usagef("%s %s is not part of the control API of this version", r.Method, r.URL.Path)
+	})
+	return mux
+}
+
+func (s *service) join(text string) (any, error) {
+	id, err := ztnode.ParseNetworkID(text)
+	if err != nil {
+		return nil, fault.Usage(err)
+	}
+	if s.mode == control.ModeNode {
+		return nil, fault.Usagef("this process has no interface to join networks with: run ztgate run or ztgate member")
+	}
+	if err := s.node.Join(id); err != nil {
+		return nil, fmt.Errorf("join network %s: %w", id, err)
+	}
+	return control.Networks{Schema: control.Schema, Networks: s.only(id)}, nil
+}
+
+func (s *service) only(id ztnode.NetworkID) []control.NetworkView {
+	out := []control.NetworkView{}
+	for _, n := range s.networkViews() {
+		if n.ID == id {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+func (s *service) leave(text string) (any, error) {
+	id, err := ztnode.ParseNetworkID(text)
+	if err != nil {
+		return nil, fault.Usage(err)
+	}
+	left := s.only(id)
+	if err := s.node.Leave(id); err != nil {
+		return nil, fmt.Errorf("leave network %s: %w", id, err)
+	}
+	return control.Networks{Schema: control.Schema, Networks: left}, nil
+}

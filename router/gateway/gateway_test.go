@@ -1,0 +1,405 @@
+package gateway_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"ztgate/router/admin"
+	"ztgate/router/config"
+	"ztgate/router/control"
+	"ztgate/router/fault"
+	"ztgate/router/gateway"
+	"ztgate/router/gateway/gatewaytest"
+	"ztgate/zerotier/identity"
+	"ztgate/zerotier/ztnode"
+)
+
+// logBuffer collects log lines of several goroutines.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// inNamespace runs f on a thread in a network namespace of its own.
+func inNamespace(t *testing.T, f func()) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root to make a network namespace")
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		t.Skip("needs /dev/net/tun")
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // for ever: the thread ends with this goroutine
+		if _, err := netns.New(); err != nil {
+			t.Logf("make a network namespace: %v", err)
+			return
+		}
+		f()
+	}()
+	<-done
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Errorf("%s did not happen", what)
+			return
+		}
+		time.Sleep(10 * time.Millisecond) // polls another goroutine's state
+	}
+}
+
+func TestGatewayLife(t *testing.T) {
+	dir := shortDir(t)
+	home := filepath.Join(dir, "home")
+	id, err := identity.Generate(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := filepath.Join(dir, "secret")
+	if err := os.WriteFile(secret, []byte(id.SecretString()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := config.Load(config.Sources{NoFile: true, Environ: []string{"ZEROTIER_IDENTITY_SECRET=file:" + secret},
+		Flags: map[string][]string{"home": {home}, "socket": {filepath.Join(dir, "s")}, "listen": {""}, "tun": {"ztgt2"},
+			"network": {nwid.String()}, "source": {"172.31.0.0/16"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	node, plane, logs := gatewaytest.NewNode(), &gatewaytest.Plane{}, &logBuffer{}
+	inNamespace(t, func() {
+		nl, err := netlink.NewHandle()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer nl.Close()
+		ctx, stop := context.WithCancel(context.Background())
+		go func() {
+			client := control.NewClient(cfg.Socket)
+			eventually(t, "start", func() bool { _, err := client.Info(ctx); return err == nil })
+			eventually(t, "join", func() bool { return len(node.Networks()) == 1 })
+			node.SetOnline(true)
+			nw := okNetwork()
+			nw.Routes = append(nw.Routes, ztnode.Route{Target: netip.MustParsePrefix("172.16.0.0/12"), Via: netip.MustParseAddr("10.147.17.9")})
+			node.SetNetwork(nw)
+			eventually(t, "routes", func() bool { return strings.Join(routes(nl), " ") == "10.0.0.0/24 10.147.17.0/24" })
+			eventually(t, "networks of the plane", func() bool {
+				n := plane.Networks()
+				return len(n) == 1 && len(n[0].Routes) == 2 && n[0].Masquerade && n[0].Conflicts == 1
+			})
+			eventually(t, "groups", func() bool { return len(node.Groups(nwid)) == 1 })
+			eventually(t, "ready", func() bool { return strings.Contains(logs.String(), "msg=ready ") })
+			nets, err := client.Networks(ctx)
+			if err != nil || len(nets.Networks) != 1 || nets.Networks[0].Device != "ztgt2" ||
+				!strings.Contains(strings.Join(nets.Networks[0].Problems, "\n"), "172.16.0.0/12 covers the VPC's own 172.31.0.0/16") {
+				t.Errorf("networks %+v, %v", nets, err)
+			}
+			node.Receive(nwid, []byte("frame"))
+			nw.Status = ztnode.StatusDenied
+			node.SetNetwork(nw)
+			eventually(t, "loss of routes", func() bool { return len(routes(nl)) == 0 })
+			if got := guards(nl); strings.Join(got, " ") != "10.0.0.0/24 10.147.17.0/24" {
+				t.Errorf("without the network, guards %v keep its targets off other routes", got)
+			}
+			eventually(t, "loss of readiness", func() bool { return strings.Contains(logs.String(), "no longer ready") })
+			stop()
+		}()
+		began := time.Now()
+		err = gateway.RunWith(ctx, cfg, slog.New(slog.NewTextHandler(logs, nil)), gateway.Parts{NewNode: node.Start, NewPlane: plane.Start})
+		if err != nil || time.Since(began) > 30*time.Second {
+			t.Errorf("run: %v after %v", err, time.Since(began))
+		}
+		if _, err := nl.LinkByName("ztgt2"); err == nil {
+			t.Error("the TUN is still there")
+		}
+		if left := guards(nl); len(left) > 0 {
+			t.Errorf("guards are still there: %v", left)
+		}
+		if !node.Closed() {
+			t.Error("the node still runs")
+		}
+		for _, want := range []string{"waiting", "OFFLINE", "ACCESS_DENIED", "stopping"} {
+			if !strings.Contains(logs.String(), want) {
+				t.Errorf("log lacks %q:\n%s", want, logs)
+			}
+		}
+		if fi, err := os.Stat(home); err != nil || fi.Mode().Perm() != 0o700 {
+			t.Errorf("home: %v, %v, want mode 0700", fi, err)
+		}
+		if b, err := os.ReadFile(filepath.Join(home, "identity.secret")); err != nil || string(b) != id.SecretString() {
+			t.Errorf("identity in home: %q, %v", b, err)
+		}
+		if b, err := os.ReadFile(filepath.Join(home, "nat-mappings.json")); err != nil ||
+			string(b) != `[{"protocol":6,"client":"172.31.0.10:4000","external":"10.147.17.5:4000"}]` {
+			t.Errorf("mappings in home: %q, %v", b, err)
+		}
+		if _, err := os.Stat(cfg.Socket); err == nil {
+			t.Error("the control socket is still there")
+		}
+	})
+}
+
+func routes(nl *netlink.Handle) []string { return routesOfType(nl, unix.RTN_UNICAST) }
+
+func guards(nl *netlink.Handle) []string { return routesOfType(nl, unix.RTN_BLACKHOLE) }
+
+func routesOfType(nl *netlink.Handle, kind int) []string {
+	list, err := nl.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var out []string
+	for _, r := range list {
+		if r.Type == kind {
+			out = append(out, r.Dst.String())
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// TestGatewayEngine starts and stops the real forwarding plane.
+func TestGatewayEngine(t *testing.T) {
+	dir := shortDir(t)
+	cfg := load(t, map[string][]string{"home": {dir}, "socket": {filepath.Join(dir, "s")}, "listen": {freePort(t)}, "tun": {"ztgt4"},
+		"target": {"icmp://10.0.0.9"}})
+	node := gatewaytest.NewNode()
+	node.SetNetwork(okNetwork())
+	inNamespace(t, func() {
+		// The listener is in the thread's namespace: so is this request.
+		nl, err := netlink.NewHandle()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer nl.Close()
+		lo, err := nl.LinkByName("lo")
+		if err == nil {
+			err = nl.LinkSetUp(lo)
+		}
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		go func() {
+			defer stop()
+			client := control.NewClient(cfg.Socket)
+			eventually(t, "start", func() bool { _, err := client.Info(ctx); return err == nil })
+			eventually(t, "routes", func() bool { return len(routes(nl)) == 2 })
+			eventually(t, "ARP request", func() bool { return len(node.Written()) > 0 }) // for the target
+			if f, err := client.Flows(ctx, control.FlowQuery{To: "", Top: 0}); err != nil || f.Limit != 262144 {
+				t.Errorf("flows: %+v, %v", f, err)
+			}
+		}()
+		began := time.Now()
+		err = gateway.RunWith(ctx, cfg, slog.New(slog.DiscardHandler), gateway.Parts{NewNode: node.Start, NewPlane: gateway.DefaultParts().NewPlane})
+		if err != nil || time.Since(began) > 20*time.Second {
+			t.Errorf("run: %v after %v", err, time.Since(began))
+		}
+	})
+}
+
+func TestGatewayNodeFails(t *testing.T) {
+	dir := shortDir(t)
+	cfg := load(t, map[string][]string{"home": {dir}, "socket": {filepath.Join(dir, "s")}, "listen": {""}, "tun": {"ztgt3"}})
+	node := gatewaytest.NewNode()
+	broken := errors.New("broken")
+	node.Fail(broken)
+	inNamespace(t, func() {
+		go func() {
+			<-node.Ready()
+			node.Fail(broken)
+		}()
+		err := gateway.RunWith(context.Background(), cfg, slog.New(slog.DiscardHandler), gateway.Parts{NewNode: node.Start, NewPlane: (&gatewaytest.Plane{}).Start})
+		if !errors.Is(err, broken) {
+			t.Errorf("got %v, want the node's error", err)
+		}
+	})
+}
+
+func TestMemberLife(t *testing.T) {
+	dir := shortDir(t)
+	cfg := load(t, map[string][]string{"home": {dir}, "socket": {filepath.Join(dir, "s")}, "listen": {""}, "controller": {"true"}})
+	node, logs := gatewaytest.NewNode(), &logBuffer{}
+	node.SetOnline(true)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- gateway.RunMemberWith(ctx, cfg, slog.New(slog.NewJSONHandler(logs, nil)), gateway.Parts{NewNode: node.Start})
+	}()
+	eventually(t, "ready", func() bool { return strings.Contains(logs.String(), `"msg":"ready"`) })
+	client := control.NewClient(cfg.Socket)
+	if info, err := client.Info(ctx); err != nil || info.Mode != control.ModeNode || !info.Controller {
+		t.Errorf("info %+v, %v", info, err)
+	}
+	if _, err := client.Join(ctx, nwid.String()); fault.ExitCode(err) != 2 {
+		t.Errorf("join without an interface: %v", err)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestIdentityConflict(t *testing.T) {
+	dir := shortDir(t)
+	var ids [2]*identity.Identity
+	for i := range ids {
+		var err error
+		if ids[i], err = identity.Generate(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "identity.secret"), []byte(ids[0].SecretString()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := func(env ...string) error {
+		cfg, err := config.Load(config.Sources{NoFile: true, Environ: append(env, "ZTGATE_LISTEN=", "ZTGATE_HOME="+dir, "ZTGATE_SOCKET="+filepath.Join(dir, "s"))})
+		if err != nil {
+			return err
+		}
+		return gateway.RunMemberWith(t.Context(), cfg, slog.New(slog.DiscardHandler), gateway.Parts{
+			NewNode: func(gateway.NodeConfig) (gateway.Node, error) { return nil, errors.New("started") }})
+	}
+	for name, tt := range map[string]struct {
+		env  string
+		want string
+		code int
+	}{
+		"other":   {"ZTGATE_IDENTITY_SECRET=" + ids[1].SecretString(), "holds another identity", 2},
+		"public":  {"ZTGATE_IDENTITY_SECRET=" + ids[1].String(), "holds no secret key", 2},
+		"garbage": {"ZTGATE_IDENTITY_SECRET=x", "not an identity", 2},
+		"same":    {"ZTGATE_IDENTITY_SECRET=" + ids[0].SecretString(), "started", 1},
+		"planet":  {"ZTGATE_PLANET=/nonexistent", "planet (from environment ZTGATE_PLANET)", 2},
+	} {
+		err := run(tt.env)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || fault.ExitCode(err) != tt.code {
+			t.Errorf("%s: %v (exit code %d), want %q and %d", name, err, fault.ExitCode(err), tt.want, tt.code)
+		}
+		if err != nil && strings.Contains(err.Error(), strings.Split(ids[1].SecretString(), ":")[3]) {
+			t.Errorf("%s: the error shows the secret", name)
+		}
+	}
+}
+
+func TestPlanet(t *testing.T) {
+	dir := t.TempDir()
+	id, err := identity.Generate(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub := filepath.Join(dir, "identity.public")
+	if err := os.WriteFile(pub, []byte(id.String()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, key := filepath.Join(dir, "planet"), filepath.Join(dir, "planet.key")
+	spec := admin.PlanetSpec{ID: 77, Roots: []string{pub + "=198.51.100.1/9993,[2001:db8::1]:9993"}, Now: time.UnixMilli(1000)}
+	p, err := admin.WritePlanet(spec, out, key, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.ID != 77 || len(p.Roots) != 1 || p.Roots[0].Address != id.Address().String() || len(p.Roots[0].Endpoints) != 2 {
+		t.Errorf("made %+v", p)
+	}
+	if fi, err := os.Stat(key); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("key file: %v, %v, want mode 0600", fi, err)
+	}
+	shown, err := admin.ReadPlanet(out, nil)
+	if err != nil || shown.UpdateKey != p.UpdateKey || shown.Timestamp != 1000 {
+		t.Errorf("shown %+v, %v", shown, err)
+	}
+	if _, err := admin.WritePlanet(spec, out, key, false); fault.ExitCode(err) != 2 {
+		t.Errorf("the same revision again: %v, want a usage error", err)
+	}
+	spec.Now, spec.ID = time.UnixMilli(2000), 0
+	spec.Roots = []string{id.String() + "=198.51.100.2/9993"}
+	if p, err = admin.WritePlanet(spec, out, key, false); err != nil || p.ID != 77 || p.Timestamp != 2000 {
+		t.Errorf("next revision: %+v, %v", p, err)
+	}
+	for _, bad := range []string{"x", pub, pub + "=", pub + "=1.2.3.4/0", pub + "=name/9993", "/nonexistent=1.2.3.4/1"} {
+		spec.Roots = []string{bad}
+		if _, err := admin.WritePlanet(spec, out, key, true); fault.ExitCode(err) != 2 {
+			t.Errorf("root %q: %v, want a usage error", bad, err)
+		}
+	}
+	if _, err := admin.ReadPlanet("-", strings.NewReader("garbage")); err == nil {
+		t.Error("garbage is shown as a planet")
+	}
+}
+
+func TestNetworkSpec(t *testing.T) {
+	for name, tt := range map[string]struct {
+		spec admin.NetworkSpec
+		want string
+	}{
+		"empty":  {admin.NetworkSpec{}, `{}`},
+		"subnet": {admin.NetworkSpec{Subnet: "fd00:1::/64"}, `{"ipAssignmentPools":[{"ipRangeEnd":"fd00:1::ffff:ffff:ffff:ffff","ipRangeStart":"fd00:1::1"}],"routes":[{"target":"fd00:1::/64","via":null}],"v6AssignMode":{"zt":true}}`},
+		"route":  {admin.NetworkSpec{Routes: []string{"10.0.0.0/24=10.147.17.5"}, Public: true}, `{"private":false,"routes":[{"target":"10.0.0.0/24","via":"10.147.17.5"}]}`},
+		"json":   {admin.NetworkSpec{JSON: `{"multicastLimit":0}`, RFC4193: true}, `{"multicastLimit":0,"v6AssignMode":{"rfc4193":true}}`},
+	} {
+		p, err := tt.spec.Patch()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := json.Marshal(p); err != nil || string(b) != tt.want {
+			t.Errorf("%s: %s, %v, want %s", name, b, err, tt.want)
+		}
+	}
+	for _, bad := range []admin.NetworkSpec{{Subnet: "10.0.0.1/24"}, {Subnet: "10.0.0.0/31"}, {Pools: []string{"10.0.0.9-10.0.0.1"}},
+		{Routes: []string{"x"}}, {Routes: []string{"10.0.0.0/8=y"}}, {MTU: 100}, {JSON: "["}} {
+		if _, err := bad.Patch(); fault.ExitCode(err) != 2 {
+			t.Errorf("%+v: %v, want a usage error", bad, err)
+		}
+	}
+}
+
+func TestParsePingTarget(t *testing.T) {
+	for in, want := range map[string]control.PingRequest{
+		"10.0.0.1": {Host: "10.0.0.1"}, "10.0.0.1:443": {Host: "10.0.0.1", Port: 443}, "fd00::1": {Host: "fd00::1"},
+		"[fd00::1]:22": {Host: "fd00::1", Port: 22}, "web": {Host: "web"}, "web:80": {Host: "web", Port: 80},
+	} {
+		if got, err := admin.ParsePingTarget(in); err != nil || got != want {
+			t.Errorf("%s: %+v, %v, want %+v", in, got, err, want)
+		}
+	}
+	for _, bad := range []string{"", "web:", "web:99999", ":80", "a:b:c"} {
+		if _, err := admin.ParsePingTarget(bad); fault.ExitCode(err) != 2 {
+			t.Errorf("%q: %v, want a usage error", bad, err)
+		}
+	}
+}

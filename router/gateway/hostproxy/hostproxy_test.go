@@ -1,0 +1,209 @@
+package hostproxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ztgate/router/config"
+	"ztgate/router/control"
+)
+
+// dialPlane connects to a listener of the test instead of an overlay.
+type dialPlane struct {
+	to      string
+	verdict atomic.Value
+}
+
+func (p *dialPlane) DialTCP(ctx context.Context, _ netip.AddrPort) (net.Conn, error) {
+	if p.to == "" {
+		return nil, errors.New("no route")
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", p.to)
+}
+
+func (p *dialPlane) DialUDP(ctx context.Context, _ netip.AddrPort) (net.Conn, error) {
+	if p.to == "" {
+		return nil, errors.New("no route")
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "udp", p.to)
+}
+
+func (p *dialPlane) Explain(control.Question) control.Explanation {
+	return control.Explanation{Verdict: p.verdict.Load().(string)}
+}
+
+func TestRelays(t *testing.T) {
+	host, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	go func() {
+		for {
+			c, err := host.Accept()
+			if err != nil {
+				return
+			}
+			go func() { // answers only after the client's end
+				b, _ := io.ReadAll(c)
+				_, _ = c.Write(append(b, '!'))
+				_ = c.Close()
+			}()
+		}
+	}()
+	plane := &dialPlane{to: host.Addr().String()}
+	plane.verdict.Store("forward")
+	ctx, stop := context.WithCancel(context.Background())
+	r := New(plane, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = free.Close()
+	port := netip.MustParseAddrPort(free.Addr().String()).Port()
+	forward := config.Forward{Proto: "tcp", Side: config.SideVPC, Listen: netip.AddrPortFrom(netip.IPv4Unspecified(), port),
+		To: netip.MustParseAddrPort("10.0.0.10:443"), Masquerade: true}
+	if err := r.Set([]config.Forward{forward}); err != nil {
+		t.Fatal(err)
+	}
+	ask := func() (string, error) {
+		c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)))
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := c.Write([]byte("hello")); err != nil {
+			return "", err
+		}
+		if err := c.CloseWrite(); err != nil {
+			return "", err
+		}
+		b, err := io.ReadAll(c)
+		return string(b), err
+	}
+	if got, err := ask(); got != "hello!" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	taken := config.Forward{Proto: "tcp", Side: config.SideVPC, To: forward.To,
+		Listen: netip.AddrPortFrom(netip.IPv4Unspecified(), netip.MustParseAddrPort(host.Addr().String()).Port())}
+	if err := r.Set([]config.Forward{forward, taken}); err == nil {
+		t.Error("a port in use was no error")
+	}
+	if got, err := ask(); got != "hello!" || err != nil {
+		t.Errorf("after a faulty change: %q, %v", got, err)
+	}
+	plane.verdict.Store("drop")
+	if got, _ := ask(); got != "" {
+		t.Errorf("refused by policy, but got %q", got)
+	}
+	if err := r.Set(nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ask(); err == nil {
+		t.Error("a removed forward still answers")
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRelaysUDP(t *testing.T) {
+	host, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	go func() { // says who asked
+		b := make([]byte, 2000)
+		for {
+			n, from, err := host.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			_, _ = host.WriteToUDPAddrPort(append(b[:n], from.String()...), from)
+		}
+	}()
+	plane := &dialPlane{to: host.LocalAddr().String()}
+	plane.verdict.Store("forward")
+	ctx, stop := context.WithCancel(context.Background())
+	reg := prometheus.NewRegistry()
+	r := New(plane, reg, slog.New(slog.DiscardHandler))
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	free, err := net.ListenUDP("udp4", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := netip.MustParseAddrPort(free.LocalAddr().String()).Port()
+	_ = free.Close()
+	forward := config.Forward{Proto: "udp", Side: config.SideVPC, Listen: netip.AddrPortFrom(netip.IPv4Unspecified(), port),
+		To: netip.MustParseAddrPort("10.0.0.10:53"), Masquerade: true}
+	if err := r.Set([]config.Forward{forward}); err != nil {
+		t.Fatal(err)
+	}
+	// A connected socket takes answers only from the address it asked.
+	dial := func(to string) *net.UDPConn {
+		c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(to), port)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		return c
+	}
+	ask := func(c *net.UDPConn) string {
+		b := make([]byte, 200)
+		if _, err := c.Write([]byte("who? ")); err != nil {
+			t.Fatal(err)
+		}
+		n, err := c.Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b[:n])
+	}
+	one, two := dial("127.0.0.1"), dial("127.0.0.2")
+	first, second := ask(one), ask(two)
+	if first == second || ask(one) != first || ask(two) != second {
+		t.Errorf("sessions are not kept apart: %q, %q", first, second)
+	}
+	plane.verdict.Store("drop")
+	three := dial("127.0.0.1")
+	if _, err := three.Write([]byte("who?")); err != nil {
+		t.Fatal(err)
+	}
+	if ask(one) != first { // behind it on the same socket
+		t.Error("a session ended")
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range families[0].GetMetric() { // labels in the order of their names
+		if l := m.GetLabel(); l[0].GetValue() == "udp" && l[1].GetValue() == relayRefused && m.GetCounter().GetValue() != 1 {
+			t.Errorf("%v sessions refused, want 1", m.GetCounter().GetValue())
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if len(r.conns) != 0 {
+		t.Errorf("%d sessions are left", len(r.conns))
+	}
+}

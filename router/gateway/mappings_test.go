@@ -1,0 +1,147 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"hash/maphash"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestMappings(t *testing.T) {
+	home := t.TempDir()
+	path := filepath.Join(home, mappingsFile)
+	var logged bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&logged, nil))
+	if got := loadMappings(home, log); got != nil || logged.Len() > 0 {
+		t.Errorf("without a file: %v, log %q", got, &logged)
+	}
+	want := []Mapping{
+		{6, netip.MustParseAddrPort("172.31.0.10:4000"), netip.MustParseAddrPort("10.147.17.5:4000")},
+		{17, netip.MustParseAddrPort("[fd77:1::5]:4000"), netip.MustParseAddrPort("[fd77:100::1]:50000")},
+	}
+	if err := saveMappings(home, want); err != nil {
+		t.Fatal(err)
+	}
+	if got := loadMappings(home, log); !slices.Equal(got, want) || logged.Len() > 0 {
+		t.Errorf("read %v, want %v, log %q", got, want, &logged)
+	}
+	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("file %v, %v, want mode 0600", fi, err)
+	}
+	for _, damaged := range []string{"", "[{", `[{"protocol":6,"client":"nobody"}]`, `{"protocol":6}`} {
+		logged.Reset()
+		if err := os.WriteFile(path, []byte(damaged), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := loadMappings(home, log); len(got) > 0 || !strings.Contains(logged.String(), mappingsFile) {
+			t.Errorf("file %q: %v, log %q", damaged, got, &logged)
+		}
+	}
+	logged.Reset()
+	if err := os.Truncate(path, maxMappingsFile+1); err != nil {
+		t.Fatal(err)
+	}
+	if got := loadMappings(home, log); got != nil || !strings.Contains(logged.String(), "more than") {
+		t.Errorf("a file too large: %d mappings, log %q", len(got), &logged)
+	}
+	if err := saveMappings(home, nil); err != nil {
+		t.Fatal(err)
+	}
+	logged.Reset()
+	if got := loadMappings(home, log); len(got) > 0 || logged.Len() > 0 {
+		t.Errorf("no mappings are read as %v, log %q", got, &logged)
+	}
+	if err := saveMappings(filepath.Join(home, "none"), want); err == nil {
+		t.Error("a failure to save isn't reported")
+	}
+}
+
+// TestKeepMappings: the file follows the mappings, is left alone while they are
+// the same, and a disk that is full is named once a minute.
+func TestKeepMappings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		home := t.TempDir()
+		path := filepath.Join(home, mappingsFile)
+		var logged bytes.Buffer
+		log := slog.New(slog.NewTextHandler(&logged, nil))
+		var list atomic.Pointer[[]Mapping]
+		list.Store(new([]Mapping))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			keepMappings(ctx, home, func() []Mapping { return *list.Load() }, log)
+		}()
+		pass := func(d time.Duration) {
+			time.Sleep(d)
+			synctest.Wait()
+		}
+		pass(3 * keepEvery)
+		if _, err := os.Stat(path); err == nil {
+			t.Error("a file without mappings was written")
+		}
+		one := Mapping{6, netip.MustParseAddrPort("172.31.0.10:4000"), netip.MustParseAddrPort("10.147.17.5:50000")}
+		list.Store(&[]Mapping{one})
+		pass(keepEvery)
+		if got, err := readMappings(path); err != nil || !slices.Equal(got, []Mapping{one}) {
+			t.Fatalf("kept %v, %v, want %v", got, err, one)
+		}
+		if err := os.Remove(path); err != nil { // to see whether it is written again
+			t.Fatal(err)
+		}
+		pass(3 * keepEvery)
+		if _, err := os.Stat(path); err == nil {
+			t.Error("mappings that are the same were written again")
+		}
+		list.Store(&[]Mapping{one, one})
+		pass(keepEvery)
+		if got, err := readMappings(path); err != nil || len(got) != 2 {
+			t.Errorf("kept %v, %v, want two", got, err)
+		}
+		if err := os.RemoveAll(home); err != nil {
+			t.Fatal(err)
+		}
+		list.Store(new([]Mapping))
+		pass(10 * time.Minute)
+		if n := strings.Count(logged.String(), "save mappings"); n < 9 || n > 11 {
+			t.Errorf("%d messages in 10 minutes: %s", n, &logged)
+		}
+		cancel()
+		<-done
+	})
+}
+
+// BenchmarkKeepMappings is the largest table of one overlay address: all ports of
+// TCP, UDP and ICMP.
+func BenchmarkKeepMappings(b *testing.B) {
+	var list []Mapping
+	for _, proto := range []uint8{6, 17, 1} {
+		for port := 1; port < 61000; port++ {
+			list = append(list, Mapping{proto, netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 31, byte(port >> 12), 10}), uint16(port)),
+				netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 147, 17, 5}), uint16(port))})
+		}
+	}
+	home, seed := b.TempDir(), maphash.MakeSeed()
+	b.Run("sum", func(b *testing.B) {
+		for b.Loop() {
+			sumMappings(seed, list)
+		}
+	})
+	b.Run("save", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := saveMappings(home, list); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,8 @@
+//go:build !libzt || !cgo
+
+package gateway
+
+import "ztgate/router/config"
+
+// newLibztNode is never called: [checkNode] refuses a node that isn't built in.
+func newLibztNode(NodeConfig) (Node, error) { return nil, config.CheckNode(config.NodeLibzt) }

@@ -1,0 +1,142 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"ztgate/router/control"
+	"ztgate/router/fault"
+	"ztgate/zerotier/ztnode"
+)
+
+// dialer reaches overlay addresses.
+type dialer interface {
+	Ping(ctx context.Context, dst netip.Addr) (time.Duration, error)
+	DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
+}
+
+// pingTimeout bounds one ping; maxPingTimeout what a caller may ask for, less
+// than what the server gives a request.
+const (
+	pingTimeout    = 5 * time.Second
+	maxPingTimeout = 25 * time.Second
+)
+
+func (s *service) ping(ctx context.Context, req control.PingRequest) (control.Ping, error) {
+	if s.mode == control.ModeNode {
+		return control.Ping{}, fault.Usagef("this process is in no network: ask a gateway or a member")
+	}
+	if req.Port < 0 || req.Port > 65535 {
+		return control.Ping{}, fault.Usagef("port %d: give a number from 1 to 65535", req.Port)
+	}
+	timeout := pingTimeout
+	if req.TimeoutMS > 0 {
+		timeout = min(time.Duration(req.TimeoutMS)*time.Millisecond, maxPingTimeout)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	addr, err := lookup(ctx, req.Host)
+	if err != nil {
+		return control.Ping{}, err
+	}
+	p := control.Ping{Schema: control.Schema, Address: addr, Port: req.Port}
+	network, hop, ok := s.networkOf(addr)
+	if !ok {
+		return control.Ping{}, fmt.Errorf("ping %s: no joined network has a route to it: see ztgate networks", addr)
+	}
+	p.Network = network.String()
+	began := time.Now()
+	if req.Port == 0 {
+		d, err := s.targets.dialer.Ping(ctx, addr)
+		if err != nil {
+			return control.Ping{}, fmt.Errorf("ping %s: %w", addr, err)
+		}
+		p.MS = milliseconds(d)
+	} else {
+		c, err := s.targets.dialer.DialTCP(ctx, netip.AddrPortFrom(addr, uint16(req.Port)))
+		if err != nil {
+			return control.Ping{}, fmt.Errorf("connect to %s: %w", netip.AddrPortFrom(addr, uint16(req.Port)), err)
+		}
+		p.MS = milliseconds(time.Since(began))
+		_ = c.Close()
+	}
+	s.addPath(&p, network, hop)
+	return p, nil
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+func lookup(ctx context.Context, host string) (netip.Addr, error) {
+	if a, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return a.Unmap(), nil
+	}
+	list, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil || len(list) == 0 {
+		return netip.Addr{}, fmt.Errorf("look up %q: %w", host, err)
+	}
+	return list[0].Unmap(), nil
+}
+
+// networkOf returns the network with the most specific route to an address, and
+// the next hop on it.
+func (s *service) networkOf(a netip.Addr) (id ztnode.NetworkID, hop netip.Addr, ok bool) {
+	bits := -1
+	for _, n := range s.networks() {
+		for _, r := range wantedRoutes(n, s.config().Network(n.ID)) {
+			if !r.Target.Contains(a) || r.Target.Bits() <= bits {
+				continue
+			}
+			id, hop, bits = n.ID, a, r.Target.Bits()
+			if r.Via.IsValid() {
+				hop = r.Via
+			}
+		}
+	}
+	return id, hop, bits >= 0
+}
+
+// neighbours is implemented by what can say which MAC an address has.
+type neighbours interface {
+	Neighbour(id ztnode.NetworkID, a netip.Addr) (ztnode.MAC, bool)
+}
+
+// addPath says which peer the frames to a next hop go to, and how.
+func (s *service) addPath(p *control.Ping, id ztnode.NetworkID, hop netip.Addr) {
+	who := s.neighbours
+	if who == nil {
+		who, _ = s.plane.(neighbours)
+	}
+	if who == nil {
+		return
+	}
+	mac, ok := who.Neighbour(id, hop)
+	if !ok {
+		return
+	}
+	p.Peer = addressOfMAC(mac, id)
+	for _, peer := range s.peers() {
+		if peer.Address == p.Peer {
+			p.Path = peer.Link
+		}
+	}
+}
+
+// addressOfMAC inverts the derivation of a MAC from a node's address (chapter
+// 03 §2): the lower 40 bits are the address, mixed with the network ID.
+func addressOfMAC(m ztnode.MAC, id ztnode.NetworkID) string {
+	var a uint64
+	for i := 1; i < len(m); i++ {
+		a = a<<8 | uint64(m[i])
+	}
+	n := uint64(id)
+	a ^= (n >> 8 & 0xff) << 32
+	a ^= (n >> 16 & 0xff) << 24
+	a ^= (n >> 24 & 0xff) << 16
+	a ^= (n >> 32 & 0xff) << 8
+	a ^= n >> 40 & 0xff
+	return fmt.Sprintf("%010x", a)
+}

@@ -1,0 +1,179 @@
+package gateway
+
+import (
+	"cmp"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ztgate/router/config"
+	"ztgate/router/control"
+	"ztgate/router/fault"
+	"ztgate/zerotier/ztnode"
+)
+
+// service is what the control API and the HTTP server show of a running
+// process, whatever its mode.
+type service struct {
+	conf       atomic.Pointer[config.Config] // replaced by a reload
+	mode       string
+	log        *slog.Logger
+	start      time.Time
+	node       Node
+	plane      Plane // nil unless a gateway
+	targets    *prober
+	neighbours neighbours                 // nil = the plane's, if it knows them
+	resync     chan struct{}              // a value makes the networks be looked at again
+	reload     func(*config.Config) error // applies a configuration; nil = this process can't
+	reloading  sync.Mutex
+
+	mu       sync.Mutex
+	devices  map[ztnode.NetworkID]string
+	problems map[ztnode.NetworkID][]string
+	advice   []control.Check // on the host's settings; they don't decide readiness
+	waiting  string          // last logged
+	ready    bool
+	readyAt  time.Time
+}
+
+func newService(cfg *config.Config, mode string, log *slog.Logger, node Node, plane Plane, start time.Time) *service {
+	s := &service{resync: make(chan struct{}, 1), mode: mode, log: log, start: start, node: node, plane: plane,
+		devices: map[ztnode.NetworkID]string{}, problems: map[ztnode.NetworkID][]string{}}
+	s.conf.Store(cfg)
+	var d dialer = hostDialer{}
+	if plane != nil {
+		d = plane
+	}
+	s.targets = newProber(cfg.Targets, d, log)
+	return s
+}
+
+func (s *service) config() *config.Config { return s.conf.Load() }
+
+// setNetwork remembers what the kernel set-up of a network led to.
+func (s *service) setNetwork(id ztnode.NetworkID, device string, problems []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.devices[id], s.problems[id] = device, problems
+}
+
+func (s *service) forgetNetworks(keep []ztnode.Network) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id := range s.devices {
+		if !slices.ContainsFunc(keep, func(n ztnode.Network) bool { return n.ID == id }) {
+			delete(s.devices, id)
+			delete(s.problems, id)
+		}
+	}
+}
+
+func (s *service) networks() []ztnode.Network {
+	nets := s.node.Networks()
+	slices.SortFunc(nets, func(a, b ztnode.Network) int { return cmp.Compare(a.ID, b.ID) })
+	return nets
+}
+
+func (s *service) networkViews() []control.NetworkView {
+	nets := s.networks()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]control.NetworkView, len(nets))
+	for i, n := range nets {
+		out[i] = control.NetworkView{Network: n, Device: s.devices[n.ID], Problems: s.problems[n.ID]}
+	}
+	return out
+}
+
+func (s *service) info() control.Info {
+	b := control.BuildInfo()
+	b.Node = s.config().Node
+	return control.Info{Schema: control.Schema, Info: s.node.Info(), Mode: s.mode, Home: s.config().Home, Started: s.start, Build: b}
+}
+
+func (s *service) peers() []ztnode.Peer {
+	peers := s.node.Peers()
+	slices.SortFunc(peers, func(a, b ztnode.Peer) int { return strings.Compare(a.Address, b.Address) })
+	for i := range peers {
+		peers[i].Link = linkOf(peers[i])
+	}
+	return peers
+}
+
+func linkOf(p ztnode.Peer) string {
+	if _, ok := bestPath(p); ok && !p.Relayed {
+		return "DIRECT"
+	}
+	return "RELAY"
+}
+
+// bestPath returns the path in use.
+func bestPath(p ztnode.Peer) (ztnode.Path, bool) {
+	for _, path := range p.Paths {
+		if path.Preferred && !path.Expired {
+			return path, true
+		}
+	}
+	return ztnode.Path{}, false
+}
+
+// pathLabel is the value of the metric label "path".
+func pathLabel(p ztnode.Peer) string {
+	path, ok := bestPath(p)
+	switch {
+	case ok && !p.Relayed && path.Endpoint.Addr().Unmap().Is4():
+		return "direct_ipv4"
+	case ok && !p.Relayed:
+		return "direct_ipv6"
+	case p.Relayed:
+		return "relay"
+	}
+	return "none"
+}
+
+func (s *service) status() control.Status {
+	st := control.Status{Schema: control.Schema, Info: s.info(), Health: s.health(), Networks: s.networkViews(),
+		Targets: s.targets.states(), Limit: s.config().NAT.MaxFlows}
+	for _, p := range s.node.Peers() {
+		st.Peers.Total++
+		switch pathLabel(p) {
+		case "direct_ipv4", "direct_ipv6":
+			st.Peers.Direct++
+		case "relay":
+			st.Peers.Relay++
+		default:
+			st.Peers.None++
+		}
+	}
+	if s.plane != nil {
+		st.Flows = len(s.plane.Flows(control.FlowFilter{}))
+	} else {
+		st.Limit = 0
+	}
+	return st
+}
+
+// maxFlowsShown bounds an answer; the table itself may be far larger.
+const maxFlowsShown = 10000
+
+func (s *service) flows(f control.FlowFilter) (control.Flows, error) {
+	if s.plane == nil {
+		return control.Flows{}, fault.Usagef("this process is a %s and has no flows: ask a gateway", s.mode)
+	}
+	top := f.Top
+	f.Top = 0
+	list := s.plane.Flows(f)
+	out := control.Flows{Schema: control.Schema, Total: len(list), Limit: s.config().NAT.MaxFlows}
+	slices.SortStableFunc(list, func(a, b control.Flow) int {
+		return cmp.Compare(b.BytesIn+b.BytesOut, a.BytesIn+a.BytesOut)
+	})
+	limit := maxFlowsShown
+	if top > 0 {
+		limit = min(limit, top)
+	}
+	out.Flows = list[:min(limit, len(list))]
+	return out, nil
+}

@@ -1,0 +1,40 @@
+package host
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Quiet keeps the kernel from chattering into the interface by itself, and
+// accepts what comes from networks without a route back.
+func (k *Link) Quiet() {
+	for path, value := range map[string]string{
+		"ipv6/conf/" + k.name + "/addr_gen_mode": "1",
+		"ipv6/conf/" + k.name + "/accept_ra":     "0",
+		"ipv4/conf/" + k.name + "/rp_filter":     "2",
+	} {
+		// Read-only in many containers; then it stays as it is and check warns.
+		if err := os.WriteFile(filepath.Join(sysctlRoot, path), []byte(value), 0); err != nil {
+			k.log.Debug("sysctl not set", "key", path, "error", err)
+		}
+	}
+}
+
+var sysctlRoot = "/proc/sys/net"
+
+func Sysctl(key string) string {
+	b, err := os.ReadFile(filepath.Join(sysctlRoot, key))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// QuietMember keeps routers on the network from configuring this host.
+func (k *Link) QuietMember() {
+	path := filepath.Join(sysctlRoot, "ipv6/conf/"+k.name+"/accept_ra")
+	if err := os.WriteFile(path, []byte("0"), 0); err != nil {
+		k.log.Debug("sysctl not set", "key", path, "error", err)
+	}
+}

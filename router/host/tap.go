@@ -1,0 +1,126 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"ztgate/router/host/tuntap"
+	"ztgate/zerotier/ztnode"
+)
+
+// Tap is the Ethernet port of a member: the kernel itself resolves neighbours,
+// so whole frames pass through unchanged.
+type Tap struct {
+	Id      ztnode.NetworkID
+	Name    string
+	file    *os.File
+	raw     syscall.RawConn
+	Link    *Link
+	done    chan struct{} // closed when the reader has ended
+	Broken  atomic.Bool   // the reader gave up
+	closed  atomic.Bool
+	dropped atomic.Uint64 // frames that the kernel or the node refused
+	writers sync.Pool     // of *tuntap.Writer
+}
+
+const (
+	tapBatch    = 64
+	tapHeadroom = 64
+	maxFrame    = 10024 + 18 // the largest network MTU and an Ethernet header
+)
+
+// OpenTAP creates the port of a network, in the network namespace of the
+// calling thread.
+func OpenTAP(id ztnode.NetworkID, name string, mac ztnode.MAC, log *slog.Logger) (_ *Tap, err error) {
+	fd, err := tuntap.OpenFD(name, unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
+	if err != nil {
+		return nil, err
+	}
+	udp, err := tuntap.SetOffloads(fd)
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("set offloads of %q: %w", name, err)
+	}
+	t := &Tap{Id: id, Name: name, file: os.NewFile(uintptr(fd), tuntap.Path), done: make(chan struct{})}
+	t.writers.New = func() any { return tuntap.NewWriter(tuntap.EthernetLen, udp) }
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.file.Close())
+		}
+	}()
+	if t.raw, err = t.file.SyscallConn(); err != nil {
+		return nil, err
+	}
+	if t.Link, err = OpenLink(name, log); err != nil {
+		return nil, err
+	}
+	t.Link.ownsMAC = true
+	if err := t.Link.nl.LinkSetHardwareAddr(t.Link.l, mac[:]); err != nil {
+		t.Link.nl.Close()
+		return nil, fmt.Errorf("set MAC of %q: %w", name, err)
+	}
+	return t, nil
+}
+
+// frameWriter takes Ethernet frames into a network, as netstack.Overlay does.
+type frameWriter interface {
+	WriteFrames(nwid uint64, bufs [][]byte, sizes []int, offset int) (int, error)
+}
+
+// Read passes frames from the kernel to the node until the file is closed.
+func (t *Tap) Read(node frameWriter) error {
+	defer close(t.done)
+	r := tuntap.NewReader(tuntap.EthernetLen)
+	bufs, sizes := make([][]byte, tapBatch), make([]int, tapBatch)
+	store := make([]byte, tapBatch*(tapHeadroom+maxFrame))
+	for i := range bufs {
+		bufs[i] = store[i*(tapHeadroom+maxFrame):][: tapHeadroom+maxFrame : tapHeadroom+maxFrame]
+	}
+	for {
+		n, err := r.ReadBatch(t.raw, bufs, sizes, tapHeadroom)
+		if n > 0 {
+			sent, werr := node.WriteFrames(uint64(t.Id), bufs[:n], sizes[:n], tapHeadroom)
+			t.dropped.Add(uint64(n - sent))
+			if werr != nil {
+				err = werr
+			}
+		}
+		switch {
+		case t.closed.Load():
+			return nil // asked to stop: err is shutdown noise
+		case errors.Is(err, tuntap.ErrPacket):
+			t.dropped.Add(1)
+		case err != nil:
+			return fmt.Errorf("read %q: %w", t.Name, err)
+		}
+	}
+}
+
+// Deliver passes frames from the node to the kernel. A frame that the kernel
+// refuses (interface down, queue full) is lost, as on any wire.
+func (t *Tap) Deliver(frames [][]byte) {
+	w := t.writers.Get().(*tuntap.Writer)
+	n, _ := w.WriteAll(t.raw, frames, 0)
+	t.dropped.Add(uint64(len(frames) - n))
+	t.writers.Put(w)
+}
+
+// Close ends the port and waits for its reader.
+func (t *Tap) Close(ctx context.Context) error {
+	t.Link.Undo()
+	t.closed.Store(true)
+	err := t.file.Close()
+	select {
+	case <-t.done:
+	case <-ctx.Done():
+	}
+	return err
+}

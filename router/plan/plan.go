@@ -1,0 +1,279 @@
+// Package plan judges addresses: which prefixes, addresses, forwards and maps may
+// be used, and where packets to them go. It is pure: what it knows of networks and
+// of the host is told to it, and what it returns is carried out by others.
+// Whoever needs such a judgement asks here: the gateway, a member, a reload,
+// `ztgate config check` and `ztgate explain`.
+//
+// A prefix that a network brings (a managed route, the subnet of an assigned
+// address) is used or refused as a whole, by what it covers after masking. Refused
+// are
+//
+//   - default routes;
+//   - what overlaps addresses that no router forwards (loopback, link-local,
+//     multicast, 0/8, 240/4), or a cloud's metadata service;
+//   - what isn't private as a whole, unless the network has allow_global;
+//   - what overlaps vpc.sources, in either direction, unless a map gives its hosts
+//     other addresses on the VPC side;
+//   - what covers an address of this host, a next hop of the underlay or the
+//     endpoint of a root;
+//   - what is or covers a route of somebody else in the kernel, lies inside a subnet
+//     that this host is attached to, or, where vpc.sources doesn't say who the VPC
+//     is, inside any such route;
+//   - what overlaps a prefix of another network that was named first.
+//
+// Aliases of maps and addresses of forwards are the operator's own words: the same
+// function judges them, but for the question whether they are private.
+package plan
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"ztgate/router/config"
+	"ztgate/zerotier/ztnode"
+)
+
+// Host is the state of the host that judgements depend on.
+type Host struct {
+	Routes    []KernelRoute // unicast routes of the main table that are not ours
+	Addresses []HostAddress // of all interfaces but ours
+	// Underlay are addresses that the overlay itself is carried to: next hops and
+	// endpoints of roots.
+	Underlay []netip.Addr
+}
+
+// KernelRoute is a route that somebody else put into the kernel.
+type KernelRoute struct {
+	Target netip.Prefix
+	Via    netip.Addr // invalid = the subnet is attached to the device
+	Device string
+}
+
+// HostAddress is an address of this host.
+type HostAddress struct {
+	Addr   netip.Addr
+	Device string
+}
+
+// Role says what a process does with networks. The zero value is a gateway.
+type Role uint8
+
+// A gateway forwards for a VPC; a member is itself a host of its networks.
+const (
+	Gateway Role = iota
+	Member
+)
+
+// Input is all that a plan depends on.
+type Input struct {
+	Role     Role
+	Config   *config.Config
+	Networks []ztnode.Network
+	Host     *Host // nil = not known
+	// Held are the prefixes that networks had when they last worked. A network that
+	// doesn't work now keeps them from others.
+	Held Held
+}
+
+// Held are prefixes by the network that has them.
+type Held map[ztnode.NetworkID][]netip.Prefix
+
+// Plan says what to do.
+type Plan struct {
+	Routes     []Route   // for the kernel, to our interfaces; masked
+	Networks   []Network // that carry traffic
+	Forwards   []config.Forward
+	Maps       []config.AddressMap
+	MTU        int  // of the VPC's interface, in bytes
+	KeepGuards bool // of targets that are in no route now: a network may come back
+	Problems   []Problem
+	Held       Held // for the next plan
+	// HostForwards are served on the host's own addresses, where packets end in the
+	// kernel.
+	HostForwards []config.Forward
+}
+
+// Route is a route of the kernel.
+type Route struct {
+	ztnode.Route
+	Network ztnode.NetworkID // 0 = of the operator's own configuration
+}
+
+// Network is what may be used of a network.
+type Network struct {
+	ID        ztnode.NetworkID
+	MAC       ztnode.MAC
+	MTU       int            // bytes
+	Addresses []netip.Prefix // ours
+	Routes    []ztnode.Route // subnets of Addresses and managed routes; masked
+	Refused   int            // prefixes that are left out
+}
+
+// Make judges everything.
+func Make(in Input) *Plan {
+	b := &builder{in: in, cfg: in.Config, out: &Plan{MTU: in.Config.VPC.MTU, Held: Held{}}}
+	if b.out.MTU == 0 {
+		b.out.MTU = config.DefaultMTU
+	}
+	if in.Role == Gateway {
+		b.maps()
+	}
+	for _, n := range order(in.Config, in.Networks) {
+		if n.Status == ztnode.StatusOK {
+			b.network(n)
+		} else {
+			b.hold(n.ID)
+		}
+	}
+	if in.Role == Gateway {
+		b.forwards()
+		b.targets()
+	}
+	return b.out
+}
+
+// Check judges a configuration by itself, without networks and host. Its error
+// names everything that can never work, one line each.
+func Check(cfg *config.Config) error {
+	return fatalError(Make(Input{Config: cfg}).Problems)
+}
+
+// order sorts networks by who was named first: in the configuration, then by ID.
+func order(cfg *config.Config, nets []ztnode.Network) []ztnode.Network {
+	place := func(id ztnode.NetworkID) int {
+		if i := slices.IndexFunc(cfg.Networks, func(n config.NetworkConfig) bool { return n.ID == id }); i >= 0 {
+			return i
+		}
+		return len(cfg.Networks)
+	}
+	return slices.SortedStableFunc(slices.Values(nets), func(a, b ztnode.Network) int {
+		return cmp.Or(cmp.Compare(place(a.ID), place(b.ID)), cmp.Compare(a.ID, b.ID))
+	})
+}
+
+// builder makes one plan.
+type builder struct {
+	in     Input
+	cfg    *config.Config
+	out    *Plan
+	taken  []claim // prefixes by which the VPC knows overlay hosts
+	hidden []claim // those that it knows by an alias only
+}
+
+// claim is a prefix and whose it is.
+type claim struct {
+	prefix  netip.Prefix
+	network ztnode.NetworkID
+}
+
+func (b *builder) take(p netip.Prefix, id ztnode.NetworkID) {
+	b.taken = append(b.taken, claim{p, id})
+	b.out.Held[id] = append(b.out.Held[id], p)
+}
+
+// hold keeps what a network had for as long as it doesn't work.
+func (b *builder) hold(id ztnode.NetworkID) {
+	b.out.KeepGuards = true
+	for _, p := range b.in.Held[id] {
+		if _, why := b.judge(p, id); why == nil {
+			b.take(p, id)
+		}
+	}
+}
+
+// network judges what a network brings.
+func (b *builder) network(n ztnode.Network) {
+	out := Network{ID: n.ID, MAC: n.MAC, MTU: n.MTU}
+	if b.cfg.VPC.MTU == 0 {
+		b.out.MTU = max(b.out.MTU, n.MTU)
+	}
+	for _, a := range n.Addresses {
+		why := unusable(a)
+		if why == nil {
+			why = b.add(&out, ztnode.Route{Target: a})
+		}
+		if why == nil {
+			out.Addresses = append(out.Addresses, a)
+			continue
+		}
+		out.Refused++
+		b.refuse(n.ID, "assigned address "+a.String(), why)
+	}
+	for _, r := range n.Routes {
+		if r.Via.IsValid() && slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return p.Addr() == r.Via }) {
+			continue // through ourselves: for the other members
+		}
+		why := malformed(r)
+		if why == nil {
+			why = b.add(&out, r)
+		}
+		if why != nil {
+			out.Refused++
+			b.refuse(n.ID, "managed route "+r.Target.String(), why)
+		}
+	}
+	b.out.Networks = append(b.out.Networks, out)
+}
+
+// add uses a route of a network, or says why not.
+func (b *builder) add(n *Network, r ztnode.Route) *objection {
+	r.Target = r.Target.Masked()
+	if slices.ContainsFunc(n.Routes, func(o ztnode.Route) bool { return o.Target == r.Target }) {
+		return nil
+	}
+	hidden, why := b.judge(r.Target, n.ID)
+	if why != nil {
+		return why
+	}
+	n.Routes = append(n.Routes, r)
+	if hidden {
+		b.hidden = append(b.hidden, claim{r.Target, n.ID})
+		return nil
+	}
+	b.take(r.Target, n.ID)
+	b.out.Routes = append(b.out.Routes, Route{r, n.ID})
+	return nil
+}
+
+// unusable says why an assigned address can't be a host's.
+func unusable(p netip.Prefix) *objection {
+	const remedy = "assign another at the network's controller"
+	a := p.Addr()
+	switch {
+	case !p.IsValid() || a.Is4In6() || a.Zone() != "":
+		return object(remedy, "it is malformed")
+	case a.Is4() && p.Bits() < 31 && a == p.Masked().Addr():
+		return object(remedy, "it is the address of the subnet itself")
+	case a.Is4() && p.Bits() < 31 && a == last(p):
+		return object(remedy, "it is the broadcast address of its subnet")
+	}
+	return nil
+}
+
+// last returns the last address of an IPv4 prefix.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Addr().As4()
+	for i := p.Bits(); i < 32; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	return netip.AddrFrom4(b)
+}
+
+func malformed(r ztnode.Route) *objection {
+	if !r.Target.IsValid() || r.Target.Addr().Is4In6() || r.Via.IsValid() && r.Via.Is4() != r.Target.Addr().Is4() {
+		return object("correct it at the network's controller", "it is malformed")
+	}
+	return nil
+}
+
+// Owner returns the network whose hosts the VPC reaches at an address.
+func (p *Plan) Owner(a netip.Addr) (id ztnode.NetworkID, ok bool) {
+	bits := -1
+	for _, r := range p.Routes {
+		if r.Target.Contains(a) && r.Target.Bits() > bits {
+			id, bits, ok = r.Network, r.Target.Bits(), true
+		}
+	}
+	return id, ok
+}
