@@ -59,8 +59,8 @@ race:
 # Left out are counts of allocations, since the portable AES makes one a packet,
 # and a test that starts itself, which the emulator can't.
 PORTABLE_TAGS := portableudp,purego
-ARM64_PKGS    := ./netstack/internal/... ./zerotier/identity ./zerotier/internal/... ./zerotier/packet \
-	./zerotier/transport ./zerotier/vl2 ./.../tuntap
+ARM64_PKGS    := ./internal/... ./netstack/internal/... ./zerotier/identity ./zerotier/internal/... \
+	./zerotier/packet ./zerotier/transport ./zerotier/vl2 ./zerotier/ztnode ./.../tuntap
 
 portable: deps ## build, vet and test without assembly and Linux's batches, and on arm64 (emulated)
 	$(GO) build -tags $(PORTABLE_TAGS) ./...
