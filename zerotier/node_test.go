@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/internal/testvec"
 	"ztgate/zerotier/vl1"
@@ -316,9 +317,5 @@ func TestRunEnds(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%d goroutines, %d before", runtime.NumGoroutine(), before)
-		}
-	}
+	testwait.Goroutines(t, before)
 }
