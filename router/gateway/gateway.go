@@ -166,5 +166,5 @@ func (g *gateway) setMTU(mtu int) error {
 	if have, err := g.link.MTU(); err != nil || have == mtu {
 		return err
 	}
-	return g.link.SetMTU(mtu)
+	return errors.Join(g.link.SetMTU(mtu), g.plane.SetMTU(mtu))
 }
