@@ -217,20 +217,13 @@ func (c *Config) Values() []Value {
 			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")},
 			Value{key + ".allow_default", n.AllowDefault, c.Origin(key + ".allow_default")})
 	}
-	for i, f := range c.Forwards {
-		out = append(out, Value{fmt.Sprintf("forwards[%d]", i), f.String(), c.Origin("forwards")})
-	}
-	for i, m := range c.Maps {
-		out = append(out, Value{fmt.Sprintf("maps[%d]", i), m.String(), c.Origin("maps")})
-	}
-	for i, p := range c.Underlay.Physical {
-		out = append(out, Value{fmt.Sprintf("physical[%d]", i), p.String(), c.Origin("physical")})
-	}
-	for i, p := range c.Underlay.Virtual {
-		out = append(out, Value{fmt.Sprintf("virtual[%d]", i), p.String(), c.Origin("virtual")})
-	}
-	for i, r := range c.Policy.Rules {
-		out = append(out, Value{fmt.Sprintf("policy.rules[%d]", i), r.String(), c.Origin("policy.rules")})
+	for _, part := range sections {
+		if part == networkRecords {
+			continue // shown key by key above
+		}
+		for i, text := range part.texts(c) {
+			out = append(out, Value{fmt.Sprintf("%s[%d]", part.name(), i), text, c.Origin(part.name())})
+		}
 	}
 	return out
 }

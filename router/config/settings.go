@@ -10,8 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"ztgate/zerotier/ztnode"
 )
 
 // setting is one value of the configuration: a key in the file, a flag and an
@@ -52,12 +50,10 @@ func text(key, flag, usage, def string, field func(*Config) *string) *setting {
 }
 
 func word(key, flag, usage, def string, words []string, field func(*Config) *string) *setting {
-	return scalar(key, flag, usage, def, func(c *Config, v string) error {
-		if !slices.Contains(words, v) {
-			return fmt.Errorf("use one of %s", strings.Join(words, ", "))
-		}
-		*field(c) = v
-		return nil
+	parse := oneOf(words...)
+	return scalar(key, flag, usage, def, func(c *Config, v string) (err error) {
+		*field(c), err = parse(v)
+		return err
 	}, func(c *Config) string { return *field(c) })
 }
 
@@ -208,9 +204,9 @@ func networksSetting() *setting {
 		set: func(c *Config, values []string) error {
 			out := make([]NetworkConfig, 0, len(values))
 			for _, v := range values {
-				id, err := ztnode.ParseNetworkID(v)
+				id, err := parseNetwork(v)
 				if err != nil {
-					return errors.New("want 16 hex digits, as in 8056c2e21c000001")
+					return err
 				}
 				out = append(out, c.Network(id)) // options of the file stay
 			}
