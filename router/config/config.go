@@ -24,7 +24,9 @@ const (
 	DefaultMTU    = 2800
 )
 
-// Config is the effective configuration. It is not changed after [Load].
+// Config is the effective configuration. It is immutable: nobody changes it, or
+// what its slices hold, once [Load] has returned it. [Config.Reload] makes a new
+// one.
 type Config struct {
 	Home, Socket, Listen string
 	Node                 string // make of the node: go | libzt
