@@ -53,10 +53,9 @@ type Config struct {
 
 // NetworkConfig is a network to join.
 type NetworkConfig struct {
-	ID           ztnode.NetworkID
-	Masquerade   *bool // nil = nat.masquerade
-	AllowGlobal  bool  // accept managed routes and addresses of public IP space
-	AllowDefault bool  // accept a managed default route
+	ID          ztnode.NetworkID
+	Masquerade  *bool // nil = nat.masquerade
+	AllowGlobal bool  // accept managed routes and addresses of public IP space
 }
 
 // VPCConfig is the side the clients are on.
@@ -65,8 +64,8 @@ type VPCConfig struct {
 	TUN        string
 	Sources    []netip.Prefix // who may send; none = everybody
 	Address    []netip.Prefix // of the gateway on the TUN
-	MTU        int
-	Interfaces []string // where VPC packets come from; checked only
+	MTU        int            // 0 = the largest of the networks, at least [DefaultMTU]
+	Interfaces []string       // where VPC packets come from; checked only
 }
 
 // NATConfig configures translation.
@@ -216,8 +215,7 @@ func (c *Config) Values() []Value {
 		key := "networks." + n.ID.String()
 		out = append(out,
 			Value{key + ".masquerade", c.Masquerade(n.ID), c.Origin(key + ".masquerade")},
-			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")},
-			Value{key + ".allow_default", n.AllowDefault, c.Origin(key + ".allow_default")})
+			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")})
 	}
 	for _, part := range sections {
 		if part == networkRecords {

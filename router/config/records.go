@@ -18,7 +18,7 @@ var networkRecords = &record[NetworkConfig]{
 		one("id", parseNetwork, func(n *NetworkConfig, v ztnode.NetworkID) { n.ID = v }),
 		one("masquerade", parseBool, func(n *NetworkConfig, v bool) { n.Masquerade = &v }),
 		one("allow_global", parseBool, func(n *NetworkConfig, v bool) { n.AllowGlobal = v }),
-		one("allow_default", parseBool, func(n *NetworkConfig, v bool) { n.AllowDefault = v }),
+		one("allow_default", parseNoDefault, func(*NetworkConfig, bool) {}),
 	},
 	check: func(n *NetworkConfig) error {
 		if n.ID == 0 {

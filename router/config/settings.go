@@ -60,7 +60,12 @@ func word(key, flag, usage, def string, words []string, field func(*Config) *str
 func number(key, flag, usage string, def, lo, hi int, field func(*Config) *int) *setting {
 	return scalar(key, flag, usage, strconv.Itoa(def), func(c *Config, v string) error {
 		n, err := strconv.Atoi(v)
-		if err != nil || n < lo || n > hi {
+		switch {
+		case err == nil && n >= lo && n <= hi:
+		case def < lo && err == nil && n == def: // stands for a value that is found out
+		case def < lo:
+			return fmt.Errorf("give a number from %d to %d, or %d", lo, hi, def)
+		default:
 			return fmt.Errorf("give a number from %d to %d", lo, hi)
 		}
 		*field(c) = n
@@ -154,7 +159,7 @@ var settings = []*setting{
 	text("vpc.tun", "tun", "name of the TUN interface", DefaultTUN, func(c *Config) *string { return &c.VPC.TUN }),
 	list("vpc.sources", "source", "prefix that may send into the overlay, repeatable; none = everybody", nil, ParsePrefix, func(c *Config) *[]netip.Prefix { return &c.VPC.Sources }),
 	addressSetting(),
-	number("vpc.mtu", "mtu", "MTU of the TUN, in bytes", DefaultMTU, 1280, 65535, func(c *Config) *int { return &c.VPC.MTU }),
+	number("vpc.mtu", "mtu", "MTU of the TUN, in bytes; 0 = the largest of the networks", 0, 1280, 65535, func(c *Config) *int { return &c.VPC.MTU }),
 	interfacesSetting(),
 	live(boolean("nat.masquerade", "masquerade", "hide clients behind the gateway's overlay address", true, func(c *Config) *bool { return &c.NAT.Masquerade })),
 	live(boolean("nat.masquerade6", "", "", false, func(c *Config) *bool { return &c.NAT.Masquerade6 })),

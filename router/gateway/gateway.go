@@ -4,6 +4,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -109,7 +110,7 @@ type gateway struct {
 
 func (g *gateway) setUpLink(vpc config.VPCConfig) error {
 	g.link.Quiet()
-	if err := g.link.Up(vpc.MTU); err != nil {
+	if err := g.link.Up(cmp.Or(vpc.MTU, config.DefaultMTU)); err != nil {
 		return err
 	}
 	return g.link.SetAddresses(vpc.Address)

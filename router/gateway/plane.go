@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -30,7 +31,7 @@ func newEngine(cfg PlaneConfig) (Plane, error) {
 	e, err := netstack.New(netstack.Config{
 		Device: cfg.Device, Overlay: cfg.Overlay,
 		// The address on the TUN is the kernel's, not one of the engine's own stack.
-		VPC: netstack.VPC{Sources: sources, MTU: cfg.VPC.MTU},
+		VPC: netstack.VPC{Sources: sources, MTU: cmp.Or(cfg.VPC.MTU, config.DefaultMTU)},
 		NAT: natSettings(cfg.NAT, cfg.Seed), Forwards: forwards, Maps: maps, Mappings: mappings,
 		Policy: compilePolicy(cfg.Policy), Logger: cfg.Logger, Registerer: cfg.Registerer,
 	})

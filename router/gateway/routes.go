@@ -36,8 +36,8 @@ func wantedRoutes(n ztnode.Network, nc config.NetworkConfig) []ztnode.Route {
 	for _, r := range n.Routes {
 		switch {
 		case !r.Target.IsValid() || r.Via.IsValid() && own(r.Via):
-		case r.Target.Bits() == 0 && !nc.AllowDefault:
-		case r.Target.Bits() != 0 && global(r.Target.Addr()) && !nc.AllowGlobal:
+		case r.Target.Bits() == 0:
+		case global(r.Target.Addr()) && !nc.AllowGlobal:
 		default:
 			add(r)
 		}
@@ -57,9 +57,9 @@ func refusedRoutes(n ztnode.Network, nc config.NetworkConfig) []string {
 	var out []string
 	for _, r := range n.Routes {
 		switch {
-		case r.Target.Bits() == 0 && !nc.AllowDefault:
-			out = append(out, fmt.Sprintf("managed default route %s is ignored: set allow_default for the network to use it", r.Target))
-		case r.Target.Bits() != 0 && global(r.Target.Addr()) && !nc.AllowGlobal:
+		case r.Target.Bits() == 0:
+			out = append(out, fmt.Sprintf("managed default route %s is ignored: route single prefixes through the network", r.Target))
+		case global(r.Target.Addr()) && !nc.AllowGlobal:
 			out = append(out, fmt.Sprintf("managed route %s of public IP space is ignored: set allow_global for the network to use it", r.Target))
 		}
 	}
