@@ -24,7 +24,9 @@ const (
 	DefaultMTU    = 2800
 )
 
-// Config is the effective configuration. It is not changed after [Load].
+// Config is the effective configuration. It is immutable: nobody changes it, or
+// what its slices hold, once [Load] has returned it. [Config.Reload] makes a new
+// one.
 type Config struct {
 	Home, Socket, Listen string
 	Node                 string // implementation of the node: go | libzt
@@ -51,10 +53,9 @@ type Config struct {
 
 // NetworkConfig is a network to join.
 type NetworkConfig struct {
-	ID           ztnode.NetworkID
-	Masquerade   *bool // nil = nat.masquerade
-	AllowGlobal  bool  // accept managed routes and addresses of public IP space
-	AllowDefault bool  // accept a managed default route
+	ID          ztnode.NetworkID
+	Masquerade  *bool // nil = nat.masquerade
+	AllowGlobal bool  // accept managed routes and addresses of public IP space
 }
 
 // VPCConfig is the side the clients are on.
@@ -63,8 +64,8 @@ type VPCConfig struct {
 	TUN        string
 	Sources    []netip.Prefix // who may send; none = everybody
 	Address    []netip.Prefix // of the gateway on the TUN
-	MTU        int
-	Interfaces []string // where VPC packets come from; checked only
+	MTU        int            // 0 = the largest of the networks, at least [DefaultMTU]
+	Interfaces []string       // where VPC packets come from; checked only
 }
 
 // NATConfig configures translation.
@@ -214,23 +215,15 @@ func (c *Config) Values() []Value {
 		key := "networks." + n.ID.String()
 		out = append(out,
 			Value{key + ".masquerade", c.Masquerade(n.ID), c.Origin(key + ".masquerade")},
-			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")},
-			Value{key + ".allow_default", n.AllowDefault, c.Origin(key + ".allow_default")})
+			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")})
 	}
-	for i, f := range c.Forwards {
-		out = append(out, Value{fmt.Sprintf("forwards[%d]", i), f.String(), c.Origin("forwards")})
-	}
-	for i, m := range c.Maps {
-		out = append(out, Value{fmt.Sprintf("maps[%d]", i), m.String(), c.Origin("maps")})
-	}
-	for i, p := range c.Underlay.Physical {
-		out = append(out, Value{fmt.Sprintf("physical[%d]", i), p.String(), c.Origin("physical")})
-	}
-	for i, p := range c.Underlay.Virtual {
-		out = append(out, Value{fmt.Sprintf("virtual[%d]", i), p.String(), c.Origin("virtual")})
-	}
-	for i, r := range c.Policy.Rules {
-		out = append(out, Value{fmt.Sprintf("policy.rules[%d]", i), r.String(), c.Origin("policy.rules")})
+	for _, part := range sections {
+		if part == networkRecords {
+			continue // shown key by key above
+		}
+		for i, text := range part.texts(c) {
+			out = append(out, Value{fmt.Sprintf("%s[%d]", part.name(), i), text, c.Origin(part.name())})
+		}
 	}
 	return out
 }

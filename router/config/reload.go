@@ -25,18 +25,15 @@ func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
 			}
 		}
 	}
-	next.Underlay = c.Underlay
-	for _, part := range []struct {
-		key  string
-		same bool
-	}{
-		{"policy.rules", slices.EqualFunc(c.Policy.Rules, next.Policy.Rules, func(a, b PolicyRule) bool { return a.String() == b.String() })},
-		{"forwards", slices.Equal(c.Forwards, next.Forwards)},
-		{"maps", slices.Equal(c.Maps, next.Maps)},
-	} {
-		if !part.same {
-			changed = append(changed, part.key)
+	for _, part := range sections {
+		switch was, is := part.texts(c), part.texts(next); {
+		case slices.Equal(was, is):
+		case !part.isLive():
+			restart = append(restart, part.name())
+		case !slices.Contains(changed, part.name()): // the IDs of networks are a setting too
+			changed = append(changed, part.name())
 		}
 	}
+	next.Underlay = c.Underlay
 	return next, changed, restart, nil
 }

@@ -30,8 +30,8 @@ func TestWantedRoutes(t *testing.T) {
 	if got, want := targets(config.NetworkConfig{}), []string{"10.147.17.0/24", "fd00:77::/64", "10.0.0.0/24"}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	want := []string{"10.147.17.0/24", "fd00:77::/64", "10.0.0.0/24", "0.0.0.0/0", "8.8.8.0/24"}
-	if got := targets(config.NetworkConfig{AllowDefault: true, AllowGlobal: true}); !slices.Equal(got, want) {
+	want := []string{"10.147.17.0/24", "fd00:77::/64", "10.0.0.0/24", "8.8.8.0/24"}
+	if got := targets(config.NetworkConfig{AllowGlobal: true}); !slices.Equal(got, want) {
 		t.Errorf("with all allowed: got %v, want %v", got, want)
 	}
 	if got := refusedRoutes(n, config.NetworkConfig{}); len(got) != 2 {
