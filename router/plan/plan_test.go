@@ -103,7 +103,7 @@ func TestRoutes(t *testing.T) {
 		{"172.16.0.0/12", "it covers the VPC's own"},
 		{"172.31.255.255/12", "it covers the VPC's own"}, // host bits
 		{"fd00:31::/64", "it lies inside the VPC's own"},
-		{"fd00::/16", "it covers the VPC's own"},
+		{"fd00:31::/40", "it covers the VPC's own"},
 
 		// What is nobody's.
 		{"169.254.169.254/32", "link-local"},
@@ -137,7 +137,7 @@ func TestRoutes(t *testing.T) {
 		// This host.
 		{"192.168.77.0/24", "it covers this host's own address 192.168.77.1 on lo"},
 		{"198.51.100.0/24", "it covers 198.51.100.1"},
-		{"172.17.0.0/16", "the kernel already has it on docker0"},
+		{"172.17.0.0/16", "it covers this host's own address 172.17.0.1 on docker0"},
 		{"172.17.5.0/24", "it lies inside 172.17.0.0/16, which is attached to docker0"},
 		{"172.17.0.9/32", "it lies inside 172.17.0.0/16"},
 		{"10.99.0.0/16", "the kernel already has it on eth0"},
@@ -192,7 +192,7 @@ func TestAddresses(t *testing.T) {
 		{"172.31.0.10/32", "it lies inside the VPC's own"},
 		{"10.0.0.1/1", "never forwarded"},
 		{"10.0.0.1/0", "default routes"},
-		{"172.17.0.9/24", "attached to docker0"}, // the underlay's own subnet
+		{"172.17.3.9/24", "attached to docker0"}, // the underlay's own subnet
 		{"172.17.0.1/32", "this host's own address"},
 		{"8.8.8.8/24", "isn't private"},
 		{"10.0.0.0/24", "the subnet itself"},
@@ -310,8 +310,8 @@ func TestForwards(t *testing.T) {
 	}{
 		{`{listen: "tcp/8443", to: "10.0.0.10:443"}`, "", false, "both", ""},
 		{`{listen: "tcp/10.0.0.1:8443", to: "10.0.0.10:443"}`, "", false, "plane", ""},
-		{`{listen: "tcp/172.31.16.5:8443", to: "10.0.0.10:443"}`, "", false, "host", ""},      // the host's own address
-		{`{listen: "tcp/100.127.255.1:8443", to: "10.0.0.10:443"}`, "", false, "host", ""},    // its own on the TUN
+		{`{listen: "tcp/172.31.16.5:8443", to: "10.0.0.10:443"}`, "", false, "host", ""},                  // the host's own address
+		{`{listen: "tcp/100.127.255.1:8443", to: "10.0.0.10:443"}`, "", false, "host", ""},                // its own on the TUN
 		{`{listen: "tcp/192.168.50.1:8443", to: "10.0.0.10:443"}`, "", false, "plane", "192.168.50.1/32"}, // one that the VPC routes to us
 		{`{listen: "tcp/172.31.0.77:8443", to: "10.0.0.10:443"}`, "inside the VPC's own", false, "", ""},
 		{`{listen: "tcp/172.17.0.7:8443", to: "10.0.0.10:443"}`, "attached to docker0", false, "", ""},
