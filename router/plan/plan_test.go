@@ -260,6 +260,13 @@ func TestOverlap(t *testing.T) {
 	if n := p.Networks[0]; len(n.Addresses) != 1 || len(n.Routes) != 1 || n.Refused != 0 {
 		t.Errorf("network %+v", n)
 	}
+	// What the map covers only in part can't be told from the VPC; the alias is taken.
+	for route, why := range map[string]string{"10.0.0.0/23": "covers the VPC's own", "10.77.0.0/25": "lies inside the alias", "10.77.0.0/16": "covers the alias"} {
+		p := plan.Make(plan.Input{Config: cfg, Networks: []ztnode.Network{office(first, route)}, Host: h})
+		if got := texts(p); len(got) != 1 || !strings.Contains(got[0], why) {
+			t.Errorf("%s: %q, want %q", route, got, why)
+		}
+	}
 	// Two networks behind one alias would be one host for two.
 	p = plan.Make(plan.Input{Config: cfg, Networks: []ztnode.Network{office(first), office(second)}, Host: h})
 	if len(p.Networks[1].Addresses) != 0 || len(p.Problems) != 1 || p.Problems[0].Network != second {
