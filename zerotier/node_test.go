@@ -319,3 +319,15 @@ func TestRunEnds(t *testing.T) {
 	}
 	testwait.Goroutines(t, before)
 }
+
+func TestOnLoopback(t *testing.T) {
+	v4, v6, other := netip.MustParseAddr("127.0.0.2"), netip.IPv6Loopback(), netip.MustParseAddr("10.0.0.1")
+	for _, tt := range []struct {
+		bind []netip.Addr
+		want bool
+	}{{nil, false}, {[]netip.Addr{v4}, true}, {[]netip.Addr{v6, v4}, true}, {[]netip.Addr{v4, other}, false}} {
+		if got := onLoopback(tt.bind); got != tt.want {
+			t.Errorf("onLoopback(%v) = %v", tt.bind, got)
+		}
+	}
+}

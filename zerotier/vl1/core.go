@@ -96,6 +96,7 @@ type Config struct {
 	LocalEndpoints  func() []netip.AddrPort // advertised to trusted peers
 	SocketOpen      func(s SocketID) bool   // false: it was closed; asked when LocalEndpoints changed, nil = none ever is
 	PathAllowed     func(a netip.Addr) bool // false: the address lies inside an overlay network
+	Loopback        bool                    // peers may be on this host's loopback addresses
 	OnWorld         func(w *World)          // a newer planet or moon was accepted
 
 	// The peer cache, optional: looks up a peer that isn't known, and takes one that

@@ -173,6 +173,10 @@ func (c *Core) allowed(p *Peer, ep netip.AddrPort) bool {
 	a := ep.Addr()
 	switch packet.ScopeOf(a) {
 	case packet.ScopePrivate, packet.ScopePseudoPrivate, packet.ScopeShared, packet.ScopeGlobal:
+	case packet.ScopeLoopback:
+		if !c.cfg.Loopback {
+			return false
+		}
 	default:
 		return false
 	}
