@@ -328,24 +328,33 @@ func tupleOf(v *ipkt.View) tuple {
 	return tuple{proto: v.Proto, src: v.Source(), dst: v.Destination(), sport: v.SPort, dport: v.DPort}
 }
 
-// stillAllowed judges a flow again after policy, routes or translation changed.
-func (e *Engine) stillAllowed(s *netSet, f *nat.Flow) bool {
+// judge judges a flow as if it were opened now, and reports whether it would be the
+// same one.
+func (e *Engine) judge(s *netSet, f *nat.Flow) (d decision, same bool) {
 	if int(f.Slot) >= len(s.slots) {
-		return false
+		return d, false
 	}
 	at := s.slots[f.Slot]
 	if at == nil && (f.From() == OverlaySide || f.To() == OverlaySide) {
-		return false
+		return d, false
 	}
 	t := tuple{f.Proto(), ipkt.Addr(f.Client()), ipkt.Addr(f.Target()), f.ClientPort(), f.TargetPort()}
-	d := e.decide(s, f.From(), at, &t)
+	d = e.decide(s, f.From(), at, &t)
 	switch {
 	case d.do != actOpen, d.flow.To != f.To(), d.flow.Slot != f.Slot,
 		d.flow.Source != nat.Keep != f.Translated(), f.Translated() && d.flow.Address != f.External(),
 		d.flow.Source == nat.Map && d.flow.Port != 0 && d.flow.Port != f.ExtPort(),
 		ipkt.Bytes(d.server) != f.Server(), d.flow.ServerPort != 0 && d.flow.ServerPort != f.ServerPort():
-		return false
+		return d, false
 	}
-	f.Generation.Store(s.generation)
-	return true
+	return d, true
+}
+
+// stillAllowed judges a flow again after policy, routes or translation changed.
+func (e *Engine) stillAllowed(s *netSet, f *nat.Flow) bool {
+	_, same := e.judge(s, f)
+	if same {
+		f.Generation.Store(s.generation)
+	}
+	return same
 }

@@ -60,28 +60,31 @@ func (s *netSet) countRule(d *decision) {
 // refused counts why a flow couldn't be opened and tells the sender, if it came
 // from the VPC, that there is no room (decision D3).
 func (e *Engine) refused(now int64, from *attachment, v *ipkt.View, why nat.Refusal) {
-	side := from.side()
-	d := dropOfProtocol(v.Proto)
-	switch why {
-	case nat.TableFull:
-		d = dropTableFull
-	case nat.ClientFull, nat.ClientPorts, nat.ClientRate:
-		d = dropClientLimit
-	case nat.NoPort, nat.Clash:
-		d = dropNoPort
-	case nat.NotFirst:
-		e.drop(side, dropNotFirst)
-		return
-	case nat.Protocol:
-		e.drop(side, d)
-		return
+	d, full := dropOfRefusal(v.Proto, why)
+	if full {
+		e.logRefusals(now, d)
 	}
-	e.logRefusals(now, d)
-	if side == VPCSide {
+	if full && from == nil {
 		e.refuse(now, from, d, ipkt.HostUnreachable, v)
 		return
 	}
-	e.drop(side, d)
+	e.drop(from.side(), d)
+}
+
+// dropOfRefusal returns why a flow couldn't be opened, and whether that is for want of
+// room.
+func dropOfRefusal(proto uint8, why nat.Refusal) (d drop, full bool) {
+	switch why {
+	case nat.TableFull:
+		return dropTableFull, true
+	case nat.ClientFull, nat.ClientPorts, nat.ClientRate:
+		return dropClientLimit, true
+	case nat.NoPort, nat.Clash:
+		return dropNoPort, true
+	case nat.NotFirst:
+		return dropNotFirst, false
+	}
+	return dropOfProtocol(proto), false
 }
 
 func (e *Engine) refuse(now int64, from *attachment, d drop, kind ipkt.ErrorKind, v *ipkt.View) {
