@@ -116,7 +116,9 @@ func (p *prober) probe(ctx context.Context, i int) bool {
 	began := time.Now()
 	var err error
 	d := time.Duration(0)
-	if t.Scheme == "icmp" {
+	if !t.Addr.Addr().IsValid() {
+		err = fmt.Errorf("the name %s has no address yet", t.Host)
+	} else if t.Scheme == "icmp" {
 		d, err = p.dialer.Ping(ctx, t.Addr.Addr())
 	} else {
 		var c net.Conn
