@@ -25,6 +25,7 @@ type service struct {
 	node       Node
 	plane      Plane // nil unless a gateway
 	targets    *prober
+	names      *names                     // nil = no names are looked up
 	neighbours neighbours                 // nil = the plane's, if it knows them
 	resync     chan struct{}              // a value makes the networks be looked at again
 	reload     func(*config.Config) error // applies a configuration; nil = this process can't
@@ -136,7 +137,7 @@ func pathLabel(p ztnode.Peer) string {
 
 func (s *service) status() control.Status {
 	st := control.Status{Schema: control.Schema, Info: s.info(), Health: s.health(), Networks: s.networkViews(),
-		Targets: s.targets.states(), Limit: s.config().NAT.MaxFlows}
+		Targets: s.targets.states(), Names: s.names.list(), Limit: s.config().NAT.MaxFlows}
 	for _, p := range s.node.Peers() {
 		st.Peers.Total++
 		switch pathLabel(p) {
