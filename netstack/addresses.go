@@ -3,6 +3,7 @@ package netstack
 import (
 	"net/netip"
 
+	"ztgate/internal/special"
 	"ztgate/netstack/internal/ipkt"
 )
 
@@ -101,19 +102,17 @@ func replaceBits(x, prefix []byte, n int) {
 }
 
 // forwardable reports addresses that a router may forward from or to: link-local
-// ones, and with them cloud metadata services, are not among them.
+// ones and the metadata services of clouds are not among them.
 func forwardable(a netip.Addr) bool {
-	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Is4In6() || special.IsMetadata(a) {
 		return false
 	}
 	if a.Is4() {
 		b := a.As4()
 		return b[0] != 0 && b[0] < 240
 	}
-	return a != awsMetadata6
+	return true
 }
-
-var awsMetadata6 = netip.MustParseAddr("fd00:ec2::254")
 
 func contains(list []netip.Prefix, a netip.Addr) bool {
 	for i := range list {

@@ -84,6 +84,7 @@ const (
 // PortForward forwards what comes to an address and port of the gateway to a host
 // of either side.
 type PortForward struct {
+	From       Side           // where its clients are; nobody else reaches it
 	Proto      uint8          // 6 = TCP, 17 = UDP
 	Listen     netip.AddrPort // an unspecified address stands for all of ours of its family
 	To         netip.AddrPort
@@ -198,8 +199,10 @@ func (c *Config) check() error {
 func checkTranslation(forwards []PortForward, maps []AddressMap) error {
 	seen := map[forwardKey]bool{}
 	for _, f := range forwards {
-		k := forwardKey{f.Listen.Addr(), f.Listen.Port(), f.Proto}
+		k := f.listens()
 		switch {
+		case f.From >= numSides:
+			return fmt.Errorf("netstack: forward %v: side %d: want that of the VPC or of the overlay", f.Listen, f.From)
 		case f.Proto != ipkt.TCP && f.Proto != ipkt.UDP:
 			return fmt.Errorf("netstack: forward %v: protocol %d: want TCP or UDP", f.Listen, f.Proto)
 		case !f.Listen.IsValid() || f.Listen.Port() == 0 || !f.To.IsValid() || f.To.Port() == 0 || f.Listen.Addr().Is4() != f.To.Addr().Is4():

@@ -54,7 +54,7 @@ func (e *Engine) decideVPC(s *netSet, t *tuple) decision {
 	d := decision{rule: ruleNone, server: t.dst}
 	port := t.dport
 	masquerade := false
-	if f := s.forward(t.proto, t.dst, t.dport); f != nil && s.isOwn(t.dst) {
+	if f := s.forward(VPCSide, t.proto, t.dst, t.dport); f != nil && s.isOwn(t.dst) {
 		d.server, port = f.To.Addr(), f.To.Port()
 		d.flow.Server, d.flow.ServerPort = ipkt.Bytes(d.server), port
 		masquerade = f.Masquerade
@@ -87,7 +87,7 @@ func sourceToOverlay(s *netSet, t *tuple, d decision, masquerade bool) decision 
 	at, v6 := d.at, t.src.Is6()
 	// The target of a forward answers from the forward's address, even when the flow
 	// isn't known any more.
-	if f := s.backwards[forwardKey{t.src, t.sport, t.proto}]; f != nil {
+	if f := s.backwards[forwardKey{t.src, t.sport, t.proto, OverlaySide}]; f != nil {
 		listen := f.Listen.Addr()
 		if listen.IsUnspecified() {
 			listen = at.address(v6)
@@ -160,7 +160,7 @@ func (e *Engine) hairpin(s *netSet, t *tuple, d decision) decision {
 // client; to others nothing is said, since the mapping's owner may go on.
 func (e *Engine) resume(s *netSet, t *tuple, d decision, host netip.Addr, port uint16) decision {
 	for _, f := range s.forwards {
-		if f.Proto != t.proto || !f.Masquerade || f.To != netip.AddrPortFrom(t.src, t.sport) {
+		if f.From != OverlaySide || f.Proto != t.proto || !f.Masquerade || f.To != netip.AddrPortFrom(t.src, t.sport) {
 			continue
 		}
 		d.at, d.hop = s.route(host)
@@ -196,7 +196,7 @@ func (e *Engine) decideOverlay(s *netSet, at *attachment, t *tuple) decision {
 		if s.owner(t.dst) != at {
 			return refuseWith(dropNoFlow)
 		}
-		if f := s.forward(t.proto, t.dst, t.dport); f != nil {
+		if f := s.forward(OverlaySide, t.proto, t.dst, t.dport); f != nil {
 			d.server, port = f.To.Addr(), f.To.Port()
 			d.flow.Server, d.flow.ServerPort = ipkt.Bytes(d.server), port
 			invited, masquerade = true, f.Masquerade

@@ -44,10 +44,22 @@ type conflict struct {
 	surrounds  bool // the VPC's own traffic doesn't use it; else nothing does
 }
 
+// forwardKey is an end of a forward: where its clients send to, or its target.
 type forwardKey struct {
 	addr  netip.Addr
 	port  uint16
 	proto uint8
+	from  Side // of the clients
+}
+
+// listens is the end that clients send to.
+func (f *PortForward) listens() forwardKey {
+	return forwardKey{f.Listen.Addr(), f.Listen.Port(), f.Proto, f.From}
+}
+
+// target is the end that they reach.
+func (f *PortForward) target() forwardKey {
+	return forwardKey{f.To.Addr(), f.To.Port(), f.Proto, f.From}
 }
 
 type overlayRoute struct {
@@ -246,9 +258,9 @@ func (s *netSet) addForwards() {
 	s.listeners, s.backwards = make(map[forwardKey]*PortForward), make(map[forwardKey]*PortForward)
 	for i := range s.forwards {
 		f := &s.forwards[i]
-		s.listeners[forwardKey{f.Listen.Addr(), f.Listen.Port(), f.Proto}] = f
+		s.listeners[f.listens()] = f
 		if !f.Masquerade {
-			s.backwards[forwardKey{f.To.Addr(), f.To.Port(), f.Proto}] = f
+			s.backwards[f.target()] = f
 		}
 	}
 }
@@ -268,19 +280,19 @@ func (s *netSet) reserved(proto uint8) (out []netip.AddrPort) {
 	return out
 }
 
-// forward returns the forward that listens on an address of ours.
-func (s *netSet) forward(proto uint8, a netip.Addr, port uint16) *PortForward {
+// forward returns the forward that clients of a side reach at an address of ours.
+func (s *netSet) forward(from Side, proto uint8, a netip.Addr, port uint16) *PortForward {
 	if len(s.listeners) == 0 {
 		return nil
 	}
-	if f := s.listeners[forwardKey{a, port, proto}]; f != nil {
+	if f := s.listeners[forwardKey{a, port, proto, from}]; f != nil {
 		return f
 	}
 	any := netip.IPv4Unspecified()
 	if a.Is6() {
 		any = netip.IPv6Unspecified()
 	}
-	return s.listeners[forwardKey{any, port, proto}]
+	return s.listeners[forwardKey{any, port, proto, from}]
 }
 
 // minMTU6 is what every link must carry where IPv6 is used (RFC 8200 §5).

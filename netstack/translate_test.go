@@ -12,8 +12,8 @@ import (
 	"ztgate/netstack/policy"
 )
 
-func forward(proto uint8, listen, to string, masquerade bool) PortForward {
-	return PortForward{Proto: proto, Listen: netip.MustParseAddrPort(listen), To: netip.MustParseAddrPort(to), Masquerade: masquerade}
+func forward(from Side, proto uint8, listen, to string, masquerade bool) PortForward {
+	return PortForward{From: from, Proto: proto, Listen: netip.MustParseAddrPort(listen), To: netip.MustParseAddrPort(to), Masquerade: masquerade}
 }
 
 func withForwards(list ...PortForward) func(*Config) {
@@ -22,7 +22,7 @@ func withForwards(list ...PortForward) func(*Config) {
 
 func TestForwardFromOverlay(t *testing.T) {
 	for _, masquerade := range []bool{false, true} {
-		r := newRig(t, withForwards(forward(ipkt.UDP, "10.0.0.1:9051", "172.31.0.20:91", masquerade)))
+		r := newRig(t, withForwards(forward(OverlaySide, ipkt.UDP, "10.0.0.1:9051", "172.31.0.20:91", masquerade)))
 		src := "10.0.0.10:3333"
 		_, v := r.fromOverlay(pkttest.UDP(src, "10.0.0.1:9051", "question"))
 		if masquerade {
@@ -45,13 +45,13 @@ func TestForwardFromOverlay(t *testing.T) {
 // TestForwardAfterLoss: L-LOSS-FWD, the target speaks first in a flow that isn't
 // known.
 func TestForwardAfterLoss(t *testing.T) {
-	r := newRig(t, withForwards(forward(ipkt.TCP, "10.0.0.1:9050", "172.31.0.20:90", false)))
+	r := newRig(t, withForwards(forward(OverlaySide, ipkt.TCP, "10.0.0.1:9050", "172.31.0.20:90", false)))
 	o, _ := r.fromVPC(pkttest.TCP("172.31.0.20:90", "10.0.0.10:3333", ipkt.ACK, 1, 1, "data"))
 	r.want("L-LOSS-FWD", o, "tcp 10.0.0.1:9050 > 10.0.0.10:3333")
 }
 
 func TestForwardFromVPC(t *testing.T) {
-	r := newRig(t, withForwards(forward(ipkt.TCP, "172.31.0.1:8443", "10.0.0.10:443", false), forward(ipkt.TCP, "0.0.0.0:8088", "172.31.0.20:80", false)))
+	r := newRig(t, withForwards(forward(VPCSide, ipkt.TCP, "172.31.0.1:8443", "10.0.0.10:443", false), forward(VPCSide, ipkt.TCP, "0.0.0.0:8088", "172.31.0.20:80", false)))
 	o, _ := r.fromVPC(pkttest.TCP("172.31.0.10:4000", "172.31.0.1:8443", ipkt.SYN, 1, 0, ""))
 	r.want("to the overlay", o, "tcp 10.0.0.1:4000 > 10.0.0.10:443")
 	_, v := r.fromOverlay(pkttest.TCP("10.0.0.10:443", "10.0.0.1:4000", ipkt.SYN|ipkt.ACK, 1, 2, ""))
@@ -71,8 +71,52 @@ func TestForwardFromVPC(t *testing.T) {
 	r.account()
 }
 
+// TestForwardSides: a forward is for clients of one side, those of the other don't
+// reach it; the same address may lead to different hosts.
+func TestForwardSides(t *testing.T) {
+	fromVPC, fromOverlay := forward(VPCSide, ipkt.UDP, "0.0.0.0:9051", "172.31.0.20:91", false), forward(OverlaySide, ipkt.UDP, "0.0.0.0:9051", "172.31.0.21:92", true)
+	vpc := func(r *rig) []string {
+		_, v := r.fromVPC(pkttest.UDP("172.31.0.10:3333", "10.0.0.1:9051", "x"))
+		return v
+	}
+	overlay := func(r *rig) []string {
+		_, v := r.fromOverlay(pkttest.UDP("10.0.0.10:3333", "10.0.0.1:9051", "x"))
+		return v
+	}
+	r := newRig(t, withForwards(fromVPC))
+	r.want("from the overlay, where it isn't served", overlay(r))
+	if n := r.drops(OverlaySide, dropNoFlow); n != 1 {
+		t.Errorf("%d drops counted, want 1", n)
+	}
+	r.want("from the VPC", vpc(r), "udp 10.0.0.1:3333 > 172.31.0.20:91")
+	// A target of VPC clients is no server of the overlay.
+	o, _ := r.fromVPC(pkttest.UDP("172.31.0.20:91", "10.0.0.10:3333", "x"))
+	r.want("the target speaks by itself", o, "udp 10.0.0.1:91 > 10.0.0.10:3333")
+
+	r = newRig(t, withForwards(fromOverlay))
+	if x := r.e.Explain(Question{Protocol: ipkt.UDP, Src: pkttest.Addr("172.31.0.10:3333"), Dst: pkttest.Addr("10.0.0.1:9051")}); x.Verdict != "local" {
+		t.Errorf("from the VPC, where it isn't served: %+v", x)
+	}
+	r.want("from the overlay", overlay(r), "udp 172.31.0.1:3333 > 172.31.0.21:92")
+
+	r = newRig(t, withForwards(fromVPC, fromOverlay))
+	r.want("both, from the overlay", overlay(r), "udp 172.31.0.1:3333 > 172.31.0.21:92")
+	r.want("both, from the VPC", vpc(r), "udp 10.0.0.1:3333 > 172.31.0.20:91")
+	// Taking the one of a flow's side away ends it; the other one stays.
+	if err := r.e.SetTranslation([]PortForward{fromOverlay}, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, v := r.fromOverlay(pkttest.UDP("10.0.0.10:3333", "10.0.0.1:9051", "x"))
+	r.want("goes on", v, "udp 172.31.0.1:3333 > 172.31.0.21:92")
+	_, v = r.fromVPC(pkttest.UDP("172.31.0.20:91", "10.0.0.1:3333", "x"))
+	r.want("has ended", v)
+	if err := r.e.SetTranslation([]PortForward{fromOverlay, fromOverlay}, nil); err == nil {
+		t.Error("two of one side are accepted")
+	}
+}
+
 func TestForwardShadow(t *testing.T) {
-	r := newRig(t, withForwards(forward(ipkt.UDP, "10.0.0.1:9051", "172.31.0.20:91", false)))
+	r := newRig(t, withForwards(forward(OverlaySide, ipkt.UDP, "10.0.0.1:9051", "172.31.0.20:91", false)))
 	o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:9051", "10.0.0.10:5555", "x"))
 	if len(o) != 1 || o[0] == "udp 10.0.0.1:9051 > 10.0.0.10:5555" {
 		t.Errorf("L-FWD-SHADOW: left as %q", o)
@@ -246,6 +290,37 @@ func TestNeverForwarded(t *testing.T) {
 	r.account()
 }
 
+// TestMetadata: nobody reaches the metadata service of another machine's cloud, by
+// whatever route, alias or forward.
+func TestMetadata(t *testing.T) {
+	p := netip.MustParsePrefix
+	r := newRig(t, withForwards(forward(VPCSide, ipkt.UDP, "172.31.0.1:80", "100.100.100.200:80", false), forward(VPCSide, ipkt.UDP, "[fd77:1::1]:80", "[fd00:ec2::254]:80", false)),
+		func(c *Config) {
+			c.Maps = []AddressMap{{Hosts: OverlaySide, Real: p("169.254.169.0/24"), Alias: p("10.66.0.0/24")}, {Hosts: OverlaySide, Real: p("168.63.129.0/24"), Alias: p("10.67.0.0/24")}}
+		})
+	n := testNetwork()
+	n.Routes = append(n.Routes, Route{p("0.0.0.0/0"), netip.MustParseAddr("10.0.0.2")}, Route{p("::/0"), netip.MustParseAddr("fd77:100::2")},
+		Route{Target: p("100.100.100.0/24")}, Route{Target: p("fd00:ec2::/32")}, Route{Target: p("168.63.129.16/32")})
+	if err := r.e.SetNetworks([]Network{n}); err != nil {
+		t.Fatal(err)
+	}
+	for _, dst := range []string{"169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "192.0.0.192", "172.31.0.1", "10.66.0.254", "10.67.0.16"} {
+		o, v := r.fromVPC(pkttest.UDP("172.31.0.10:4000", dst+":80", "x"), pkttest.TCP("172.31.0.10:4001", dst+":80", ipkt.SYN, 1, 0, ""))
+		if len(o) > 0 || len(v) > 0 && dst != "172.31.0.1" {
+			t.Errorf("to %s: %q %q", dst, o, v)
+		}
+	}
+	for _, dst := range []string{"fd00:ec2::254", "fd00:ec2::123", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "fe80::1", "64:ff9b::a9fe:a9fe", "fd77:1::1"} {
+		o, v := r.fromVPC(pkttest.UDP("[fd77:1::50]:4000", "["+dst+"]:80", "x"))
+		r.want("to "+dst, append(o, v...))
+	}
+	if got := r.drops(VPCSide, dropForbidden); got != 14+7+1 { // TCP to our own address has no forward
+		t.Errorf("%d were forbidden", got)
+	}
+	o, v := r.fromOverlay(pkttest.UDP("10.0.0.10:1", "168.63.129.16:80", "x"), pkttest.UDP("100.100.100.200:80", "172.31.0.10:1", "x"))
+	r.want("from the overlay", append(o, v...))
+}
+
 // TestErrorLimit: errors to one destination are limited, and others still get
 // theirs.
 func TestErrorLimit(t *testing.T) {
@@ -333,7 +408,7 @@ func TestMSS(t *testing.T) {
 }
 
 func TestExplain(t *testing.T) {
-	r := newRig(t, withForwards(forward(ipkt.TCP, "10.0.0.1:8443", "172.31.0.20:443", false)), func(c *Config) {
+	r := newRig(t, withForwards(forward(OverlaySide, ipkt.TCP, "10.0.0.1:8443", "172.31.0.20:443", false)), func(c *Config) {
 		c.Policy = policy.New(policy.Accept, []policy.Rule{{Action: policy.Reject, Proto: ipkt.TCP, Ports: []policy.PortRange{{First: 23, Last: 23}}}})
 	})
 	ask := func(overlay bool, src, dst string) Explanation {

@@ -171,7 +171,7 @@ func (w *world) startEngine(dev tun.Device) error {
 		Addresses: []netip.Prefix{prefix(gatewayV + "/30"), prefix(gatewayV6 + "/64")},
 		Sources:   append([]netip.Prefix{prefix("10.77.9.0/30"), prefix("fd77:9::/64")}, vpcPrefixes...)},
 		Forwards: []netstack.PortForward{
-			{Proto: protoTCP, Listen: netip.MustParseAddrPort(gatewayO + ":8080"), To: netip.MustParseAddrPort(hostV1 + ":80")},
+			{From: netstack.OverlaySide, Proto: protoTCP, Listen: netip.MustParseAddrPort(gatewayO + ":8080"), To: netip.MustParseAddrPort(hostV1 + ":80")},
 			{Proto: protoTCP, Listen: netip.MustParseAddrPort(gatewayV + ":8088"), To: netip.MustParseAddrPort(hostV1 + ":80")},
 		}})
 	if err != nil {

@@ -62,7 +62,11 @@ func translation(forwards []config.Forward, maps []config.AddressMap) (fs []nets
 		if f.Proto == "udp" {
 			proto = unix.IPPROTO_UDP
 		}
-		fs = append(fs, netstack.PortForward{Proto: proto, Listen: f.Listen, To: f.To, Masquerade: f.Masquerade})
+		from := netstack.VPCSide
+		if f.Side == SideOverlay {
+			from = netstack.OverlaySide
+		}
+		fs = append(fs, netstack.PortForward{From: from, Proto: proto, Listen: f.Listen, To: f.To, Masquerade: f.Masquerade})
 	}
 	for _, m := range maps {
 		hosts := netstack.VPCSide
