@@ -25,8 +25,8 @@ const (
 )
 
 // Config is the effective configuration. It is immutable: nobody changes it, or
-// what its slices hold, once [Load] has returned it. [Config.Reload] makes a new
-// one.
+// what its slices hold, once [Load] has returned it. [Config.Reload] and
+// [Config.Resolve] make new ones.
 type Config struct {
 	Home, Socket, Listen string
 	Node                 string // implementation of the node: go | libzt
@@ -46,9 +46,12 @@ type Config struct {
 	Policy               PolicyConfig
 	Targets              []Target
 	Warnings             []string // things that have no effect, for the log
+	Unresolved           []string // what doesn't work as configured, since a name has no address yet
 
 	origin  map[string]string
 	sources Sources
+	written written
+	answers map[string][]netip.Addr // that the names were replaced by
 }
 
 // NetworkConfig is a network to join.
@@ -100,17 +103,28 @@ const (
 	SideOverlay Side = "overlay"
 )
 
-// Forward leads what comes to an address on to a host of either side.
+// Forward forwards what comes to an address to a host of either side.
 type Forward struct {
 	Proto      string         // tcp | udp
 	Listen     netip.AddrPort // an unspecified address stands for the gateway's overlay addresses
 	To         netip.AddrPort
-	Side       Side // where clients come from
-	Masquerade bool // the host sees the gateway's address
+	Host       string // the name whose address To has; "" = it was given as an address
+	Side       Side   // where clients come from
+	Masquerade bool   // the host sees the gateway's address
 }
 
 func (f Forward) String() string {
-	s := fmt.Sprintf("%s/%s to %s", f.Proto, f.Listen, f.To)
+	listen, to := f.Listen.String(), f.To.String()
+	if !f.Listen.Addr().IsValid() { // follows the family of the name's address
+		listen = fmt.Sprint(f.Listen.Port())
+	}
+	if f.Host != "" {
+		to = fmt.Sprintf("%s:%d", f.Host, f.To.Port())
+		if a := f.To.Addr(); a.IsValid() {
+			to += " (" + a.String() + ")"
+		}
+	}
+	s := fmt.Sprintf("%s/%s to %s", f.Proto, listen, to)
 	if !f.Masquerade {
 		s += " with clients' addresses"
 	}
@@ -135,17 +149,20 @@ func (m AddressMap) String() string {
 // PolicyConfig is the list of rules, of which the first match wins.
 type PolicyConfig struct {
 	Default string // accept | drop | reject
-	Rules   []PolicyRule
+	Allow   []Allow
+	Rules   []PolicyRule // those of Allow are the first
 }
 
 // PolicyRule accepts or refuses new flows. Empty fields match everything.
 type PolicyRule struct {
 	Action    string
-	Proto     string // "" | tcp | udp | icmp
-	From, To  []netip.Prefix
+	Proto     string           // "" | tcp | udp | icmp
+	From, To  []netip.Prefix   // with the addresses of the names
 	Ports     []PortRange      // destination
 	Direction string           // "" | out (from the VPC) | in
 	Network   ztnode.NetworkID // 0 = all
+
+	FromNames, ToNames []Named
 }
 
 // PortRange is inclusive.
@@ -160,11 +177,21 @@ func (r PortRange) String() string {
 
 // Target is an overlay service whose reachability decides readiness.
 type Target struct {
-	Scheme string // tcp | icmp
-	Addr   netip.AddrPort
+	Scheme string         // tcp | icmp
+	Addr   netip.AddrPort // its address is invalid while a name has none
+	Host   string         // the name; "" = it was given as an address
 }
 
+// String returns the target as it was written. It names a metric, which an address
+// that changes must not change.
 func (t Target) String() string {
+	if t.Host != "" {
+		s := t.Scheme + "://" + t.Host
+		if t.Addr.Port() != 0 {
+			s += fmt.Sprintf(":%d", t.Addr.Port())
+		}
+		return s
+	}
 	if t.Scheme == "icmp" {
 		return "icmp://" + t.Addr.Addr().String()
 	}
@@ -221,8 +248,16 @@ func (c *Config) Values() []Value {
 		if part == networkRecords {
 			continue // shown key by key above
 		}
-		for i, text := range part.texts(c) {
-			out = append(out, Value{fmt.Sprintf("%s[%d]", part.name(), i), text, c.Origin(part.name())})
+		list, first := part.texts(c), 0
+		if part == ruleRecords {
+			list, first = texts(c.writtenRules()), len(c.Policy.Allow)
+		}
+		for i, text := range list {
+			origin := c.Origin(part.name())
+			if i < first {
+				origin = c.Origin("policy.allow")
+			}
+			out = append(out, Value{fmt.Sprintf("%s[%d]", part.name(), i), text, origin})
 		}
 	}
 	return out
@@ -246,8 +281,8 @@ func (r PolicyRule) String() string {
 	if r.Proto != "" {
 		add("proto", []string{r.Proto})
 	}
-	add("from", texts(r.From))
-	add("to", texts(r.To))
+	add("from", writtenPrefixes(r.From, r.FromNames))
+	add("to", writtenPrefixes(r.To, r.ToNames))
 	add("ports", texts(r.Ports))
 	if r.Direction != "" {
 		add("direction", []string{r.Direction})
@@ -295,13 +330,13 @@ func (c *Config) check() []error {
 	if c.IdentityPublic != "" && c.IdentitySecret == "" {
 		bad("identity.public", "is of no use without identity.secret: give both or none")
 	}
-	for i, r := range c.Policy.Rules {
+	for i, r := range c.written.rules {
 		if len(r.Ports) > 0 && r.Proto != "tcp" && r.Proto != "udp" {
 			bad("policy.rules", "rule %d has ports but proto %q: set proto to tcp or udp", i, r.Proto)
 		}
 	}
-	if len(c.Targets) > maxTargets {
-		bad("targets", "%d are too many: give at most %d", len(c.Targets), maxTargets)
+	if n := len(c.written.targets); n > maxTargets {
+		bad("targets", "%d are too many: give at most %d", n, maxTargets)
 	}
 	return errs
 }

@@ -233,8 +233,8 @@ func TestLoadErrors(t *testing.T) {
 		{"key twice", "home: /a\nhome: /b", nil, nil, "home"},
 		{"two documents", "home: /a\n---\nhome: /b", nil, nil, "more than one document"},
 		{"no yaml", "home: [", nil, nil, "read "},
-		{"target", "targets: [\"10.0.0.1:443\"]", nil, nil, "give tcp://ADDRESS:PORT"},
-		{"target name", "targets: [\"tcp://web:443\"]", nil, nil, "with an IP address"},
+		{"target", "targets: [\"10.0.0.1:443\"]", nil, nil, "give tcp://HOST:PORT"},
+		{"target address", "targets: [\"tcp://10.0.0.300:443\"]", nil, nil, "an IPv4 address has four numbers up to 255"},
 		{"policy", "policy: {default: deny}", nil, nil, "use one of accept, drop, reject"},
 		{"rule without action", "policy: {rules: [{to: 10.0.0.0/8}]}", nil, nil, "has no action"},
 		{"ports without proto", "policy: {rules: [{action: drop, ports: [1]}]}", nil, nil, "set proto to tcp or udp"},
@@ -314,7 +314,7 @@ func FuzzYAML(f *testing.F) {
 		}
 		l.yaml("f", []byte(text))
 		if len(l.errs) == 0 {
-			l.cfg.Values()
+			l.finish().Values()
 		}
 	})
 }

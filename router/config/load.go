@@ -84,7 +84,16 @@ func Load(src Sources) (*Config, error) {
 	if len(l.errs) > 0 {
 		return nil, fault.Usage(errors.Join(l.errs...))
 	}
-	return l.cfg, nil
+	return l.finish(), nil
+}
+
+// finish returns the configuration as it is before any name is resolved.
+func (l *loader) finish() *Config {
+	c := l.cfg
+	if len(c.Policy.Allow) > 0 && c.origin["policy.default"] == "" {
+		c.Policy.Default, c.origin["policy.default"] = "drop", "policy.allow"
+	}
+	return c.Resolve(nil)
 }
 
 func newLoader(src Sources) *loader {

@@ -58,7 +58,7 @@ func ParseAddress(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
-// ParseTarget reads tcp://ADDRESS:PORT or icmp://ADDRESS.
+// ParseTarget reads tcp://HOST:PORT or icmp://HOST.
 func ParseTarget(s string) (Target, error) {
 	u, err := url.Parse(s)
 	if err != nil || u.Path != "" || u.RawQuery != "" || u.User != nil {
@@ -66,22 +66,25 @@ func ParseTarget(s string) (Target, error) {
 	}
 	switch u.Scheme {
 	case "tcp":
-		ap, err := netip.ParseAddrPort(u.Host)
-		if err != nil || ap.Port() == 0 {
-			return Target{}, errBadTarget
+		to, err := parseHostPort(u.Host)
+		if errors.Is(err, errBadTo) {
+			err = errBadTarget
 		}
-		return Target{"tcp", ap}, nil
+		return Target{"tcp", to.at, to.name}, err
 	case "icmp":
-		a, err := netip.ParseAddr(strings.Trim(u.Host, "[]"))
-		if err != nil {
-			return Target{}, errBadTarget
+		if a, err := netip.ParseAddr(strings.Trim(u.Host, "[]")); err == nil {
+			return Target{Scheme: "icmp", Addr: netip.AddrPortFrom(a, 0)}, nil
 		}
-		return Target{"icmp", netip.AddrPortFrom(a, 0)}, nil
+		name, err := parseName(u.Host)
+		if err != nil {
+			err = fmt.Errorf("host %q: %w", u.Host, err)
+		}
+		return Target{Scheme: "icmp", Host: name}, err
 	}
 	return Target{}, errBadTarget
 }
 
-var errBadTarget = errors.New("give tcp://ADDRESS:PORT or icmp://ADDRESS, with an IP address")
+var errBadTarget = errors.New("give tcp://HOST:PORT or icmp://HOST, where HOST is an address or a name")
 
 func parseBool(s string) (bool, error) {
 	switch strings.ToLower(s) {
@@ -165,15 +168,7 @@ func parseListen(s string) (listenAt, error) {
 	return l, nil
 }
 
-var errBadTo = errors.New("give ADDRESS:PORT, as in 10.0.0.10:443")
-
-func parseTo(s string) (netip.AddrPort, error) {
-	to, err := netip.ParseAddrPort(s)
-	if err != nil || to.Port() == 0 {
-		return netip.AddrPort{}, errBadTo
-	}
-	return to, nil
-}
+var errBadTo = errors.New("give HOST:PORT, as in 10.0.0.10:443 or db.office.example:443")
 
 // unspecified returns the unspecified address of the family of a.
 func unspecified(a netip.Addr) netip.Addr {

@@ -38,8 +38,8 @@ var ruleRecords = &record[PolicyRule]{
 	fields: []field[PolicyRule]{
 		one("action", oneOf(actions...), func(r *PolicyRule, v string) { r.Action = v }),
 		one("proto", oneOf("tcp", "udp", "icmp"), func(r *PolicyRule, v string) { r.Proto = v }),
-		many("from", ParsePrefix, func(r *PolicyRule, v []netip.Prefix) { r.From = v }),
-		many("to", ParsePrefix, func(r *PolicyRule, v []netip.Prefix) { r.To = v }),
+		many("from", parsePlace, func(r *PolicyRule, v []place) { r.From, r.FromNames = places(v) }),
+		many("to", parsePlace, func(r *PolicyRule, v []place) { r.To, r.ToNames = places(v) }),
 		many("ports", parsePorts, func(r *PolicyRule, v []PortRange) { r.Ports = v }),
 		one("direction", oneOf("out", "in"), func(r *PolicyRule, v string) { r.Direction = v }),
 		one("network", parseNetwork, func(r *PolicyRule, v ztnode.NetworkID) { r.Network = v }),
@@ -50,7 +50,7 @@ var ruleRecords = &record[PolicyRule]{
 		}
 		return nil
 	},
-	list: func(c *Config) *[]PolicyRule { return &c.Policy.Rules },
+	list: func(c *Config) *[]PolicyRule { return &c.written.rules },
 	text: func(_ *Config, r PolicyRule) string { return r.String() },
 }
 
@@ -59,7 +59,7 @@ var forwardRecords = &record[Forward]{
 	blank: Forward{Masquerade: true, Side: SideVPC},
 	fields: []field[Forward]{
 		one("listen", parseListen, func(f *Forward, v listenAt) { f.Proto, f.Listen = v.proto, v.at }),
-		one("to", parseTo, func(f *Forward, v netip.AddrPort) { f.To = v }),
+		one("to", parseHostPort, func(f *Forward, v endpoint) { f.To, f.Host = v.at, v.name }),
 		one("masquerade", parseBool, func(f *Forward, v bool) { f.Masquerade = v }),
 		one("from", oneOf(SideVPC, SideOverlay), func(f *Forward, v Side) { f.Side = v }),
 	},
@@ -67,6 +67,8 @@ var forwardRecords = &record[Forward]{
 		switch {
 		case f.Proto == "":
 			return fmt.Errorf("an entry has no listen: %w", errBadListen)
+		case f.Host != "":
+			return nil // its families are those of the name's addresses
 		case !f.To.IsValid():
 			return fmt.Errorf("an entry has no to: %w", errBadTo)
 		}
@@ -78,7 +80,7 @@ var forwardRecords = &record[Forward]{
 		}
 		return nil
 	},
-	list: func(c *Config) *[]Forward { return &c.Forwards },
+	list: func(c *Config) *[]Forward { return &c.written.forwards },
 	text: func(_ *Config, f Forward) string { return f.String() },
 }
 

@@ -6,7 +6,8 @@ import (
 
 // Reload reads the configuration again from where it came from. It returns what a
 // running gateway may put into force, the keys and sections that differ from c in
-// it, and those that wait for a restart: there next has c's values.
+// it, and those that wait for a restart: there next has c's values. Names keep the
+// addresses that they have in c.
 func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
 	if next, err = Load(c.sources); err != nil {
 		return nil, nil, nil, err
@@ -35,5 +36,5 @@ func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
 		}
 	}
 	next.Underlay = c.Underlay
-	return next, changed, restart, nil
+	return next.Resolve(c.answers), changed, restart, nil
 }
