@@ -62,10 +62,7 @@ func (t *Table) State(ours ...*Link) (*plan.Host, error) {
 			}
 		}
 		p := prefixOf(r.Dst)
-		if r.Dst == nil { // how the library writes default routes
-			continue
-		}
-		if !p.IsValid() || own(r.LinkIndex) || guard(&r) || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() {
+		if !p.IsValid() || p.Bits() == 0 || own(r.LinkIndex) || guard(&r) || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() {
 			continue
 		}
 		k := plan.KernelRoute{Target: p, Device: names[r.LinkIndex]}
