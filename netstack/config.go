@@ -88,8 +88,8 @@ type PortForward struct {
 	From       Side           // where its clients are; nobody else reaches it
 	Proto      uint8          // 6 = TCP, 17 = UDP
 	Listen     netip.AddrPort // an unspecified address stands for all of ours of its family
-	To         netip.AddrPort
-	Masquerade bool // the host sees our address instead of the client's
+	To         netip.AddrPort // as the VPC knows the host: an overlay host's alias, where the VPC has its address
+	Masquerade bool           // the host sees our address instead of the client's
 }
 
 // Side is a side of the gateway.
@@ -103,7 +103,8 @@ const (
 // AddressMap gives hosts of one side other addresses on the other side, one for
 // one in both directions, so that networks with the same addresses can be
 // connected. In IPv6 the host part is changed too, so that checksums stay right
-// (RFC 6296). Both prefixes have the same length.
+// (RFC 6296). Both prefixes have the same length. Where the VPC has addresses that a
+// network has too, aliases of the overlay's hosts are the only way to reach these.
 type AddressMap struct {
 	Network uint64 // 0 = all
 	Hosts   Side   // where the hosts are

@@ -207,11 +207,16 @@ func (e *Engine) MulticastGroups(nwid uint64) (out []Group) {
 	return out
 }
 
-// Neighbour returns the MAC of an address on a network if it is known.
+// Neighbour returns the MAC of a host of a network, by its address there or its alias
+// in the VPC, if it is known.
 func (e *Engine) Neighbour(nwid uint64, a netip.Addr) ([6]byte, bool) {
-	at := e.set.Load().attachments[nwid]
+	s := e.set.Load()
+	at := s.attachments[nwid]
 	if at == nil {
 		return [6]byte{}, false
+	}
+	if h := s.byAlias(a); h.at == at {
+		a = h.addr
 	}
 	return at.neigh.Lookup(e.clock(), a)
 }

@@ -168,6 +168,25 @@ func TestOverlapReload(t *testing.T) {
 	r.want("without its map", answer())
 }
 
+// TestOverlapForwards: the target of a forward is who the VPC means by its address.
+func TestOverlapForwards(t *testing.T) {
+	r := newRig(t, masqueraded, withForwards(forward(VPCSide, ipkt.UDP, "172.31.0.1:1001", "10.77.0.10:53", false),
+		forward(VPCSide, ipkt.UDP, "172.31.0.1:1002", "10.0.0.10:53", false), forward(OverlaySide, ipkt.UDP, "10.0.0.1:1003", "10.0.0.10:53", false)))
+	o, _ := r.fromVPC(pkttest.UDP("10.0.0.55:4000", "172.31.0.1:1001", "x"))
+	r.want("to a host of the network", o, "udp 10.0.0.1:4000 > 10.0.0.10:53")
+	_, v := r.fromOverlay(pkttest.UDP("10.0.0.10:53", "10.0.0.1:4000", "x"))
+	r.want("answer", v, "udp 172.31.0.1:1001 > 10.0.0.55:4000")
+	_, v = r.fromVPC(pkttest.UDP("10.0.0.55:4000", "172.31.0.1:1002", "x"))
+	r.want("to a VPC host", v, "udp 172.31.0.1:4000 > 10.0.0.10:53")
+	_, v = r.fromOverlay(pkttest.UDP("10.0.0.10:4000", "10.0.0.1:1003", "x"))
+	r.want("from the network", v, "udp 10.77.0.10:4000 > 10.0.0.10:53")
+	o, _ = r.fromVPC(pkttest.UDP("10.0.0.10:53", "10.77.0.10:4000", "x"))
+	r.want("answer", o, "udp 10.0.0.1:1003 > 10.0.0.10:4000")
+	if mac, ok := r.e.Neighbour(testNet, pkttest.Addr("10.77.0.10").Addr()); !ok || mac != hostMAC {
+		t.Errorf("neighbour by alias: %x, %v", mac, ok)
+	}
+}
+
 // TestOverlapLocal: the gateway itself means the network's hosts, by either address.
 func TestOverlapLocal(t *testing.T) {
 	for _, dst := range []string{"10.0.0.10:53", "10.77.0.10:53"} {
