@@ -271,6 +271,13 @@ func (n *Node) Watch() (<-chan struct{}, func()) { return n.watchers.Watch() }
 
 func (n *Node) notify() { n.watchers.Notify() }
 
+// SetOverlayPrefixes says which addresses lie in overlay networks, by the judgement of
+// whoever sets up interfaces and routes: no path leads there.
+func (n *Node) SetOverlayPrefixes(list []netip.Prefix) {
+	list = slices.Clone(list)
+	n.inside.Store(&list)
+}
+
 func (n *Node) insideNetwork(a netip.Addr) bool {
 	for _, p := range *n.inside.Load() {
 		if p.Contains(a) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"net/netip"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -28,6 +29,9 @@ type Node interface {
 	Watch() (<-chan struct{}, func())
 	WriteFrames(nwid uint64, bufs [][]byte, sizes []int, offset int) (int, error)
 	SetMulticastGroups(id ztnode.NetworkID, groups []ztnode.Group)
+	// SetOverlayPrefixes says which addresses lie in overlay networks, so that the
+	// overlay isn't carried by itself.
+	SetOverlayPrefixes(list []netip.Prefix)
 	Controller() Controller // nil if the node is none
 }
 

@@ -242,6 +242,9 @@ func (n *Node) SetMulticastGroups(id ztnode.NetworkID, groups []ztnode.Group) {
 	n.groups[id] = groups
 }
 
+// SetOverlayPrefixes implements gateway.Node.
+func (n *Node) SetOverlayPrefixes([]netip.Prefix) {}
+
 // Controller implements router.Node.
 func (n *Node) Controller() gateway.Controller {
 	n.mu.Lock()
