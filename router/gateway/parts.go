@@ -23,6 +23,7 @@ type Node interface {
 	Info() ztnode.Info
 	Peers() []ztnode.Peer
 	Networks() []ztnode.Network
+	RootEndpoints() []netip.AddrPort // where its worlds say that roots are
 	Join(id ztnode.NetworkID) error
 	Leave(id ztnode.NetworkID) error
 	// Watch returns a channel that gets a value after changes, and its end.

@@ -242,6 +242,9 @@ func (n *Node) SetMulticastGroups(id ztnode.NetworkID, groups []ztnode.Group) {
 	n.groups[id] = groups
 }
 
+// RootEndpoints implements gateway.Node.
+func (n *Node) RootEndpoints() []netip.AddrPort { return nil }
+
 // SetOverlayPrefixes implements gateway.Node.
 func (n *Node) SetOverlayPrefixes([]netip.Prefix) {}
 
