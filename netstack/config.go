@@ -81,14 +81,15 @@ const (
 	EndpointIndependent     = nat.EndpointIndependent
 )
 
-// PortForward forwards what comes to an address and port of the gateway to a host
-// of either side.
+// PortForward forwards what comes to an address and port to a host of either side.
+// The address is one of the gateway's, or one that is routed to it: the gateway's own
+// for the side of the forward's clients.
 type PortForward struct {
 	From       Side           // where its clients are; nobody else reaches it
 	Proto      uint8          // 6 = TCP, 17 = UDP
 	Listen     netip.AddrPort // an unspecified address stands for all of ours of its family
-	To         netip.AddrPort
-	Masquerade bool // the host sees our address instead of the client's
+	To         netip.AddrPort // as the VPC knows the host: an overlay host's alias, where the VPC has its address
+	Masquerade bool           // the host sees our address instead of the client's
 }
 
 // Side is a side of the gateway.
@@ -102,7 +103,8 @@ const (
 // AddressMap gives hosts of one side other addresses on the other side, one for
 // one in both directions, so that networks with the same addresses can be
 // connected. In IPv6 the host part is changed too, so that checksums stay right
-// (RFC 6296). Both prefixes have the same length.
+// (RFC 6296). Both prefixes have the same length. Where the VPC has addresses that a
+// network has too, aliases of the overlay's hosts are the only way to reach these.
 type AddressMap struct {
 	Network uint64 // 0 = all
 	Hosts   Side   // where the hosts are

@@ -115,6 +115,51 @@ func TestForwardSides(t *testing.T) {
 	}
 }
 
+// TestForwardRouted: a forward may name an address that is routed to the gateway.
+func TestForwardRouted(t *testing.T) {
+	for _, listen := range []string{"192.0.2.7", "172.31.0.99"} { // out of the VPC's range, and in it
+		r := newRig(t, withForwards(forward(VPCSide, ipkt.UDP, listen+":443", "10.0.0.10:443", false), forward(VPCSide, ipkt.UDP, listen+":80", "172.31.0.20:8080", false),
+			forward(VPCSide, ipkt.UDP, listen+":81", listen+":82", false)))
+		for range 2 {
+			o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:4000", listen+":443", "x"))
+			r.want("out", o, "udp 10.0.0.1:4000 > 10.0.0.10:443")
+			_, v := r.fromOverlay(pkttest.UDP("10.0.0.10:443", "10.0.0.1:4000", "x"))
+			r.want("answer", v, "udp "+listen+":443 > 172.31.0.10:4000")
+		}
+		_, v := r.fromOverlay(pkttest.ICMPError("10.0.0.10", "10.0.0.1", 3, 3, 0, pkttest.UDP("10.0.0.1:4000", "10.0.0.10:443", "x"), 28))
+		r.want("error of the target", v, "icmp 3/3 "+listen+" > 172.31.0.10 [17 172.31.0.10:4000 > "+listen+":443]")
+		r.e.SetPolicy(policy.New(policy.Accept, nil))
+		o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:4000", listen+":443", "x"))
+		r.want("after a reload", o, "udp 10.0.0.1:4000 > 10.0.0.10:443")
+		// Back into the VPC.
+		_, v = r.fromVPC(pkttest.UDP("172.31.0.10:4000", listen+":80", "x"))
+		r.want("hairpin", v, "udp "+listen+":4000 > 172.31.0.20:8080")
+		_, v = r.fromVPC(pkttest.UDP("172.31.0.20:8080", listen+":4000", "x"))
+		r.want("hairpin answer", v, "udp "+listen+":80 > 172.31.0.10:4000")
+		// Nothing else is served there, and nobody else.
+		for _, b := range [][]byte{pkttest.UDP("172.31.0.10:4001", listen+":444", "x"), pkttest.TCP("172.31.0.10:4001", listen+":443", ipkt.SYN, 1, 0, "")} {
+			o, v = r.fromVPC(b)
+			if len(o) > 0 || len(v) != 1 || v[0][:8] != "icmp 3/0" {
+				t.Errorf("other ports: %q %q", o, v)
+			}
+		}
+		o, v = r.fromVPC(pkttest.UDP("172.31.0.10:4001", listen+":81", "x"))
+		r.want("a forward to itself", append(o, v...))
+		o, v = r.fromOverlay(pkttest.UDP("10.0.0.11:4001", listen+":443", "x"))
+		r.want("from the overlay", append(o, v...))
+		r.drain()
+		r.account()
+	}
+	// The same for clients of the overlay.
+	r := newRig(t, withForwards(forward(OverlaySide, ipkt.UDP, "192.0.2.7:443", "172.31.0.20:443", false)))
+	_, v := r.fromOverlay(pkttest.UDP("10.0.0.11:4001", "192.0.2.7:443", "x"))
+	r.want("from the overlay", v, "udp 10.0.0.11:4001 > 172.31.0.20:443")
+	o, _ := r.fromVPC(pkttest.UDP("172.31.0.20:443", "10.0.0.11:4001", "x"))
+	r.want("answer", o, "udp 192.0.2.7:443 > 10.0.0.11:4001")
+	o, v = r.fromVPC(pkttest.UDP("172.31.0.10:4000", "192.0.2.7:443", "x"))
+	r.want("from the VPC", append(o, v...), "icmp 3/0 172.31.0.1 > 172.31.0.10 [17 172.31.0.10:4000 > 192.0.2.7:443]")
+}
+
 func TestForwardShadow(t *testing.T) {
 	r := newRig(t, withForwards(forward(OverlaySide, ipkt.UDP, "10.0.0.1:9051", "172.31.0.20:91", false)))
 	o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:9051", "10.0.0.10:5555", "x"))
@@ -405,6 +450,47 @@ func TestMSS(t *testing.T) {
 	if _, v := r.takeRaw(); len(v) != 1 || mss(v[0]) != 1360 {
 		t.Error("L-MSS: SYN/ACK not clamped")
 	}
+}
+
+// TestSetMTU changes the MTU of the VPC device under flows of both paths.
+func TestSetMTU(t *testing.T) {
+	r := newRig(t)
+	mss := func() uint16 {
+		p := pkttest.Packet{Proto: ipkt.TCP, Flags: ipkt.SYN, Src: pkttest.Addr(fmt.Sprintf("172.31.0.10:%d", 5000+len(r.e.Flows(FlowFilter{})))),
+			Dst: pkttest.Addr("10.0.0.10:80"), Seq: 1, Options: []byte{2, 4, 0xff, 0xff}}
+		r.feed([][]byte{p.Bytes()}, nil)
+		o, _ := r.takeRaw()
+		var v ipkt.View
+		ipkt.Parse(o[0], &v)
+		return v.MSS()
+	}
+	answer := func(df bool) []string {
+		p := pkttest.Packet{Src: pkttest.Addr("10.0.0.10:53"), Dst: pkttest.Addr("10.0.0.1:4000"), Payload: make([]byte, 1472), DF: df}
+		o, v := r.fromOverlay(p.Bytes())
+		return append(o, v...)
+	}
+	r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.10:53", "x"))
+	r.want("fits", answer(true), "udp 10.0.0.10:53 > 172.31.0.10:4000")
+	if got := mss(); got != 2760 {
+		t.Errorf("MSS %d, want 2760", got)
+	}
+	if err := r.e.SetMTU(1400); err != nil {
+		t.Fatal(err)
+	}
+	r.want("too big now", answer(true), "icmp 3/4 10.0.0.1 > 10.0.0.10 [17 10.0.0.10:53 > 10.0.0.1:4000]")
+	if got := len(answer(false)); got != 2 {
+		t.Errorf("%d fragments, want 2", got)
+	}
+	if got := mss(); got != 1360 {
+		t.Errorf("MSS %d, want 1360", got)
+	}
+	if err := r.e.SetMTU(1279); err == nil {
+		t.Error("too small for IPv6, and accepted")
+	}
+	if err := r.e.SetMTU(1500); err != nil {
+		t.Fatal(err)
+	}
+	r.want("fits again", answer(true), "udp 10.0.0.10:53 > 172.31.0.10:4000")
 }
 
 func TestExplain(t *testing.T) {

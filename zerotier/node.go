@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,10 +49,12 @@ type Config struct {
 	Home            string // directory of identity, planet and networks; created if missing
 	Port            int    // primary UDP port, 0 = any free one
 	NoSecondaryPort bool
-	Bind            []netip.Addr // local addresses to use; none = those of all interfaces
-	Logger          *slog.Logger // nil = no log
-	Controller      bool         // also act as a network controller, state in Home/controller.d
-	Planet          []byte       // custom planet; replaces an older or another one in Home
+	// Bind are the local addresses to use; none = those of all interfaces. Only a node
+	// on loopback addresses alone takes them for paths to peers.
+	Bind       []netip.Addr
+	Logger     *slog.Logger // nil = no log
+	Controller bool         // also act as a network controller, state in Home/controller.d
+	Planet     []byte       // custom planet; replaces an older or another one in Home
 
 	// Local settings (chapter 02 §8.6).
 	Physical     []vl1.PhysicalNetwork
@@ -211,6 +214,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 		Virtual:         n.cfg.Virtual,
 		LowBandwidth:    n.cfg.LowBandwidth,
 		PathAllowed:     func(a netip.Addr) bool { return !n.insideNetwork(a) },
+		Loopback:        onLoopback(n.cfg.Bind),
 		SoftwareVersion: [3]int{VersionMajor, VersionMinor, VersionRevision},
 		Start:           time.Now(),
 		OnWorld:         n.worldChanged,
@@ -220,6 +224,11 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	}
 	n.layer.SetPeers(n.core)
 	return nil
+}
+
+// onLoopback reports whether a node can be reached from this host alone.
+func onLoopback(bind []netip.Addr) bool {
+	return len(bind) > 0 && !slices.ContainsFunc(bind, func(a netip.Addr) bool { return !a.IsLoopback() })
 }
 
 func (n *Node) joinStored() error {

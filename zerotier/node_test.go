@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/internal/testvec"
 	"ztgate/zerotier/vl1"
@@ -316,9 +317,17 @@ func TestRunEnds(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%d goroutines, %d before", runtime.NumGoroutine(), before)
+	testwait.Goroutines(t, before)
+}
+
+func TestOnLoopback(t *testing.T) {
+	v4, v6, other := netip.MustParseAddr("127.0.0.2"), netip.IPv6Loopback(), netip.MustParseAddr("10.0.0.1")
+	for _, tt := range []struct {
+		bind []netip.Addr
+		want bool
+	}{{nil, false}, {[]netip.Addr{v4}, true}, {[]netip.Addr{v6, v4}, true}, {[]netip.Addr{v4, other}, false}} {
+		if got := onLoopback(tt.bind); got != tt.want {
+			t.Errorf("onLoopback(%v) = %v", tt.bind, got)
 		}
 	}
 }

@@ -36,7 +36,7 @@ func (a *app) statusCommand() *cobra.Command {
 				s.Info.Build.Version, time.Since(s.Info.Started).Round(time.Second))
 			fmt.Fprintf(w, "peers: %d direct, %d by relay, %d without path\n", s.Peers.Direct, s.Peers.Relay, s.Peers.None)
 			for _, m := range s.Info.PortMappings {
-				fmt.Fprintf(w, "port mapping: %s at %s leads to UDP port %d (%s)\n", m.External, m.Gateway, m.Port, m.Protocol)
+				fmt.Fprintf(w, "port mapping: %s at %s is mapped to UDP port %d (%s)\n", m.External, m.Gateway, m.Port, m.Protocol)
 			}
 			if s.Limit > 0 {
 				fmt.Fprintf(w, "flows: %d of %d\n", s.Flows, s.Limit)
@@ -60,6 +60,13 @@ func (a *app) statusCommand() *cobra.Command {
 						up, ms = "up", millis(t.ConnectMS)
 					}
 					row(w, t.Target, up, ms, t.Error)
+				}
+			}
+			if len(s.Names) > 0 {
+				fmt.Fprintln(w)
+				row(w, "NAME", "ADDRESSES", "LAST ANSWER", "ERROR")
+				for _, n := range s.Names {
+					row(w, n.Name, join(n.Addresses), ago(n.LastAnswer), n.Error)
 				}
 			}
 		})

@@ -50,12 +50,10 @@ interface and no privileges.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			src := a.sources()
 			src.NoFile = true // the file is the gateway's
+			src.Defaults = map[string]string{"vpc.tun": gateway.MemberTUN}
 			cfg, err := config.Load(src)
 			if err != nil {
 				return err
-			}
-			if cfg.Origin("vpc.tun") == "default" {
-				cfg.VPC.TUN = gateway.MemberTUN
 			}
 			return stopped(a.runMember(cmd.Context(), cfg, config.NewLogger(a.errOut, cfg)))
 		},

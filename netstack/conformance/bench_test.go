@@ -14,7 +14,7 @@ import (
 	"ztgate/netstack"
 )
 
-// Names and addresses of section 0 and 3 of the document.
+// Names and addresses of docs/nat.md.
 var (
 	rv = addr("10.77.1.1") // the router on the VPC side
 	ro = addr("10.77.100.1")

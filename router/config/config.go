@@ -24,7 +24,9 @@ const (
 	DefaultMTU    = 2800
 )
 
-// Config is the effective configuration. It is not changed after [Load].
+// Config is the effective configuration. It is immutable: nobody changes it, or
+// what its slices hold, once [Load] has returned it. [Config.Reload] and
+// [Config.Resolve] make new ones.
 type Config struct {
 	Home, Socket, Listen string
 	Node                 string // implementation of the node: go | libzt
@@ -44,17 +46,19 @@ type Config struct {
 	Policy               PolicyConfig
 	Targets              []Target
 	Warnings             []string // things that have no effect, for the log
+	Unresolved           []string // what doesn't work as configured, since a name has no address yet
 
 	origin  map[string]string
 	sources Sources
+	written written
+	answers map[string][]netip.Addr // that the names were replaced by
 }
 
 // NetworkConfig is a network to join.
 type NetworkConfig struct {
-	ID           ztnode.NetworkID
-	Masquerade   *bool // nil = nat.masquerade
-	AllowGlobal  bool  // accept managed routes and addresses of public IP space
-	AllowDefault bool  // accept a managed default route
+	ID          ztnode.NetworkID
+	Masquerade  *bool // nil = nat.masquerade
+	AllowGlobal bool  // accept managed routes and addresses of public IP space
 }
 
 // VPCConfig is the side the clients are on.
@@ -63,8 +67,8 @@ type VPCConfig struct {
 	TUN        string
 	Sources    []netip.Prefix // who may send; none = everybody
 	Address    []netip.Prefix // of the gateway on the TUN
-	MTU        int
-	Interfaces []string // where VPC packets come from; checked only
+	MTU        int            // 0 = the largest of the networks, at least [DefaultMTU]
+	Interfaces []string       // where VPC packets come from; checked only
 }
 
 // NATConfig configures translation.
@@ -99,17 +103,28 @@ const (
 	SideOverlay Side = "overlay"
 )
 
-// Forward leads what comes to an address on to a host of either side.
+// Forward forwards what comes to an address to a host of either side.
 type Forward struct {
 	Proto      string         // tcp | udp
 	Listen     netip.AddrPort // an unspecified address stands for the gateway's overlay addresses
 	To         netip.AddrPort
-	Side       Side // where clients come from
-	Masquerade bool // the host sees the gateway's address
+	Host       string // the name whose address To has; "" = it was given as an address
+	Side       Side   // where clients come from
+	Masquerade bool   // the host sees the gateway's address
 }
 
 func (f Forward) String() string {
-	s := fmt.Sprintf("%s/%s to %s", f.Proto, f.Listen, f.To)
+	listen, to := f.Listen.String(), f.To.String()
+	if !f.Listen.Addr().IsValid() { // follows the family of the name's address
+		listen = fmt.Sprint(f.Listen.Port())
+	}
+	if f.Host != "" {
+		to = fmt.Sprintf("%s:%d", f.Host, f.To.Port())
+		if a := f.To.Addr(); a.IsValid() {
+			to += " (" + a.String() + ")"
+		}
+	}
+	s := fmt.Sprintf("%s/%s to %s", f.Proto, listen, to)
 	if !f.Masquerade {
 		s += " with clients' addresses"
 	}
@@ -134,17 +149,20 @@ func (m AddressMap) String() string {
 // PolicyConfig is the list of rules, of which the first match wins.
 type PolicyConfig struct {
 	Default string // accept | drop | reject
-	Rules   []PolicyRule
+	Allow   []Allow
+	Rules   []PolicyRule // those of Allow are the first
 }
 
 // PolicyRule accepts or refuses new flows. Empty fields match everything.
 type PolicyRule struct {
 	Action    string
-	Proto     string // "" | tcp | udp | icmp
-	From, To  []netip.Prefix
+	Proto     string           // "" | tcp | udp | icmp
+	From, To  []netip.Prefix   // with the addresses of the names
 	Ports     []PortRange      // destination
 	Direction string           // "" | out (from the VPC) | in
 	Network   ztnode.NetworkID // 0 = all
+
+	FromNames, ToNames []Named
 }
 
 // PortRange is inclusive.
@@ -159,11 +177,21 @@ func (r PortRange) String() string {
 
 // Target is an overlay service whose reachability decides readiness.
 type Target struct {
-	Scheme string // tcp | icmp
-	Addr   netip.AddrPort
+	Scheme string         // tcp | icmp
+	Addr   netip.AddrPort // its address is invalid while a name has none
+	Host   string         // the name; "" = it was given as an address
 }
 
+// String returns the target as it was written. It names a metric, which an address
+// that changes must not change.
 func (t Target) String() string {
+	if t.Host != "" {
+		s := t.Scheme + "://" + t.Host
+		if t.Addr.Port() != 0 {
+			s += fmt.Sprintf(":%d", t.Addr.Port())
+		}
+		return s
+	}
 	if t.Scheme == "icmp" {
 		return "icmp://" + t.Addr.Addr().String()
 	}
@@ -214,23 +242,23 @@ func (c *Config) Values() []Value {
 		key := "networks." + n.ID.String()
 		out = append(out,
 			Value{key + ".masquerade", c.Masquerade(n.ID), c.Origin(key + ".masquerade")},
-			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")},
-			Value{key + ".allow_default", n.AllowDefault, c.Origin(key + ".allow_default")})
+			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")})
 	}
-	for i, f := range c.Forwards {
-		out = append(out, Value{fmt.Sprintf("forwards[%d]", i), f.String(), c.Origin("forwards")})
-	}
-	for i, m := range c.Maps {
-		out = append(out, Value{fmt.Sprintf("maps[%d]", i), m.String(), c.Origin("maps")})
-	}
-	for i, p := range c.Underlay.Physical {
-		out = append(out, Value{fmt.Sprintf("physical[%d]", i), p.String(), c.Origin("physical")})
-	}
-	for i, p := range c.Underlay.Virtual {
-		out = append(out, Value{fmt.Sprintf("virtual[%d]", i), p.String(), c.Origin("virtual")})
-	}
-	for i, r := range c.Policy.Rules {
-		out = append(out, Value{fmt.Sprintf("policy.rules[%d]", i), r.String(), c.Origin("policy.rules")})
+	for _, part := range sections {
+		if part == networkRecords {
+			continue // shown key by key above
+		}
+		list, first := part.texts(c), 0
+		if part == ruleRecords {
+			list, first = texts(c.writtenRules()), len(c.Policy.Allow)
+		}
+		for i, text := range list {
+			origin := c.Origin(part.name())
+			if i < first {
+				origin = c.Origin("policy.allow")
+			}
+			out = append(out, Value{fmt.Sprintf("%s[%d]", part.name(), i), text, origin})
+		}
 	}
 	return out
 }
@@ -253,8 +281,8 @@ func (r PolicyRule) String() string {
 	if r.Proto != "" {
 		add("proto", []string{r.Proto})
 	}
-	add("from", texts(r.From))
-	add("to", texts(r.To))
+	add("from", writtenPrefixes(r.From, r.FromNames))
+	add("to", writtenPrefixes(r.To, r.ToNames))
 	add("ports", texts(r.Ports))
 	if r.Direction != "" {
 		add("direction", []string{r.Direction})
@@ -302,13 +330,13 @@ func (c *Config) check() []error {
 	if c.IdentityPublic != "" && c.IdentitySecret == "" {
 		bad("identity.public", "is of no use without identity.secret: give both or none")
 	}
-	for i, r := range c.Policy.Rules {
+	for i, r := range c.written.rules {
 		if len(r.Ports) > 0 && r.Proto != "tcp" && r.Proto != "udp" {
 			bad("policy.rules", "rule %d has ports but proto %q: set proto to tcp or udp", i, r.Proto)
 		}
 	}
-	if len(c.Targets) > maxTargets {
-		bad("targets", "%d are too many: give at most %d", len(c.Targets), maxTargets)
+	if n := len(c.written.targets); n > maxTargets {
+		bad("targets", "%d are too many: give at most %d", n, maxTargets)
 	}
 	return errs
 }

@@ -123,6 +123,51 @@ func TestPrecedence(t *testing.T) {
 	}
 }
 
+func TestMTU(t *testing.T) {
+	for file, want := range map[string]int{"": 0, "vpc: {mtu: 0}": 0, "vpc: {mtu: 1280}": 1280, "vpc: {mtu: 65535}": 65535} {
+		c, err := Load(Sources{Flags: map[string][]string{"config": {writeFile(t, file)}}})
+		if err != nil || c.VPC.MTU != want {
+			t.Errorf("%q: %v, want MTU %d", file, err, want)
+		}
+	}
+}
+
+// TestNoDefaultRoute takes a file that says no to a default route.
+func TestNoDefaultRoute(t *testing.T) {
+	path := writeFile(t, "networks: [{id: 8056c2e21c000001, allow_default: false}]")
+	if _, err := Load(Sources{Flags: map[string][]string{"config": {path}}}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestReload(t *testing.T) {
+	path := writeFile(t, "networks: [{id: 8056c2e21c000001}]\nport: 1\n")
+	c, err := Load(Sources{Flags: map[string][]string{"config": {path}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := "networks: [{id: 8056c2e21c000001, masquerade: false}]\nport: 2\nphysical: [{network: 10.0.0.0/8}]\nforwards: [{listen: tcp/1, to: \"10.0.0.1:1\"}]\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	next, changed, restart, err := c.Reload()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]string{"networks", "forwards"}, changed); d != "" {
+		t.Error("changed: " + d)
+	}
+	if d := cmp.Diff([]string{"port", "physical"}, restart); d != "" {
+		t.Error("restart: " + d)
+	}
+	if next.Port != 1 || len(next.Underlay.Physical) != 0 || len(next.Forwards) != 1 || len(c.Forwards) != 0 || !c.Masquerade(c.Networks[0].ID) {
+		t.Errorf("running %+v, next %+v", c, next)
+	}
+	if _, again, _, err := next.Reload(); err != nil || len(again) != 0 {
+		t.Errorf("reload without a change: %v, %v", again, err)
+	}
+}
+
 func TestAliases(t *testing.T) {
 	env := []string{"ZEROTIER_ONE_NETWORK_IDS=8056c2e21c000001; 9778dd29dd246907", "ZT_PRIMARY_PORT=9994",
 		"ZEROTIER_ONE_GATEWAY_MODE=outbound", "ZEROTIER_ONE_LOCAL_PHYS=eth0 eth1", "ZTGATE_PORT=tcp://10.0.0.1:9993",
@@ -188,8 +233,8 @@ func TestLoadErrors(t *testing.T) {
 		{"key twice", "home: /a\nhome: /b", nil, nil, "home"},
 		{"two documents", "home: /a\n---\nhome: /b", nil, nil, "more than one document"},
 		{"no yaml", "home: [", nil, nil, "read "},
-		{"target", "targets: [\"10.0.0.1:443\"]", nil, nil, "give tcp://ADDRESS:PORT"},
-		{"target name", "targets: [\"tcp://web:443\"]", nil, nil, "with an IP address"},
+		{"target", "targets: [\"10.0.0.1:443\"]", nil, nil, "give tcp://HOST:PORT"},
+		{"target address", "targets: [\"tcp://10.0.0.300:443\"]", nil, nil, "an IPv4 address has four numbers up to 255"},
 		{"policy", "policy: {default: deny}", nil, nil, "use one of accept, drop, reject"},
 		{"rule without action", "policy: {rules: [{to: 10.0.0.0/8}]}", nil, nil, "has no action"},
 		{"ports without proto", "policy: {rules: [{action: drop, ports: [1]}]}", nil, nil, "set proto to tcp or udp"},
@@ -197,6 +242,9 @@ func TestLoadErrors(t *testing.T) {
 		{"bool", "controller: maybe", nil, nil, "use true or false"},
 		{"level", "log: {level: loud}", nil, nil, "use one of debug, info, warn, error"},
 		{"listen", "listen: here", nil, nil, "give ADDRESS:PORT"},
+		{"default route", "networks: [{id: 8056c2e21c000001, allow_default: true}]", nil, nil, "managed default route is never taken: remove the key, or set it to false"},
+		{"small mtu", "", []string{"ZTGATE_MTU=1"}, nil, "number from 1280 to 65535, or 0"},
+		{"list for one", "policy: {rules: [{action: [drop]}]}", nil, nil, "policy.rules.action: want one value"},
 		{"mtu", "vpc: {mtu: 500}", nil, nil, "number from 1280"},
 		{"tun", "vpc: {tun: \"a b\"}", nil, nil, "no interface name"},
 		{"mode", "", []string{"ZEROTIER_ONE_GATEWAY_MODE=up"}, nil, "use outbound or both"},
@@ -266,7 +314,7 @@ func FuzzYAML(f *testing.F) {
 		}
 		l.yaml("f", []byte(text))
 		if len(l.errs) == 0 {
-			l.cfg.Values()
+			l.finish().Values()
 		}
 	})
 }

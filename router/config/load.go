@@ -17,6 +17,8 @@ type Sources struct {
 	Flags   map[string][]string // values of the flags that were given, by flag name
 	Environ []string            // as os.Environ returns it
 	NoFile  bool                // read a file only if one is named
+	// Defaults are the defaults of a program that has others than the gateway's, by key.
+	Defaults map[string]string
 }
 
 // Flag describes the flag of a setting.
@@ -45,7 +47,7 @@ func Location(src Sources) (socket, home string, homeGiven bool) {
 		l := newLoader(src)
 		for _, s := range settings {
 			if s.key == "home" || s.key == "socket" {
-				_ = s.set(l.cfg, s.def)
+				_ = s.set(l.cfg, l.def(s))
 				if v := l.env[s.env()]; v != "" {
 					l.apply(s, []string{v}, "environment")
 				}
@@ -64,7 +66,7 @@ func Location(src Sources) (socket, home string, homeGiven bool) {
 func Load(src Sources) (*Config, error) {
 	l := newLoader(src)
 	for _, s := range settings {
-		if err := s.set(l.cfg, s.def); err != nil {
+		if err := s.set(l.cfg, l.def(s)); err != nil {
 			return nil, fmt.Errorf("default of %s: %w", s.key, err)
 		}
 	}
@@ -82,7 +84,16 @@ func Load(src Sources) (*Config, error) {
 	if len(l.errs) > 0 {
 		return nil, fault.Usage(errors.Join(l.errs...))
 	}
-	return l.cfg, nil
+	return l.finish(), nil
+}
+
+// finish returns the configuration as it is before any name is resolved.
+func (l *loader) finish() *Config {
+	c := l.cfg
+	if len(c.Policy.Allow) > 0 && c.origin["policy.default"] == "" {
+		c.Policy.Default, c.origin["policy.default"] = "drop", "policy.allow"
+	}
+	return c.Resolve(nil)
 }
 
 func newLoader(src Sources) *loader {
@@ -92,6 +103,14 @@ func newLoader(src Sources) *loader {
 		l.env[k] = v
 	}
 	return l
+}
+
+// def returns the default of a setting.
+func (l *loader) def(s *setting) []string {
+	if d, ok := l.cfg.sources.Defaults[s.key]; ok {
+		return []string{d}
+	}
+	return s.def
 }
 
 type loader struct {

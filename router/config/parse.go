@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
 	"ztgate/router/fault"
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/ztnode"
 )
 
 func MemberAddress(s string) (identity.Address, error) {
@@ -56,7 +58,7 @@ func ParseAddress(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
-// ParseTarget reads tcp://ADDRESS:PORT or icmp://ADDRESS.
+// ParseTarget reads tcp://HOST:PORT or icmp://HOST.
 func ParseTarget(s string) (Target, error) {
 	u, err := url.Parse(s)
 	if err != nil || u.Path != "" || u.RawQuery != "" || u.User != nil {
@@ -64,22 +66,25 @@ func ParseTarget(s string) (Target, error) {
 	}
 	switch u.Scheme {
 	case "tcp":
-		ap, err := netip.ParseAddrPort(u.Host)
-		if err != nil || ap.Port() == 0 {
-			return Target{}, errBadTarget
+		to, err := parseHostPort(u.Host)
+		if errors.Is(err, errBadTo) {
+			err = errBadTarget
 		}
-		return Target{"tcp", ap}, nil
+		return Target{"tcp", to.at, to.name}, err
 	case "icmp":
-		a, err := netip.ParseAddr(strings.Trim(u.Host, "[]"))
-		if err != nil {
-			return Target{}, errBadTarget
+		if a, err := netip.ParseAddr(strings.Trim(u.Host, "[]")); err == nil {
+			return Target{Scheme: "icmp", Addr: netip.AddrPortFrom(a, 0)}, nil
 		}
-		return Target{"icmp", netip.AddrPortFrom(a, 0)}, nil
+		name, err := parseName(u.Host)
+		if err != nil {
+			err = fmt.Errorf("host %q: %w", u.Host, err)
+		}
+		return Target{Scheme: "icmp", Host: name}, err
 	}
 	return Target{}, errBadTarget
 }
 
-var errBadTarget = errors.New("give tcp://ADDRESS:PORT or icmp://ADDRESS, with an IP address")
+var errBadTarget = errors.New("give tcp://HOST:PORT or icmp://HOST, where HOST is an address or a name")
 
 func parseBool(s string) (bool, error) {
 	switch strings.ToLower(s) {
@@ -102,4 +107,73 @@ func parsePorts(s string) (PortRange, error) {
 		return PortRange{}, errors.New("give a port or a range, as in 443 or 8000-8099")
 	}
 	return PortRange{uint16(lo), uint16(hi)}, nil
+}
+
+func parseNetwork(s string) (ztnode.NetworkID, error) {
+	id, err := ztnode.ParseNetworkID(s)
+	if err != nil {
+		return 0, errors.New("want 16 hex digits, as in 8056c2e21c000001")
+	}
+	return id, nil
+}
+
+// parseNoDefault reads a key that files for other ZeroTier programs have, and that
+// can only be false here.
+func parseNoDefault(s string) (bool, error) {
+	allow, err := parseBool(s)
+	if allow {
+		err = errors.New("a managed default route is never taken: remove the key, or set it to false, and route single prefixes through the network instead")
+	}
+	return allow, err
+}
+
+// oneOf reads one of some words.
+func oneOf[S ~string](words ...S) func(string) (S, error) {
+	known := make([]string, len(words))
+	for i, w := range words {
+		known[i] = string(w)
+	}
+	return func(s string) (S, error) {
+		if !slices.Contains(known, s) {
+			return "", fmt.Errorf("use one of %s", strings.Join(known, ", "))
+		}
+		return S(s), nil
+	}
+}
+
+// listenAt is where a forward listens. Without an address it means all of the
+// gateway's.
+type listenAt struct {
+	proto string
+	at    netip.AddrPort
+}
+
+var errBadListen = errors.New("give tcp/PORT, udp/PORT or PROTO/ADDRESS:PORT")
+
+// parseListen reads PROTO/PORT or PROTO/ADDRESS:PORT.
+func parseListen(s string) (listenAt, error) {
+	proto, where, ok := strings.Cut(s, "/")
+	if !ok || proto != "tcp" && proto != "udp" {
+		return listenAt{}, errBadListen
+	}
+	l := listenAt{proto: proto}
+	if port, err := strconv.ParseUint(where, 10, 16); err == nil {
+		l.at = netip.AddrPortFrom(netip.Addr{}, uint16(port))
+	} else if l.at, err = netip.ParseAddrPort(where); err != nil {
+		return listenAt{}, errBadListen
+	}
+	if l.at.Port() == 0 {
+		return listenAt{}, errBadListen
+	}
+	return l, nil
+}
+
+var errBadTo = errors.New("give HOST:PORT, as in 10.0.0.10:443 or db.office.example:443")
+
+// unspecified returns the unspecified address of the family of a.
+func unspecified(a netip.Addr) netip.Addr {
+	if a.Is6() {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
 }

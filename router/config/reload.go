@@ -6,7 +6,8 @@ import (
 
 // Reload reads the configuration again from where it came from. It returns what a
 // running gateway may put into force, the keys and sections that differ from c in
-// it, and those that wait for a restart: there next has c's values.
+// it, and those that wait for a restart: there next has c's values. Names keep the
+// addresses that they have in c.
 func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
 	if next, err = Load(c.sources); err != nil {
 		return nil, nil, nil, err
@@ -25,18 +26,15 @@ func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
 			}
 		}
 	}
-	next.Underlay = c.Underlay
-	for _, part := range []struct {
-		key  string
-		same bool
-	}{
-		{"policy.rules", slices.EqualFunc(c.Policy.Rules, next.Policy.Rules, func(a, b PolicyRule) bool { return a.String() == b.String() })},
-		{"forwards", slices.Equal(c.Forwards, next.Forwards)},
-		{"maps", slices.Equal(c.Maps, next.Maps)},
-	} {
-		if !part.same {
-			changed = append(changed, part.key)
+	for _, part := range sections {
+		switch was, is := part.texts(c), part.texts(next); {
+		case slices.Equal(was, is):
+		case !part.isLive():
+			restart = append(restart, part.name())
+		case !slices.Contains(changed, part.name()): // the IDs of networks are a setting too
+			changed = append(changed, part.name())
 		}
 	}
-	return next, changed, restart, nil
+	next.Underlay = c.Underlay
+	return next.Resolve(c.answers), changed, restart, nil
 }

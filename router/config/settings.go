@@ -10,8 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"ztgate/zerotier/ztnode"
 )
 
 // setting is one value of the configuration: a key in the file, a flag and an
@@ -52,19 +50,22 @@ func text(key, flag, usage, def string, field func(*Config) *string) *setting {
 }
 
 func word(key, flag, usage, def string, words []string, field func(*Config) *string) *setting {
-	return scalar(key, flag, usage, def, func(c *Config, v string) error {
-		if !slices.Contains(words, v) {
-			return fmt.Errorf("use one of %s", strings.Join(words, ", "))
-		}
-		*field(c) = v
-		return nil
+	parse := oneOf(words...)
+	return scalar(key, flag, usage, def, func(c *Config, v string) (err error) {
+		*field(c), err = parse(v)
+		return err
 	}, func(c *Config) string { return *field(c) })
 }
 
 func number(key, flag, usage string, def, lo, hi int, field func(*Config) *int) *setting {
 	return scalar(key, flag, usage, strconv.Itoa(def), func(c *Config, v string) error {
 		n, err := strconv.Atoi(v)
-		if err != nil || n < lo || n > hi {
+		switch {
+		case err == nil && n >= lo && n <= hi:
+		case def < lo && err == nil && n == def: // stands for a value that is found out
+		case def < lo:
+			return fmt.Errorf("give a number from %d to %d, or %d", lo, hi, def)
+		default:
 			return fmt.Errorf("give a number from %d to %d", lo, hi)
 		}
 		*field(c) = n
@@ -158,7 +159,7 @@ var settings = []*setting{
 	text("vpc.tun", "tun", "name of the TUN interface", DefaultTUN, func(c *Config) *string { return &c.VPC.TUN }),
 	list("vpc.sources", "source", "prefix that may send into the overlay, repeatable; none = everybody", nil, ParsePrefix, func(c *Config) *[]netip.Prefix { return &c.VPC.Sources }),
 	addressSetting(),
-	number("vpc.mtu", "mtu", "MTU of the TUN, in bytes", DefaultMTU, 1280, 65535, func(c *Config) *int { return &c.VPC.MTU }),
+	number("vpc.mtu", "mtu", "MTU of the TUN, in bytes; 0 = the largest of the networks", 0, 1280, 65535, func(c *Config) *int { return &c.VPC.MTU }),
 	interfacesSetting(),
 	live(boolean("nat.masquerade", "masquerade", "hide clients behind the gateway's overlay address", true, func(c *Config) *bool { return &c.NAT.Masquerade })),
 	live(boolean("nat.masquerade6", "", "", false, func(c *Config) *bool { return &c.NAT.Masquerade6 })),
@@ -183,7 +184,8 @@ var settings = []*setting{
 	duration("nat.timeouts.udp", "", "", 5*time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.UDP }),
 	duration("nat.timeouts.icmp", "", "", time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.ICMP }),
 	live(word("policy.default", "policy-default", "what happens to flows that no rule matches: accept, drop, reject", "accept", actions, func(c *Config) *string { return &c.Policy.Default })),
-	live(list("targets", "target", "overlay service that must answer before the gateway is ready, as in tcp://10.0.0.10:443; repeatable", nil, ParseTarget, func(c *Config) *[]Target { return &c.Targets })),
+	live(list("policy.allow", "allow", "what the VPC may open, as in tcp:10.0.0.10:443 or icmp:10.0.0.10; repeatable; with one of them, the policy's default is drop", nil, ParseAllow, func(c *Config) *[]Allow { return &c.Policy.Allow })),
+	live(list("targets", "target", "overlay service that must answer before the gateway is ready, as in tcp://10.0.0.10:443; repeatable", nil, ParseTarget, func(c *Config) *[]Target { return &c.written.targets })),
 }
 
 var actions = []string{"accept", "drop", "reject"}
@@ -208,9 +210,9 @@ func networksSetting() *setting {
 		set: func(c *Config, values []string) error {
 			out := make([]NetworkConfig, 0, len(values))
 			for _, v := range values {
-				id, err := ztnode.ParseNetworkID(v)
+				id, err := parseNetwork(v)
 				if err != nil {
-					return errors.New("want 16 hex digits, as in 8056c2e21c000001")
+					return err
 				}
 				out = append(out, c.Network(id)) // options of the file stay
 			}

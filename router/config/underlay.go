@@ -1,12 +1,11 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
-
-	"go.yaml.in/yaml/v3"
 )
 
 // Underlay is what the operator knows about the networks that carry the overlay
@@ -41,66 +40,27 @@ const (
 	maxPhysical    = 32
 )
 
-var (
-	physicalKeys = []string{"network", "mtu", "blacklist", "trusted_path"}
-	virtualKeys  = []string{"id", "try", "blacklist"}
-)
-
-func (f *yamlFile) physical(n *yaml.Node) {
-	f.entries("physical", `{network: 10.0.0.0/8, mtu: 1400}`, n, func(item *yaml.Node) {
-		var p PhysicalNetwork
-		f.mapping("physical.", item, func(key, full string, v *yaml.Node) {
-			var err error
-			switch key {
-			case "network":
-				p.Network, err = ParsePrefix(v.Value)
-			case "mtu":
-				if p.MTU, err = strconv.Atoi(v.Value); err != nil || p.MTU < minPhysicalMTU || p.MTU > maxPhysicalMTU {
-					err = fmt.Errorf("want a number from %d to %d", minPhysicalMTU, maxPhysicalMTU)
-				}
-			case "blacklist":
-				p.Blacklist = f.boolean(full, v)
-			case "trusted_path":
-				if p.TrustedPath, err = strconv.ParseUint(v.Value, 0, 64); err != nil || p.TrustedPath == 0 {
-					err = fmt.Errorf("want a number above 0, the same on all hosts of this network")
-				}
-			default:
-				f.unknown(v, full, prefixed("physical.", physicalKeys))
-			}
-			if err != nil {
-				f.errorf("%s: %s: %q: %w", f.at(v), full, v.Value, err)
-			}
-		})
-		if !p.Network.IsValid() {
-			f.errorf("%s: physical: an entry has no network: give a prefix", f.at(item))
-		}
-		f.cfg.Underlay.Physical = append(f.cfg.Underlay.Physical, p)
-	})
-	if len(f.cfg.Underlay.Physical) > maxPhysical {
-		f.errorf("%s: physical: more than %d entries: leave some out", f.at(n), maxPhysical)
+func parsePhysicalMTU(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < minPhysicalMTU || n > maxPhysicalMTU {
+		return 0, fmt.Errorf("want a number from %d to %d", minPhysicalMTU, maxPhysicalMTU)
 	}
+	return n, nil
 }
 
-func (f *yamlFile) virtual(n *yaml.Node) {
-	f.entries("virtual", `{id: "a1b2c3d4e5", try: ["198.51.100.7:9993"]}`, n, func(item *yaml.Node) {
-		var p VirtualPeer
-		f.mapping("virtual.", item, func(key, full string, v *yaml.Node) {
-			switch key {
-			case "id":
-				p.Address = strings.ToLower(v.Value)
-			case "try":
-				p.Try = items(f, full, v, ParseEndpoint)
-			case "blacklist":
-				p.Blacklist = items(f, full, v, ParsePrefix)
-			default:
-				f.unknown(v, full, prefixed("virtual.", virtualKeys))
-			}
-		})
-		if _, err := MemberAddress(p.Address); err != nil {
-			f.errorf("%s: virtual.id: %w", f.at(item), err)
-		}
-		f.cfg.Underlay.Virtual = append(f.cfg.Underlay.Virtual, p)
-	})
+func parseTrustedPath(s string) (uint64, error) {
+	n, err := strconv.ParseUint(s, 0, 64)
+	if err != nil || n == 0 {
+		return 0, errors.New("want a number above 0, the same on all hosts of this network")
+	}
+	return n, nil
+}
+
+// parseMember reads the address of a node into the form that nodes print.
+func parseMember(s string) (string, error) {
+	s = strings.ToLower(s)
+	_, err := MemberAddress(s)
+	return s, err
 }
 
 func (p PhysicalNetwork) String() string {

@@ -90,6 +90,14 @@ type TargetState struct {
 	Error      string    `json:"error,omitempty"`
 }
 
+// NameState is what is known of a name in the configuration.
+type NameState struct {
+	Name       string       `json:"name"`
+	Addresses  []netip.Addr `json:"addresses"`
+	LastAnswer time.Time    `json:"lastAnswer,omitzero"`
+	Error      string       `json:"error,omitempty"` // of the last lookup; the addresses of the last answer stay
+}
+
 // Status is one screen.
 type Status struct {
 	Schema   int           `json:"schema"`
@@ -97,6 +105,7 @@ type Status struct {
 	Health   Health        `json:"health"`
 	Networks []NetworkView `json:"networks"`
 	Targets  []TargetState `json:"targets"`
+	Names    []NameState   `json:"names,omitempty"`
 	Peers    PeerCounts    `json:"peers"`
 	Problems []string      `json:"problems,omitempty"` // of the configuration; those of a network stand there
 	Flows    int           `json:"flows"`

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/lab"
 	"ztgate/zerotier/ztnode"
 )
@@ -245,7 +246,7 @@ func both(m, g party, port uint16, want bool) error {
 
 func bothWithin(limit time.Duration, m, g party, port uint16, want bool) error {
 	check := func(what string, f func(m, g party, port uint16) error) error {
-		return within(limit, func() error {
+		return testwait.Try(limit, func() error {
 			err := f(m, g, port)
 			if (err == nil) == want {
 				return nil
@@ -337,7 +338,7 @@ func (e *every) derived(t *testing.T, property string, id ztnode.NetworkID) {
 				defer cancel()
 				return from.node.Ping(ctx, a)
 			}
-			return within(patience, func() error {
+			return testwait.Try(patience, func() error {
 				err := answers(sixPlane)
 				if id>>56 == 0xff || to.libzt != nil && err == nil { // ad-hoc networks have 6PLANE only
 					return err
@@ -385,7 +386,7 @@ func (e *every) openFlows(t *testing.T) map[pair]*flow {
 	flows := map[pair]*flow{}
 	for _, m := range e.members {
 		for _, g := range e.gateways {
-			eventually(t, func() error {
+			testwait.NoError(t, 30*time.Second, func() error {
 				ctx, cancel := stepContext()
 				defer cancel()
 				c, err := g.node.VPC.Dial(ctx, "tcp", netip.AddrPortFrom(m.addr, portPlain).String())
@@ -404,7 +405,7 @@ func (e *every) openFlows(t *testing.T) map[pair]*flow {
 // new members can join.
 func (e *every) killRoot(t *testing.T, flows map[pair]*flow) {
 	e.each(t, "direct paths", func(m, g party) error {
-		return within(patience, func() error {
+		return testwait.Try(patience, func() error {
 			list, err := g.node.Endpoints(context.Background(), m.node)
 			if err == nil && len(list) == 0 {
 				err = errors.New("no direct path")
@@ -458,7 +459,7 @@ func (e *every) roam(t *testing.T, flows map[pair]*flow) {
 		e.each(t, side.name+" roams: connections go on, others can be made", func(m, g party) error {
 			other := make(chan error)
 			go func() { other <- flows[pair{m.name, g.name}].alive(4 * patience) }()
-			err := within(4*patience, func() error { return errors.Join(in(m, g, portPlain), out(m, g, portPlain)) })
+			err := testwait.Try(4*patience, func() error { return errors.Join(in(m, g, portPlain), out(m, g, portPlain)) })
 			return errors.Join(err, <-other)
 		})
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/lab"
 	"ztgate/router/lab/labtest"
 )
@@ -138,7 +139,7 @@ func cutGateway(t *testing.T, s *lab.Scenario) {
 			t.Fatal(err)
 		}
 		start := time.Now()
-		eventually(t, func() error {
+		testwait.NoError(t, 30*time.Second, func() error {
 			err := fetch(s)
 			if !yes {
 				return not(err, "the gateway was put out and still forwards")

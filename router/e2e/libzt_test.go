@@ -9,7 +9,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/lab"
@@ -86,7 +88,7 @@ func TestLibzt(t *testing.T) {
 			if err := s.StartGateway(s.Context()); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, func() error { return fetch(s) })
+			testwait.NoError(t, 30*time.Second, func() error { return fetch(s) })
 			info, err := s.GatewayAPI.Info(s.Context())
 			if err != nil || info.Address != s.GatewayMember {
 				t.Errorf("after the change of the node: %v, address %s, want %s", err, info.Address, s.GatewayMember)

@@ -67,6 +67,7 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	}
 	s.usePlane(engine)
 	s.reload, s.ways = g.apply, g
+	s.names = newNames(cfg.Names(), nameServers{networks: s.networks, dial: g.dial}.lookup, g.renamed, s.log)
 	g.proxy = hostproxy.New(s.plane, reg, s.log)
 	if err := g.proxy.Set(p.HostForwards); err != nil {
 		return err
@@ -77,7 +78,7 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 
 // parts implements [role].
 func (g *gateway) parts() []func(context.Context) error {
-	return []func(context.Context) error{g.runPlane, g.reloadOnHangup, g.proxy.Run, g.watch}
+	return []func(context.Context) error{g.runPlane, g.reloadOnHangup, g.proxy.Run, g.names.run, g.watch}
 }
 
 // close implements [role]. Guards stay behind after a failure.
@@ -166,5 +167,5 @@ func (g *gateway) setMTU(mtu int) error {
 	if have, err := g.link.MTU(); err != nil || have == mtu {
 		return err
 	}
-	return g.link.SetMTU(mtu)
+	return errors.Join(g.link.SetMTU(mtu), g.plane.SetMTU(mtu))
 }

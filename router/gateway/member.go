@@ -54,13 +54,14 @@ func (m *member) setUp(s *service, _ *prometheus.Registry) (err error) {
 		s.mode = control.ModeNode
 	}
 	s.neighbours = m
+	s.names = newNames(s.config().Names(), nameServers{networks: s.networks, dial: dialHost}.lookup, m.renamed, s.log)
 	m.table, err = host.OpenTable()
 	return err
 }
 
 // parts implements [role].
 func (m *member) parts() []func(context.Context) error {
-	return []func(context.Context) error{m.run}
+	return []func(context.Context) error{m.run, m.names.run}
 }
 
 // close implements [role].
@@ -140,6 +141,13 @@ func (m *member) plan(nets []ztnode.Network) (*plan.Plan, error) {
 	}
 	h.Underlay = append(h.Underlay, m.rootEndpoints()...)
 	return plan.Make(plan.Input{Role: plan.Member, Config: m.config(), Networks: nets, Host: h, Held: m.planned().Held}), nil
+}
+
+// renamed takes the addresses of names.
+func (m *member) renamed(answers map[string][]netip.Addr) {
+	next := m.config().Resolve(answers)
+	m.conf.Store(next)
+	m.targets.set(next.Targets)
 }
 
 // idle takes the addresses from the interface of a network that doesn't work:

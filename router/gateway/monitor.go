@@ -50,5 +50,7 @@ Peers: {{.Peers.Direct}} direct, {{.Peers.Relay}} by relay. {{if .Limit}}Flows: 
 {{else}}<tr><td colspan="5">none</tr>{{end}}</table>
 {{with .Targets}}<h2>Targets</h2><table><tr><th>Target<th>State<th>Connect time</tr>
 {{range .}}<tr><td>{{.Target}}<td>{{if .Up}}up{{else}}down: {{.Error}}{{end}}<td>{{if .Up}}{{.ConnectMS}} ms{{end}}</tr>{{end}}</table>{{end}}
+{{with .Names}}<h2>Names</h2><table><tr><th>Name<th>Addresses<th>Last answer<th>Error</tr>
+{{range .}}<tr><td>{{.Name}}<td>{{range $i, $a := .Addresses}}{{if $i}}, {{end}}{{$a}}{{end}}<td>{{if not .LastAnswer.IsZero}}{{.LastAnswer.UTC.Format "2006-01-02 15:04:05"}} UTC{{end}}<td>{{.Error}}</tr>{{end}}</table>{{end}}
 <p><a href="/metrics">metrics</a> <a href="/readyz">readiness</a></p></html>
 `))

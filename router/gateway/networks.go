@@ -117,6 +117,7 @@ func (s *service) use(st *state, errs map[ztnode.NetworkID]error) {
 	for _, p := range st.plan.Problems {
 		st.problems[p.Network] = append(st.problems[p.Network], p.String())
 	}
+	st.problems[0] = append(st.problems[0], s.config().Unresolved...)
 	for id, err := range errs {
 		if err != nil {
 			st.problems[id] = append(st.problems[id], err.Error())

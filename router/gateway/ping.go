@@ -19,6 +19,14 @@ type dialer interface {
 	DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 }
 
+// dial connects through the overlay.
+func (g *gateway) dial(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
+	if network == "udp" {
+		return g.plane.DialUDP(ctx, dst)
+	}
+	return g.plane.DialTCP(ctx, dst)
+}
+
 // pingTimeout bounds one ping; maxPingTimeout what a caller may ask for, less
 // than what the server gives a request.
 const (

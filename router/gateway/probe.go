@@ -116,7 +116,9 @@ func (p *prober) probe(ctx context.Context, i int) bool {
 	began := time.Now()
 	var err error
 	d := time.Duration(0)
-	if t.Scheme == "icmp" {
+	if !t.Addr.Addr().IsValid() {
+		err = fmt.Errorf("the name %s has no address yet", t.Host)
+	} else if t.Scheme == "icmp" {
 		d, err = p.dialer.Ping(ctx, t.Addr.Addr())
 	} else {
 		var c net.Conn
@@ -182,6 +184,12 @@ type hostDialer struct{}
 func (hostDialer) DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, "tcp", dst.String())
+}
+
+// dialHost connects by the kernel's stack.
+func dialHost(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, network, dst.String())
 }
 
 // Ping sends one echo request. It needs the right to open raw sockets.

@@ -27,6 +27,7 @@ type service struct {
 	node       Node
 	plane      *plane // nil unless a gateway
 	targets    *prober
+	names      *names                     // nil = no names are looked up
 	neighbours neighbours                 // who knows which MAC an address has; nil = nobody
 	ways       hostWays                   // the host's kernel; nil = nothing of it matters
 	resync     chan struct{}              // a value makes the networks be looked at again
@@ -121,7 +122,7 @@ func pathLabel(p ztnode.Peer) string {
 
 func (s *service) status() control.Status {
 	st := control.Status{Schema: control.Schema, Info: s.info(), Health: s.health(), Networks: s.networkViews(),
-		Targets: s.targets.states(), Limit: s.config().NAT.MaxFlows}
+		Targets: s.targets.states(), Limit: s.config().NAT.MaxFlows, Names: s.names.list()}
 	if now := s.state.Load(); now != nil {
 		st.Problems = now.problems[0]
 	}

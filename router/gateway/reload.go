@@ -2,7 +2,7 @@ package gateway
 
 import (
 	"context"
-	"errors"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -41,6 +41,24 @@ func (g *gateway) apply(next *config.Config) error {
 	}
 	g.planning.Lock()
 	defer g.planning.Unlock()
+	if err := g.enact(next); err != nil {
+		return err
+	}
+	g.names.set(next.Names())
+	return g.joinConfigured()
+}
+
+// renamed takes the addresses of names.
+func (g *gateway) renamed(answers map[string][]netip.Addr) {
+	g.planning.Lock()
+	defer g.planning.Unlock()
+	if err := g.enact(g.config().Resolve(answers)); err != nil {
+		g.log.Error("use other addresses of names: the last ones stay", "error", err)
+	}
+}
+
+// enact makes a configuration that of the process, with planning held.
+func (g *gateway) enact(next *config.Config) error {
 	p, err := g.plan(next, g.networks())
 	if err != nil {
 		return err
@@ -53,7 +71,7 @@ func (g *gateway) apply(next *config.Config) error {
 	g.targets.set(next.Targets)
 	err = g.enforce(p)
 	g.usePlan(p, next.VPC.TUN, err)
-	return errors.Join(err, g.joinConfigured())
+	return err
 }
 
 // reloadOnHangup reloads at each SIGHUP until ctx ends.

@@ -91,7 +91,6 @@ type Snapshot struct {
 //	      ^------------------ join             |--config--> ok
 type Status uint8
 
-// Statuses.
 const (
 	StatusRequesting Status = iota
 	StatusOK
@@ -165,9 +164,9 @@ type Layer struct {
 
 	contactMu sync.Mutex // held while contacts are collected
 
-	mu       sync.Mutex // guards joining and leaving, and control
-	control  *vl1.Worker
-	lastHous time.Time
+	mu        sync.Mutex // guards joining and leaving, and control
+	control   *vl1.Worker
+	lastHouse time.Time
 }
 
 // New makes a layer without networks. SetPeers must be called before anything
@@ -222,9 +221,9 @@ func (l *Layer) Join(out vl1.Out, now time.Time, id vl2.NetworkID, cached *vl2.N
 	}
 	n := &joined{l: l, id: id, mac: vl2.MACOf(id, l.self), members: make(map[identity.Address]*member)}
 	if cached != nil && cached.Member == l.self {
-		n.snap.Store(n.newState(cached, StatusOK, time.Time{}))
+		n.snap.Store(n.newStateLocked(cached, StatusOK, time.Time{}))
 	} else {
-		n.snap.Store(n.newState(nil, StatusRequesting, time.Time{}))
+		n.snap.Store(n.newStateLocked(nil, StatusRequesting, time.Time{}))
 	}
 	next := maps.Clone(old)
 	next[id] = n
@@ -290,8 +289,8 @@ func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
 			next = t
 		}
 	}
-	if l.lastHous.IsZero() || now.Sub(l.lastHous) >= 30*time.Second {
-		l.lastHous = now
+	if l.lastHouse.IsZero() || now.Sub(l.lastHouse) >= 30*time.Second {
+		l.lastHouse = now
 		l.groups.expire(now)
 		for _, x := range []*rate.Map[identity.Address]{&l.creds, &l.needs, &l.gathers, &l.spreads, &l.diverts} {
 			x.Expire(now)

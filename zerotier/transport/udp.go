@@ -230,7 +230,7 @@ func (u *UDP) openWantedLocked(which, want int) error {
 func (u *UDP) openPortLocked(which, port int) error {
 	places, err := u.places()
 	if err != nil {
-		u.log.Warn("interfaces can't be listed, using wildcard sockets", "err", err)
+		u.log.Warn("interfaces can't be listed, using wildcard sockets", "error", err)
 	}
 	try := port
 	for range portTries {
@@ -268,7 +268,7 @@ func (u *UDP) openAll(places []place, port int) ([]*socket, error) {
 			}
 			return nil, err
 		}
-		u.log.Warn("local address can't be used", "addr", p.addr, "interface", p.ifname, "err", err)
+		u.log.Warn("local address can't be used", "address", p.addr, "interface", p.ifname, "error", err)
 	}
 	return socks, nil
 }
@@ -337,7 +337,7 @@ func (u *UDP) rescan() bool {
 	}
 	places, err := u.places()
 	if err != nil {
-		u.log.Warn("interfaces can't be listed", "err", err)
+		u.log.Warn("interfaces can't be listed", "error", err)
 		return false
 	}
 	u.mu.Lock()
@@ -360,7 +360,7 @@ func (u *UDP) rescan() bool {
 			}
 			s, err := u.open(p, port)
 			if err != nil { // a new address may not be ready yet; the next scan tries again
-				u.log.Warn("local address can't be used", "addr", p.addr, "interface", p.ifname, "err", err)
+				u.log.Warn("local address can't be used", "address", p.addr, "interface", p.ifname, "error", err)
 				continue
 			}
 			added = append(added, s)

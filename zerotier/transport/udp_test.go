@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
+
 	"github.com/google/go-cmp/cmp"
 
 	"ztgate/zerotier/ztnode"
@@ -323,13 +325,7 @@ func TestRunEnds(t *testing.T) {
 			t.Errorf("Run after Close: %v", err)
 		}
 	}
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if runtime.NumGoroutine() <= before {
-			return
-		}
-	}
-	buf := make([]byte, 1<<16)
-	t.Errorf("goroutines left: %s", buf[:runtime.Stack(buf, true)])
+	testwait.Goroutines(t, before)
 }
 
 func TestInterfaceRules(t *testing.T) {

@@ -200,7 +200,7 @@ func (c *Core) receiveOK(w *Worker, from *Peer, p packet.Packet, src Source) {
 		return
 	}
 	c.mu.Lock()
-	e := c.expectedReply(re.id, from, re.verb, w.t)
+	e := c.replies.find(re.id, from.addr, re.verb, w.t)
 	c.mu.Unlock()
 	if e == nil {
 		w.stats.rejects[RejectUnexpectedReply].Add(1)
@@ -247,7 +247,7 @@ func (c *Core) receiveError(w *Worker, from *Peer, p packet.Packet, src Source) 
 		return
 	}
 	c.mu.Lock()
-	e := c.expectedReply(re.id, from, re.verb, w.t)
+	e := c.replies.find(re.id, from.addr, re.verb, w.t)
 	c.mu.Unlock()
 	if e == nil {
 		w.stats.rejects[RejectUnexpectedReply].Add(1)
