@@ -60,7 +60,7 @@ a VPC. Needs root.`,
 	f.StringVar(&opts.LogLevel, "log-level", "info", "what the processes log: debug, info, warn, error")
 	f.StringVar(&opts.ZeroTierOne, "zerotier-one", "", "path of a zerotier-one that plays the parts named by --real")
 	f.StringSliceVar(&parts, "real", nil, "parts that zerotier-one plays: root, office, gateway (with nftables)")
-	f.StringSliceVar(&nodes, "node", nil, "make of the nodes of office and gateway: go or libzt; with office= or gateway= before it, of that one")
+	f.StringSliceVar(&nodes, "node", nil, "implementation of the nodes of office and gateway: go or libzt; with office= or gateway= before it, of that one")
 	cmd.PersistentFlags().StringVar(&opts.Prefix, "prefix", lab.DefaultPrefix, "of the names of namespaces and files")
 	cmd.AddCommand(&cobra.Command{Use: "down", Short: "Remove what --keep or a killed lab left", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return a.labDown(opts.Prefix) }})
@@ -78,7 +78,7 @@ a VPC. Needs root.`,
 	root.AddCommand(cmd)
 }
 
-// labNodes says which makes of our own node play. The root is the controller too,
+// labNodes says which implementations of our own node play. The root is the controller too,
 // which only the node in Go can be.
 func labNodes(o *lab.Options, nodes []string) error {
 	if nodes == nil {
@@ -89,8 +89,8 @@ func labNodes(o *lab.Options, nodes []string) error {
 		if !one {
 			name = v
 		}
-		if !slices.Contains(config.NodeMakes(), name) {
-			return fault.Usage(fmt.Errorf("--node %q: this program has %s", v, join(config.NodeMakes())))
+		if !slices.Contains(config.NodeImplementations(), name) {
+			return fault.Usage(fmt.Errorf("--node %q: this program has %s", v, join(config.NodeImplementations())))
 		}
 		m := lab.Ours
 		if name == config.NodeLibzt {

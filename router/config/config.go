@@ -29,7 +29,7 @@ const (
 // [Config.Resolve] make new ones.
 type Config struct {
 	Home, Socket, Listen string
-	Node                 string // make of the node: go | libzt
+	Node                 string // implementation of the node: go | libzt
 	Port                 int
 	Planet               string // path of a planet file, "" = built-in or the one in Home
 	Controller           bool

@@ -21,8 +21,8 @@ func DefaultNode() string {
 	return NodeGo
 }
 
-// NodeMakes lists the implementations in this program.
-func NodeMakes() []string {
+// NodeImplementations lists the implementations in this program.
+func NodeImplementations() []string {
 	if libztBuilt {
 		return []string{NodeGo, NodeLibzt}
 	}
@@ -32,10 +32,10 @@ func NodeMakes() []string {
 // CheckNode refuses an implementation that this program doesn't have.
 func CheckNode(name string) error {
 	switch {
-	case slices.Contains(NodeMakes(), name):
+	case slices.Contains(NodeImplementations(), name):
 		return nil
 	case name == NodeLibzt:
 		return fmt.Errorf("this program was built without libzt: use --node go, or a program from make build-libzt")
 	}
-	return fmt.Errorf("use one of %s", strings.Join(NodeMakes(), ", "))
+	return fmt.Errorf("use one of %s", strings.Join(NodeImplementations(), ", "))
 }

@@ -190,9 +190,9 @@ var settings = []*setting{
 
 var actions = []string{"accept", "drop", "reject"}
 
-// nodeSetting is the make of the node. Its default depends on the build.
+// nodeSetting is the implementation of the node. Its default depends on the build.
 func nodeSetting() *setting {
-	s := scalar("node", "node", "make of the node: go or libzt; default libzt where it is built in", "", func(c *Config, v string) error {
+	s := scalar("node", "node", "implementation of the node: go or libzt; default libzt where it is built in", "", func(c *Config, v string) error {
 		if v == "" {
 			v = DefaultNode()
 		}

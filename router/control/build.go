@@ -24,7 +24,7 @@ type Build struct {
 // BuildInfo returns what is known about this program.
 func BuildInfo() Build {
 	b := Build{Schema: Schema, Version: Version, Revision: "unknown", GoVersion: runtime.Version(),
-		Node: config.DefaultNode(), Nodes: config.NodeMakes(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+		Node: config.DefaultNode(), Nodes: config.NodeImplementations(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return b

@@ -15,7 +15,7 @@ import (
 // A node that this program doesn't have is refused where it is configured, with
 // what to do; libzt is the default where it is built in.
 func TestNodeMake(t *testing.T) {
-	has := slices.Contains(config.NodeMakes(), config.NodeLibzt)
+	has := slices.Contains(config.NodeImplementations(), config.NodeLibzt)
 	if want := map[bool]string{true: config.NodeLibzt, false: config.NodeGo}[has]; config.DefaultNode() != want {
 		t.Errorf("default node %q, want %q", config.DefaultNode(), want)
 	}
@@ -39,7 +39,7 @@ func TestNodeMake(t *testing.T) {
 
 // What libzt can't do is a usage error before anything is opened.
 func TestLibztLimits(t *testing.T) {
-	if !slices.Contains(config.NodeMakes(), config.NodeLibzt) {
+	if !slices.Contains(config.NodeImplementations(), config.NodeLibzt) {
 		t.Skip("this build has no libzt")
 	}
 	for name, cfg := range map[string]gateway.NodeConfig{
@@ -57,7 +57,7 @@ func TestLibztLimits(t *testing.T) {
 // Either node opens a home that the other one has used, with the same address and
 // networks.
 func TestNodeChange(t *testing.T) {
-	if !slices.Contains(config.NodeMakes(), config.NodeLibzt) {
+	if !slices.Contains(config.NodeImplementations(), config.NodeLibzt) {
 		t.Skip("this build has no libzt")
 	}
 	home := t.TempDir()
