@@ -8,7 +8,7 @@ FUZZTIME  ?= 10s
 RACE_PKGS := ./zerotier/... ./netstack/... ./router/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build have-libzt build-libzt test-libzt lab test race e2e interop conformance conformance-linux soak bench lint fuzz clean deps
+.PHONY: help build have-libzt build-libzt test-libzt lab test race e2e interop portable conformance conformance-linux soak bench lint fuzz clean deps
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,9 +43,10 @@ test-libzt: build-libzt deps ## tests of the node on libzt, with the race detect
 lab: build ## the whole scenario on this machine, in network namespaces (root)
 	$(BIN) lab
 
-test: deps lint ## all tests: lint, unit, race detector, end to end in namespaces (root)
+test: deps lint ## all tests: lint, unit, race detector, other platforms, end to end in namespaces (root)
 	$(GO) test ./...
 	$(MAKE) race
+	$(MAKE) portable
 	$(MAKE) fuzz FUZZTIME=3s
 	$(GO) test -run '^$$' -bench . -benchtime 1x ./... >/dev/null
 	$(MAKE) e2e
@@ -53,10 +54,25 @@ test: deps lint ## all tests: lint, unit, race detector, end to end in namespace
 race:
 	$(GO) test -race -short $(RACE_PKGS)
 
+# The code that replaces assembly and Linux's system calls elsewhere, and whatever
+# depends on the order of bytes or the layout of memory on another architecture.
+# Left out are counts of allocations, since the portable AES makes one a packet,
+# and a test that starts itself, which the emulator can't.
+PORTABLE_TAGS := portableudp,purego
+ARM64_PKGS    := ./internal/... ./netstack/internal/... ./zerotier/identity ./zerotier/internal/... \
+	./zerotier/packet ./zerotier/transport ./zerotier/vl2 ./zerotier/ztnode ./.../tuntap
+
+portable: deps ## build, vet and test without assembly and Linux's batches, and on arm64 (emulated)
+	$(GO) build -tags $(PORTABLE_TAGS) ./...
+	$(GO) vet -tags $(PORTABLE_TAGS) ./...
+	$(GO) test -short -tags $(PORTABLE_TAGS) -skip 'Alloc|TestRelayIsBounded' ./zerotier/...
+	GOARCH=arm64 $(GO) vet ./...
+	GOARCH=arm64 $(GO) test -short -exec qemu-aarch64-static -skip 'Alloc|TestFollowAddresses' $(ARM64_PKGS)
+
 e2e: build
 	ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 20m ./router/e2e/...
 
-conformance: deps build ## the NAT behaviour table: every row on the forwarding plane, with real programs, loads and faults (root)
+conformance: deps build ## the rows of docs/nat.md: every one on the forwarding plane, with real programs, loads and faults (root)
 	cd netstack/conformance && $(GO) test -count=1 -tags e2e -timeout 10m -run 'TestConformance|TestPrograms|TestLoad|TestFaults|TestUnderlay' -strict
 	cd router/faults && ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 8m -table
 

@@ -35,10 +35,8 @@ type Sender interface {
 
 // Config says how a node runs.
 type Config struct {
-	Home string // in the format of a ZeroTier home; created if missing
-	// Planet replaces the one in Home, nil = that one, else the built-in one. The
-	// core trusts both: the caller has checked them.
-	Planet []byte
+	Home   string // in the format of a ZeroTier home; created if missing
+	Planet []byte // replaces an older or another one in Home; nil = that one, else the built-in one
 	// OpenUDP opens the sockets. Addresses that exclude refuses lie inside joined
 	// networks and must not be used.
 	OpenUDP func(exclude func(netip.Addr) bool) (UDP, error)

@@ -13,9 +13,7 @@ package bindings
 import "C"
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -121,8 +119,8 @@ func CoreVersion() (string, error) {
 	return v, nil
 }
 
-// New opens home and the UDP sockets and makes the node. Run must be called to
-// make it work, Close if it is not.
+// New opens home and the UDP sockets and makes the node; what an operator can remedy is
+// an error of [ztnode]. Run must be called to make it work, Close if it is not.
 func New(cfg Config) (_ *Node, err error) {
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, clock: &clock{start: time.Now()},
@@ -138,7 +136,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.info.Version, err = CoreVersion(); err != nil {
 		return nil, err
 	}
-	if n.store, err = openStore(cfg.Home, n.log); err != nil {
+	if n.store, err = openStore(cfg.Home, cfg.Planet, n.log); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -146,7 +144,6 @@ func New(cfg Config) (_ *Node, err error) {
 			err = errors.Join(err, n.Close())
 		}
 	}()
-	n.storePlanet()
 	if n.udp, err = cfg.OpenUDP(n.insideNetwork); err != nil {
 		return nil, err
 	}
@@ -167,10 +164,6 @@ func (n *Node) newCore() error {
 	n.store.private = false
 	n.store.mu.Unlock()
 	if n.c == nil {
-		if code == 102 && n.store.read(objectID{objSecret, 0}) != nil {
-			return fmt.Errorf("%w: %s: its keys do not fit together: restore it from a backup, or move it away to get a new identity",
-				ErrIdentityInvalid, n.store.path(objectID{objSecret, 0}))
-		}
 		return fmt.Errorf("start libzt: %w", codeError(int(code)))
 	}
 	if err := n.store.flush(); err != nil { // a new identity, before anybody sees it
@@ -183,23 +176,6 @@ func (n *Node) newCore() error {
 	n.drain(w)
 	return nil
 }
-
-// storePlanet puts the given planet into home: another planet wins, of the same
-// one the newer.
-func (n *Node) storePlanet() {
-	o := objectID{objPlanet, 0}
-	stored := n.store.read(o)
-	if len(n.cfg.Planet) < worldHeader {
-		return
-	}
-	if len(stored) >= worldHeader && bytes.Equal(stored[1:9], n.cfg.Planet[1:9]) &&
-		binary.BigEndian.Uint64(n.cfg.Planet[9:]) <= binary.BigEndian.Uint64(stored[9:]) {
-		return
-	}
-	n.store.put(o, slices.Clone(n.cfg.Planet))
-}
-
-const worldHeader = 1 + 8 + 8 // type, ID, timestamp (chapter 02 §3.1)
 
 func (n *Node) joinStored() error {
 	for _, id := range n.store.ids(objMoon) {

@@ -413,14 +413,14 @@ func TestHome(t *testing.T) {
 		spoil func(t *testing.T, home string)
 		want  error
 	}{
-		{"readable by others", func(t *testing.T, home string) { must(t, os.Chmod(filepath.Join(home, "identity.secret"), 0o644)) }, bindings.ErrIdentityPermissions},
-		{"public without secret", func(t *testing.T, home string) { must(t, os.Remove(filepath.Join(home, "identity.secret"))) }, bindings.ErrIdentityMismatch},
+		{"readable by others", func(t *testing.T, home string) { must(t, os.Chmod(filepath.Join(home, "identity.secret"), 0o644)) }, ztnode.ErrIdentityPermissions},
+		{"public without secret", func(t *testing.T, home string) { must(t, os.Remove(filepath.Join(home, "identity.secret"))) }, ztnode.ErrIdentityMismatch},
 		{"public of another", func(t *testing.T, home string) {
 			must(t, os.WriteFile(filepath.Join(home, "identity.public"), read(t, filepath.Join(other, "identity.public")), 0o644))
-		}, bindings.ErrIdentityMismatch},
+		}, ztnode.ErrIdentityMismatch},
 		{"public only in the secret file", func(t *testing.T, home string) {
 			must(t, os.WriteFile(filepath.Join(home, "identity.secret"), read(t, filepath.Join(home, "identity.public")), 0o600))
-		}, bindings.ErrIdentityInvalid},
+		}, ztnode.ErrIdentityInvalid},
 		{"keys changed", func(t *testing.T, home string) {
 			b := read(t, filepath.Join(home, "identity.secret"))
 			for i := range 4 {
@@ -428,10 +428,10 @@ func TestHome(t *testing.T) {
 			}
 			must(t, os.WriteFile(filepath.Join(home, "identity.secret"), b, 0o600))
 			must(t, os.Remove(filepath.Join(home, "identity.public")))
-		}, bindings.ErrIdentityInvalid},
+		}, ztnode.ErrIdentityInvalid},
 		{"not a directory", func(t *testing.T, home string) {
 			must(t, os.RemoveAll(filepath.Join(home, "peers.d")), os.WriteFile(filepath.Join(home, "peers.d"), nil, 0o600))
-		}, bindings.ErrHomeUnusable},
+		}, ztnode.ErrHomeUnusable},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			home := newHome(t)
@@ -468,7 +468,7 @@ func TestNewIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	address := n.Info().Address
-	if _, err := bindings.New(config(&wire{}, home, aEndpoint, planet, nil)); !errors.Is(err, bindings.ErrHomeInUse) {
+	if _, err := bindings.New(config(&wire{}, home, aEndpoint, planet, nil)); !errors.Is(err, ztnode.ErrHomeInUse) {
 		t.Errorf("second node in the same home: %v", err)
 	}
 	must(t, n.Join(adhoc), n.Close())

@@ -8,25 +8,17 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"ztgate/internal/atomicfile"
+	"ztgate/zerotier/ztnode"
+	"ztgate/zerotier/ztnode/home"
 )
 
-// Errors of [New] that name a cause an operator can remedy.
-var (
-	ErrHomeUnusable        = errors.New("home directory unusable")
-	ErrHomeInUse           = errors.New("home directory is in use by another process")
-	ErrIdentityPermissions = errors.New("identity file can be read by others")
-	ErrIdentityMismatch    = errors.New("identity files do not match")
-	ErrIdentityInvalid     = errors.New("identity invalid")
-	ErrLibrary             = errors.New("unsuitable libzt")
-)
+// ErrLibrary says that libzt isn't the one this package was written for.
+var ErrLibrary = errors.New("unsuitable libzt")
 
 // Types of state objects (chapter 05 §6).
 const (
@@ -52,8 +44,7 @@ type objectID struct {
 // asks for them on the packet path and with locks held, so it is answered from
 // memory; files are written by flush.
 type store struct {
-	dir  string
-	lock *os.File
+	home *home.Dir
 
 	mu      sync.Mutex // held for moments only, never during I/O
 	objects map[objectID][]byte
@@ -65,28 +56,25 @@ type store struct {
 	wake    chan struct{}
 }
 
-// openStore creates dir if needed, takes its lock and reads what it holds.
-func openStore(dir string, log *slog.Logger) (_ *store, err error) {
-	if dir == "" {
-		return nil, fmt.Errorf("%w: no directory given", ErrHomeUnusable)
+// openStore opens a home and reads what it holds. planet is the operator's, nil for
+// none.
+func openStore(dir string, planet []byte, log *slog.Logger) (_ *store, err error) {
+	s := &store{objects: map[objectID][]byte{}, dirty: map[objectID]struct{}{}, wake: make(chan struct{}, 1)}
+	if s.home, err = home.Open(dir); err != nil {
+		return nil, err
 	}
-	for _, d := range []string{"", "networks.d", "moons.d", "peers.d"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrHomeUnusable, err)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.home.Close())
 		}
+	}()
+	if err := s.readIdentity(); err != nil {
+		return nil, err
 	}
-	s := &store{dir: dir, objects: map[objectID][]byte{}, dirty: map[objectID]struct{}{}, wake: make(chan struct{}, 1)}
-	if s.lock, err = os.OpenFile(filepath.Join(dir, "ztgate.lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrHomeUnusable, err)
+	if err := s.readPlanet(planet); err != nil {
+		return nil, err
 	}
-	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = s.lock.Close()
-		return nil, fmt.Errorf("%w: %s: stop the other process or choose another --home", ErrHomeInUse, dir)
-	}
-	if err := errors.Join(s.readIdentity(), s.readAll(log)); err != nil {
-		return nil, errors.Join(err, s.lock.Close())
-	}
-	return s, nil
+	return s, s.readAll(log)
 }
 
 func (s *store) path(o objectID) string {
@@ -105,7 +93,7 @@ func (s *store) path(o objectID) string {
 	case objNetwork:
 		name = fmt.Sprintf("networks.d/%016x.conf", o.id)
 	}
-	return filepath.Join(s.dir, name)
+	return s.home.Path(name)
 }
 
 func mode(o objectID) os.FileMode {
@@ -116,67 +104,36 @@ func mode(o objectID) os.FileMode {
 	return 0o600
 }
 
-// readIdentity reads the identity, if there is one, and checks what the core
-// doesn't.
+// readIdentity reads the identity, if there is one; else the core makes it.
 func (s *store) readIdentity() error {
-	secretPath, publicPath := s.path(objectID{objSecret, 0}), s.path(objectID{objPublic, 0})
-	public, err := os.ReadFile(publicPath)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: %w", ErrHomeUnusable, err)
+	id, err := s.home.Identity()
+	if id == nil || err != nil {
+		return err
 	}
-	havePublic := err == nil
-	fi, err := os.Stat(secretPath)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && havePublic:
-		return fmt.Errorf("%w: %s exists without %s: restore the secret file, or remove the public one to get a new identity",
-			ErrIdentityMismatch, publicPath, secretPath)
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return fmt.Errorf("%w: %w", ErrHomeUnusable, err)
-	case !fi.Mode().IsRegular():
-		return fmt.Errorf("%w: %s is not a regular file", ErrIdentityInvalid, secretPath)
-	case fi.Mode().Perm()&0o077 != 0:
-		return fmt.Errorf("%w: %s has mode %04o: chmod 600 %[2]s", ErrIdentityPermissions, secretPath, fi.Mode().Perm())
+	s.objects[objectID{objSecret, 0}] = []byte(id.SecretString())
+	s.objects[objectID{objPublic, 0}] = []byte(id.String())
+	return nil
+}
+
+// readPlanet reads the planet, if there is one; else the core has its own.
+func (s *store) readPlanet(given []byte) error {
+	w, err := s.home.Planet(given)
+	if w == nil || err != nil {
+		return err
 	}
-	b, err := os.ReadFile(secretPath)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrHomeUnusable, err)
-	}
-	secret := strings.TrimSpace(string(b))
-	fields := strings.Split(secret, ":") // address:0:public:secret (chapter 01 §2.4)
-	if len(fields) != 4 {
-		return fmt.Errorf("%w: %s holds no secret key: restore it from a backup", ErrIdentityInvalid, secretPath)
-	}
-	if have := strings.TrimSpace(string(public)); havePublic && have != strings.Join(fields[:3], ":") {
-		return fmt.Errorf("%w: %s does not belong to identity.secret (address %s): restore the pair from a backup, or remove the public file",
-			ErrIdentityMismatch, publicPath, fields[0])
-	}
-	if !havePublic { // the core only writes one that differs
-		if err := atomicfile.Write(publicPath, []byte(strings.Join(fields[:3], ":")), 0o644); err != nil {
-			return fmt.Errorf("%w: %w", ErrHomeUnusable, err)
-		}
-	}
-	s.objects[objectID{objSecret, 0}] = []byte(secret)
-	s.objects[objectID{objPublic, 0}] = []byte(strings.Join(fields[:3], ":"))
+	s.objects[objectID{objPlanet, 0}] = w.Append(nil)
 	return nil
 }
 
 // readAll reads the other objects. A damaged one only costs what it saves.
 func (s *store) readAll(log *slog.Logger) error {
-	b, err := os.ReadFile(s.path(objectID{objPlanet, 0}))
-	if err == nil {
-		s.objects[objectID{objPlanet, 0}] = b
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: %w", ErrHomeUnusable, err)
-	}
 	for _, d := range []struct {
 		dir, suffix  string
 		kind, digits int
 	}{{"moons.d", ".moon", objMoon, 16}, {"networks.d", ".conf", objNetwork, 16}, {"peers.d", ".peer", objPeer, 10}} {
-		entries, err := os.ReadDir(filepath.Join(s.dir, d.dir))
+		entries, err := os.ReadDir(s.home.Path(d.dir))
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrHomeUnusable, err)
+			return fmt.Errorf("%w: %w", ztnode.ErrHomeUnusable, err)
 		}
 		for _, e := range entries {
 			name, ok := strings.CutSuffix(e.Name(), d.suffix)
@@ -316,4 +273,4 @@ func (s *store) write(o objectID, b []byte) error {
 }
 
 // close writes what is left and gives up the lock.
-func (s *store) close() error { return errors.Join(s.flush(), s.lock.Close()) }
+func (s *store) close() error { return errors.Join(s.flush(), s.home.Close()) }

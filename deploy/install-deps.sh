@@ -20,6 +20,7 @@ need conntrack conntrack
 need ethtool ethtool
 need miniupnpd miniupnpd-nftables
 need gcc gcc # the race detector links with it
+need qemu-aarch64-static qemu-user-static # runs the tests of another architecture
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 	echo "missing programs: install the packages$missing" >&2

@@ -2,31 +2,193 @@ package netstack
 
 import (
 	"net/netip"
+	"slices"
 
+	"ztgate/internal/special"
 	"ztgate/netstack/internal/ipkt"
 )
 
-func (s *netSet) isOwn(a netip.Addr) bool       { _, ok := s.own[a]; return ok }
+// What an address means depends on who says it. The VPC and a network may have the
+// same ranges: then a VPC host means the VPC's hosts by its own addresses and the
+// network's by their aliases, and a host of the network means the network's.
+
+// isOwn reports an address of the gateway, as the VPC knows it.
+func (s *netSet) isOwn(a netip.Addr) bool { _, ok := s.own[a]; return ok }
+
+// isBroadcast reports a broadcast address, as the VPC knows it.
 func (s *netSet) isBroadcast(a netip.Addr) bool { _, ok := s.broadcasts[a]; return ok }
 
-// owner returns the network on which an address is ours, nil for the VPC side.
-func (s *netSet) owner(a netip.Addr) *attachment {
-	for _, at := range s.attachments {
-		for _, x := range at.Addresses {
-			if x.Addr() == a {
-				return at
+// isOwn reports an address of the gateway on the network.
+func (at *attachment) isOwn(a netip.Addr) bool {
+	return slices.ContainsFunc(at.Addresses, func(p netip.Prefix) bool { return p.Addr() == a })
+}
+
+// isBroadcast reports a broadcast address of the network.
+func (at *attachment) isBroadcast(a netip.Addr) bool { return slices.Contains(at.casts, a) }
+
+// onLink reports an address of the network's own subnets.
+func (at *attachment) onLink(a netip.Addr) bool { return contains(at.Addresses, a) }
+
+// isServed reports an address that a forward names for clients of a side.
+func (s *netSet) isServed(from Side, a netip.Addr) bool { _, ok := s.served[from][a]; return ok }
+
+// isOwnOn and isBroadcastOn ask as a network does, or as the VPC does if at is nil.
+func (s *netSet) isOwnOn(at *attachment, a netip.Addr) bool {
+	if at == nil {
+		return s.isOwn(a)
+	}
+	return at.isOwn(a)
+}
+
+func (s *netSet) isBroadcastOn(at *attachment, a netip.Addr) bool {
+	if at == nil {
+		return s.isBroadcast(a)
+	}
+	return at.isBroadcast(a)
+}
+
+// hop returns the next hop to an address on the network, invalid if it has no route.
+func (at *attachment) hop(a netip.Addr) netip.Addr {
+	if r := at.routes.lookup(a); r != nil {
+		return r.hop(a)
+	}
+	return netip.Addr{}
+}
+
+// inSources reports an address that the VPC is said to have. A source of everything
+// says who may send, not what the VPC has.
+func (s *netSet) inSources(a netip.Addr) bool {
+	return slices.ContainsFunc(s.vpc.Sources, func(p netip.Prefix) bool { return p.Bits() > 0 && p.Contains(a) })
+}
+
+// inVPC reports an address that lies on the VPC side, as the VPC knows it.
+func (s *netSet) inVPC(a netip.Addr) bool {
+	if s.inSources(a) {
+		return true
+	}
+	if len(s.vpc.Sources) > 0 && !contains(s.vpc.Sources, a) {
+		return false
+	}
+	return s.fromVPC(a).at == nil
+}
+
+// overlayHost is a host of a network.
+type overlayHost struct {
+	at   *attachment // nil = there is no such host
+	addr netip.Addr  // its own
+	hop  netip.Addr
+	by   *AddressMap // by whose alias it was named, if it was
+}
+
+// fromVPC returns the overlay host that a VPC host means by an address. Traffic of the
+// VPC keeps its own way, whatever routes networks have (RFC 4787 REQ-7): by its own
+// address a host is only reached where the VPC has no such address.
+func (s *netSet) fromVPC(a netip.Addr) overlayHost {
+	if h := s.byAlias(a); h.by != nil {
+		return h
+	}
+	if s.inSources(a) {
+		return overlayHost{addr: a}
+	}
+	return s.hostBy(s.routes, a)
+}
+
+// fromGateway returns the overlay host that the gateway itself means by an address.
+func (s *netSet) fromGateway(a netip.Addr) overlayHost {
+	if h := s.byAlias(a); h.at != nil {
+		return h
+	}
+	return s.hostBy(s.routes, a)
+}
+
+// byAlias returns the overlay host with an alias: one of the map's network, of any if
+// it names none.
+func (s *netSet) byAlias(a netip.Addr) (h overlayHost) {
+	for i := range s.maps {
+		m := &s.maps[i]
+		if m.Hosts != OverlaySide || !m.Alias.Contains(a) {
+			continue
+		}
+		routes := s.routes
+		if m.Network != 0 {
+			routes = nil
+			if at := s.attachments[m.Network]; at != nil {
+				routes = at.routes
 			}
 		}
+		found := s.hostBy(routes, movePrefix(a, m.Alias, m.Real))
+		if found.by = m; found.at != nil {
+			return found
+		}
+		if h.by == nil {
+			h = found
+		}
 	}
-	return nil
+	return h
+}
+
+func (s *netSet) hostBy(routes routeTable, a netip.Addr) overlayHost {
+	h := overlayHost{addr: a}
+	if r := routes.lookup(a); r != nil {
+		h.at, h.hop = r.at, r.hop(a)
+	}
+	return h
+}
+
+// seen returns the address by which the VPC knows a host of a network.
+func (s *netSet) seen(at *attachment, a netip.Addr) (netip.Addr, *AddressMap) {
+	if m, alias := s.translate(OverlaySide, false, at.ID, a); m != nil {
+		return alias, m
+	}
+	return a, nil
+}
+
+// likeVPC reports an address on a network that the VPC would take for one of its own.
+func (s *netSet) likeVPC(at *attachment, a netip.Addr) bool {
+	seen, _ := s.seen(at, a)
+	return s.inVPC(seen)
+}
+
+// vpcAddress returns the gateway's address of a family towards the VPC: one on the
+// VPC side, else one on a network, that one preferred, by its alias if it has one.
+func (s *netSet) vpcAddress(prefer *attachment, v6 bool) (best netip.Addr) {
+	if best = s.vpc4; v6 {
+		best = s.vpc6
+	}
+	if best.IsValid() {
+		return best
+	}
+	for _, at := range append([]*attachment{prefer}, s.slots...) {
+		if at == nil {
+			continue
+		}
+		a, _ := s.seen(at, at.address(v6))
+		if a.IsValid() && !s.inSources(a) {
+			return a
+		}
+		if !best.IsValid() {
+			best = a // better than to send nothing
+		}
+	}
+	return best
+}
+
+func contains(list []netip.Prefix, a netip.Addr) bool {
+	for i := range list {
+		if list[i].Contains(a) {
+			return true
+		}
+	}
+	return false
 }
 
 // translate looks an address up in the maps for hosts of a side: back from the
-// alias to the host's own address, or the other way.
-func (s *netSet) translate(hosts Side, back bool, network uint64, a netip.Addr) (netip.Addr, bool) {
+// alias to the host's own address, or the other way. It returns the map that applies,
+// nil if there is none.
+func (s *netSet) translate(hosts Side, back bool, network uint64, a netip.Addr) (*AddressMap, netip.Addr) {
 	for i := range s.maps {
 		m := &s.maps[i]
-		if m.Hosts != hosts || m.Network != 0 && network != 0 && m.Network != network {
+		if m.Hosts != hosts || m.Network != 0 && m.Network != network {
 			continue
 		}
 		from, to := m.Real, m.Alias
@@ -34,10 +196,10 @@ func (s *netSet) translate(hosts Side, back bool, network uint64, a netip.Addr) 
 			from, to = to, from
 		}
 		if from.Contains(a) {
-			return movePrefix(a, from, to), true
+			return m, movePrefix(a, from, to)
 		}
 	}
-	return netip.Addr{}, false
+	return nil, a
 }
 
 // aliases lists the prefixes under which others know VPC hosts on a network.
@@ -101,25 +263,14 @@ func replaceBits(x, prefix []byte, n int) {
 }
 
 // forwardable reports addresses that a router may forward from or to: link-local
-// ones, and with them cloud metadata services, are not among them.
+// ones and the metadata services of clouds are not among them.
 func forwardable(a netip.Addr) bool {
-	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Is4In6() || special.IsMetadata(a) {
 		return false
 	}
 	if a.Is4() {
 		b := a.As4()
 		return b[0] != 0 && b[0] < 240
 	}
-	return a != awsMetadata6
-}
-
-var awsMetadata6 = netip.MustParseAddr("fd00:ec2::254")
-
-func contains(list []netip.Prefix, a netip.Addr) bool {
-	for i := range list {
-		if list[i].Contains(a) {
-			return true
-		}
-	}
-	return false
+	return true
 }

@@ -81,13 +81,15 @@ const (
 	EndpointIndependent     = nat.EndpointIndependent
 )
 
-// PortForward forwards what comes to an address and port of the gateway to a host
-// of either side.
+// PortForward forwards what comes to an address and port to a host of either side.
+// The address is one of the gateway's, or one that is routed to it: the gateway's own
+// for the side of the forward's clients.
 type PortForward struct {
+	From       Side           // where its clients are; nobody else reaches it
 	Proto      uint8          // 6 = TCP, 17 = UDP
 	Listen     netip.AddrPort // an unspecified address stands for all of ours of its family
-	To         netip.AddrPort
-	Masquerade bool // the host sees our address instead of the client's
+	To         netip.AddrPort // as the VPC knows the host: an overlay host's alias, where the VPC has its address
+	Masquerade bool           // the host sees our address instead of the client's
 }
 
 // Side is a side of the gateway.
@@ -101,7 +103,8 @@ const (
 // AddressMap gives hosts of one side other addresses on the other side, one for
 // one in both directions, so that networks with the same addresses can be
 // connected. In IPv6 the host part is changed too, so that checksums stay right
-// (RFC 6296). Both prefixes have the same length.
+// (RFC 6296). Both prefixes have the same length. Where the VPC has addresses that a
+// network has too, aliases of the overlay's hosts are the only way to reach these.
 type AddressMap struct {
 	Network uint64 // 0 = all
 	Hosts   Side   // where the hosts are
@@ -198,8 +201,10 @@ func (c *Config) check() error {
 func checkTranslation(forwards []PortForward, maps []AddressMap) error {
 	seen := map[forwardKey]bool{}
 	for _, f := range forwards {
-		k := forwardKey{f.Listen.Addr(), f.Listen.Port(), f.Proto}
+		k := f.listens()
 		switch {
+		case f.From >= numSides:
+			return fmt.Errorf("netstack: forward %v: side %d: want that of the VPC or of the overlay", f.Listen, f.From)
 		case f.Proto != ipkt.TCP && f.Proto != ipkt.UDP:
 			return fmt.Errorf("netstack: forward %v: protocol %d: want TCP or UDP", f.Listen, f.Proto)
 		case !f.Listen.IsValid() || f.Listen.Port() == 0 || !f.To.IsValid() || f.To.Port() == 0 || f.Listen.Addr().Is4() != f.To.Addr().Is4():

@@ -35,6 +35,9 @@ type decision struct {
 	hop    netip.Addr
 	server netip.Addr // who gets it, behind any translation
 	flow   nat.NewFlow
+	// What applies:
+	forward        *PortForward
+	source, target *AddressMap
 }
 
 // ruleNone means that the policy wasn't asked; -1 is its default.
@@ -51,34 +54,35 @@ func (e *Engine) decideVPC(s *netSet, t *tuple) decision {
 	if d := s.checkVPC(t.src, t.dst); d != 0 {
 		return refuseWith(d)
 	}
-	d := decision{rule: ruleNone, server: t.dst}
-	port := t.dport
-	masquerade := false
-	if f := s.forward(t.proto, t.dst, t.dport); f != nil && s.isOwn(t.dst) {
-		d.server, port = f.To.Addr(), f.To.Port()
-		d.flow.Server, d.flow.ServerPort = ipkt.Bytes(d.server), port
-		masquerade = f.Masquerade
+	d := decision{rule: ruleNone}
+	to, port := t.dst, t.dport
+	if f := s.forward(nil, t.proto, t.dst, t.dport); f != nil {
+		d.forward, to, port = f, f.To.Addr(), f.To.Port()
+		d.flow.ServerPort = port
 	} else if s.isOwn(t.dst) {
+		d.server = t.dst
 		return e.hairpin(s, t, d)
-	} else if a, ok := s.translate(OverlaySide, true, 0, t.dst); ok {
-		d.server = a
-		d.flow.Server = ipkt.Bytes(a)
+	} else if s.isServed(VPCSide, t.dst) { // elsewhere, at this port there is nothing
+		return tellWith(dropNoRoute, ipkt.NoRoute)
 	}
-	if !forwardable(d.server) || s.isBroadcast(d.server) || s.isOwn(d.server) {
+	host := s.fromVPC(to)
+	d.at, d.hop, d.server, d.target = host.at, host.hop, host.addr, host.by
+	if d.server != t.dst || d.forward != nil {
+		d.flow.Server = ipkt.Bytes(d.server)
+	}
+	switch {
+	case !forwardable(d.server), s.isBroadcastOn(d.at, d.server), s.isOwnOn(d.at, d.server), d.at == nil && s.isServed(VPCSide, d.server):
 		return refuseWith(dropForbidden)
-	}
-	d.at, d.hop = s.route(d.server)
-	if d.at == nil {
-		if d.flow.Server == [16]byte{} || !s.inVPC(d.server) {
-			return tellWith(dropNoRoute, ipkt.NoRoute)
-		}
+	case d.at == nil && d.forward != nil && s.inVPC(d.server):
 		return e.hairpinForward(s, t, d, port)
+	case d.at == nil:
+		return tellWith(dropNoRoute, ipkt.NoRoute)
 	}
 	d.flow.Slot, d.flow.To = d.at.slot, OverlaySide
 	if !s.allow(&d, t, d.server, port, policy.Out) {
 		return d
 	}
-	return sourceToOverlay(s, t, d, masquerade)
+	return sourceToOverlay(s, t, d, d.forward != nil && d.forward.Masquerade)
 }
 
 // sourceToOverlay says how a VPC host appears on the overlay: as the network's
@@ -87,18 +91,18 @@ func sourceToOverlay(s *netSet, t *tuple, d decision, masquerade bool) decision 
 	at, v6 := d.at, t.src.Is6()
 	// The target of a forward answers from the forward's address, even when the flow
 	// isn't known any more.
-	if f := s.backwards[forwardKey{t.src, t.sport, t.proto}]; f != nil {
+	if f := s.backwards[forwardKey{t.src, t.sport, t.proto, OverlaySide}]; f != nil {
 		listen := f.Listen.Addr()
 		if listen.IsUnspecified() {
 			listen = at.address(v6)
 		}
-		if listen == at.v4 || listen == at.v6 {
+		if s.mayServe(at, listen) {
 			d.flow.Source, d.flow.Address, d.flow.Port = nat.Map, ipkt.Bytes(listen), f.Listen.Port()
 			return d
 		}
 	}
-	if a, ok := s.translate(VPCSide, false, at.ID, t.src); ok {
-		d.flow.Source, d.flow.Address = nat.Map, ipkt.Bytes(a)
+	if m, a := s.translate(VPCSide, false, at.ID, t.src); m != nil {
+		d.source, d.flow.Source, d.flow.Address = m, nat.Map, ipkt.Bytes(a)
 		return d
 	}
 	wanted := at.Masquerade
@@ -120,7 +124,7 @@ func sourceToOverlay(s *netSet, t *tuple, d decision, masquerade bool) decision 
 // forward's own address, as other clients' targets do (RFC 4787 REQ-9 a).
 func (e *Engine) hairpinForward(s *netSet, t *tuple, d decision, port uint16) decision {
 	d.flow.To = VPCSide
-	d.at = s.owner(t.dst)
+	d.at = s.own[t.dst]
 	if d.at != nil {
 		d.flow.Slot = d.at.slot
 	}
@@ -139,7 +143,7 @@ func (e *Engine) hairpin(s *netSet, t *tuple, d decision) decision {
 		d.do = actLocal
 		return d
 	}
-	if at := s.owner(t.dst); at != nil {
+	if at := s.own[t.dst]; at != nil {
 		if host, port, ok := e.table.Owner(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
 			d.at, d.server = at, ipkt.Addr(host)
 			d.flow = nat.NewFlow{Slot: at.slot, To: VPCSide, Server: host, ServerPort: port, Source: nat.Masquerade, Address: ipkt.Bytes(t.dst),
@@ -159,26 +163,28 @@ func (e *Engine) hairpin(s *netSet, t *tuple, d decision) decision {
 // forward that speaks before its client does after a restart is answering that
 // client; to others nothing is said, since the mapping's owner may go on.
 func (e *Engine) resume(s *netSet, t *tuple, d decision, host netip.Addr, port uint16) decision {
-	for _, f := range s.forwards {
-		if f.Proto != t.proto || !f.Masquerade || f.To != netip.AddrPortFrom(t.src, t.sport) {
+	for i := range s.forwards {
+		f := &s.forwards[i]
+		if f.From != OverlaySide || f.Proto != t.proto || !f.Masquerade || f.To != netip.AddrPortFrom(t.src, t.sport) {
 			continue
 		}
-		d.at, d.hop = s.route(host)
-		if d.at == nil {
-			break
+		for _, at := range s.slots {
+			listen := f.Listen.Addr()
+			if at == nil || !at.hop(host).IsValid() {
+				continue
+			}
+			if listen.IsUnspecified() {
+				listen = at.address(host.Is6())
+			}
+			if !s.mayServe(at, listen) {
+				continue
+			}
+			d.at, d.hop, d.server = at, at.hop(host), host
+			d.flow = nat.NewFlow{Slot: at.slot, To: OverlaySide, Server: ipkt.Bytes(host), ServerPort: port,
+				Source: nat.Map, Address: ipkt.Bytes(listen), Port: f.Listen.Port()}
+			s.allow(&d, t, host, port, policy.Out)
+			return d
 		}
-		listen := f.Listen.Addr()
-		if listen.IsUnspecified() {
-			listen = d.at.address(host.Is6())
-		}
-		if listen != d.at.v4 && listen != d.at.v6 {
-			continue
-		}
-		d.server = host
-		d.flow = nat.NewFlow{Slot: d.at.slot, To: OverlaySide, Server: ipkt.Bytes(host), ServerPort: port,
-			Source: nat.Map, Address: ipkt.Bytes(listen), Port: f.Listen.Port()}
-		s.allow(&d, t, host, port, policy.Out)
-		return d
 	}
 	return refuseWith(dropNoFlow)
 }
@@ -191,26 +197,24 @@ func (e *Engine) decideOverlay(s *netSet, at *attachment, t *tuple) decision {
 	d := decision{rule: ruleNone, server: t.dst, at: at}
 	d.flow.Slot, d.flow.To = at.slot, VPCSide
 	port := t.dport
-	invited, masquerade := false, false
-	if s.isOwn(t.dst) {
-		if s.owner(t.dst) != at {
-			return refuseWith(dropNoFlow)
-		}
-		if f := s.forward(t.proto, t.dst, t.dport); f != nil {
-			d.server, port = f.To.Addr(), f.To.Port()
-			d.flow.Server, d.flow.ServerPort = ipkt.Bytes(d.server), port
-			invited, masquerade = true, f.Masquerade
-		} else if host, hostPort, ok := e.openMapping(t); ok {
+	invited := true
+	if f := s.forward(at, t.proto, t.dst, t.dport); f != nil {
+		d.forward, d.server, port = f, f.To.Addr(), f.To.Port()
+		d.flow.Server, d.flow.ServerPort = ipkt.Bytes(d.server), port
+	} else if at.isOwn(t.dst) {
+		if host, hostPort, ok := e.openMapping(t); ok {
 			d.server, port = ipkt.Addr(host), hostPort
 			d.flow.Server, d.flow.ServerPort = host, hostPort
-			invited = true
 		} else {
 			return localFromOverlay(t)
 		}
-	} else if a, ok := s.translate(VPCSide, true, at.ID, t.dst); ok {
-		d.server = a
+	} else if m, a := s.translate(VPCSide, true, at.ID, t.dst); m != nil {
+		d.target, d.server = m, a
 		d.flow.Server = ipkt.Bytes(a)
-		invited = true
+	} else if s.isOwn(t.dst) || s.isServed(OverlaySide, t.dst) || at.onLink(t.dst) { // of another side, or a member that the sender reaches itself
+		return refuseWith(dropNoFlow)
+	} else {
+		invited = false
 	}
 	if !forwardable(d.server) || s.isBroadcast(d.server) || s.isOwn(d.server) {
 		return refuseWith(dropForbidden)
@@ -226,17 +230,10 @@ func (e *Engine) decideOverlay(s *netSet, at *attachment, t *tuple) decision {
 	if !invited && (d.rule < 0 || s.policy.Rule(d.rule).Direction != policy.In) {
 		return refuseWith(dropNoFlow)
 	}
-	if a, ok := s.translate(OverlaySide, false, at.ID, t.src); ok {
-		d.flow.Source, d.flow.Address = nat.Map, ipkt.Bytes(a)
-	} else if masquerade {
-		a := s.vpc4
-		if t.src.Is6() {
-			a = s.vpc6
-		}
-		if !a.IsValid() {
-			a = at.address(t.src.Is6())
-		}
-		d.flow.Source, d.flow.Address = nat.Masquerade, ipkt.Bytes(a)
+	if a, m := s.seen(at, t.src); m != nil {
+		d.source, d.flow.Source, d.flow.Address = m, nat.Map, ipkt.Bytes(a)
+	} else if d.forward != nil && d.forward.Masquerade {
+		d.flow.Source, d.flow.Address = nat.Masquerade, ipkt.Bytes(s.vpcAddress(at, t.src.Is6()))
 	}
 	return d
 }
@@ -291,42 +288,31 @@ func (s *netSet) checkVPC(src, dst netip.Addr) drop {
 		return dropForbidden
 	case !forwardable(src) || s.isBroadcast(src):
 		return dropSource
-	case len(s.vpc.Sources) > 0:
-		if !contains(s.vpc.Sources, src) {
-			return dropSource
-		}
-	default:
-		if at, _ := s.route(src); at != nil {
-			return dropSpoofed
-		}
+	case len(s.vpc.Sources) > 0 && !contains(s.vpc.Sources, src):
+		return dropSource
+	}
+	if h := s.fromVPC(src); h.by != nil || h.at != nil && len(s.vpc.Sources) == 0 {
+		return dropSpoofed
 	}
 	return 0
 }
 
 // checkOverlay does so for the overlay side: a source must be one that we would
-// send to over the same network (RFC 3704).
+// send to over the same network (RFC 3704), and none that the VPC takes for its own.
 func (s *netSet) checkOverlay(at *attachment, src, dst netip.Addr) drop {
+	seen, _ := s.seen(at, src)
 	switch {
-	case s.isOwn(src):
+	case at.isOwn(src) || s.isOwn(seen):
 		return dropSpoofed
-	case !forwardable(dst) || s.isBroadcast(dst):
+	case !forwardable(dst) || at.isBroadcast(dst) || s.isBroadcast(dst):
 		return dropForbidden
-	case !forwardable(src) || s.isBroadcast(src):
+	case !forwardable(src) || at.isBroadcast(src) || s.isBroadcast(seen):
 		return dropSource
 	}
-	if r, _ := s.route(src); r != at {
+	if h := s.fromVPC(seen); h.at != at || h.addr != src || s.inSources(seen) {
 		return dropSpoofed
 	}
 	return 0
-}
-
-// inVPC reports addresses that lie on the VPC side.
-func (s *netSet) inVPC(a netip.Addr) bool {
-	if len(s.vpc.Sources) > 0 {
-		return contains(s.vpc.Sources, a)
-	}
-	at, _ := s.route(a)
-	return at == nil
 }
 
 // decide judges a tuple from a side.
@@ -342,24 +328,33 @@ func tupleOf(v *ipkt.View) tuple {
 	return tuple{proto: v.Proto, src: v.Source(), dst: v.Destination(), sport: v.SPort, dport: v.DPort}
 }
 
-// stillAllowed judges a flow again after policy, routes or translation changed.
-func (e *Engine) stillAllowed(s *netSet, f *nat.Flow) bool {
+// judge judges a flow as if it were opened now, and reports whether it would be the
+// same one.
+func (e *Engine) judge(s *netSet, f *nat.Flow) (d decision, same bool) {
 	if int(f.Slot) >= len(s.slots) {
-		return false
+		return d, false
 	}
 	at := s.slots[f.Slot]
 	if at == nil && (f.From() == OverlaySide || f.To() == OverlaySide) {
-		return false
+		return d, false
 	}
 	t := tuple{f.Proto(), ipkt.Addr(f.Client()), ipkt.Addr(f.Target()), f.ClientPort(), f.TargetPort()}
-	d := e.decide(s, f.From(), at, &t)
+	d = e.decide(s, f.From(), at, &t)
 	switch {
 	case d.do != actOpen, d.flow.To != f.To(), d.flow.Slot != f.Slot,
 		d.flow.Source != nat.Keep != f.Translated(), f.Translated() && d.flow.Address != f.External(),
 		d.flow.Source == nat.Map && d.flow.Port != 0 && d.flow.Port != f.ExtPort(),
 		ipkt.Bytes(d.server) != f.Server(), d.flow.ServerPort != 0 && d.flow.ServerPort != f.ServerPort():
-		return false
+		return d, false
 	}
-	f.Generation.Store(s.generation)
-	return true
+	return d, true
+}
+
+// stillAllowed judges a flow again after policy, routes or translation changed.
+func (e *Engine) stillAllowed(s *netSet, f *nat.Flow) bool {
+	_, same := e.judge(s, f)
+	if same {
+		f.Generation.Store(s.generation)
+	}
+	return same
 }

@@ -87,7 +87,13 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e.cfg.Mappings = nil
 	e.errors.init()
-	e.frags = frag.New(func(side uint8, n int) { e.dropN(Side(side), dropFragment, n) })
+	e.frags = frag.New(func(from uint32, n int) {
+		side := OverlaySide
+		if from == uint32(vpcNIC) {
+			side = VPCSide
+		}
+		e.dropN(side, dropFragment, n)
+	})
 	local, err := newLocalStack(e.sendLocal)
 	if err != nil {
 		return nil, fmt.Errorf("netstack: %w", err)
@@ -147,10 +153,27 @@ func (e *Engine) tick(now int64) {
 // SetPolicy replaces the policy. Flows that it doesn't allow end with their next
 // packet.
 func (e *Engine) SetPolicy(p *policy.Policy) {
+	e.amend(func(s *netSet) { s.policy = p })
+}
+
+// SetMTU says that the VPC device has another MTU now. It holds from the next batch
+// on: for packets of known flows, and for the segments that new ones agree on.
+func (e *Engine) SetMTU(mtu int) error {
+	if err := checkMTU("the VPC device", mtu, e.cfg.VPC.Addresses); err != nil {
+		return err
+	}
+	e.amend(func(s *netSet) { s.vpc.MTU = mtu })
+	return nil
+}
+
+// amend puts a copy of the snapshot into force in which something is changed that
+// nothing else in it depends on.
+func (e *Engine) amend(edit func(*netSet)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	next := *e.set.Load()
-	next.policy, next.generation = p, next.generation+1
+	next.generation++
+	edit(&next)
 	e.set.Store(&next)
 }
 
@@ -184,11 +207,16 @@ func (e *Engine) MulticastGroups(nwid uint64) (out []Group) {
 	return out
 }
 
-// Neighbour returns the MAC of an address on a network if it is known.
+// Neighbour returns the MAC of a host of a network, by its address there or its alias
+// in the VPC, if it is known.
 func (e *Engine) Neighbour(nwid uint64, a netip.Addr) ([6]byte, bool) {
-	at := e.set.Load().attachments[nwid]
+	s := e.set.Load()
+	at := s.attachments[nwid]
 	if at == nil {
 		return [6]byte{}, false
+	}
+	if h := s.byAlias(a); h.at == at {
+		a = h.addr
 	}
 	return at.neigh.Lookup(e.clock(), a)
 }

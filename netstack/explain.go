@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"encoding/binary"
 	"net/netip"
 
 	"ztgate/netstack/internal/ipkt"
@@ -12,7 +13,9 @@ type Question struct {
 	FromOverlay bool
 	Network     uint64 // where it comes from, from the overlay
 	Protocol    uint8
-	Src, Dst    netip.AddrPort
+	// Src and Dst are its ends. The port of a source may be 0, for any; of an ICMP query
+	// it is the identifier.
+	Src, Dst netip.AddrPort
 }
 
 // Explanation says what would happen to a packet, and why.
@@ -22,53 +25,163 @@ type Explanation struct {
 	Established  bool           // it belongs to a flow
 	Rule         int            // of the policy; -1 = default, -2 = not asked
 	Network      uint64         // that it goes to or comes from; 0 = none
+	To           Side           // to which it leaves
 	Route        netip.Prefix   // by which it leaves; invalid = the VPC side
 	NextHop      netip.Addr     // on the network
 	NextHopMAC   [6]byte        // zero = not known yet
 	Source       netip.AddrPort // as it leaves; port 0 = chosen when the flow opens
 	Destination  netip.AddrPort
-	SourceHow    string // keep | masquerade | map
-	Redirected   bool   // by a forward or a map
-	MTU          int    // of where it goes
+	SourceHow    string       // keep | masquerade | map
+	Redirected   bool         // by a forward or a map
+	Forward      *PortForward // that it takes; nil = none
+	SourceMap    *AddressMap  // by which its source is another one behind us
+	TargetMap    *AddressMap  // by which its destination is
+	MTU          int          // of where it goes
 	FlowsOfTable int
 }
 
-// Explain says what would happen to a packet that opened a flow now. It changes
-// and counts nothing.
+func (x *Explanation) refuse(verdict string, d drop) { x.Verdict, x.Reason = verdict, d.String() }
+
+// Explain says what would happen now to a packet: the first of a flow, unless it
+// belongs to one. It changes and counts nothing. Limits are those of this moment.
+// What depends on the rest of a packet isn't known to it: its size, hop limit, TCP
+// flags and checksums; nor whether the next hop will answer.
 func (e *Engine) Explain(q Question) Explanation {
-	s := e.set.Load()
-	side, at := VPCSide, (*attachment)(nil)
+	w := e.worker()
+	defer e.release(w)
+	x := Explanation{Verdict: "forward", Rule: ruleNone, Source: q.Src, Destination: q.Dst, SourceHow: "keep", FlowsOfTable: e.table.Len()}
+	var at *attachment
 	if q.FromOverlay {
-		side, at = OverlaySide, s.attachments[q.Network]
-		if at == nil {
-			return Explanation{Verdict: "drop", Reason: dropNetwork.String(), Rule: ruleNone}
+		if at = w.set.attachments[q.Network]; at == nil {
+			x.refuse("drop", dropNetwork)
+			return x
 		}
 	}
-	t := tuple{q.Protocol, q.Src.Addr(), q.Dst.Addr(), q.Src.Port(), q.Dst.Port()}
-	if !t.src.IsValid() || !t.dst.IsValid() || t.src.Is4() != t.dst.Is4() {
-		return Explanation{Verdict: "drop", Reason: dropMalformed.String(), Rule: ruleNone}
+	if !q.Src.Addr().IsValid() || !q.Dst.Addr().IsValid() || q.Src.Addr().Is4() != q.Dst.Addr().Is4() {
+		x.refuse("drop", dropMalformed)
+		return x
 	}
-	d := e.decide(s, side, at, &t)
-	x := Explanation{Rule: d.rule, Source: q.Src, Destination: q.Dst, SourceHow: "keep", FlowsOfTable: e.table.Len()}
-	x.Verdict = map[action]string{actOpen: "forward", actLocal: "local", actDrop: "drop", actReject: "reject"}[d.do]
+	var v ipkt.View
+	var k nat.Key
+	switch r := ipkt.Parse(q.packet(), &v); {
+	case r != ipkt.OK:
+		x.refuse("drop", drop(r))
+	case !e.table.KeyOf(at.side(), &v, &k):
+		x.refuse("drop", dropICMPType)
+	default:
+		if f, dir := e.table.Peek(w.now, &k); f == nil || !w.explainKnown(&x, at, f, dir) {
+			w.explainNew(&x, &q, at, &v, &k)
+		}
+	}
+	return x
+}
+
+// anyPort stands for the port of a client that is left open.
+const anyPort = 49152
+
+// packet makes the shortest packet of its kind that could open a flow.
+func (q *Question) packet() []byte {
+	sport, dport := q.Src.Port(), q.Dst.Port()
+	proto := q.Protocol
+	v6 := q.Src.Addr().Is6()
+	if proto == ipkt.ICMP && v6 {
+		proto = ipkt.ICMPv6
+	}
+	var l4 []byte
+	ends := func(size int) {
+		if sport == 0 {
+			sport = anyPort
+		}
+		l4 = make([]byte, size)
+		binary.BigEndian.PutUint16(l4, sport)
+		binary.BigEndian.PutUint16(l4[2:], dport)
+	}
+	switch proto {
+	case ipkt.TCP:
+		ends(20)
+		l4[12], l4[13] = 5<<4, ipkt.SYN
+	case ipkt.UDP:
+		ends(8)
+		l4[5] = 8
+	case ipkt.ICMP:
+		l4 = []byte{8, 7: 0}
+		binary.BigEndian.PutUint16(l4[4:], sport)
+	case ipkt.ICMPv6:
+		l4 = []byte{128, 7: 0}
+		binary.BigEndian.PutUint16(l4[4:], sport)
+	default:
+		l4 = make([]byte, 8)
+	}
+	if v6 {
+		b := []byte{0x60, 5: byte(len(l4)), 6: proto, 7: 64}
+		b = append(append(b, q.Src.Addr().AsSlice()...), q.Dst.Addr().AsSlice()...)
+		return append(b, l4...)
+	}
+	b := []byte{0x45, 3: byte(20 + len(l4)), 8: 64, 9: proto, 11: 0}
+	b = append(append(b, q.Src.Addr().AsSlice()...), q.Dst.Addr().AsSlice()...)
+	ipkt.FixHeader(b)
+	return append(b, l4...)
+}
+
+// explainKnown is [worker.known] without effects, for a packet of a flow. It reports
+// false if the flow isn't allowed any more.
+func (w *worker) explainKnown(x *Explanation, at *attachment, f *nat.Flow, dir int) bool {
+	d, same := w.e.judge(w.set, f)
+	if !same && f.Generation.Load() != w.set.generation {
+		return false
+	}
+	x.Established = true
+	switch {
+	case at != nil && f.Slot != at.slot:
+		x.refuse("drop", dropSpoofed)
+		return true
+	case f.Holds(dir):
+		x.refuse("drop", dropNoFlow)
+		return true
+	}
+	if same {
+		x.Rule, x.Forward, x.SourceMap, x.TargetMap = d.rule, d.forward, d.source, d.target
+	}
+	if x.Redirected = f.Redirected(); f.Translated() {
+		x.SourceHow = "map"
+		if f.Mapped() {
+			x.SourceHow = "masquerade"
+		}
+	}
+	if int(f.Slot) < len(w.set.slots) {
+		x.leave(w, f.Exit(dir), w.set.slots[f.Slot], serverOf(f, dir))
+	}
+	if dir == nat.FromClient {
+		x.Source, x.Destination = netip.AddrPortFrom(ipkt.Addr(f.External()), f.ExtPort()), netip.AddrPortFrom(ipkt.Addr(f.Server()), f.ServerPort())
+	} else {
+		x.Source, x.Destination = netip.AddrPortFrom(ipkt.Addr(f.Target()), f.TargetPort()), netip.AddrPortFrom(ipkt.Addr(f.Client()), f.ClientPort())
+	}
+	return true
+}
+
+// explainNew is [worker.unknown] without effects.
+func (w *worker) explainNew(x *Explanation, q *Question, at *attachment, v *ipkt.View, k *nat.Key) {
+	e := w.e
+	t := tupleOf(v)
+	d := e.decide(w.set, at.side(), at, &t)
+	x.Rule, x.Forward, x.SourceMap, x.TargetMap = d.rule, d.forward, d.source, d.target
 	if d.at != nil {
 		x.Network = d.at.ID
 	}
-	if d.do == actDrop || d.do == actReject {
-		x.Reason = d.reason.String()
-		return x
-	}
-	if d.do == actLocal {
-		return x
-	}
-	x.MTU = s.vpc.MTU
-	if d.flow.To == OverlaySide {
-		x.NextHop, x.MTU = d.hop, d.at.MTU
-		x.NextHopMAC, _ = d.at.neigh.Lookup(e.clock(), d.hop)
-		if r := s.lookup(d.server); r != nil {
-			x.Route = r.target
+	switch d.do {
+	case actDrop:
+		x.refuse("drop", d.reason)
+		return
+	case actReject:
+		x.refuse("reject", d.reason)
+		return
+	case actLocal:
+		if x.Verdict = "local"; !e.takesLocal(at, v) {
+			x.refuse("drop", dropNoFlow)
 		}
+		return
 	}
+	x.leave(w, d.flow.To, d.at, d.server)
 	if d.flow.Server != [16]byte{} {
 		x.Redirected = true
 		x.Destination = netip.AddrPortFrom(d.server, t.dport)
@@ -80,16 +193,34 @@ func (e *Engine) Explain(q Question) Explanation {
 	case nat.Masquerade:
 		x.SourceHow, x.Source = "masquerade", netip.AddrPortFrom(ipkt.Addr(d.flow.Address), 0)
 	case nat.Map:
-		x.SourceHow, x.Source = "map", netip.AddrPortFrom(ipkt.Addr(d.flow.Address), t.sport)
+		x.SourceHow, x.Source = "map", netip.AddrPortFrom(ipkt.Addr(d.flow.Address), q.Src.Port())
 		if d.flow.Port != 0 {
 			x.Source = netip.AddrPortFrom(ipkt.Addr(d.flow.Address), d.flow.Port)
 		}
 	}
-	w := e.worker()
-	defer e.release(w)
-	if f, _ := e.table.Find(e.clock(), e.table.TupleKey(side, t.proto, t.src, t.dst, t.sport, t.dport)); f != nil {
-		x.Established = true
-		x.Source = netip.AddrPortFrom(ipkt.Addr(f.External()), f.ExtPort())
+	switch why := e.table.MayOpen(w.now, k, v, &d.flow); {
+	case why != nat.Accepted:
+		reason, full := dropOfRefusal(v.Proto, why)
+		if x.refuse("drop", reason); full && at == nil {
+			x.Verdict = "reject"
+		}
+	case d.flow.Filtered: // the other side hasn't sent anything yet
+		x.refuse("drop", dropNoFlow)
 	}
-	return x
+}
+
+// leave says where a packet goes.
+func (x *Explanation) leave(w *worker, to Side, at *attachment, host netip.Addr) {
+	if x.To, x.MTU = to, w.set.vpc.MTU; at == nil {
+		return
+	}
+	x.Network = at.ID
+	if to != OverlaySide {
+		return
+	}
+	x.MTU = at.MTU
+	if r := at.routes.lookup(host); r != nil {
+		x.Route, x.NextHop = r.target, r.hop(host)
+		x.NextHopMAC, _ = at.neigh.Lookup(w.now, x.NextHop)
+	}
 }

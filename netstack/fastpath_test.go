@@ -106,7 +106,9 @@ func TestFastPath(t *testing.T) {
 	edit := func(c *Config) {
 		c.NAT = NAT{MaxFlows: 500, Seed: [32]byte{7}}
 		c.VPC.MTU = 2000
-		c.Forwards = []PortForward{{Proto: ipkt.TCP, Listen: netip.MustParseAddrPort("10.0.0.1:8443"), To: netip.MustParseAddrPort("172.31.0.20:443")}}
+		for _, side := range []Side{VPCSide, OverlaySide} {
+			c.Forwards = append(c.Forwards, forward(side, ipkt.TCP, "10.0.0.1:8443", "172.31.0.20:443", false))
+		}
 		c.Maps = []AddressMap{{Hosts: OverlaySide, Real: netip.MustParsePrefix("10.0.0.64/28"), Alias: netip.MustParsePrefix("100.64.0.64/28")}}
 	}
 	fast, slow := newRig(t, edit), newRig(t, edit)

@@ -14,11 +14,11 @@ import (
 // each by itself.
 func (w *worker) fragment(side Side, at *attachment, v *ipkt.View) {
 	e := w.e
-	if v.First && v.TTL <= 1 && !w.set.isOwn(v.Destination()) {
-		e.refuse(w.now, side, dropTTL, ipkt.TimeExceeded, v)
+	if v.First && v.TTL <= 1 && !w.set.isOwnOn(at, v.Destination()) {
+		e.refuse(w.now, at, dropTTL, ipkt.TimeExceeded, v)
 		return
 	}
-	parts, res := e.frags.Add(w.now, uint8(side), v)
+	parts, res := e.frags.Add(w.now, uint32(at.nic()), v)
 	switch res {
 	case frag.Duplicate:
 		e.drop(side, dropDuplicate)
@@ -51,7 +51,7 @@ func (w *worker) forwardFragments(side Side, at *attachment, parts [][]byte) {
 		if d := e.decide(w.set, side, at, &t); d.do == actLocal {
 			for _, b := range parts {
 				if ipkt.Parse(b, &v) == ipkt.OK {
-					w.toLocal(side, at, &v)
+					w.toLocal(at, &v)
 				}
 			}
 			return

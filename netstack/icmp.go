@@ -1,6 +1,8 @@
 package netstack
 
 import (
+	"net/netip"
+
 	"ztgate/netstack/internal/ipkt"
 	"ztgate/netstack/internal/nat"
 	"ztgate/netstack/internal/neigh"
@@ -17,15 +19,15 @@ func (w *worker) icmpError(side Side, at *attachment, v *ipkt.View) {
 	switch {
 	case v.Proto == ipkt.ICMP && v.ICMPType == 4: // source quench (RFC 6633)
 		bad = dropICMPType
-	case s.isOwn(src):
+	case s.isOwnOn(at, src):
 		bad = dropSpoofed
 	case !forwardable(dst):
 		bad = dropForbidden
 	case !forwardable(src):
 		bad = dropSource
-	case side == VPCSide:
+	case at == nil:
 		bad = s.checkVPC(src, dst)
-	case s.inVPC(src):
+	case !at.hop(src).IsValid() && s.likeVPC(at, src):
 		bad = dropSpoofed
 	}
 	if bad != 0 {
@@ -34,8 +36,8 @@ func (w *worker) icmpError(side Side, at *attachment, v *ipkt.View) {
 	}
 	f, dir := e.table.TranslateError(w.now, side, v)
 	if f == nil {
-		if s.isOwn(dst) && (side == VPCSide || s.owner(dst) == at) {
-			w.toLocal(side, at, v)
+		if s.isOwnOn(at, dst) {
+			w.toLocal(at, v)
 			return
 		}
 		e.drop(side, dropNoFlow)
@@ -44,6 +46,15 @@ func (w *worker) icmpError(side Side, at *attachment, v *ipkt.View) {
 	if at != nil && f.Slot != at.slot {
 		e.drop(side, dropSpoofed)
 		return
+	}
+	if at != nil && v.Source() == src { // the receiver sees who sent it
+		if s.likeVPC(at, src) {
+			e.drop(side, dropSpoofed)
+			return
+		}
+		if alias, m := s.seen(at, src); m != nil {
+			nat.SetErrorSource(v, ipkt.Bytes(alias))
+		}
 	}
 	if v.TTL <= 1 {
 		e.drop(side, dropTTL)
@@ -66,43 +77,29 @@ func (w *worker) icmpError(side Side, at *attachment, v *ipkt.View) {
 	}
 }
 
-// sendError sends an ICMP error about a packet from a side back to its sender,
-// from our address on that side.
-func (e *Engine) sendError(now int64, side Side, kind ipkt.ErrorKind, v *ipkt.View, mtu int) {
+// sendError sends an ICMP error about a packet back to its sender, from our address
+// where it came from: a network, or nil for the VPC.
+func (e *Engine) sendError(now int64, from *attachment, kind ipkt.ErrorKind, v *ipkt.View, mtu int) {
 	s := e.set.Load()
 	to := v.Source()
-	if !v.MayAnswer() || s.isBroadcast(to) || s.isBroadcast(v.Destination()) || !forwardable(to) ||
+	if !v.MayAnswer() || s.isBroadcastOn(from, to) || s.isBroadcastOn(from, v.Destination()) || !forwardable(to) ||
 		!e.errors.allow(now, to, kind == ipkt.TooBig) {
 		return
 	}
-	src := s.vpc4
-	if v.V6 {
-		src = s.vpc6
-	}
-	if side == OverlaySide {
-		if at, _ := s.route(to); at != nil {
-			src = at.address(v.V6)
-		}
+	var src netip.Addr
+	if from != nil {
+		src = from.address(v.V6)
 	}
 	if !src.IsValid() {
-		for _, at := range s.attachments {
-			if src = at.address(v.V6); src.IsValid() {
-				break
-			}
-		}
+		src = s.vpcAddress(from, v.V6)
 	}
 	if !src.IsValid() {
 		return
 	}
-	e.stats.errors[side][kind].Add(1)
-	b := ipkt.AppendError(nil, kind, ipkt.Bytes(src), v, mtu)
-	if side == VPCSide {
-		e.writeVPC(b)
-		return
-	}
+	e.stats.errors[from.side()][kind].Add(1)
 	var ev ipkt.View
-	if ipkt.Parse(b, &ev) == ipkt.OK {
-		e.sendIP(now, s, &ev)
+	if ipkt.Parse(ipkt.AppendError(nil, kind, ipkt.Bytes(src), v, mtu), &ev) == ipkt.OK {
+		e.sendIP(now, from, &ev)
 	}
 }
 
@@ -128,10 +125,10 @@ func (e *Engine) unresolved(now int64, p neigh.Waiting) {
 	}
 	w := e.worker()
 	defer e.release(w)
-	const side = VPCSide // all that goes to the overlay comes from there
+	// All that goes to the overlay comes from the VPC.
 	var v ipkt.View
 	if ipkt.Parse(p.Packet, &v) != ipkt.OK {
-		e.drop(side, dropUnresolved)
+		e.drop(VPCSide, dropUnresolved)
 		return
 	}
 	// The packet is translated already: turn that back for its sender.
@@ -139,9 +136,9 @@ func (e *Engine) unresolved(now int64, p neigh.Waiting) {
 	if r := reversed(&v); e.table.KeyOf(OverlaySide, r, &k) {
 		if f, dir := e.table.Find(now, &k); f != nil {
 			f.Undo(1-dir, &v)
-			e.refuse(now, side, dropUnresolved, ipkt.HostUnreachable, &v)
+			e.refuse(now, nil, dropUnresolved, ipkt.HostUnreachable, &v)
 			return
 		}
 	}
-	e.drop(side, dropUnresolved)
+	e.drop(VPCSide, dropUnresolved)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -29,42 +30,52 @@ import (
 	"ztgate/netstack/internal/nat"
 )
 
-const localNIC tcpip.NICID = 1
-
 const (
 	localMTU   = 1354 // fits every path without fragments
 	localQueue = 512
 )
 
+// Interfaces of the local stack: one for the VPC and one for each network, since
+// the same address may be a host of several.
+const (
+	vpcNIC   tcpip.NICID = 1
+	firstNIC tcpip.NICID = 2 // of the network with the number 0
+)
+
+// nic is the interface of the local stack on a network; nil means the VPC.
+func (at *attachment) nic() tcpip.NICID {
+	if at == nil {
+		return vpcNIC
+	}
+	return firstNIC + tcpip.NICID(at.slot)
+}
+
 // localStack is the gateway's own host: it owns the gateway's addresses, answers
 // pings and makes connections. It sees IP packets only; the engine routes
 // them.
 type localStack struct {
-	s    *stack.Stack
-	link *channel.Endpoint
-	send func(b []byte)
+	s     *stack.Stack
+	send  func(nic tcpip.NICID, b []byte)
+	ready chan struct{} // something waits in a queue
 
-	mu    sync.Mutex // guards addrs
-	addrs map[netip.Addr]tcpip.ProtocolAddress
+	mu   sync.Mutex // guards nics
+	nics map[tcpip.NICID]*localNIC
 
 	ident  atomic.Uint32
 	Panics atomic.Uint64 // of the stack on a packet, which is then lost
 }
 
-func newLocalStack(send func([]byte)) (*localStack, error) {
-	l := &localStack{send: send, addrs: make(map[netip.Addr]tcpip.ProtocolAddress)}
+type localNIC struct {
+	link  *channel.Endpoint
+	addrs map[netip.Addr]tcpip.ProtocolAddress
+}
+
+func newLocalStack(send func(tcpip.NICID, []byte)) (*localStack, error) {
+	l := &localStack{send: send, ready: make(chan struct{}, 1), nics: make(map[tcpip.NICID]*localNIC)}
 	l.s = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
 		HandleLocal:        true,
-	})
-	l.link = channel.New(localQueue, localMTU, "")
-	if err := l.s.CreateNICWithOptions(localNIC, l.link, stack.NICOptions{Name: "local"}); err != nil {
-		return nil, fmt.Errorf("create local stack: %v", err)
-	}
-	l.s.SetRouteTable([]tcpip.Route{
-		{Destination: header.IPv4EmptySubnet, NIC: localNIC},
-		{Destination: header.IPv6EmptySubnet, NIC: localNIC},
 	})
 	if err := l.s.SetPortRange(nat.LocalPortFirst, nat.LocalPortLast); err != nil {
 		return nil, fmt.Errorf("create local stack: port range: %v", err)
@@ -72,36 +83,85 @@ func newLocalStack(send func([]byte)) (*localStack, error) {
 	return l, nil
 }
 
-// setAddresses makes list the addresses of the host.
-func (l *localStack) setAddresses(list []netip.Addr) error {
+// WriteNotify implements [channel.Notification].
+func (l *localStack) WriteNotify() {
+	select {
+	case l.ready <- struct{}{}:
+	default: // it is known already
+	}
+}
+
+// addNIC makes an interface. It stays: a network that comes back gets the same one.
+func (l *localStack) addNIC(id tcpip.NICID) (*localNIC, error) {
+	n := &localNIC{link: channel.New(localQueue, localMTU, ""), addrs: make(map[netip.Addr]tcpip.ProtocolAddress)}
+	n.link.AddNotify(l)
+	if err := l.s.CreateNIC(id, n.link); err != nil {
+		return nil, fmt.Errorf("create interface %d of the local stack: %v", id, err)
+	}
+	l.s.AddRoute(tcpip.Route{Destination: header.IPv4EmptySubnet, NIC: id})
+	l.s.AddRoute(tcpip.Route{Destination: header.IPv6EmptySubnet, NIC: id})
+	l.nics[id] = n
+	return n, nil
+}
+
+// setAddresses makes want the addresses of the host, by interface.
+func (l *localStack) setAddresses(want map[tcpip.NICID][]netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, a := range list {
-		if _, ok := l.addrs[a]; ok {
-			continue
+	for id, list := range want {
+		n := l.nics[id]
+		if n == nil {
+			var err error
+			if n, err = l.addNIC(id); err != nil {
+				return err
+			}
 		}
-		proto := ipv4.ProtocolNumber
-		if a.Is6() {
-			proto = ipv6.ProtocolNumber
+		for _, a := range list {
+			if err := l.addAddress(id, n, a); err != nil {
+				return err
+			}
 		}
-		pa := tcpip.ProtocolAddress{Protocol: proto, AddressWithPrefix: tcpip.AddrFromSlice(a.AsSlice()).WithPrefix()}
-		if err := l.s.AddProtocolAddress(localNIC, pa, stack.AddressProperties{}); err != nil {
-			return fmt.Errorf("add address %s: %v", a, err)
-		}
-		l.addrs[a] = pa
 	}
-	for a, pa := range l.addrs {
-		if !slices.Contains(list, a) {
-			l.s.RemoveAddress(localNIC, pa.AddressWithPrefix.Address)
-			delete(l.addrs, a)
+	for id, n := range l.nics {
+		for a, pa := range n.addrs {
+			if !slices.Contains(want[id], a) {
+				l.s.RemoveAddress(id, pa.AddressWithPrefix.Address)
+				delete(n.addrs, a)
+			}
 		}
 	}
 	return nil
 }
 
-// expects reports whether a TCP segment or UDP datagram belongs to something of
-// ours: a connection, or a socket.
-func (l *localStack) expects(v *ipkt.View) bool {
+func (l *localStack) addAddress(id tcpip.NICID, n *localNIC, a netip.Addr) error {
+	if _, ok := n.addrs[a]; ok {
+		return nil
+	}
+	proto := ipv4.ProtocolNumber
+	if a.Is6() {
+		proto = ipv6.ProtocolNumber
+	}
+	pa := tcpip.ProtocolAddress{Protocol: proto, AddressWithPrefix: tcpip.AddrFromSlice(a.AsSlice()).WithPrefix()}
+	if err := l.s.AddProtocolAddress(id, pa, stack.AddressProperties{}); err != nil {
+		return fmt.Errorf("add address %s: %v", a, err)
+	}
+	n.addrs[a] = pa
+	return nil
+}
+
+// link returns the link of an interface, nil if there is none.
+func (l *localStack) link(id tcpip.NICID) *channel.Endpoint {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := l.nics[id]; n != nil {
+		return n.link
+	}
+	return nil
+}
+
+// expects reports whether a TCP segment or UDP datagram on an interface belongs to
+// something of ours: a connection, or a socket.
+func (l *localStack) expects(nic tcpip.NICID, v *ipkt.View) bool {
 	network, addr := ipv4.ProtocolNumber, func(a [16]byte) tcpip.Address { return tcpip.AddrFrom4([4]byte(a[12:])) }
 	if v.V6 {
 		network, addr = ipv6.ProtocolNumber, tcpip.AddrFrom16
@@ -111,23 +171,27 @@ func (l *localStack) expects(v *ipkt.View) bool {
 		transport = udp.ProtocolNumber
 	}
 	id := stack.TransportEndpointID{LocalPort: v.DPort, LocalAddress: addr(v.Dst), RemotePort: v.SPort, RemoteAddress: addr(v.Src)}
-	return l.s.FindTransportEndpoint(network, transport, id, localNIC) != nil
+	return l.s.FindTransportEndpoint(network, transport, id, nic) != nil
 }
 
 // inject hands a checked packet to the stack; false if that panicked.
-func (l *localStack) inject(b []byte) (ok bool) {
+func (l *localStack) inject(nic tcpip.NICID, b []byte) (ok bool) {
 	defer func() {
 		if recover() != nil {
 			l.Panics.Add(1)
 			ok = false
 		}
 	}()
+	link := l.link(nic)
+	if link == nil {
+		return false
+	}
 	proto := ipv4.ProtocolNumber
 	if b[0]>>4 == 6 {
 		proto = ipv6.ProtocolNumber
 	}
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
-	l.link.InjectInbound(proto, pkt)
+	link.InjectInbound(proto, pkt)
 	pkt.DecRef()
 	return true
 }
@@ -135,17 +199,38 @@ func (l *localStack) inject(b []byte) (ok bool) {
 // run passes on what the stack sends until ctx ends.
 func (l *localStack) run(ctx context.Context) {
 	for {
-		pkt := l.link.ReadContext(ctx)
-		if pkt == nil {
-			break
+		select {
+		case <-ctx.Done():
+			l.close()
+			return
+		case <-l.ready:
+			l.sendAll()
 		}
-		view := pkt.ToView()
-		pkt.DecRef()
-		l.send(append([]byte(nil), view.AsSlice()...))
-		view.Release()
 	}
-	l.link.Close()
+}
+
+func (l *localStack) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, n := range l.nics {
+		n.link.Close()
+	}
 	l.s.Close()
+}
+
+// sendAll empties the queues.
+func (l *localStack) sendAll() {
+	l.mu.Lock()
+	nics := maps.Clone(l.nics)
+	l.mu.Unlock()
+	for id, n := range nics {
+		for pkt := n.link.Read(); pkt != nil; pkt = n.link.Read() {
+			view := pkt.ToView()
+			l.send(id, slices.Clone(view.AsSlice()))
+			view.Release()
+			pkt.DecRef()
+		}
+	}
 }
 
 // source returns our address on the network to speak to dst from: one of the same
@@ -160,54 +245,57 @@ func (at *attachment) source(dst netip.Addr) netip.Addr {
 	return at.address(dst.Is6())
 }
 
-// localSource returns the gateway's address on the network by which dst is reached.
-func (e *Engine) localSource(dst netip.Addr) (tcpip.FullAddress, tcpip.NetworkProtocolNumber, error) {
-	at, _ := e.set.Load().route(dst)
-	if at == nil {
-		return tcpip.FullAddress{}, 0, fmt.Errorf("no network has a route to %s", dst)
+// localEnds returns the ends of a connection of our own to an overlay host: our
+// address on its network, and its address there.
+func (e *Engine) localEnds(to netip.AddrPort) (src, dst tcpip.FullAddress, proto tcpip.NetworkProtocolNumber, err error) {
+	h := e.set.Load().fromGateway(to.Addr())
+	if h.at == nil {
+		return src, dst, 0, fmt.Errorf("no network has a route to %s", to.Addr())
 	}
-	src, proto := at.source(dst), ipv4.ProtocolNumber
-	if dst.Is6() {
+	a := h.at.source(h.addr)
+	if proto = ipv4.ProtocolNumber; h.addr.Is6() {
 		proto = ipv6.ProtocolNumber
 	}
-	if !src.IsValid() {
-		return tcpip.FullAddress{}, 0, fmt.Errorf("network %s gave us no address of the family of %s", networkLabel(at.ID), dst)
+	if !a.IsValid() {
+		return src, dst, 0, fmt.Errorf("network %s gave us no address of the family of %s", networkLabel(h.at.ID), to.Addr())
 	}
-	return tcpip.FullAddress{NIC: localNIC, Addr: tcpip.AddrFromSlice(src.AsSlice())}, proto, nil
+	src = tcpip.FullAddress{NIC: h.at.nic(), Addr: tcpip.AddrFromSlice(a.AsSlice())}
+	dst = tcpip.FullAddress{NIC: h.at.nic(), Addr: tcpip.AddrFromSlice(h.addr.AsSlice()), Port: to.Port()}
+	return src, dst, proto, nil
 }
 
-// DialTCP connects to an overlay address from the gateway's own.
+// DialTCP connects to an overlay host from the gateway's own address: by its address
+// there or its alias in the VPC, whatever the VPC has at that address.
 func (e *Engine) DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
-	src, proto, err := e.localSource(dst.Addr())
+	from, to, proto, err := e.localEnds(dst)
 	if err != nil {
 		return nil, err
 	}
-	to := tcpip.FullAddress{NIC: localNIC, Addr: tcpip.AddrFromSlice(dst.Addr().AsSlice()), Port: dst.Port()}
-	c, err := gonet.DialTCPWithBind(ctx, e.local.s, src, to, proto)
+	c, err := gonet.DialTCPWithBind(ctx, e.local.s, from, to, proto)
 	if err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-// DialUDP returns a socket of the gateway's own for an overlay address. Its reads
-// fail once the peer says that nobody listens.
+// DialUDP returns a socket of the gateway's own for an overlay host, which is found
+// as by [Engine.DialTCP]. Its reads fail once the peer says that nobody listens.
 func (e *Engine) DialUDP(_ context.Context, dst netip.AddrPort) (net.Conn, error) {
-	src, proto, err := e.localSource(dst.Addr())
+	from, to, proto, err := e.localEnds(dst)
 	if err != nil {
 		return nil, err
 	}
-	to := tcpip.FullAddress{NIC: localNIC, Addr: tcpip.AddrFromSlice(dst.Addr().AsSlice()), Port: dst.Port()}
-	c, err := gonet.DialUDP(e.local.s, &src, &to, proto)
+	c, err := gonet.DialUDP(e.local.s, &from, &to, proto)
 	if err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-// Ping sends an echo request to an overlay address and waits for the reply.
+// Ping sends an echo request to an overlay host, which is found as by
+// [Engine.DialTCP], and waits for the reply.
 func (e *Engine) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error) {
-	src, proto, err := e.localSource(dst)
+	src, to, proto, err := e.localEnds(netip.AddrPortFrom(dst, 0))
 	if err != nil {
 		return 0, err
 	}
@@ -232,7 +320,6 @@ func (e *Engine) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error
 	msg[0] = typ
 	binary.BigEndian.PutUint16(msg[6:], 1)
 	start := time.Now()
-	to := tcpip.FullAddress{NIC: localNIC, Addr: tcpip.AddrFromSlice(dst.AsSlice())}
 	if _, terr := ep.Write(&sliceReader{msg}, tcpip.WriteOptions{To: &to}); terr != nil {
 		return 0, fmt.Errorf("ping %s: %v", dst, terr)
 	}

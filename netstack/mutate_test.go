@@ -161,7 +161,7 @@ func TestMutated(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	r := newRig(t, func(c *Config) {
 		c.NAT = NAT{MaxFlows: 5000, FilterUDP: EndpointIndependent}
-		c.Forwards = []PortForward{{Proto: ipkt.UDP, Listen: netip.MustParseAddrPort("10.0.0.1:8443"), To: netip.MustParseAddrPort("172.31.0.20:53")}}
+		c.Forwards = []PortForward{{From: OverlaySide, Proto: ipkt.UDP, Listen: netip.MustParseAddrPort("10.0.0.1:8443"), To: netip.MustParseAddrPort("172.31.0.20:53")}}
 		c.Maps = []AddressMap{{Hosts: OverlaySide, Real: netip.MustParsePrefix("10.0.0.64/28"), Alias: netip.MustParsePrefix("100.64.0.64/28")}}
 	})
 	corpus := [2][][]byte{seeds(false), seeds(true)}

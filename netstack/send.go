@@ -3,16 +3,21 @@ package netstack
 import (
 	"net/netip"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
+
 	"ztgate/netstack/internal/ipkt"
 	"ztgate/netstack/internal/neigh"
 )
 
-// sendIP sends a packet of our own by its destination.
-func (e *Engine) sendIP(now int64, s *netSet, v *ipkt.View) {
-	at, hop := s.route(v.Destination())
+// sendIP sends a packet of our own to a network, or to the VPC if at is nil.
+func (e *Engine) sendIP(now int64, at *attachment, v *ipkt.View) {
 	if at == nil {
 		e.writeVPC(v.B)
 		return
+	}
+	hop := at.hop(v.Destination())
+	if !hop.IsValid() {
+		return // it has gone since
 	}
 	mac, ok := at.neigh.Lookup(now, hop)
 	if !ok {
@@ -74,10 +79,19 @@ func (e *Engine) sendReady(now int64, at *attachment, packets []neigh.Waiting, h
 	}
 }
 
-// sendLocal takes packets of the local stack.
-func (e *Engine) sendLocal(b []byte) {
+// sendLocal takes packets of the local stack from one of its interfaces.
+func (e *Engine) sendLocal(nic tcpip.NICID, b []byte) {
+	var at *attachment
+	if nic != vpcNIC {
+		if slot, slots := int(nic-firstNIC), e.set.Load().slots; slot < len(slots) {
+			at = slots[slot]
+		}
+		if at == nil {
+			return // the network has gone
+		}
+	}
 	var v ipkt.View
 	if ipkt.Parse(b, &v) == ipkt.OK {
-		e.sendIP(e.clock(), e.set.Load(), &v)
+		e.sendIP(e.clock(), at, &v)
 	}
 }

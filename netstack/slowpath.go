@@ -16,13 +16,13 @@ func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*
 	d := e.decide(w.set, side, at, &t)
 	if d.do == actOpen || d.do == actReject && d.reason == dropPolicy {
 		if v.TTL <= 1 { // before the policy answers: traceroute shows this hop
-			e.refuse(w.now, side, dropTTL, ipkt.TimeExceeded, v)
+			e.refuse(w.now, at, dropTTL, ipkt.TimeExceeded, v)
 			return nil, 0
 		}
 	}
 	switch d.do {
 	case actLocal:
-		w.toLocal(side, at, v)
+		w.toLocal(at, v)
 		return nil, 0
 	case actDrop:
 		w.set.countRule(&d)
@@ -31,9 +31,9 @@ func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*
 	case actReject:
 		w.set.countRule(&d)
 		if d.reason == dropPolicy && v.Proto == ipkt.TCP {
-			e.reset(w.now, side, v)
+			e.reset(w.now, at, v)
 		} else {
-			e.refuse(w.now, side, d.reason, d.answer, v)
+			e.refuse(w.now, at, d.reason, d.answer, v)
 		}
 		return nil, 0
 	}
@@ -44,7 +44,7 @@ func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*
 	d.flow.Generation = w.set.generation
 	f, dir, why := e.table.Open(w.now, k, v, &d.flow)
 	if why != nat.Accepted {
-		e.refused(w.now, side, v, why)
+		e.refused(w.now, at, v, why)
 		return nil, 0
 	}
 	w.set.countRule(&d)
@@ -59,70 +59,74 @@ func (s *netSet) countRule(d *decision) {
 
 // refused counts why a flow couldn't be opened and tells the sender, if it came
 // from the VPC, that there is no room (decision D3).
-func (e *Engine) refused(now int64, side Side, v *ipkt.View, why nat.Refusal) {
-	d := dropOfProtocol(v.Proto)
-	switch why {
-	case nat.TableFull:
-		d = dropTableFull
-	case nat.ClientFull, nat.ClientPorts, nat.ClientRate:
-		d = dropClientLimit
-	case nat.NoPort, nat.Clash:
-		d = dropNoPort
-	case nat.NotFirst:
-		e.drop(side, dropNotFirst)
-		return
-	case nat.Protocol:
-		e.drop(side, d)
+func (e *Engine) refused(now int64, from *attachment, v *ipkt.View, why nat.Refusal) {
+	d, full := dropOfRefusal(v.Proto, why)
+	if full {
+		e.logRefusals(now, d)
+	}
+	if full && from == nil {
+		e.refuse(now, from, d, ipkt.HostUnreachable, v)
 		return
 	}
-	e.logRefusals(now, d)
-	if side == VPCSide {
-		e.refuse(now, side, d, ipkt.HostUnreachable, v)
-		return
-	}
-	e.drop(side, d)
+	e.drop(from.side(), d)
 }
 
-func (e *Engine) refuse(now int64, side Side, d drop, kind ipkt.ErrorKind, v *ipkt.View) {
-	e.drop(side, d)
-	e.sendError(now, side, kind, v, 0)
+// dropOfRefusal returns why a flow couldn't be opened, and whether that is for want of
+// room.
+func dropOfRefusal(proto uint8, why nat.Refusal) (d drop, full bool) {
+	switch why {
+	case nat.TableFull:
+		return dropTableFull, true
+	case nat.ClientFull, nat.ClientPorts, nat.ClientRate:
+		return dropClientLimit, true
+	case nat.NoPort, nat.Clash:
+		return dropNoPort, true
+	case nat.NotFirst:
+		return dropNotFirst, false
+	}
+	return dropOfProtocol(proto), false
+}
+
+func (e *Engine) refuse(now int64, from *attachment, d drop, kind ipkt.ErrorKind, v *ipkt.View) {
+	e.drop(from.side(), d)
+	e.sendError(now, from, kind, v, 0)
 }
 
 // reset refuses a TCP connection as its opener understands it best.
-func (e *Engine) reset(now int64, side Side, v *ipkt.View) {
-	e.drop(side, dropPolicy)
+func (e *Engine) reset(now int64, from *attachment, v *ipkt.View) {
+	e.drop(from.side(), dropPolicy)
 	if v.Flags&ipkt.RST != 0 || !e.errors.allow(now, v.Source(), false) {
 		return
 	}
-	b := ipkt.AppendReset(nil, v)
-	if side == VPCSide {
-		e.writeVPC(b)
-		return
-	}
 	var r ipkt.View
-	if ipkt.Parse(b, &r) == ipkt.OK {
-		e.sendIP(now, e.set.Load(), &r)
+	if ipkt.Parse(ipkt.AppendReset(nil, v), &r) == ipkt.OK {
+		e.sendIP(now, from, &r)
 	}
 }
 
 // toLocal hands a packet to the gateway's own stack. From the overlay only what is
 // expected there: the stack would answer everything else.
-func (w *worker) toLocal(side Side, at *attachment, v *ipkt.View) {
-	if side == OverlaySide && v.First && (v.Proto == ipkt.TCP || v.Proto == ipkt.UDP) && !w.e.local.expects(v) {
-		w.e.drop(side, dropNoFlow)
+func (w *worker) toLocal(at *attachment, v *ipkt.View) {
+	if !w.e.takesLocal(at, v) {
+		w.e.drop(at.side(), dropNoFlow)
 		return
 	}
-	if !w.e.local.inject(v.B) {
-		w.e.drop(side, dropLocal)
+	if !w.e.local.inject(at.nic(), v.B) {
+		w.e.drop(at.side(), dropLocal)
 		return
 	}
-	w.countLocal(side, at, uint16(v.Proto), len(v.B), v.V6)
+	w.countLocal(at, uint16(v.Proto), len(v.B), v.V6)
+}
+
+// takesLocal reports whether the gateway's own stack may see a packet for us.
+func (e *Engine) takesLocal(at *attachment, v *ipkt.View) bool {
+	return at == nil || !v.First || v.Proto != ipkt.TCP && v.Proto != ipkt.UDP || e.local.expects(at.nic(), v)
 }
 
 // countLocal counts a packet for ourselves.
-func (w *worker) countLocal(side Side, at *attachment, proto uint16, n int, v6 bool) {
+func (w *worker) countLocal(at *attachment, proto uint16, n int, v6 bool) {
 	fwd := &w.e.stats.vpc
-	if side == OverlaySide {
+	if at != nil {
 		fwd = at.fwd
 	}
 	class := nat.ClassOther
@@ -138,7 +142,7 @@ func isNDP(v *ipkt.View) bool { return neigh.IsNDP(v) }
 // nothing of it is forwarded (RFC 1812 §5.3.4).
 func (w *worker) group(at *attachment, v *ipkt.View) {
 	if isNDP(v) {
-		w.countLocal(OverlaySide, at, ipkt.ICMPv6, len(v.B), true)
+		w.countLocal(at, ipkt.ICMPv6, len(v.B), true)
 		ready, from := at.neigh.HandleNDP(w.now, v)
 		w.e.sendReady(w.now, at, ready, from)
 		return

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
+
 	"ztgate/netstack/internal/ipkt"
 	"ztgate/netstack/internal/neigh"
 	"ztgate/netstack/policy"
@@ -26,34 +28,65 @@ type netSet struct {
 	settings
 	generation  uint32
 	attachments map[uint64]*attachment
-	numbers     map[uint64]uint16       // of networks, for as long as the engine lives
-	slots       []*attachment           // by number; nil = not joined
-	routes      []overlayRoute          // longest prefix first
-	own         map[netip.Addr]struct{} // addresses of the gateway on any side
-	broadcasts  map[netip.Addr]struct{} // of attached subnets
+	numbers     map[uint64]uint16          // of networks, for as long as the engine lives
+	slots       []*attachment              // by number; nil = not joined
+	routes      routeTable                 // of all networks
+	own         map[netip.Addr]*attachment // the gateway's addresses as the VPC knows them; nil for those on the VPC side
+	broadcasts  map[netip.Addr]struct{}    // as the VPC knows them
 	listeners   map[forwardKey]*PortForward
-	backwards   map[forwardKey]*PortForward // by target, those without masquerading
-	vpc4, vpc6  netip.Addr                  // of the gateway on the VPC side
-	conflicts   []conflict
+	backwards   map[forwardKey]*PortForward       // by target, those without masquerading
+	served      [numSides]map[netip.Addr]struct{} // addresses that forwards of a side name
+	vpc4, vpc6  netip.Addr                        // of the gateway on the VPC side
 }
 
-// conflict is an overlay route that overlaps the VPC.
-type conflict struct {
-	network    uint64
-	route, vpc netip.Prefix
-	surrounds  bool // the VPC's own traffic doesn't use it; else nothing does
-}
-
+// forwardKey is an end of a forward: where its clients send to, or its target.
 type forwardKey struct {
 	addr  netip.Addr
 	port  uint16
 	proto uint8
+	from  Side // of the clients
 }
 
+// listens is the end that clients send to.
+func (f *PortForward) listens() forwardKey {
+	return forwardKey{f.Listen.Addr(), f.Listen.Port(), f.Proto, f.From}
+}
+
+// target is the end that they reach.
+func (f *PortForward) target() forwardKey {
+	return forwardKey{f.To.Addr(), f.To.Port(), f.Proto, f.From}
+}
+
+// overlayRoute is a route of a network.
 type overlayRoute struct {
 	target netip.Prefix
-	via    netip.Addr
-	at     *attachment // nil = the VPC side
+	via    netip.Addr // invalid = on the link
+	at     *attachment
+}
+
+// hop returns the next hop to an address.
+func (r *overlayRoute) hop(a netip.Addr) netip.Addr {
+	if r.via.IsValid() {
+		return r.via
+	}
+	return a
+}
+
+// routeTable is routes with the longest prefixes first.
+type routeTable []overlayRoute
+
+// sort is stable: where prefixes are equal, the network named first has it.
+func (t routeTable) sort() {
+	slices.SortStableFunc(t, func(a, b overlayRoute) int { return b.target.Bits() - a.target.Bits() })
+}
+
+func (t routeTable) lookup(a netip.Addr) *overlayRoute {
+	for i := range t {
+		if t[i].target.Contains(a) {
+			return &t[i]
+		}
+	}
+	return nil
 }
 
 // attachment is how the gateway takes part in one network.
@@ -62,8 +95,19 @@ type attachment struct {
 	mac    uint64 // MAC as a number
 	slot   uint16
 	neigh  *neigh.Table
-	v4, v6 netip.Addr    // ours on the network
+	v4, v6 netip.Addr // ours on the network
+	routes routeTable
+	casts  []netip.Addr  // broadcast addresses of its subnets
 	fwd    *pathCounters // kept when the network's configuration changes
+}
+
+// side is where packets come from that came by the attachment; by none, it is the
+// VPC.
+func (at *attachment) side() Side {
+	if at == nil {
+		return VPCSide
+	}
+	return OverlaySide
 }
 
 // address returns our address of a family on the network.
@@ -74,10 +118,9 @@ func (at *attachment) address(v6 bool) netip.Addr {
 	return at.v4
 }
 
-// conflictCount counts the overlay routes that overlap the VPC, with those that were
-// left out already.
-func (s *netSet) conflictCount() int {
-	n := len(s.conflicts)
+// conflicts counts the routes of networks that were left out because they overlap
+// the VPC or a route of the kernel.
+func (s *netSet) conflicts() (n int) {
 	for _, at := range s.attachments {
 		n += at.Conflicts
 	}
@@ -91,7 +134,7 @@ type sendFrame func(network uint64, frame []byte) bool
 // snapshot before, neighbours and counters, is shared with it.
 func build(in settings, old *netSet, send sendFrame) (*netSet, error) {
 	s := &netSet{settings: in, attachments: make(map[uint64]*attachment), numbers: make(map[uint64]uint16),
-		own: make(map[netip.Addr]struct{}), broadcasts: make(map[netip.Addr]struct{})}
+		own: make(map[netip.Addr]*attachment), broadcasts: make(map[netip.Addr]struct{})}
 	if old != nil {
 		s.generation = old.generation + 1
 		maps.Copy(s.numbers, old.numbers)
@@ -105,8 +148,7 @@ func build(in settings, old *netSet, send sendFrame) (*netSet, error) {
 			return nil, err
 		}
 	}
-	// Stable: where prefixes are equal, the VPC's come first.
-	slices.SortStableFunc(s.routes, func(a, b overlayRoute) int { return b.target.Bits() - a.target.Bits() })
+	s.routes.sort()
 	s.slots = make([]*attachment, len(s.numbers))
 	for _, at := range s.attachments {
 		s.slots[at.slot] = at
@@ -131,15 +173,8 @@ func (e *Engine) swap(in settings, old *netSet) error {
 	if err != nil {
 		return err
 	}
-	if err := e.local.setAddresses(slices.Collect(maps.Keys(s.own))); err != nil {
+	if err := e.local.setAddresses(s.local()); err != nil {
 		return fmt.Errorf("netstack: %w", err)
-	}
-	for _, c := range s.conflicts {
-		text := "overlay route overlaps the VPC and is not used"
-		if c.surrounds {
-			text = "overlay route surrounds the VPC, whose own traffic doesn't use it"
-		}
-		e.log.Warn(text, "network", networkLabel(c.network), "route", c.route, "vpc", c.vpc)
 	}
 	for _, proto := range []uint8{ipkt.TCP, ipkt.UDP} {
 		e.table.Reserve(proto, s.reserved(proto))
@@ -166,7 +201,8 @@ func (e *Engine) swap(in settings, old *netSet) error {
 // addVPC adds what belongs to the VPC side.
 func (s *netSet) addVPC() {
 	for _, a := range s.vpc.Addresses {
-		s.addOwn(a)
+		s.own[a.Addr()] = nil
+		s.addBroadcast(a)
 		if a.Addr().Is4() && !s.vpc4.IsValid() {
 			s.vpc4 = a.Addr()
 		} else if a.Addr().Is6() && !s.vpc6.IsValid() {
@@ -175,10 +211,16 @@ func (s *netSet) addVPC() {
 	}
 	for _, p := range s.vpc.Sources {
 		s.addBroadcast(p)
-		if p.Bits() > 0 {
-			s.routes = append(s.routes, overlayRoute{target: p.Masked()})
-		}
 	}
+}
+
+// local lists the addresses of the gateway's own stack by its interfaces.
+func (s *netSet) local() map[tcpip.NICID][]netip.Addr {
+	out := map[tcpip.NICID][]netip.Addr{vpcNIC: slices.Collect(maps.Keys(s.own))}
+	for _, at := range s.attachments {
+		out[at.nic()] = at.own()
+	}
+	return out
 }
 
 // addNetwork attaches a network.
@@ -198,89 +240,121 @@ func (s *netSet) addNetwork(n Network, old *netSet, send sendFrame) error {
 	at := newAttachment(n, slot, old, send)
 	s.attachments[n.ID] = at
 	for _, a := range n.Addresses {
-		s.addOwn(a)
-		s.addRoute(overlayRoute{target: a.Masked(), at: at})
-	}
-	for _, r := range n.Routes {
-		if !s.isOwn(r.Via) {
-			s.addRoute(overlayRoute{r.Target.Masked(), r.Via, at})
+		at.routes = append(at.routes, overlayRoute{target: a.Masked(), at: at})
+		// What the VPC has at these addresses is the VPC's, for the VPC.
+		if _, ok := s.own[a.Addr()]; !ok && !s.inSources(a.Addr()) {
+			s.own[a.Addr()] = at
+		}
+		if b := broadcastOf(a); b.IsValid() {
+			at.casts = append(at.casts, b)
+			if !s.inSources(b) {
+				s.broadcasts[b] = struct{}{}
+			}
 		}
 	}
+	for _, r := range n.Routes {
+		if !at.isOwn(r.Via) {
+			at.routes = append(at.routes, overlayRoute{r.Target.Masked(), r.Via, at})
+		}
+	}
+	s.routes = append(s.routes, at.routes...)
+	at.routes.sort()
 	return nil
 }
 
-func (s *netSet) addOwn(a netip.Prefix) {
-	s.own[a.Addr()] = struct{}{}
-	s.addBroadcast(a)
-}
-
-// addRoute adds a route of a network, unless it is one to a part of the VPC: its
-// traffic keeps its own way (RFC 4787 REQ-7). An address map is the remedy.
-func (s *netSet) addRoute(r overlayRoute) {
-	for _, p := range s.vpc.Sources {
-		switch {
-		case p.Bits() == 0 || !p.Overlaps(r.target):
-		case r.target.Bits() >= p.Bits():
-			s.conflicts = append(s.conflicts, conflict{network: r.at.ID, route: r.target, vpc: p})
-			return
-		case r.target.Bits() > 0:
-			s.conflicts = append(s.conflicts, conflict{network: r.at.ID, route: r.target, vpc: p, surrounds: true})
-		}
-	}
-	s.routes = append(s.routes, r)
-}
-
 func (s *netSet) addBroadcast(p netip.Prefix) {
+	if b := broadcastOf(p); b.IsValid() {
+		s.broadcasts[b] = struct{}{}
+	}
+}
+
+// broadcastOf returns the broadcast address of a subnet, invalid if it has none.
+func broadcastOf(p netip.Prefix) netip.Addr {
 	if !p.Addr().Is4() || p.Bits() >= 31 || p.Bits() == 0 {
-		return
+		return netip.Addr{}
 	}
 	b := p.Addr().As4()
 	for i := p.Bits(); i < 32; i++ {
 		b[i/8] |= 0x80 >> (i % 8)
 	}
-	s.broadcasts[netip.AddrFrom4(b)] = struct{}{}
+	return netip.AddrFrom4(b)
 }
 
 // addForwards fills the tables of forwards.
 func (s *netSet) addForwards() {
 	s.listeners, s.backwards = make(map[forwardKey]*PortForward), make(map[forwardKey]*PortForward)
+	for side := range s.served {
+		s.served[side] = make(map[netip.Addr]struct{})
+	}
 	for i := range s.forwards {
 		f := &s.forwards[i]
-		s.listeners[forwardKey{f.Listen.Addr(), f.Listen.Port(), f.Proto}] = f
+		s.listeners[f.listens()] = f
+		if !f.Listen.Addr().IsUnspecified() {
+			s.served[f.From][f.Listen.Addr()] = struct{}{}
+		}
 		if !f.Masquerade {
-			s.backwards[forwardKey{f.To.Addr(), f.To.Port(), f.Proto}] = f
+			s.backwards[f.target()] = f
 		}
 	}
 }
 
 // reserved lists the ports that flows don't get because forwards listen there.
 func (s *netSet) reserved(proto uint8) (out []netip.AddrPort) {
-	for _, f := range s.forwards {
+	for i := range s.forwards {
+		f := &s.forwards[i]
 		if f.Proto != proto {
 			continue
 		}
-		for a := range s.own {
+		add := func(a netip.Addr) {
 			if l := f.Listen.Addr(); l == a || l.IsUnspecified() && l.Is4() == a.Is4() {
 				out = append(out, netip.AddrPortFrom(a, f.Listen.Port()))
+			}
+		}
+		if f.From == VPCSide {
+			for a := range s.own {
+				add(a)
+			}
+			if !f.Listen.Addr().IsUnspecified() && !s.isOwn(f.Listen.Addr()) {
+				add(f.Listen.Addr())
+			}
+			continue
+		}
+		for _, at := range s.attachments {
+			for _, a := range at.own() {
+				add(a)
 			}
 		}
 	}
 	return out
 }
 
-// forward returns the forward that listens on an address of ours.
-func (s *netSet) forward(proto uint8, a netip.Addr, port uint16) *PortForward {
-	if len(s.listeners) == 0 {
+// forward returns the forward that clients on a network, or in the VPC if at is nil,
+// reach at an address and port. An address that a forward names needn't be one of the
+// gateway's: whoever sends to it has a route to the gateway.
+func (s *netSet) forward(at *attachment, proto uint8, a netip.Addr, port uint16) *PortForward {
+	if len(s.forwards) == 0 {
 		return nil
 	}
-	if f := s.listeners[forwardKey{a, port, proto}]; f != nil {
+	if f := s.listeners[forwardKey{a, port, proto, at.side()}]; f != nil && s.mayServe(at, a) {
 		return f
+	}
+	if !s.isOwnOn(at, a) {
+		return nil
 	}
 	any := netip.IPv4Unspecified()
 	if a.Is6() {
 		any = netip.IPv6Unspecified()
 	}
-	return s.listeners[forwardKey{any, port, proto}]
+	return s.listeners[forwardKey{any, port, proto, at.side()}]
+}
+
+// mayServe reports whether a forward may listen at an address there: not at what the
+// gateway is on another network only.
+func (s *netSet) mayServe(at *attachment, a netip.Addr) bool {
+	if s.isOwnOn(at, a) {
+		return true
+	}
+	return at == nil || !s.isOwn(a) && !slices.ContainsFunc(s.slots, func(other *attachment) bool { return other != nil && other.isOwn(a) })
 }
 
 // minMTU6 is what every link must carry where IPv6 is used (RFC 8200 §5).
@@ -327,25 +401,4 @@ func (at *attachment) own() (out []netip.Addr) {
 		out = append(out, a.Addr())
 	}
 	return out
-}
-
-// route finds the network and next hop of an address; nil if it isn't on the
-// overlay.
-func (s *netSet) route(a netip.Addr) (at *attachment, hop netip.Addr) {
-	if r := s.lookup(a); r != nil && r.at != nil {
-		if r.via.IsValid() {
-			return r.at, r.via
-		}
-		return r.at, a
-	}
-	return nil, netip.Addr{}
-}
-
-func (s *netSet) lookup(a netip.Addr) *overlayRoute {
-	for i := range s.routes {
-		if s.routes[i].target.Contains(a) {
-			return &s.routes[i]
-		}
-	}
-	return nil
 }

@@ -242,7 +242,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	counter(descMisses, s.misses.Load())
 	counter(descPanics, e.local.Panics.Load())
 	counter(descDevice, s.deviceErrors.Load())
-	gauge(descConflicts, float64(set.conflictCount()))
+	gauge(descConflicts, float64(set.conflicts()))
 	gauge(descFragBytes, float64(e.frags.Bytes()))
 	pol := set.policy
 	for i := range pol.Len() {

@@ -12,8 +12,8 @@ import (
 	"ztgate/netstack/policy"
 )
 
-func forward(proto uint8, listen, to string, masquerade bool) PortForward {
-	return PortForward{Proto: proto, Listen: netip.MustParseAddrPort(listen), To: netip.MustParseAddrPort(to), Masquerade: masquerade}
+func forward(from Side, proto uint8, listen, to string, masquerade bool) PortForward {
+	return PortForward{From: from, Proto: proto, Listen: netip.MustParseAddrPort(listen), To: netip.MustParseAddrPort(to), Masquerade: masquerade}
 }
 
 func withForwards(list ...PortForward) func(*Config) {
@@ -22,7 +22,7 @@ func withForwards(list ...PortForward) func(*Config) {
 
 func TestForwardFromOverlay(t *testing.T) {
 	for _, masquerade := range []bool{false, true} {
-		r := newRig(t, withForwards(forward(ipkt.UDP, "10.0.0.1:9051", "172.31.0.20:91", masquerade)))
+		r := newRig(t, withForwards(forward(OverlaySide, ipkt.UDP, "10.0.0.1:9051", "172.31.0.20:91", masquerade)))
 		src := "10.0.0.10:3333"
 		_, v := r.fromOverlay(pkttest.UDP(src, "10.0.0.1:9051", "question"))
 		if masquerade {
@@ -45,13 +45,13 @@ func TestForwardFromOverlay(t *testing.T) {
 // TestForwardAfterLoss: L-LOSS-FWD, the target speaks first in a flow that isn't
 // known.
 func TestForwardAfterLoss(t *testing.T) {
-	r := newRig(t, withForwards(forward(ipkt.TCP, "10.0.0.1:9050", "172.31.0.20:90", false)))
+	r := newRig(t, withForwards(forward(OverlaySide, ipkt.TCP, "10.0.0.1:9050", "172.31.0.20:90", false)))
 	o, _ := r.fromVPC(pkttest.TCP("172.31.0.20:90", "10.0.0.10:3333", ipkt.ACK, 1, 1, "data"))
 	r.want("L-LOSS-FWD", o, "tcp 10.0.0.1:9050 > 10.0.0.10:3333")
 }
 
 func TestForwardFromVPC(t *testing.T) {
-	r := newRig(t, withForwards(forward(ipkt.TCP, "172.31.0.1:8443", "10.0.0.10:443", false), forward(ipkt.TCP, "0.0.0.0:8088", "172.31.0.20:80", false)))
+	r := newRig(t, withForwards(forward(VPCSide, ipkt.TCP, "172.31.0.1:8443", "10.0.0.10:443", false), forward(VPCSide, ipkt.TCP, "0.0.0.0:8088", "172.31.0.20:80", false)))
 	o, _ := r.fromVPC(pkttest.TCP("172.31.0.10:4000", "172.31.0.1:8443", ipkt.SYN, 1, 0, ""))
 	r.want("to the overlay", o, "tcp 10.0.0.1:4000 > 10.0.0.10:443")
 	_, v := r.fromOverlay(pkttest.TCP("10.0.0.10:443", "10.0.0.1:4000", ipkt.SYN|ipkt.ACK, 1, 2, ""))
@@ -71,8 +71,97 @@ func TestForwardFromVPC(t *testing.T) {
 	r.account()
 }
 
+// TestForwardSides: a forward is for clients of one side, those of the other don't
+// reach it; the same address may lead to different hosts.
+func TestForwardSides(t *testing.T) {
+	fromVPC, fromOverlay := forward(VPCSide, ipkt.UDP, "0.0.0.0:9051", "172.31.0.20:91", false), forward(OverlaySide, ipkt.UDP, "0.0.0.0:9051", "172.31.0.21:92", true)
+	vpc := func(r *rig) []string {
+		_, v := r.fromVPC(pkttest.UDP("172.31.0.10:3333", "10.0.0.1:9051", "x"))
+		return v
+	}
+	overlay := func(r *rig) []string {
+		_, v := r.fromOverlay(pkttest.UDP("10.0.0.10:3333", "10.0.0.1:9051", "x"))
+		return v
+	}
+	r := newRig(t, withForwards(fromVPC))
+	r.want("from the overlay, where it isn't served", overlay(r))
+	if n := r.drops(OverlaySide, dropNoFlow); n != 1 {
+		t.Errorf("%d drops counted, want 1", n)
+	}
+	r.want("from the VPC", vpc(r), "udp 10.0.0.1:3333 > 172.31.0.20:91")
+	// A target of VPC clients is no server of the overlay.
+	o, _ := r.fromVPC(pkttest.UDP("172.31.0.20:91", "10.0.0.10:3333", "x"))
+	r.want("the target speaks by itself", o, "udp 10.0.0.1:91 > 10.0.0.10:3333")
+
+	r = newRig(t, withForwards(fromOverlay))
+	if x := r.e.Explain(Question{Protocol: ipkt.UDP, Src: pkttest.Addr("172.31.0.10:3333"), Dst: pkttest.Addr("10.0.0.1:9051")}); x.Verdict != "local" {
+		t.Errorf("from the VPC, where it isn't served: %+v", x)
+	}
+	r.want("from the overlay", overlay(r), "udp 172.31.0.1:3333 > 172.31.0.21:92")
+
+	r = newRig(t, withForwards(fromVPC, fromOverlay))
+	r.want("both, from the overlay", overlay(r), "udp 172.31.0.1:3333 > 172.31.0.21:92")
+	r.want("both, from the VPC", vpc(r), "udp 10.0.0.1:3333 > 172.31.0.20:91")
+	// Taking the one of a flow's side away ends it; the other one stays.
+	if err := r.e.SetTranslation([]PortForward{fromOverlay}, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, v := r.fromOverlay(pkttest.UDP("10.0.0.10:3333", "10.0.0.1:9051", "x"))
+	r.want("goes on", v, "udp 172.31.0.1:3333 > 172.31.0.21:92")
+	_, v = r.fromVPC(pkttest.UDP("172.31.0.20:91", "10.0.0.1:3333", "x"))
+	r.want("has ended", v)
+	if err := r.e.SetTranslation([]PortForward{fromOverlay, fromOverlay}, nil); err == nil {
+		t.Error("two of one side are accepted")
+	}
+}
+
+// TestForwardRouted: a forward may name an address that is routed to the gateway.
+func TestForwardRouted(t *testing.T) {
+	for _, listen := range []string{"192.0.2.7", "172.31.0.99"} { // out of the VPC's range, and in it
+		r := newRig(t, withForwards(forward(VPCSide, ipkt.UDP, listen+":443", "10.0.0.10:443", false), forward(VPCSide, ipkt.UDP, listen+":80", "172.31.0.20:8080", false),
+			forward(VPCSide, ipkt.UDP, listen+":81", listen+":82", false)))
+		for range 2 {
+			o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:4000", listen+":443", "x"))
+			r.want("out", o, "udp 10.0.0.1:4000 > 10.0.0.10:443")
+			_, v := r.fromOverlay(pkttest.UDP("10.0.0.10:443", "10.0.0.1:4000", "x"))
+			r.want("answer", v, "udp "+listen+":443 > 172.31.0.10:4000")
+		}
+		_, v := r.fromOverlay(pkttest.ICMPError("10.0.0.10", "10.0.0.1", 3, 3, 0, pkttest.UDP("10.0.0.1:4000", "10.0.0.10:443", "x"), 28))
+		r.want("error of the target", v, "icmp 3/3 "+listen+" > 172.31.0.10 [17 172.31.0.10:4000 > "+listen+":443]")
+		r.e.SetPolicy(policy.New(policy.Accept, nil))
+		o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:4000", listen+":443", "x"))
+		r.want("after a reload", o, "udp 10.0.0.1:4000 > 10.0.0.10:443")
+		// Back into the VPC.
+		_, v = r.fromVPC(pkttest.UDP("172.31.0.10:4000", listen+":80", "x"))
+		r.want("hairpin", v, "udp "+listen+":4000 > 172.31.0.20:8080")
+		_, v = r.fromVPC(pkttest.UDP("172.31.0.20:8080", listen+":4000", "x"))
+		r.want("hairpin answer", v, "udp "+listen+":80 > 172.31.0.10:4000")
+		// Nothing else is served there, and nobody else.
+		for _, b := range [][]byte{pkttest.UDP("172.31.0.10:4001", listen+":444", "x"), pkttest.TCP("172.31.0.10:4001", listen+":443", ipkt.SYN, 1, 0, "")} {
+			o, v = r.fromVPC(b)
+			if len(o) > 0 || len(v) != 1 || v[0][:8] != "icmp 3/0" {
+				t.Errorf("other ports: %q %q", o, v)
+			}
+		}
+		o, v = r.fromVPC(pkttest.UDP("172.31.0.10:4001", listen+":81", "x"))
+		r.want("a forward to itself", append(o, v...))
+		o, v = r.fromOverlay(pkttest.UDP("10.0.0.11:4001", listen+":443", "x"))
+		r.want("from the overlay", append(o, v...))
+		r.drain()
+		r.account()
+	}
+	// The same for clients of the overlay.
+	r := newRig(t, withForwards(forward(OverlaySide, ipkt.UDP, "192.0.2.7:443", "172.31.0.20:443", false)))
+	_, v := r.fromOverlay(pkttest.UDP("10.0.0.11:4001", "192.0.2.7:443", "x"))
+	r.want("from the overlay", v, "udp 10.0.0.11:4001 > 172.31.0.20:443")
+	o, _ := r.fromVPC(pkttest.UDP("172.31.0.20:443", "10.0.0.11:4001", "x"))
+	r.want("answer", o, "udp 192.0.2.7:443 > 10.0.0.11:4001")
+	o, v = r.fromVPC(pkttest.UDP("172.31.0.10:4000", "192.0.2.7:443", "x"))
+	r.want("from the VPC", append(o, v...), "icmp 3/0 172.31.0.1 > 172.31.0.10 [17 172.31.0.10:4000 > 192.0.2.7:443]")
+}
+
 func TestForwardShadow(t *testing.T) {
-	r := newRig(t, withForwards(forward(ipkt.UDP, "10.0.0.1:9051", "172.31.0.20:91", false)))
+	r := newRig(t, withForwards(forward(OverlaySide, ipkt.UDP, "10.0.0.1:9051", "172.31.0.20:91", false)))
 	o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:9051", "10.0.0.10:5555", "x"))
 	if len(o) != 1 || o[0] == "udp 10.0.0.1:9051 > 10.0.0.10:5555" {
 		t.Errorf("L-FWD-SHADOW: left as %q", o)
@@ -246,6 +335,37 @@ func TestNeverForwarded(t *testing.T) {
 	r.account()
 }
 
+// TestMetadata: nobody reaches the metadata service of another machine's cloud, by
+// whatever route, alias or forward.
+func TestMetadata(t *testing.T) {
+	p := netip.MustParsePrefix
+	r := newRig(t, withForwards(forward(VPCSide, ipkt.UDP, "172.31.0.1:80", "100.100.100.200:80", false), forward(VPCSide, ipkt.UDP, "[fd77:1::1]:80", "[fd00:ec2::254]:80", false)),
+		func(c *Config) {
+			c.Maps = []AddressMap{{Hosts: OverlaySide, Real: p("169.254.169.0/24"), Alias: p("10.66.0.0/24")}, {Hosts: OverlaySide, Real: p("168.63.129.0/24"), Alias: p("10.67.0.0/24")}}
+		})
+	n := testNetwork()
+	n.Routes = append(n.Routes, Route{p("0.0.0.0/0"), netip.MustParseAddr("10.0.0.2")}, Route{p("::/0"), netip.MustParseAddr("fd77:100::2")},
+		Route{Target: p("100.100.100.0/24")}, Route{Target: p("fd00:ec2::/32")}, Route{Target: p("168.63.129.16/32")})
+	if err := r.e.SetNetworks([]Network{n}); err != nil {
+		t.Fatal(err)
+	}
+	for _, dst := range []string{"169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "192.0.0.192", "172.31.0.1", "10.66.0.254", "10.67.0.16"} {
+		o, v := r.fromVPC(pkttest.UDP("172.31.0.10:4000", dst+":80", "x"), pkttest.TCP("172.31.0.10:4001", dst+":80", ipkt.SYN, 1, 0, ""))
+		if len(o) > 0 || len(v) > 0 && dst != "172.31.0.1" {
+			t.Errorf("to %s: %q %q", dst, o, v)
+		}
+	}
+	for _, dst := range []string{"fd00:ec2::254", "fd00:ec2::123", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "fe80::1", "64:ff9b::a9fe:a9fe", "fd77:1::1"} {
+		o, v := r.fromVPC(pkttest.UDP("[fd77:1::50]:4000", "["+dst+"]:80", "x"))
+		r.want("to "+dst, append(o, v...))
+	}
+	if got := r.drops(VPCSide, dropForbidden); got != 14+7+1 { // TCP to our own address has no forward
+		t.Errorf("%d were forbidden", got)
+	}
+	o, v := r.fromOverlay(pkttest.UDP("10.0.0.10:1", "168.63.129.16:80", "x"), pkttest.UDP("100.100.100.200:80", "172.31.0.10:1", "x"))
+	r.want("from the overlay", append(o, v...))
+}
+
 // TestErrorLimit: errors to one destination are limited, and others still get
 // theirs.
 func TestErrorLimit(t *testing.T) {
@@ -332,8 +452,49 @@ func TestMSS(t *testing.T) {
 	}
 }
 
+// TestSetMTU changes the MTU of the VPC device under flows of both paths.
+func TestSetMTU(t *testing.T) {
+	r := newRig(t)
+	mss := func() uint16 {
+		p := pkttest.Packet{Proto: ipkt.TCP, Flags: ipkt.SYN, Src: pkttest.Addr(fmt.Sprintf("172.31.0.10:%d", 5000+len(r.e.Flows(FlowFilter{})))),
+			Dst: pkttest.Addr("10.0.0.10:80"), Seq: 1, Options: []byte{2, 4, 0xff, 0xff}}
+		r.feed([][]byte{p.Bytes()}, nil)
+		o, _ := r.takeRaw()
+		var v ipkt.View
+		ipkt.Parse(o[0], &v)
+		return v.MSS()
+	}
+	answer := func(df bool) []string {
+		p := pkttest.Packet{Src: pkttest.Addr("10.0.0.10:53"), Dst: pkttest.Addr("10.0.0.1:4000"), Payload: make([]byte, 1472), DF: df}
+		o, v := r.fromOverlay(p.Bytes())
+		return append(o, v...)
+	}
+	r.fromVPC(pkttest.UDP("172.31.0.10:4000", "10.0.0.10:53", "x"))
+	r.want("fits", answer(true), "udp 10.0.0.10:53 > 172.31.0.10:4000")
+	if got := mss(); got != 2760 {
+		t.Errorf("MSS %d, want 2760", got)
+	}
+	if err := r.e.SetMTU(1400); err != nil {
+		t.Fatal(err)
+	}
+	r.want("too big now", answer(true), "icmp 3/4 10.0.0.1 > 10.0.0.10 [17 10.0.0.10:53 > 10.0.0.1:4000]")
+	if got := len(answer(false)); got != 2 {
+		t.Errorf("%d fragments, want 2", got)
+	}
+	if got := mss(); got != 1360 {
+		t.Errorf("MSS %d, want 1360", got)
+	}
+	if err := r.e.SetMTU(1279); err == nil {
+		t.Error("too small for IPv6, and accepted")
+	}
+	if err := r.e.SetMTU(1500); err != nil {
+		t.Fatal(err)
+	}
+	r.want("fits again", answer(true), "udp 10.0.0.10:53 > 172.31.0.10:4000")
+}
+
 func TestExplain(t *testing.T) {
-	r := newRig(t, withForwards(forward(ipkt.TCP, "10.0.0.1:8443", "172.31.0.20:443", false)), func(c *Config) {
+	r := newRig(t, withForwards(forward(OverlaySide, ipkt.TCP, "10.0.0.1:8443", "172.31.0.20:443", false)), func(c *Config) {
 		c.Policy = policy.New(policy.Accept, []policy.Rule{{Action: policy.Reject, Proto: ipkt.TCP, Ports: []policy.PortRange{{First: 23, Last: 23}}}})
 	})
 	ask := func(overlay bool, src, dst string) Explanation {

@@ -170,7 +170,7 @@ func (w *worker) frame(at *attachment, f []byte) {
 	case 0x0800, 0x86dd:
 		w.packet(OverlaySide, at, f[ethernetLen:], f)
 	case 0x0806:
-		w.countLocal(OverlaySide, at, 0x0806, len(f)-ethernetLen, false)
+		w.countLocal(at, 0x0806, len(f)-ethernetLen, false)
 		ready, from := at.neigh.HandleARP(w.now, f[ethernetLen:])
 		e.sendReady(w.now, at, ready, from)
 	default:
@@ -226,7 +226,7 @@ func (w *worker) known(side Side, at *attachment, v *ipkt.View, k *nat.Key, buf 
 // answers of the flow go to it too.
 func (w *worker) otherMember(at *attachment, f *nat.Flow, v *ipkt.View, mac [6]byte) bool {
 	src := v.Source()
-	if r, hop := w.set.route(src); r != at || hop != src {
+	if at.hop(src) != src {
 		return false
 	}
 	owner, known := at.neigh.Lookup(w.now, src)
@@ -247,6 +247,10 @@ func (w *worker) forward(side Side, f *nat.Flow, dir int, v *ipkt.View, buf []by
 	if int(f.Slot) < len(w.set.slots) {
 		at = w.set.slots[f.Slot]
 	}
+	from := at
+	if side == VPCSide {
+		from = nil
+	}
 	mtu := w.vpcMTU
 	if exit == OverlaySide {
 		if at == nil {
@@ -256,12 +260,12 @@ func (w *worker) forward(side Side, f *nat.Flow, dir int, v *ipkt.View, buf []by
 		mtu = at.MTU
 	}
 	if v.TTL <= 1 {
-		e.refuse(w.now, side, dropTTL, ipkt.TimeExceeded, v)
+		e.refuse(w.now, from, dropTTL, ipkt.TimeExceeded, v)
 		return
 	}
 	if len(v.B) > mtu && v.DontFrag {
 		e.drop(side, dropTooBig)
-		e.sendError(w.now, side, ipkt.TooBig, v, mtu)
+		e.sendError(w.now, from, ipkt.TooBig, v, mtu)
 		return
 	}
 	if verdict := e.table.Track(w.now, f, dir, v); verdict != nat.Pass {
@@ -315,7 +319,7 @@ func (w *worker) toVPC(at *attachment, class uint8, v *ipkt.View, mtu int, buf [
 func (w *worker) toOverlay(at *attachment, f *nat.Flow, dir int, class uint8, v *ipkt.View, buf []byte) {
 	mac, ok := freshHop(w.second, f.Hop.Load())
 	if !ok {
-		_, hop := w.set.route(serverOf(f, dir))
+		hop := at.hop(serverOf(f, dir))
 		if !hop.IsValid() {
 			w.e.drop(f.Exit(1-dir), dropNoRoute)
 			return

@@ -10,16 +10,18 @@ import (
 
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/vl1"
+	"ztgate/zerotier/ztnode/home"
 )
 
 // The peer cache lists the newest records, and a peer that has no path any more keeps the
 // endpoints of its last ones.
 func TestPeerCache(t *testing.T) {
-	h, err := openHome(t.TempDir())
+	dir, err := home.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer h.close()
+	h := &store{dir}
+	defer h.Close()
 	var records []vl1.PeerRecord
 	for i := range 5 {
 		id, err := identity.Parse(fmt.Sprintf("%010x:0:%0128x", i+1, i+1))
@@ -31,12 +33,12 @@ func TestPeerCache(t *testing.T) {
 			t.Fatal(err)
 		}
 		at := time.Now().Add(-time.Duration(i) * 9 * 24 * time.Hour) // the last one is too old
-		if err := os.Chtimes(h.path("peers.d", vl1.PeerFile(id.Address())), at, at); err != nil {
+		if err := os.Chtimes(h.Path("peers.d", vl1.PeerFile(id.Address())), at, at); err != nil {
 			t.Fatal(err)
 		}
 		records = append(records, r)
 	}
-	if err := os.WriteFile(h.path("peers.d", "README"), nil, 0o600); err != nil {
+	if err := os.WriteFile(h.Path("peers.d", "README"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if got := h.peers(3); !slices.Equal(got, []identity.Address{1, 2, 3}) {

@@ -5,7 +5,8 @@
 //
 // The package joins the parts: identity and packet (formats and ciphers), vl1
 // (peers and paths), vl2 and network (joined networks), controller, transport
-// (UDP sockets), portmap (routers in front of the host). It needs no privileges
+// (UDP sockets), portmap (routers in front of the host). What it says about itself
+// is in the words of ztnode. It needs no privileges
 // and creates no interfaces.
 package zerotier
 
@@ -15,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +32,7 @@ import (
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
 	"ztgate/zerotier/ztnode"
+	"ztgate/zerotier/ztnode/home"
 )
 
 // Headroom is the room, in bytes, that [Node.WriteFrames] needs before each
@@ -41,18 +44,17 @@ const (
 	VersionMajor, VersionMinor, VersionRevision = 1, 14, 1
 )
 
-// ErrPortInUse says that the UDP port is taken on one of the addresses.
-var ErrPortInUse = transport.ErrPortInUse
-
 // Config says how a node runs.
 type Config struct {
 	Home            string // directory of identity, planet and networks; created if missing
 	Port            int    // primary UDP port, 0 = any free one
 	NoSecondaryPort bool
-	Bind            []netip.Addr // local addresses to use; none = those of all interfaces
-	Logger          *slog.Logger // nil = no log
-	Controller      bool         // also act as a network controller, state in Home/controller.d
-	Planet          []byte       // custom planet; replaces an older or another one in Home
+	// Bind are the local addresses to use; none = those of all interfaces. Only a node
+	// on loopback addresses alone takes them for paths to peers.
+	Bind       []netip.Addr
+	Logger     *slog.Logger // nil = no log
+	Controller bool         // also act as a network controller, state in Home/controller.d
+	Planet     []byte       // custom planet; replaces an older or another one in Home
 
 	// Local settings (chapter 02 §8.6).
 	Physical     []vl1.PhysicalNetwork
@@ -80,7 +82,7 @@ type Config struct {
 type Node struct {
 	cfg   Config
 	log   *slog.Logger
-	home  *home
+	home  *store
 	id    *identity.Identity
 	core  *vl1.Core
 	layer *network.Layer
@@ -93,7 +95,7 @@ type Node struct {
 	ready chan struct{}
 	wake  chan struct{} // makes the timer goroutine look again
 
-	localSubnets atomic.Pointer[[]netip.Prefix] // inside joined networks: never an underlay path
+	overlay atomic.Pointer[[]netip.Prefix] // masked; see SetOverlayPrefixes
 
 	mu       sync.Mutex
 	watchers watch.Watchers
@@ -117,7 +119,8 @@ type rxWorker struct {
 	now time.Time // of this batch, zero between batches
 }
 
-// New opens home and the UDP sockets. Run must be called to make the node work,
+// New opens home and the UDP sockets; what an operator can remedy is an error of
+// [ztnode]. Run must be called to make the node work,
 // Close if it is not.
 func New(cfg Config) (_ *Node, err error) {
 	n := &Node{
@@ -128,9 +131,11 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
-	if n.home, err = openHome(cfg.Home); err != nil {
+	dir, err := home.Open(cfg.Home)
+	if err != nil {
 		return nil, err
 	}
+	n.home = &store{dir}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -185,7 +190,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	}
 	if n.cfg.Controller {
 		n.ctl, err = controller.New(controller.Config{
-			Identity: n.id, Dir: n.home.path("controller.d"), Send: n.controllerSend, Logger: n.log,
+			Identity: n.id, Dir: n.home.Path("controller.d"), Send: n.controllerSend, Logger: n.log,
 		})
 		if err != nil {
 			return err
@@ -209,6 +214,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 		Virtual:         n.cfg.Virtual,
 		LowBandwidth:    n.cfg.LowBandwidth,
 		PathAllowed:     func(a netip.Addr) bool { return !n.insideNetwork(a) },
+		Loopback:        onLoopback(n.cfg.Bind),
 		SoftwareVersion: [3]int{VersionMajor, VersionMinor, VersionRevision},
 		Start:           time.Now(),
 		OnWorld:         n.worldChanged,
@@ -218,6 +224,11 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	}
 	n.layer.SetPeers(n.core)
 	return nil
+}
+
+// onLoopback reports whether a node can be reached from this host alone.
+func onLoopback(bind []netip.Addr) bool {
+	return len(bind) > 0 && !slices.ContainsFunc(bind, func(a netip.Addr) bool { return !a.IsLoopback() })
 }
 
 func (n *Node) joinStored() error {
@@ -242,7 +253,7 @@ func (n *Node) Close() error {
 		errs = append(errs, n.udp.Close())
 	}
 	if n.home != nil {
-		errs = append(errs, n.home.close())
+		errs = append(errs, n.home.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -412,7 +423,7 @@ func (n *Node) controllerSend(dst identity.Address, v packet.Verb, payload []byt
 }
 
 func (n *Node) worldChanged(w *vl1.World) {
-	store := n.home.storePlanet
+	store := n.home.StorePlanet
 	if w.Moon {
 		store = n.home.storeMoon
 	}
@@ -453,33 +464,22 @@ func (n *Node) networkChanged(id vl2.NetworkID, s network.Snapshot) {
 			n.log.Error("store network configuration", "network", id, "error", err)
 		}
 	}
-	n.updateSubnets()
 	n.notify()
 }
 
-// updateSubnets collects the prefixes of all joined networks: an endpoint inside
-// one of them must not carry our own datagrams (chapter 02 §4.3).
-func (n *Node) updateSubnets() {
-	var all []netip.Prefix
-	for _, s := range n.layer.Networks() {
-		if s.Config != nil {
-			all = append(all, s.Config.Addresses...)
-		}
-	}
-	n.localSubnets.Store(&all)
+// SetOverlayPrefixes says which addresses lie in overlay networks, by the judgement of
+// whoever sets up interfaces and routes: no socket is opened there and no path leads
+// there, since a datagram would be carried by what it carries (docs/protocol/02
+// §4.3). What networks say of themselves doesn't count: an assigned address could
+// take the node its own sockets.
+func (n *Node) SetOverlayPrefixes(list []netip.Prefix) {
+	list = slices.Clone(list)
+	n.overlay.Store(&list)
 }
 
 func (n *Node) insideNetwork(a netip.Addr) bool {
-	list := n.localSubnets.Load()
-	if list == nil {
-		return false
-	}
-	for _, p := range *list {
-		if p.Masked().Contains(a) {
-			return true
-		}
-	}
-	return false
+	list := n.overlay.Load()
+	return list != nil && slices.ContainsFunc(*list, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // Watch returns a channel that gets a value after any change of a network's
@@ -502,7 +502,6 @@ func (n *Node) Join(id ztnode.NetworkID) error {
 // Leave leaves a network and forgets it.
 func (n *Node) Leave(id ztnode.NetworkID) error {
 	n.layer.Leave(id)
-	n.updateSubnets()
 	n.notify()
 	return n.home.removeNetwork(id)
 }

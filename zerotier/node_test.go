@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/internal/testvec"
 	"ztgate/zerotier/vl1"
@@ -83,12 +84,12 @@ func TestHomeErrors(t *testing.T) {
 		mode os.FileMode
 		want error
 	}{
-		{"readable by others", "identity.secret", secret(t), 0o640, ErrIdentityPermissions},
-		{"rubbish", "identity.secret", "rubbish", 0o600, ErrIdentityInvalid},
-		{"empty", "identity.secret", "", 0o600, ErrIdentityInvalid},
-		{"public part only", "identity.secret", other.String(), 0o600, ErrIdentityInvalid},
-		{"other public part", "identity.public", other.String(), 0o644, ErrIdentityMismatch},
-		{"planet", "planet", "rubbish", 0o644, ErrPlanetInvalid},
+		{"readable by others", "identity.secret", secret(t), 0o640, ztnode.ErrIdentityPermissions},
+		{"rubbish", "identity.secret", "rubbish", 0o600, ztnode.ErrIdentityInvalid},
+		{"empty", "identity.secret", "", 0o600, ztnode.ErrIdentityInvalid},
+		{"public part only", "identity.secret", other.String(), 0o600, ztnode.ErrIdentityInvalid},
+		{"other public part", "identity.public", other.String(), 0o644, ztnode.ErrIdentityMismatch},
+		{"planet", "planet", "rubbish", 0o644, ztnode.ErrPlanetInvalid},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := newHome(t)
@@ -103,7 +104,7 @@ func TestHomeErrors(t *testing.T) {
 			}
 		})
 	}
-	if _, err := open(t, Config{}); !errors.Is(err, ErrHomeUnusable) {
+	if _, err := open(t, Config{}); !errors.Is(err, ztnode.ErrHomeUnusable) {
 		t.Errorf("no home: %v", err)
 	}
 }
@@ -119,7 +120,7 @@ func TestSecretGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(dir2, "identity.public"), string(b), 0o644)
-	if _, err := open(t, Config{Home: dir2}); !errors.Is(err, ErrIdentityMismatch) {
+	if _, err := open(t, Config{Home: dir2}); !errors.Is(err, ztnode.ErrIdentityMismatch) {
 		t.Errorf("a lost secret was replaced: %v", err)
 	}
 }
@@ -130,7 +131,7 @@ func TestHomeLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := open(t, Config{Home: dir}); !errors.Is(err, ErrHomeInUse) {
+	if _, err := open(t, Config{Home: dir}); !errors.Is(err, ztnode.ErrHomeInUse) {
 		t.Errorf("second process: %v", err)
 	}
 	if err := n.Close(); err != nil {
@@ -147,7 +148,7 @@ func TestPortInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if _, err := open(t, Config{Home: newHome(t), Port: l.LocalAddr().(*net.UDPAddr).Port}); !errors.Is(err, ErrPortInUse) {
+	if _, err := open(t, Config{Home: newHome(t), Port: l.LocalAddr().(*net.UDPAddr).Port}); !errors.Is(err, ztnode.ErrPortInUse) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -316,9 +317,17 @@ func TestRunEnds(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%d goroutines, %d before", runtime.NumGoroutine(), before)
+	testwait.Goroutines(t, before)
+}
+
+func TestOnLoopback(t *testing.T) {
+	v4, v6, other := netip.MustParseAddr("127.0.0.2"), netip.IPv6Loopback(), netip.MustParseAddr("10.0.0.1")
+	for _, tt := range []struct {
+		bind []netip.Addr
+		want bool
+	}{{nil, false}, {[]netip.Addr{v4}, true}, {[]netip.Addr{v6, v4}, true}, {[]netip.Addr{v4, other}, false}} {
+		if got := onLoopback(tt.bind); got != tt.want {
+			t.Errorf("onLoopback(%v) = %v", tt.bind, got)
 		}
 	}
 }

@@ -11,9 +11,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"ztgate/internal/ownnet"
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
-	"ztgate/internal/ownnet"
 	"ztgate/zerotier/portmap"
 	"ztgate/zerotier/vl1"
 )

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/network"
 	"ztgate/zerotier/packet"
@@ -338,9 +339,7 @@ func BenchmarkLoopback(b *testing.B) {
 				p.write(leaf, root, out, now)
 				out.out.Flush()
 				sent += batch
-				for end := time.Now().Add(10 * time.Millisecond); int(root.got.Load())+window < sent && time.Now().Before(end); {
-					time.Sleep(20 * time.Microsecond)
-				}
+				testwait.Poll(10*time.Millisecond, func() bool { return int(root.got.Load())+window >= sent })
 			}
 			b.StopTimer()
 			reportCPU(b, start, sent)

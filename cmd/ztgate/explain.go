@@ -89,6 +89,9 @@ func explanation(w io.Writer, x control.Explanation) {
 		verdict += ", as part of a flow"
 	}
 	row(w, "verdict", verdict)
+	if x.Detail != "" {
+		row(w, "because", x.Detail)
+	}
 	if x.RuleText != "" {
 		row(w, "policy", x.RuleText)
 	}

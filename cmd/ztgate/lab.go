@@ -112,9 +112,9 @@ func labNodes(o *lab.Options, nodes []string) error {
 
 // labParts says which parts of the scenario are not ours.
 func labParts(o *lab.Options, parts []string) error {
-	makes := map[string]*lab.Make{"root": &o.Root, "office": &o.Office, "gateway": &o.Gateway}
+	programs := map[string]*lab.Program{"root": &o.Root, "office": &o.Office, "gateway": &o.Gateway}
 	for _, p := range parts {
-		m := makes[p]
+		m := programs[p]
 		if m == nil {
 			return fault.Usage(fmt.Errorf("--real %q: give root, office or gateway", p))
 		}

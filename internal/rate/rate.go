@@ -1,7 +1,7 @@
 // Package rate bounds how often something is done. A [Bucket] is a token bucket:
 // one token comes back per interval, up to a burst of them. It is 8 bytes, holds no
 // limits and reads no clock: callers pass both, the same each time, and a clock of
-// their own in nanoseconds that does not go back and is above 0.
+// their own in nanoseconds that does not go back and is not negative.
 //
 // [Bucket] is for callers that have a lock, [Shared] for those that have none, [Table]
 // for many sources that may share buckets by chance, and [Map] for sources that must

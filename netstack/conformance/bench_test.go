@@ -14,7 +14,7 @@ import (
 	"ztgate/netstack"
 )
 
-// Names and addresses of section 0 and 3 of the document.
+// Names and addresses of docs/nat.md.
 var (
 	rv = addr("10.77.1.1") // the router on the VPC side
 	ro = addr("10.77.100.1")
@@ -125,7 +125,9 @@ func engineConfig(s setup) netstack.Config {
 		MaxFlows: s.maxFlows, Timeouts: s.timeouts, Mappings: s.mappings,
 	}
 	for _, f := range s.forwards {
-		cfg.Forwards = append(cfg.Forwards, netstack.PortForward{Proto: f.proto, Listen: f.port, To: f.to})
+		for _, side := range []netstack.Side{netstack.OverlaySide, netstack.VPCSide} {
+			cfg.Forwards = append(cfg.Forwards, netstack.PortForward{From: side, Proto: f.proto, Listen: f.port, To: f.to})
+		}
 	}
 	if s.prefix6.IsValid() {
 		cfg.Maps = append(cfg.Maps, netstack.AddressMap{Hosts: netstack.VPCSide, Real: vpcPrefixes[2], Alias: s.prefix6})

@@ -9,139 +9,6 @@ import (
 	"ztgate/netstack"
 )
 
-func updateRows() map[string]func(*bench) {
-	return map[string]func(*bench){
-		"7857-S2": same("5382-REQ-2", "5382-REQ-2a"),
-		"7857-S2.1a": func(b *bench) {
-			b.start(func(s *setup) { s.opening, s.closing = 300*time.Second, 100*time.Second })
-			b.engineOnly()
-			f := b.tcpSyn(at(v1, b.port()), at(o1, 80))
-			g := b.tcpFlow(at(v1, b.port()), at(o1, 80))
-			g.closeBoth()
-			b.advance(110 * time.Second)
-			g.refusedNow(g.inSeg(int(fin|ack), ""))
-			b.advance(180 * time.Second)
-			b.in(tcp(f.out, f.ext, segment{flags: syn | ack, seq: 9000, ack: 1001}))
-			b.note("opening 300 s, closing 100 s, each as set")
-		},
-		"7857-S2.1b": same("5382-REQ-5t"),
-		"7857-S2.2": func(b *bench) {
-			f := b.tcpFlow(at(v1, b.port()), at(o1, 80))
-			f.pass(overlay, tcp(f.out, f.ext, segment{flags: rst, seq: f.irs}))
-			at := 0
-			for _, wait := range []int{6, 13, 200} {
-				b.advance(time.Duration(wait-at) * time.Second)
-				at = wait
-				f.pass(overlay, f.inSeg(psa, "after the RST"))
-			}
-			b.note("RST passes; data after 6, 13 and 200 s delivered")
-		},
-		"7857-S3": func(b *bench) { sharing(b) },
-		"7857-S4": same("4787-REQ-2"),
-		"7857-S5": func(b *bench) {
-			want(b, "UDP port of V1", b.openUDP(at(v1, 4000), at(o1, 80)).Port(), 4000)
-			want(b, "TCP port of V2", b.openTCP(at(v2, 4000), at(o1, 80)).Port(), 4000)
-			b.note("both keep 4000")
-		},
-		"7857-S6": func(b *bench) {
-			f := b.udpFlow(at(v1, 4000), at(o1, 5000))
-			b.none(overlay, tcp(f.out, f.ext, segment{flags: syn, seq: 1}))
-			f.answer()
-			b.note("SYN refused")
-		},
-		"7857-S7": func(b *bench) {
-			b.start(func(s *setup) { s.timeouts = netstack.Timeouts{UDP: 100 * time.Second} })
-			b.engineOnly()
-			f := b.udpFlow(at(v1, b.port()), at(o1, 5000)).answered()
-			b.advance(60 * time.Second)
-			b.unwanted(udp(at(o2, 5000), f.ext, "refused"))
-			b.advance(45 * time.Second)
-			f.refusedNow(f.reply())
-			b.note("gone 105 s after the last admitted packet")
-		},
-		"7857-S8": func(b *bench) {
-			b.start(func(s *setup) {
-				s.timeouts = netstack.Timeouts{UDP: 100 * time.Second, TCPEstablished: 100 * time.Second, TCPReset: 30 * time.Second}
-			})
-			b.engineOnly()
-			f := b.udpFlow(at(v1, b.port()), at(o1, 5000))
-			got := f.answer()
-			g := b.tcpFlow(at(v1, b.port()), at(o1, 80))
-			b.advance(60 * time.Second)
-			b.out(icmpError(v1, 3, 3, 0, got.b, 8))
-			g.pass(vpc, tcp(g.in, g.out, segment{flags: rst, seq: g.iss}))
-			b.advance(45 * time.Second)
-			f.refusedNow(f.reply())
-			g.refusedNow(g.inSeg(psa, "x"))
-			b.note("UDP flow gone 105 s after its last datagram in spite of the error, TCP flow in spite of the RST")
-		},
-		"7857-S9": na("parity isn't preserved, as allowed"),
-		"7857-S10": func(b *bench) {
-			var got []uint16
-			for i := range 100 {
-				p := 20000 + i
-				b.openUDP(at(v1, p), at(o1, 5000))
-				got = append(got, b.openUDP(at(v2, p), at(o1, 5000)).Port())
-			}
-			spread(b, got, 1024, 65535)
-		},
-		"7857-S11": func(b *bench) {
-			var parts [2][][]byte
-			for i, v := range []netip.Addr{v1, v2} {
-				parts[i] = split(udp(at(v, 4000+i), at(o1, 5000), strings.Repeat(string(rune('a'+i)), 2048)), 0x7777, 800, 800)
-			}
-			var send [][]byte
-			for i := range 3 {
-				send = append(send, parts[0][i], parts[1][i])
-			}
-			_, o := b.push(vpc, send...)
-			byID := map[uint16][]*packet{}
-			for _, p := range o {
-				byID[p.id] = append(byID[p.id], p)
-			}
-			if len(byID) != 2 {
-				b.failf("%d fragments with %d different IDs: %s", len(o), len(byID), list(o))
-			}
-			for id, ps := range byID {
-				w := reassemble(ps)
-				if w == nil || w.sumsRight() != nil {
-					b.failf("ID %#x makes no datagram", id)
-				}
-			}
-			b.note("two datagrams with different IDs")
-		},
-		"7857-S12": func(b *bench) {
-			b.start(func(s *setup) { s.timeouts = netstack.Timeouts{ICMP: 10 * time.Second} })
-			b.engineOnly()
-			f := b.echoFlow(v1, o1, 7)
-			b.advance(11 * time.Second)
-			f.refusedNow(f.pong())
-			b.note("goes with its last session")
-		},
-		"7857-S13": func(b *bench) {
-			f := b.echoFlow(v1, o1, 7)
-			v, o := b.push(vpc, ping(v2, f.ext.Addr(), f.ext.Port(), 1, "hairpin"))
-			if len(o) != 0 || len(v) != 1 || v[0].dst != v2 || v[0].typ != 0 {
-				b.failf("at the VPC %s, on the overlay %s", list(v), list(o))
-			}
-			b.note("the router itself answers")
-		},
-	}
-}
-
-// sharing is mode by_destination: with all ports in use, new flows share them
-// towards other destinations.
-func sharing(b *bench) {
-	b.start(func(s *setup) { s.sharing = true })
-	b.engineOnly()
-	b.fillPorts(protoUDP, v1, at(o1, 5000), 1, 1023)
-	p := b.out(udp(at(v2, 500), at(o2, 5000), "x"))
-	want(b, "class", class(p.sport), "0-1023")
-	want(b, "back", b.in(udp(at(o2, 5000), p.from(), "y")).to(), at(v2, 500))
-	want(b, "existing mapping", b.out(udp(at(v1, 500), at(o1, 5000), "x")).sport, 500)
-	b.note("V2 shares port %d towards another destination", p.sport)
-}
-
 // fillPorts takes a range of outside ports by flows from one address.
 func (b *bench) fillPorts(proto uint8, from netip.Addr, to netip.AddrPort, first, last int) {
 	b.flood(last-first+1, func(i int) []byte {
@@ -183,13 +50,14 @@ func (b *bench) count(n int, make func(i int) []byte) int {
 	return len(o)
 }
 
-func carrierRows() map[string]func(*bench) {
-	return map[string]func(*bench){
-		"6888-REQ-1": same("4787-REQ-1", "5382-REQ-1", "5508-REQ-1"),
-		"6888-REQ-2": same("4787-REQ-2"),
-		"6888-REQ-3": na("optional, not offered"),
-		"6888-REQ-4": limitPorts,
-		"6888-REQ-5": func(b *bench) {
+// carrierClients: RFC 6888, REQ-1 to REQ-7: what a client gets.
+func carrierClients() []row {
+	return []row{
+		{"6888-REQ-1", "each protocol its own rules", same("4787-REQ-1", "5382-REQ-1", "5508-REQ-1")},
+		{"6888-REQ-2", "paired addresses", same("4787-REQ-2")},
+		{"6888-REQ-3", "pools of any shape", na("optional, not offered")},
+		{"6888-REQ-4", "limit of ports per client", limitPorts},
+		{"6888-REQ-5", "limit of state per client", func(b *bench) {
 			b.start(func(s *setup) { s.flowsPerClient = 1000 })
 			b.engineOnly()
 			b.count(1500, func(i int) []byte { return tcp(at(v1, 10000+i), at(o1, 80), segment{flags: syn, seq: 1}) })
@@ -200,8 +68,8 @@ func carrierRows() map[string]func(*bench) {
 				b.failf("%d flows in the table, want at most 1020", n)
 			}
 			b.note("V1 holds at most 1000 flows, V2 unaffected")
-		},
-		"6888-REQ-6": func(b *bench) {
+		}},
+		{"6888-REQ-6", "destinations without translation", func(b *bench) {
 			b.start(func(s *setup) { s.network.Exempt = []netip.Prefix{prefix(o2.String() + "/32")} })
 			b.engineOnly()
 			b.noLeak = true
@@ -210,9 +78,15 @@ func carrierRows() map[string]func(*bench) {
 			want(b, "source", p.from(), at(v1, 4000))
 			want(b, "back", b.in(udp(at(o2, 5000), p.from(), "y")).to(), at(v1, 4000))
 			b.note("exempt destination: source unchanged; others translated")
-		},
-		"6888-REQ-7": func(b *bench) { filterClasses(b) },
-		"6888-REQ-8": func(b *bench) {
+		}},
+		{"6888-REQ-7", "endpoint-independent filtering", func(b *bench) { filterClasses(b) }},
+	}
+}
+
+// carrierPorts: RFC 6888, REQ-8 to REQ-10: freed ports and counters.
+func carrierPorts() []row {
+	return []row{
+		{"6888-REQ-8", "freed ports in quarantine", func(b *bench) {
 			b.start(func(s *setup) { s.timeouts = netstack.Timeouts{UDP: 30 * time.Second} })
 			e := b.engineOnly()
 			p := b.port()
@@ -226,9 +100,9 @@ func carrierRows() map[string]func(*bench) {
 			h := b.udpFlow(at(v1, p), at(o1, 5000))
 			want(b, "port of the owner that comes back", h.ext, f.ext)
 			b.note("V2 got %d, V1's late packet is refused, V1 gets %d back", g.ext.Port(), h.ext.Port())
-		},
-		"6888-REQ-9": na("forwards are configured; there is no port control protocol"),
-		"6888-REQ-10": func(b *bench) {
+		}},
+		{"6888-REQ-9", "port control protocol", na("forwards are configured; there is no port control protocol")},
+		{"6888-REQ-10", "counters for every drop", func(b *bench) {
 			b.engineOnly()
 			for _, p := range martians(v1, o1) {
 				b.none(vpc, p)
@@ -236,10 +110,16 @@ func carrierRows() map[string]func(*bench) {
 			b.unwanted(udp(at(o1, 5000), at(ro, 4000), "x"))
 			b.none(vpc, udp(at(v1, 4000), at(o1, 5000), "x", badSum))
 			b.note("sum of counters = sent - seen")
-		},
-		"6888-REQ-11A": same("L-PORT-EXHAUST"),
-		"6888-REQ-11B": same("L-PORT-EXHAUST"),
-		"6888-REQ-11C": func(b *bench) {
+		}},
+	}
+}
+
+// carrierResources: RFC 6888, REQ-11 to REQ-15: what happens when something is used up.
+func carrierResources() []row {
+	return []row{
+		{"6888-REQ-11A", "no port left", same("L-PORT-EXHAUST")},
+		{"6888-REQ-11B", "no port left: sender told", same("L-PORT-EXHAUST")},
+		{"6888-REQ-11C", "no port left: operator told", func(b *bench) {
 			e := b.engineOnly()
 			b.exhaust()
 			if !strings.Contains(e.log.String(), "level=WARN") && !strings.Contains(e.log.String(), "level=ERROR") {
@@ -249,8 +129,8 @@ func carrierRows() map[string]func(*bench) {
 				b.failf("%d log lines", n)
 			}
 			b.note("log: %q", strings.TrimSpace(firstLine(e.log.String(), "level=WARN")))
-		},
-		"6888-REQ-11D": func(b *bench) {
+		}},
+		{"6888-REQ-11D", "no mapping deleted for room", func(b *bench) {
 			const limit = 4000
 			b.start(func(s *setup) { s.maxFlows = limit })
 			b.engineOnly()
@@ -262,8 +142,8 @@ func carrierRows() map[string]func(*bench) {
 				b.udpFlow(at(v2, 5000+i), at(o1, 5000)).answer()
 			}
 			b.note("V2's flows and 20 new ones pass at 100 %%")
-		},
-		"6888-REQ-12": func(b *bench) {
+		}},
+		{"6888-REQ-12", "no destinations in the log", func(b *bench) {
 			e := b.engineOnly()
 			for i := range 1000 {
 				b.openUDP(at(v1, 10000+i), at([]netip.Addr{o1, o2, o3}[i%3], 5000))
@@ -274,8 +154,8 @@ func carrierRows() map[string]func(*bench) {
 				}
 			}
 			b.note("1000 flows, no destination in the log")
-		},
-		"6888-REQ-13": func(b *bench) {
+		}},
+		{"6888-REQ-13", "the whole pool", func(b *bench) {
 			b.engineOnly()
 			n := b.count(1023, func(i int) []byte { return udp(at(v1, 1+i), at(o1, 5000), "x") })
 			want(b, "low ports used", n, 1023)
@@ -291,9 +171,9 @@ func carrierRows() map[string]func(*bench) {
 				b.failf("%d of 64512 ports used", used)
 			}
 			b.note("1023 of 1023; %d of 64512, the rest is the gateway's own", used)
-		},
-		"6888-REQ-14": na("no log per mapping"),
-		"6888-REQ-15": same("7857-S10"),
+		}},
+		{"6888-REQ-14", "log volume", na("no log per mapping")},
+		{"6888-REQ-15", "ports hard to guess", same("7857-S10")},
 	}
 }
 

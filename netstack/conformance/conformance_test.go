@@ -139,19 +139,47 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// rows are all rows that can be run against a router.
-func rows() map[string]func(*bench) {
-	all := map[string]func(*bench){}
-	for _, part := range []map[string]func(*bench){udpRows(), tcpRows(), icmpRows(), updateRows(), carrierRows(), ipv4Rows(), ipv6Rows(), userRows(), sumRows()} {
-		maps.Copy(all, part)
+// row is a requirement as a test.
+type row struct {
+	id   string // its name in the document
+	name string // what it asks, in a few words
+	run  func(*bench)
+}
+
+// rows are all rows that can be run against a router, by name.
+func rows() map[string]row {
+	all := map[string]row{}
+	for _, section := range []func() []row{
+		udpMapping, udpTimers, udpBehaviour, udpErrors, udpFragments,
+		tcpConnections, tcpFiltering, tcpTimers, tcpOther,
+		icmpQueries, icmpValidation, icmpTranslation, icmpRouter, icmpForm,
+		updateTCP, updateMapping, updateRefresh, updateIdentifiers,
+		carrierClients, carrierPorts, carrierResources,
+		ipv4Headers, ipv4Errors, ipv4Silence, ipv4Local, ipv4Addresses, ipv4Options, ipv4Fields,
+		ipv6Headers, ipv6Fragments, ipv6Fields, ipv6Errors, ipv6Addresses, ipv6Translation,
+		userPorts, userPing, userTraceroute, userPathMTU, userFragments, userResets, userSegments,
+		userLimits, userChanges, userRestarts, userForwards, userLeaks, userProtocols, userPrograms, userNeighbours,
+		sumECN, sumChecksums,
+	} {
+		for _, r := range section() {
+			if _, twice := all[r.id]; twice {
+				panic("two rows " + r.id)
+			}
+			all[r.id] = r
+		}
 	}
 	return all
+}
+
+// testName is a row's name as a subtest.
+func testName(q requirement) string {
+	return strings.ReplaceAll(q.id, "/", "-") + " " + rows()[q.id].name
 }
 
 func TestEveryRowIsThere(t *testing.T) {
 	have := rows()
 	for _, q := range requirements {
-		if have[q.id] == nil {
+		if r, ok := have[q.id]; !ok || r.run == nil || r.name == "" {
 			t.Errorf("row %d %s has no test", q.n, q.id)
 		}
 		delete(have, q.id)
@@ -170,7 +198,7 @@ func TestEveryRowIsThere(t *testing.T) {
 func TestConformance(t *testing.T) {
 	make := func(t *testing.T, s setup) router { return newEngineRouter(t, s) }
 	for _, q := range requirements {
-		t.Run(q.id, func(t *testing.T) {
+		t.Run(testName(q), func(t *testing.T) {
 			t.Parallel()
 			v, evidence := runRow(t, q, make)
 			ours.add(q, v, evidence)
@@ -198,7 +226,7 @@ func judge(t *testing.T, q requirement, v verdict, evidence string) {
 
 // runRow runs one row on a router of its own.
 func runRow(t *testing.T, q requirement, make func(*testing.T, setup) router) (v verdict, evidence string) {
-	return runFunc(t, q, make, rows()[q.id])
+	return runFunc(t, q, make, rows()[q.id].run)
 }
 
 func runFunc(t *testing.T, q requirement, make func(*testing.T, setup) router, row func(*bench)) (v verdict, evidence string) {
@@ -233,7 +261,7 @@ func runFunc(t *testing.T, q requirement, make func(*testing.T, setup) router, r
 func same(ids ...string) func(*bench) {
 	return func(b *bench) {
 		for _, id := range ids {
-			rows()[id](b)
+			rows()[id].run(b)
 			b.stop()
 		}
 		b.note("as %s", strings.Join(ids, ", "))

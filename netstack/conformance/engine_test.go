@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"ztgate/internal/testwait"
 	"ztgate/netstack"
 )
 
@@ -234,12 +235,7 @@ func (r *engineRouter) settle() {
 	r.seq++
 	r.barriers++
 	r.dev.push([][]byte{ping(barrierHost, rv, barrierID, r.seq, "")})
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Microsecond) {
-		if r.passedBarrier() {
-			return
-		}
-	}
-	r.slow = true
+	r.slow = !testwait.Poll(20*time.Second, r.passedBarrier)
 }
 
 func (r *engineRouter) passedBarrier() bool {
@@ -306,24 +302,26 @@ func (r *engineRouter) accounted() map[string]float64 {
 // waitGone waits until the engine's sweep has removed the flows that use an
 // external port.
 func (r *engineRouter) waitGone(port uint16) error {
-	for tries := 0; ; tries++ {
-		if tries%20 == 19 && tries < 60 { // removal may be a moment late
-			if err := r.advance(time.Second); err != nil {
-				return err
+	gone := func() bool {
+		for _, f := range r.engine.Flows(netstack.FlowFilter{}) {
+			if f.External.Port() == port {
+				return false
 			}
 		}
-		time.Sleep(20 * time.Millisecond) // the engine's own timers run on real time
-		found := false
-		for _, f := range r.engine.Flows(netstack.FlowFilter{}) {
-			found = found || f.External.Port() == port
-		}
-		if !found {
+		return true
+	}
+	for range 3 { // the engine's own timers run on real time, and removal may be a moment late
+		if testwait.Poll(400*time.Millisecond, gone) {
 			return nil
 		}
-		if tries == 500 {
-			return fmt.Errorf("the flow with external port %d never went", port)
+		if err := r.advance(time.Second); err != nil {
+			return err
 		}
 	}
+	if !testwait.Poll(10*time.Second, gone) {
+		return fmt.Errorf("the flow with external port %d never went", port)
+	}
+	return nil
 }
 
 // arp builds an ARP message in a frame.

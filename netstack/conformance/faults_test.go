@@ -12,10 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/netstack"
 )
 
-// fault is a load or fault of section 4 that needs real hosts.
+// fault is a load or fault of docs/nat.md that needs real hosts.
 type fault struct {
 	id  string
 	run func(w *world) (evidence string, err error)
@@ -146,15 +147,14 @@ func (w *world) flood() error {
 
 // untilMoved waits until a flow has carried n bytes from its client.
 func (w *world) untilMoved(n uint64) error {
-	for range 1000 {
+	return testwait.Try(20*time.Second, func() error {
 		for _, f := range w.engine.Flows(netstack.FlowFilter{Protocol: "tcp"}) {
 			if f.BytesOut > n && f.State == "established" {
 				return nil
 			}
 		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	return fmt.Errorf("no flow moved %d bytes", n)
+		return fmt.Errorf("no flow moved %d bytes", n)
+	})
 }
 
 // TestFaults runs the faults one after the other.

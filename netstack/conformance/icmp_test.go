@@ -30,9 +30,10 @@ func (b *bench) echoFlow(from, to netip.Addr, id uint16) *flow {
 
 func (f *flow) pong() []byte { return pong(f.out.Addr(), f.ext.Addr(), f.ext.Port(), 1, "abc") }
 
-func icmpRows() map[string]func(*bench) {
-	return map[string]func(*bench){
-		"5508-REQ-1": func(b *bench) {
+// icmpQueries: RFC 5508 section 3: queries.
+func icmpQueries() []row {
+	return []row{
+		{"5508-REQ-1", "queries and answers", func(b *bench) {
 			p := b.out(ping(v1, o1, 7, 1, "abc"))
 			want(b, "source", p.src, ro)
 			r := b.in(pong(o1, ro, p.sport, 1, "abc"))
@@ -44,8 +45,8 @@ func icmpRows() map[string]func(*bench) {
 			r = b.in(icmp(o1, ro, 14, 0, uint32(p.sport)<<16|1, stamp))
 			want(b, "timestamp identifier back", r.sport, 8)
 			b.note("echo and timestamp, identifiers restored")
-		},
-		"5508-REQ-1a": func(b *bench) {
+		}},
+		{"5508-REQ-1a", "one identifier whatever the destination", func(b *bench) {
 			x := b.echoFlow(v1, o1, 7).ext
 			want(b, "V1 id 7 to O2", b.echoFlow(v1, o2, 7).ext, x)
 			y := b.echoFlow(v2, o1, 7).ext
@@ -54,8 +55,8 @@ func icmpRows() map[string]func(*bench) {
 				b.failf("V1 and V2 share identifier %d", x.Port())
 			}
 			b.note("V1 %d/%d, V2 %d/%d", x.Port(), x.Port(), y.Port(), y.Port())
-		},
-		"5508-REQ-2": func(b *bench) {
+		}},
+		{"5508-REQ-2", "one minute without traffic", func(b *bench) {
 			var fs []*flow
 			for i := range 3 {
 				fs = append(fs, b.echoFlow(v1, o1, uint16(100+i)))
@@ -67,8 +68,8 @@ func icmpRows() map[string]func(*bench) {
 				b.in(fs[i].pong())
 			}
 			b.note("replies after 26, 36, 58 s delivered")
-		},
-		"5508-REQ-2a": func(b *bench) {
+		}},
+		{"5508-REQ-2a", "timer is a setting", func(b *bench) {
 			b.start(func(s *setup) { s.timeouts = netstack.Timeouts{ICMP: 10 * time.Second} })
 			b.engineOnly()
 			x, y := b.echoFlow(v1, o1, 7), b.echoFlow(v1, o1, 8)
@@ -77,14 +78,20 @@ func icmpRows() map[string]func(*bench) {
 			b.advance(5 * time.Second)
 			y.refusedNow(y.pong())
 			b.note("set to 10 s: alive at 8, gone at 13")
-		},
-		"5508-REQ-3": func(b *bench) {
+		}},
+	}
+}
+
+// icmpValidation: RFC 5508 section 4: which errors are valid.
+func icmpValidation() []row {
+	return []row{
+		{"5508-REQ-3", "wrong ICMP checksum", func(b *bench) {
 			f := b.udpFlow(at(v1, b.port()), at(o1, 5000))
 			b.none(overlay, icmpError(o1, 3, 3, 0, f.seen(), 8, badSum))
 			f.answer()
 			b.note("dropped, counted")
-		},
-		"5508-REQ-3a": func(b *bench) {
+		}},
+		{"5508-REQ-3a", "wrong checksum of the quoted header", func(b *bench) {
 			f := b.udpFlow(at(v1, b.port()), at(o1, 5000))
 			bad := f.seen()
 			bad[8]-- // TTL changed without the checksum, as seen in the wild
@@ -96,20 +103,26 @@ func icmpRows() map[string]func(*bench) {
 			}
 			want(b, "packets at the VPC", len(v), 0)
 			b.note("dropped")
-		},
-		"5508-REQ-3b": func(b *bench) {
+		}},
+		{"5508-REQ-3b", "options in the quoted header", func(b *bench) {
 			f := b.udpFlow(at(v1, b.port()), at(o1, 5000))
 			rr := with(f.seen(), options(7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0))
 			translated(b, b.in(icmpError(o1, 3, 3, 0, rr, 8)), f, o1, 3, 3)
 			b.note("record route in the quoted header: port found")
-		},
-		"5508-REQ-3c": func(b *bench) {
+		}},
+		{"5508-REQ-3c", "quoted transport checksum ignored", func(b *bench) {
 			f := b.udpFlow(at(v1, b.port()), at(o1, 5000))
 			translated(b, b.in(icmpError(o1, 3, 3, 0, badSum(f.seen()), 16)), f, o1, 3, 3)
 			b.note("forwarded")
-		},
-		"5508-REQ-3d": func(b *bench) { extensions(b, 32) },
-		"5508-REQ-4": func(b *bench) {
+		}},
+		{"5508-REQ-3d", "extensions out of the sums", func(b *bench) { extensions(b, 32) }},
+	}
+}
+
+// icmpTranslation: RFC 5508 sections 4 and 5: errors translated and hairpinned.
+func icmpTranslation() []row {
+	return []row{
+		{"5508-REQ-4", "error without a mapping", func(b *bench) {
 			f := b.udpFlow(at(v1, b.port()), at(o1, 5000))
 			other := f.ext.Port() ^ 1
 			b.none(overlay, icmpError(o1, 3, 3, 0, udp(at(ro, int(other)), f.out, "x"), 8))
@@ -120,8 +133,8 @@ func icmpRows() map[string]func(*bench) {
 			copy(away[16:20], ro.AsSlice())
 			b.none(overlay, with(away))
 			b.note("unknown port, other inner source, cut transport, cut header: silence, counted")
-		},
-		"5508-REQ-4a": func(b *bench) {
+		}},
+		{"5508-REQ-4a", "quote restored", func(b *bench) {
 			f := b.udpFlow(at(v1, b.port()), at(o1, 5000))
 			e := b.in(icmpError(o1, 3, 3, 0, f.seen(), 11))
 			translated(b, e, f, o1, 3, 3)
@@ -130,18 +143,18 @@ func icmpRows() map[string]func(*bench) {
 				b.failf("quoted packet: %v", err)
 			}
 			b.note("quoted source %s, its checksums right", q.from())
-		},
-		"5508-REQ-4b": same("4787-REQ-12b"),
-		"5508-REQ-4c": same("4787-REQ-12b"),
-		"5508-REQ-5": func(b *bench) {
+		}},
+		{"5508-REQ-4b", "type and code kept", same("4787-REQ-12b")},
+		{"5508-REQ-4c", "destination restored", same("4787-REQ-12b")},
+		{"5508-REQ-5", "inside error without a mapping", func(b *bench) {
 			b.none(vpc, icmpError(v1, 3, 3, 0, udp(at(o1, 5000), at(v1, 4000), "x"), 8))
 			b.none(vpc, icmpError(v1, 3, 3, 0, udp(at(o1, 5000), at(ro, 4000), "x"), 8))
 			b.note("nothing outside, counted")
-		},
-		"5508-REQ-5a": insideError,
-		"5508-REQ-5b": insideError,
-		"5508-REQ-5c": insideError,
-		"5508-REQ-6": func(b *bench) {
+		}},
+		{"5508-REQ-5a", "inside error quotes the outside form", insideError},
+		{"5508-REQ-5b", "inside error keeps type and code", insideError},
+		{"5508-REQ-5c", "inside error has the outside source", insideError},
+		{"5508-REQ-6", "errors neither refresh nor remove", func(b *bench) {
 			b.start(func(s *setup) {
 				s.timeouts = netstack.Timeouts{UDP: 100 * time.Second, ICMP: 100 * time.Second}
 			})
@@ -157,39 +170,51 @@ func icmpRows() map[string]func(*bench) {
 			g.refusedNow(g.pong())
 			h.answer()
 			b.note("gone 105 s after their last packet in spite of errors at 60 s")
-		},
-		"5508-REQ-7": hairpinError, "5508-REQ-7a": hairpinError,
-		"5508-REQ-8":    same("L-PORT-EXHAUST", "L-TABLE-ASSURED"),
-		"5508-REQ-9":    na("optional, not offered"),
-		"5508-REQ-10a1": same("1812-5.2.7.1", "4787-REQ-12b"),
-		"5508-REQ-10a2": same("1812-5.3.1", "4787-REQ-12a"),
-		"5508-REQ-10a3": same("L-PING-ID", "L-PING-UNSOL"),
-		"5508-REQ-10b": func(b *bench) {
+		}},
+		{"5508-REQ-7", "hairpinned error", hairpinError},
+		{"5508-REQ-7a", "hairpinned error's destination", hairpinError},
+	}
+}
+
+// icmpRouter: RFC 5508 sections 6 to 8: errors that a translator sends, and what else it passes.
+func icmpRouter() []row {
+	return []row{
+		{"5508-REQ-8", "refused for lack of room", same("L-PORT-EXHAUST", "L-TABLE-ASSURED")},
+		{"5508-REQ-9", "errors suppressed by policy", na("optional, not offered")},
+		{"5508-REQ-10a1", "unreachable", same("1812-5.2.7.1", "4787-REQ-12b")},
+		{"5508-REQ-10a2", "time exceeded", same("1812-5.3.1", "4787-REQ-12a")},
+		{"5508-REQ-10a3", "echo", same("L-PING-ID", "L-PING-UNSOL")},
+		{"5508-REQ-10b", "parameter problem and redirect", func(b *bench) {
 			f := b.udpFlow(at(v1, b.port()), at(o1, 5000))
 			translated(b, b.in(icmpError(o1, 12, 0, 0, f.seen(), 8)), f, o1, 12, 0)
 			for _, typ := range []uint8{5, 9, 10} {
 				b.none(overlay, icmpError(o1, typ, 1, 0x0a4d6433, f.seen(), 8))
 			}
 			b.note("12/0 passes, 5, 9 and 10 don't")
-		},
-		"5508-REQ-10c": func(b *bench) {
+		}},
+		{"5508-REQ-10c", "source quench and information", func(b *bench) {
 			f := b.udpFlow(at(v1, b.port()), at(o1, 5000))
 			b.none(overlay, icmpError(o1, 4, 0, 0, f.seen(), 8))
 			b.none(vpc, icmp(v1, o1, 15, 0, 7<<16|1, nil))
 			b.none(overlay, icmp(o1, ro, 16, 0, 7<<16|1, nil))
 			b.note("source quench and information dropped, counted")
-		},
-		"5508-REQ-10d": same("1812-4.3.2.5"),
-		"5508-REQ-10e": same("1812-4.3.2.7a", "1812-4.3.2.7b", "1812-4.3.2.7c", "1812-4.3.2.7d", "1812-4.3.2.7e"),
-		"5508-REQ-10f": same("1812-4.3.2.8"),
-		"5508-REQ-11": func(b *bench) {
+		}},
+		{"5508-REQ-10d", "TOS of errors", same("1812-4.3.2.5")},
+		{"5508-REQ-10e", "when not to send errors", same("1812-4.3.2.7a", "1812-4.3.2.7b", "1812-4.3.2.7c", "1812-4.3.2.7d", "1812-4.3.2.7e")},
+		{"5508-REQ-10f", "rate limit of errors", same("1812-4.3.2.8")},
+		{"5508-REQ-11", "other types", func(b *bench) {
 			for _, typ := range []uint8{4, 5, 9, 10, 40, 41, 255} {
 				b.none(vpc, icmp(v1, o1, typ, 0, 0, udp(at(o1, 1), at(v1, 2), "x")))
 			}
 			b.note("none forwarded, each counted")
-		},
+		}},
+	}
+}
 
-		"792-a": func(b *bench) {
+// icmpForm: RFC 792 and 4884: the form of messages.
+func icmpForm() []row {
+	return []row{
+		{"792-a", "form of errors", func(b *bench) {
 			for _, n := range []int{28, 40, 1428} {
 				sent := udp(at(v1, b.port()), at(o1, 33434), pad(n-28), ttl(1))
 				e := b.outErr(sent, 11, 0)
@@ -200,8 +225,8 @@ func icmpRows() map[string]func(*bench) {
 				want(b, "unused field", binary.BigEndian.Uint32(e.b[e.l4+4:]), 0)
 				b.note("%d bytes for %d", len(e.b), n)
 			}
-		},
-		"792-b": func(b *bench) {
+		}},
+		{"792-b", "echo data of any length", func(b *bench) {
 			for _, n := range append([]int{1399, 1471, 1472}, seq(0, 64)...) {
 				data := b.random(n)
 				p := b.out(ping(v1, o1, 7, uint16(n), data))
@@ -227,14 +252,14 @@ func icmpRows() map[string]func(*bench) {
 				}
 			}
 			b.note("0 to 64, 1399, 1471, 1472, 4000, 65507")
-		},
-		"4884-4": func(b *bench) { extensions(b, 32) },
-		"4884-5": func(b *bench) { extensions(b, 0) },
-		"4884-R": func(b *bench) {
+		}},
+		{"4884-4", "extensions survive", func(b *bench) { extensions(b, 32) }},
+		{"4884-5", "extensions of old senders", func(b *bench) { extensions(b, 0) }},
+		{"4884-R", "own errors without extensions", func(b *bench) {
 			e := b.outErr(udp(at(v1, b.port()), at(o1, 33434), pad(1000), ttl(1)), 11, 0)
 			want(b, "length attribute", e.b[e.l4+5], 0)
 			b.note("none, as allowed")
-		},
+		}},
 	}
 }
 

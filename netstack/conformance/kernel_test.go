@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
+
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -166,8 +168,7 @@ func (t *tap) send(frame []byte) error {
 	return unix.Sendto(t.fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: t.index, Halen: 6})
 }
 
-// kernelRouter is the kernel of a namespace with nftables masquerade, as section 3
-// of the document sets it up.
+// kernelRouter is the kernel of a namespace with nftables masquerade: the control.
 type kernelRouter struct {
 	t      *testing.T
 	ns     *namespace
@@ -231,7 +232,8 @@ for i in v0 o0; do ethtool -K $i tx off rx off tso off gso off gro off >/dev/nul
 
 func macOf(a netip.Addr) []byte { m := playerMAC(a); return m[:] }
 
-// ruleset is the document's, with the forwards and limits of a row.
+// ruleset is what people who use masquerade have, with the forwards and limits of a
+// row: what belongs to no connection is dropped.
 func ruleset(s setup) string {
 	var fwd, clamp string
 	for _, f := range s.forwards {
@@ -306,9 +308,7 @@ func (r *kernelRouter) settle() {
 		r.inject(side(s), [][]byte{append(ethernet(routerMAC, playerMAC(c.host), 0x0800), p...)})
 	}
 	for s, host := range []netip.Addr{barrierHost, overlayBarrier} {
-		for end := time.Now().Add(5 * time.Second); time.Now().Before(end) && !r.taps[s].passed(host, r.seq); {
-			time.Sleep(50 * time.Microsecond)
-		}
+		testwait.Poll(5*time.Second, func() bool { return r.taps[s].passed(host, r.seq) })
 	}
 }
 
@@ -344,8 +344,8 @@ func (r *kernelRouter) flush() {
 	}
 }
 
-// linuxFails are the rows that the document saw the kernel fail (section 5 and
-// the list of section 6), as far as they run on it here.
+// linuxFails are the rows that the kernel fails, as far as they run on it here, and
+// how; docs/nat.md marks them.
 var linuxFails = map[string]string{
 	"4787-REQ-1": "the mapping depends on the destination after a collision", "4787-REQ-3": "ports are shared",
 	"6888-REQ-1": "as 4787-REQ-1", "5382-REQ-1": "as UDP", "5382-REQ-7": "ports are shared",
@@ -374,7 +374,7 @@ func TestLinux(t *testing.T) {
 		t.Fatal("needs root for network namespaces")
 	}
 	for _, q := range requirements {
-		t.Run(q.id, func(t *testing.T) {
+		t.Run(testName(q), func(t *testing.T) {
 			t.Parallel()
 			v, evidence := runRow(t, q, newKernelRouter)
 			reason, failing := linuxFails[q.id]

@@ -10,10 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/netstack"
 )
 
-// loads are the loads and faults of section 4 that need no overlay node and no
+// loads are the loads and faults of docs/nat.md that need no overlay node and no
 // real host.
 var loads = []struct {
 	id  string
@@ -114,12 +115,7 @@ func newFlows(b *bench) {
 			b.failf("%d flows in a table of %d", live, limit)
 		}
 		b.advance(2 * 250 * time.Second)
-		for range 400 {
-			if b.liveFlows() <= 1 {
-				break
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
+		testwait.Poll(20*time.Second, func() bool { return b.liveFlows() <= 1 })
 		if left := b.liveFlows(); left > 2 {
 			b.failf("%d flows left after twice the timers", left)
 		}

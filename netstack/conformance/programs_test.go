@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -25,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
 
+	"ztgate/internal/testwait"
 	"ztgate/netstack"
 )
 
@@ -171,7 +173,7 @@ func (w *world) startEngine(dev tun.Device) error {
 		Addresses: []netip.Prefix{prefix(gatewayV + "/30"), prefix(gatewayV6 + "/64")},
 		Sources:   append([]netip.Prefix{prefix("10.77.9.0/30"), prefix("fd77:9::/64")}, vpcPrefixes...)},
 		Forwards: []netstack.PortForward{
-			{Proto: protoTCP, Listen: netip.MustParseAddrPort(gatewayO + ":8080"), To: netip.MustParseAddrPort(hostV1 + ":80")},
+			{From: netstack.OverlaySide, Proto: protoTCP, Listen: netip.MustParseAddrPort(gatewayO + ":8080"), To: netip.MustParseAddrPort(hostV1 + ":80")},
 			{Proto: protoTCP, Listen: netip.MustParseAddrPort(gatewayV + ":8088"), To: netip.MustParseAddrPort(hostV1 + ":80")},
 		}})
 	if err != nil {
@@ -314,6 +316,14 @@ func (w *world) run(n *namespace, args ...string) (string, error) {
 	return runIn(n.name, w.t.TempDir(), args...)
 }
 
+// listening waits for a server on H; kind is the option of ss for its protocol.
+func (w *world) listening(kind string, port int) {
+	testwait.Poll(5*time.Second, func() bool {
+		out, _ := w.run(w.s, "ss", "-Hln", kind, "sport", "=", fmt.Sprintf(":%d", port))
+		return out != ""
+	})
+}
+
 func runIn(namespace, dir string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), programPatience)
 	defer cancel()
@@ -373,248 +383,258 @@ func expect(w *world, n *namespace, text string, args ...string) (string, error)
 	return args[0] + ": " + regexp.MustCompile(text).FindString(out), nil
 }
 
-var programs = []program{
-	{"L-PING-ID", "ping", func(w *world) (string, error) {
-		type res struct{ err error }
-		ch := make(chan res, 2)
-		for _, n := range []*namespace{w.c1, w.c2} {
-			go func() {
-				_, err := expect(w, n, `10 received`, "ping", "-q", "-c", "10", "-i", "0.1", "-e", "77", hostH)
-				ch <- res{err}
-			}()
-		}
-		for range 2 {
-			if r := <-ch; r.err != nil {
-				return "", r.err
+// pathPrograms: ping, traceroute and mtr.
+func pathPrograms() []program {
+	return []program{
+		{"L-PING-ID", "ping", func(w *world) (string, error) {
+			type res struct{ err error }
+			ch := make(chan res, 2)
+			for _, n := range []*namespace{w.c1, w.c2} {
+				go func() {
+					_, err := expect(w, n, `10 received`, "ping", "-q", "-c", "10", "-i", "0.1", "-e", "77", hostH)
+					ch <- res{err}
+				}()
 			}
-		}
-		return "two pings -e 77 at once: 10 of 10 each", nil
-	}},
-	{"L-PING-BIG", "ping", func(w *world) (string, error) {
-		for _, n := range []string{"4000", "65507"} {
-			if _, err := expect(w, w.c1, `3 received`, "ping", "-q", "-c", "3", "-i", "0.2", "-s", n, hostH); err != nil {
-				return "", err
-			}
-		}
-		return "ping -s 4000 and -s 65507: no loss", nil
-	}},
-	{"792-b", "ping", func(w *world) (string, error) {
-		for _, n := range []string{"0", "1", "63", "64", "1399", "1471", "1472", "1473"} {
-			if _, err := expect(w, w.c1, `1 received`, "ping", "-q", "-c", "1", "-s", n, "-p", "5aa5", hostH); err != nil {
-				return "", err
-			}
-		}
-		return "ping -s 0 to 1473", nil
-	}},
-	{"L-TRACE-UDP", "traceroute", func(w *world) (string, error) {
-		return hops(w, w.c1, []string{"traceroute", "-n", "-q1", "-w2", hostH}, path4(hostH)...)
-	}},
-	{"L-TRACE-ICMP", "traceroute", func(w *world) (string, error) {
-		return hops(w, w.c1, []string{"traceroute", "-I", "-n", "-q1", "-w2", hostH}, path4(hostH)...)
-	}},
-	{"L-TRACE-TCP", "traceroute", func(w *world) (string, error) {
-		return hops(w, w.c1, []string{"traceroute", "-T", "-p", "22", "-n", "-q1", "-w2", hostH}, path4(hostH)...)
-	}},
-	{"L-TRACE-IN", "traceroute", func(w *world) (string, error) {
-		return hops(w, w.s, []string{"traceroute", "-T", "-p", "8080", "-n", "-q1", "-w2", gatewayO}, "10.77.200.1", gatewayO, gatewayO, gatewayO)
-	}},
-	{"L-TRACE-6", "traceroute", func(w *world) (string, error) {
-		for _, how := range [][]string{nil, {"-I"}, {"-T", "-p", "80"}} {
-			args := append(append([]string{"traceroute", "-6", "-n", "-q1", "-w2"}, how...), hostH6)
-			if _, err := hops(w, w.c1, args, "fd77:1::1", gatewayV6, hostM6, hostH6); err != nil {
-				return "", err
-			}
-		}
-		return "traceroute -6 by UDP, ICMP and TCP: four hops", nil
-	}},
-	{"L-TRACE-MTR", "mtr", func(w *world) (string, error) {
-		for _, how := range [][]string{nil, {"-u"}, {"-T", "-P", "80"}} {
-			args := append(append([]string{"mtr", "-n", "--json", "-c", "10", "-i", "0.2"}, how...), hostH)
-			out, err := w.run(w.c1, args...)
-			if err != nil {
-				return "", err
-			}
-			var r struct {
-				Report struct {
-					Hubs []struct {
-						Host string  `json:"host"`
-						Loss float64 `json:"Loss%"`
-					} `json:"hubs"`
-				} `json:"report"`
-			}
-			if err := json.Unmarshal([]byte(out), &r); err != nil {
-				return "", fmt.Errorf("mtr: %w: %s", err, tail(out))
-			}
-			if len(r.Report.Hubs) < 4 {
-				return "", fmt.Errorf("mtr %v: %d hops", how, len(r.Report.Hubs))
-			}
-			for _, h := range r.Report.Hubs {
-				if h.Loss != 0 && h.Host != kernelV {
-					return "", fmt.Errorf("mtr %v: %v %% lost at %s", how, h.Loss, h.Host)
+			for range 2 {
+				if r := <-ch; r.err != nil {
+					return "", r.err
 				}
 			}
-		}
-		return "mtr by ICMP, UDP, TCP: 0 % lost at every hop", nil
-	}},
-	{"L-PORT", "curl", func(w *world) (string, error) {
-		return expect(w, w.c1, regexp.QuoteMeta(gatewayO+":40000"), "curl", "-s", "-m", "5", "--local-port", "40000", "http://"+hostH+"/ip")
-	}},
-	{"L-PORT-SHARED", "curl", func(w *world) (string, error) {
-		var got []string
-		for _, n := range []*namespace{w.c1, w.c2} {
-			out, err := w.run(n, "curl", "-s", "-m", "5", "--local-port", "40077", "http://"+hostH+"/ip")
+			return "two pings -e 77 at once: 10 of 10 each", nil
+		}},
+		{"L-PING-BIG", "ping", func(w *world) (string, error) {
+			for _, n := range []string{"4000", "65507"} {
+				if _, err := expect(w, w.c1, `3 received`, "ping", "-q", "-c", "3", "-i", "0.2", "-s", n, hostH); err != nil {
+					return "", err
+				}
+			}
+			return "ping -s 4000 and -s 65507: no loss", nil
+		}},
+		{"792-b", "ping", func(w *world) (string, error) {
+			for _, n := range []string{"0", "1", "63", "64", "1399", "1471", "1472", "1473"} {
+				if _, err := expect(w, w.c1, `1 received`, "ping", "-q", "-c", "1", "-s", n, "-p", "5aa5", hostH); err != nil {
+					return "", err
+				}
+			}
+			return "ping -s 0 to 1473", nil
+		}},
+		{"L-TRACE-UDP", "traceroute", func(w *world) (string, error) {
+			return hops(w, w.c1, []string{"traceroute", "-n", "-q1", "-w2", hostH}, path4(hostH)...)
+		}},
+		{"L-TRACE-ICMP", "traceroute", func(w *world) (string, error) {
+			return hops(w, w.c1, []string{"traceroute", "-I", "-n", "-q1", "-w2", hostH}, path4(hostH)...)
+		}},
+		{"L-TRACE-TCP", "traceroute", func(w *world) (string, error) {
+			return hops(w, w.c1, []string{"traceroute", "-T", "-p", "22", "-n", "-q1", "-w2", hostH}, path4(hostH)...)
+		}},
+		{"L-TRACE-IN", "traceroute", func(w *world) (string, error) {
+			return hops(w, w.s, []string{"traceroute", "-T", "-p", "8080", "-n", "-q1", "-w2", gatewayO}, "10.77.200.1", gatewayO, gatewayO, gatewayO)
+		}},
+		{"L-TRACE-6", "traceroute", func(w *world) (string, error) {
+			for _, how := range [][]string{nil, {"-I"}, {"-T", "-p", "80"}} {
+				args := append(append([]string{"traceroute", "-6", "-n", "-q1", "-w2"}, how...), hostH6)
+				if _, err := hops(w, w.c1, args, "fd77:1::1", gatewayV6, hostM6, hostH6); err != nil {
+					return "", err
+				}
+			}
+			return "traceroute -6 by UDP, ICMP and TCP: four hops", nil
+		}},
+		{"L-TRACE-MTR", "mtr", func(w *world) (string, error) {
+			for _, how := range [][]string{nil, {"-u"}, {"-T", "-P", "80"}} {
+				args := append(append([]string{"mtr", "-n", "--json", "-c", "10", "-i", "0.2"}, how...), hostH)
+				out, err := w.run(w.c1, args...)
+				if err != nil {
+					return "", err
+				}
+				var r struct {
+					Report struct {
+						Hubs []struct {
+							Host string  `json:"host"`
+							Loss float64 `json:"Loss%"`
+						} `json:"hubs"`
+					} `json:"report"`
+				}
+				if err := json.Unmarshal([]byte(out), &r); err != nil {
+					return "", fmt.Errorf("mtr: %w: %s", err, tail(out))
+				}
+				if len(r.Report.Hubs) < 4 {
+					return "", fmt.Errorf("mtr %v: %d hops", how, len(r.Report.Hubs))
+				}
+				for _, h := range r.Report.Hubs {
+					if h.Loss != 0 && h.Host != kernelV {
+						return "", fmt.Errorf("mtr %v: %v %% lost at %s", how, h.Loss, h.Host)
+					}
+				}
+			}
+			return "mtr by ICMP, UDP, TCP: 0 % lost at every hop", nil
+		}},
+		{"L-PMTUD-OUT", "tracepath", func(w *world) (string, error) {
+			if err := w.m.sh(fmt.Sprintf("ip link set mdn mtu %d", narrowMTU)); err != nil {
+				return "", err
+			}
+			defer func() { _ = w.m.sh("ip link set mdn mtu 1500") }()
+			if err := w.s.sh(fmt.Sprintf("ip link set eth0 mtu %d", narrowMTU)); err != nil {
+				return "", err
+			}
+			defer func() { _ = w.s.sh("ip link set eth0 mtu 1500") }()
+			if _, err := expect(w, w.c1, `(?i)mtu ?= ?1400`, "sh", "-c", "ping -M do -c 2 -i 0.3 -W 1 -s 1472 "+hostH+" 2>&1 || true"); err != nil {
+				return "", err
+			}
+			return expect(w, w.c1, `pmtu 1400 hops \d+`, "tracepath", "-n", hostH)
+		}},
+	}
+}
+
+// probePrograms: hping3 and nmap.
+func probePrograms() []program {
+	return []program{
+		{"1812-5.2.7.1", "hping3", func(w *world) (string, error) {
+			if _, err := expect(w, w.c1, `(?i)port unreachable`, "sh", "-c", "ping -c1 -W2 "+gatewayV+" >/dev/null; hping3 -2 -p 5999 -c 1 "+gatewayV+" 2>&1 || true"); err != nil {
+				return "", err
+			}
+			return expect(w, w.c1, `flags=SA`, "hping3", "-S", "-p", "80", "-s", "4100", "-k", "-c", "1", hostH)
+		}},
+		{"5508-REQ-1", "hping3", func(w *world) (string, error) {
+			return expect(w, w.c1, `ICMP timestamp`, "hping3", "--icmp", "--icmp-ts", "-c", "1", hostH)
+		}},
+		{"L-TCP-FLAGS", "nmap", func(w *world) (string, error) {
+			return expect(w, w.c1, `(?s)22/tcp +closed.*80/tcp +open`, "nmap", "-n", "-Pn", "-sS", "-p", "22,80", "--reason", hostH)
+		}},
+		{"5382-REQ-4", "nmap", func(w *world) (string, error) {
+			return expect(w, w.s, `(?s)21/tcp +filtered.*8080/tcp +open`, "nmap", "-n", "-Pn", "-sS", "-p", "21,8080", "--max-retries", "1", gatewayO)
+		}},
+	}
+}
+
+// transferPrograms: what moves data.
+func transferPrograms() []program {
+	return []program{
+		{"L-PORT", "curl", func(w *world) (string, error) {
+			return expect(w, w.c1, regexp.QuoteMeta(gatewayO+":40000"), "curl", "-s", "-m", "5", "--local-port", "40000", "http://"+hostH+"/ip")
+		}},
+		{"L-PORT-SHARED", "curl", func(w *world) (string, error) {
+			var got []string
+			for _, n := range []*namespace{w.c1, w.c2} {
+				out, err := w.run(n, "curl", "-s", "-m", "5", "--local-port", "40077", "http://"+hostH+"/ip")
+				if err != nil {
+					return "", err
+				}
+				got = append(got, out)
+			}
+			if got[0] == got[1] {
+				return "", fmt.Errorf("both are %s", got[0])
+			}
+			return "curl --local-port 40077: " + strings.Join(got, " and "), nil
+		}},
+		{"L-HTTP", "curl", func(w *world) (string, error) {
+			sum := fmt.Sprintf("%x", sha256.Sum256(w.page))
+			out, err := w.run(w.c1, "sh", "-c", "curl -s -m 20 http://"+hostH+"/blob | sha256sum")
 			if err != nil {
 				return "", err
 			}
-			got = append(got, out)
-		}
-		if got[0] == got[1] {
-			return "", fmt.Errorf("both are %s", got[0])
-		}
-		return "curl --local-port 40077: " + strings.Join(got, " and "), nil
-	}},
-	{"L-HTTP", "curl", func(w *world) (string, error) {
-		sum := fmt.Sprintf("%x", sha256.Sum256(w.page))
-		out, err := w.run(w.c1, "sh", "-c", "curl -s -m 20 http://"+hostH+"/blob | sha256sum")
-		if err != nil {
-			return "", err
-		}
-		if !strings.HasPrefix(out, sum) {
-			return "", fmt.Errorf("download of %d bytes came out changed: %s", bulk, tail(out))
-		}
-		file := filepath.Join(w.t.TempDir(), "page")
-		if err := os.WriteFile(file, w.page, 0o600); err != nil {
-			return "", err
-		}
-		if out, err = w.run(w.c1, "curl", "-s", "-m", "20", "-T", file, "http://"+hostH+"/put"); err != nil || out != sum {
-			return "", fmt.Errorf("upload: %w: %s", err, tail(out))
-		}
-		n, err := w.connections(2000)
-		if err != nil {
-			return "", err
-		}
-		return fmt.Sprintf("curl: 20 MB both ways intact; %d connections without keepalive, 0 failed", n), nil
-	}},
-	{"L-DNS", "dig", func(w *world) (string, error) {
-		script := "for i in $(seq 40); do dig +tries=1 +time=2 @" + hostH + " example.org | grep -c NOERROR; done | grep -c 1"
-		return expect(w, w.c1, `^40\n`, "sh", "-c", script)
-	}},
-	{"L-SIP", "sipp", func(w *world) (string, error) {
-		server := exec.Command("ip", "netns", "exec", w.s.name, "sipp", "-sn", "uas", "-i", hostH, "-nostdin")
-		server.Dir = w.t.TempDir()
-		server.Env = append(os.Environ(), "TERM=xterm")
-		if err := server.Start(); err != nil {
-			return "", err
-		}
-		defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
-		for range 100 {
-			if out, _ := w.run(w.s, "ss", "-Hlun", "sport", "=", ":5060"); out != "" {
-				break
+			if !strings.HasPrefix(out, sum) {
+				return "", fmt.Errorf("download of %d bytes came out changed: %s", bulk, tail(out))
 			}
-			time.Sleep(50 * time.Millisecond)
-		}
-		out, err := w.run(w.c1, "env", "TERM=xterm", "sipp", "-sn", "uac", "-i", hostV1, "-m", "20", "-r", "10", "-nostdin", hostH+":5060")
-		if err != nil {
-			return "", err
-		}
-		if !regexp.MustCompile(`Successful call\s*\|\s*\d+\s*\|\s*20`).MatchString(out) {
-			return "", fmt.Errorf("sipp: %s", tail(out))
-		}
-		return "sipp: 20 of 20 calls", nil
-	}},
-	{"L-UDPBIG", "", func(w *world) (string, error) {
-		var got int
-		err := w.c1.do(func() error {
-			c, err := net.Dial("udp4", hostH+":7")
-			if err != nil {
-				return err
+			file := filepath.Join(w.t.TempDir(), "page")
+			if err := os.WriteFile(file, w.page, 0o600); err != nil {
+				return "", err
 			}
-			defer c.Close()
-			sent := w.page[:8000]
-			_ = c.SetDeadline(time.Now().Add(5 * time.Second))
-			if _, err := c.Write(sent); err != nil {
-				return err
+			if out, err = w.run(w.c1, "curl", "-s", "-m", "20", "-T", file, "http://"+hostH+"/put"); err != nil || out != sum {
+				return "", fmt.Errorf("upload: %w: %s", err, tail(out))
 			}
-			buf := make([]byte, 9000)
-			if got, err = c.Read(buf); err != nil {
-				return err
-			}
-			if !bytes.Equal(buf[:got], sent) {
-				return fmt.Errorf("%d bytes came back changed", got)
-			}
-			return nil
-		})
-		return fmt.Sprintf("UDP echo of %d bytes identical", got), err
-	}},
-	{"L-HALFCLOSE", "", func(w *world) (string, error) {
-		err := w.c1.do(func() error {
-			c, err := net.Dial("tcp4", hostH+":7")
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-			sent := w.page[:3<<20]
-			fail := make(chan error, 1)
-			go func() {
-				_, err := c.Write(sent)
-				fail <- errorsJoin(err, c.(*net.TCPConn).CloseWrite())
-			}()
-			got, err := io.ReadAll(c)
-			if err := errorsJoin(err, <-fail); err != nil {
-				return err
-			}
-			if !bytes.Equal(got, sent) {
-				return fmt.Errorf("%d bytes back, want %d", len(got), len(sent))
-			}
-			return nil
-		})
-		return "3 MB echoed past the client's half close, identical", err
-	}},
-	{"L-HAIRPIN", "curl", func(w *world) (string, error) {
-		var got []string
-		for _, n := range []*namespace{w.c2, w.c1} {
-			out, err := w.run(n, "curl", "-s", "-m", "5", "http://"+gatewayV+":8088/ip")
+			n, err := w.connections(2000)
 			if err != nil {
 				return "", err
 			}
-			got = append(got, out)
-		}
-		return "curl from V2 and from the target: peer " + strings.Join(got, " and "), nil
-	}},
-	{"L-FWD", "curl", func(w *world) (string, error) {
-		return expect(w, w.s, regexp.QuoteMeta(hostH+":"), "curl", "-s", "-m", "5", "http://"+gatewayO+":8080/ip")
-	}},
-	{"1812-5.2.7.1", "hping3", func(w *world) (string, error) {
-		if _, err := expect(w, w.c1, `(?i)port unreachable`, "sh", "-c", "ping -c1 -W2 "+gatewayV+" >/dev/null; hping3 -2 -p 5999 -c 1 "+gatewayV+" 2>&1 || true"); err != nil {
-			return "", err
-		}
-		return expect(w, w.c1, `flags=SA`, "hping3", "-S", "-p", "80", "-s", "4100", "-k", "-c", "1", hostH)
-	}},
-	{"5508-REQ-1", "hping3", func(w *world) (string, error) {
-		return expect(w, w.c1, `ICMP timestamp`, "hping3", "--icmp", "--icmp-ts", "-c", "1", hostH)
-	}},
-	{"L-TCP-FLAGS", "nmap", func(w *world) (string, error) {
-		return expect(w, w.c1, `(?s)22/tcp +closed.*80/tcp +open`, "nmap", "-n", "-Pn", "-sS", "-p", "22,80", "--reason", hostH)
-	}},
-	{"5382-REQ-4", "nmap", func(w *world) (string, error) {
-		return expect(w, w.s, `(?s)21/tcp +filtered.*8080/tcp +open`, "nmap", "-n", "-Pn", "-sS", "-p", "21,8080", "--max-retries", "1", gatewayO)
-	}},
-	{"CK-OFFLOAD", "iperf3", offload},
-	{"L-PMTUD-OUT", "tracepath", func(w *world) (string, error) {
-		if err := w.m.sh(fmt.Sprintf("ip link set mdn mtu %d", narrowMTU)); err != nil {
-			return "", err
-		}
-		defer func() { _ = w.m.sh("ip link set mdn mtu 1500") }()
-		if err := w.s.sh(fmt.Sprintf("ip link set eth0 mtu %d", narrowMTU)); err != nil {
-			return "", err
-		}
-		defer func() { _ = w.s.sh("ip link set eth0 mtu 1500") }()
-		if _, err := expect(w, w.c1, `(?i)mtu ?= ?1400`, "sh", "-c", "ping -M do -c 2 -i 0.3 -W 1 -s 1472 "+hostH+" 2>&1 || true"); err != nil {
-			return "", err
-		}
-		return expect(w, w.c1, `pmtu 1400 hops \d+`, "tracepath", "-n", hostH)
-	}},
+			return fmt.Sprintf("curl: 20 MB both ways intact; %d connections without keepalive, 0 failed", n), nil
+		}},
+		{"L-DNS", "dig", func(w *world) (string, error) {
+			script := "for i in $(seq 40); do dig +tries=1 +time=2 @" + hostH + " example.org | grep -c NOERROR; done | grep -c 1"
+			return expect(w, w.c1, `^40\n`, "sh", "-c", script)
+		}},
+		{"L-SIP", "sipp", func(w *world) (string, error) {
+			server := exec.Command("ip", "netns", "exec", w.s.name, "sipp", "-sn", "uas", "-i", hostH, "-nostdin")
+			server.Dir = w.t.TempDir()
+			server.Env = append(os.Environ(), "TERM=xterm")
+			if err := server.Start(); err != nil {
+				return "", err
+			}
+			defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
+			w.listening("-u", 5060)
+			out, err := w.run(w.c1, "env", "TERM=xterm", "sipp", "-sn", "uac", "-i", hostV1, "-m", "20", "-r", "10", "-nostdin", hostH+":5060")
+			if err != nil {
+				return "", err
+			}
+			if !regexp.MustCompile(`Successful call\s*\|\s*\d+\s*\|\s*20`).MatchString(out) {
+				return "", fmt.Errorf("sipp: %s", tail(out))
+			}
+			return "sipp: 20 of 20 calls", nil
+		}},
+		{"L-UDPBIG", "", func(w *world) (string, error) {
+			var got int
+			err := w.c1.do(func() error {
+				c, err := net.Dial("udp4", hostH+":7")
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				sent := w.page[:8000]
+				_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+				if _, err := c.Write(sent); err != nil {
+					return err
+				}
+				buf := make([]byte, 9000)
+				if got, err = c.Read(buf); err != nil {
+					return err
+				}
+				if !bytes.Equal(buf[:got], sent) {
+					return fmt.Errorf("%d bytes came back changed", got)
+				}
+				return nil
+			})
+			return fmt.Sprintf("UDP echo of %d bytes identical", got), err
+		}},
+		{"L-HALFCLOSE", "", func(w *world) (string, error) {
+			err := w.c1.do(func() error {
+				c, err := net.Dial("tcp4", hostH+":7")
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+				sent := w.page[:3<<20]
+				fail := make(chan error, 1)
+				go func() {
+					_, err := c.Write(sent)
+					fail <- errorsJoin(err, c.(*net.TCPConn).CloseWrite())
+				}()
+				got, err := io.ReadAll(c)
+				if err := errorsJoin(err, <-fail); err != nil {
+					return err
+				}
+				if !bytes.Equal(got, sent) {
+					return fmt.Errorf("%d bytes back, want %d", len(got), len(sent))
+				}
+				return nil
+			})
+			return "3 MB echoed past the client's half close, identical", err
+		}},
+		{"L-HAIRPIN", "curl", func(w *world) (string, error) {
+			var got []string
+			for _, n := range []*namespace{w.c2, w.c1} {
+				out, err := w.run(n, "curl", "-s", "-m", "5", "http://"+gatewayV+":8088/ip")
+				if err != nil {
+					return "", err
+				}
+				got = append(got, out)
+			}
+			return "curl from V2 and from the target: peer " + strings.Join(got, " and "), nil
+		}},
+		{"L-FWD", "curl", func(w *world) (string, error) {
+			return expect(w, w.s, regexp.QuoteMeta(hostH+":"), "curl", "-s", "-m", "5", "http://"+gatewayO+":8080/ip")
+		}},
+		{"CK-OFFLOAD", "iperf3", offload},
+	}
 }
 
 func errorsJoin(errs ...error) error {
@@ -666,12 +686,7 @@ func offload(w *world) (string, error) {
 		return "", err
 	}
 	defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
-	for range 100 {
-		if out, _ := w.run(w.s, "ss", "-Hltn", "sport", "=", ":5201"); out != "" {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+	w.listening("-t", 5201)
 	var rates []string
 	lost := 0.0
 	for _, how := range [][]string{nil, {"-R"}, {"-u", "-b", "20M", "-l", "1400"}} {
@@ -716,7 +731,7 @@ func TestPrograms(t *testing.T) {
 		t.Fatal("needs root for network namespaces")
 	}
 	w := newWorld(t)
-	for _, p := range programs {
+	for _, p := range slices.Concat(probePrograms(), transferPrograms(), pathPrograms()) {
 		t.Run(p.row+"/"+p.need, func(t *testing.T) {
 			w.t = t
 			q := requirementOf(p.row)

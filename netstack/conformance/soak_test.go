@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/netstack"
 )
 
@@ -17,10 +18,10 @@ func peerGone(b *bench) {
 	for gone := false; !gone; {
 		b.advance(time.Second)
 		told++
-		if told > 25 { // the retries of the engine run on real time
-			time.Sleep(600 * time.Millisecond)
-		}
 		v, _ := b.push(vpc, f.outgoing())
+		if told > 25 && len(v) == 0 { // the retries of the engine run on real time
+			testwait.Poll(600*time.Millisecond, func() bool { v, _ = b.push(vpc); return len(v) > 0 })
+		}
 		g.send()
 		g.answer()
 		gone = len(v) > 0
@@ -103,12 +104,7 @@ func day(b *bench) {
 				lost++
 			}
 		}
-		for range 100 { // until the sweep, which runs on real time, has been
-			if b.liveFlows() <= 5*fresh+5 {
-				break
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
+		testwait.Poll(2*time.Second, func() bool { return b.liveFlows() <= 5*fresh+5 }) // the sweep runs on real time
 		topFlows = max(topFlows, b.liveFlows())
 		if (past/every)%6 != 5 {
 			continue

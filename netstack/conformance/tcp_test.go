@@ -88,10 +88,11 @@ func (f *flow) closeBoth() {
 	f.pass(vpc, f.outSeg(int(ack), ""))
 }
 
-func tcpRows() map[string]func(*bench) {
-	return map[string]func(*bench){
-		"5382-REQ-1": func(b *bench) { endpoints(b, b.openTCP) },
-		"5382-REQ-2": func(b *bench) {
+// tcpConnections: RFC 5382 sections 4.1 and 4.2: mapping, and connections from inside.
+func tcpConnections() []row {
+	return []row{
+		{"5382-REQ-1", "one port whatever the destination", func(b *bench) { endpoints(b, b.openTCP) }},
+		{"5382-REQ-2", "every valid segment", func(b *bench) {
 			f := b.tcpSyn(at(v1, b.port()), at(o1, 80))
 			f.pass(vpc, tcp(f.in, f.out, segment{flags: syn, seq: 1000})) // again
 			synAck := tcp(f.out, f.ext, segment{flags: syn | ack, seq: 9000, ack: 1001})
@@ -143,8 +144,8 @@ func tcpRows() map[string]func(*bench) {
 			t = b.forwarded()
 			t.pass(overlay, t.inSeg(int(rst), ""))
 			b.note("every segment of opening, data, closing passed with only the tuple changed, TA and TB")
-		},
-		"5382-REQ-2a": func(b *bench) {
+		}},
+		{"5382-REQ-2a", "simultaneous open", func(b *bench) {
 			f := b.tcpSyn(at(v1, b.port()), at(o1, 80))
 			f.pass(overlay, tcp(f.out, f.ext, segment{flags: syn, seq: 9000}))
 			f.irs++
@@ -155,43 +156,55 @@ func tcpRows() map[string]func(*bench) {
 			f.pass(vpc, f.outSeg(psa, "out"))
 			f.pass(overlay, f.inSeg(psa, "in"))
 			b.note("simultaneous open, data both ways")
-		},
-		"5382-REQ-3": func(b *bench) {
+		}},
+	}
+}
+
+// tcpFiltering: RFC 5382 section 4.3: filtering, and SYNs nobody asked for.
+func tcpFiltering() []row {
+	return []row{
+		{"5382-REQ-3", "filtering class", func(b *bench) {
 			f := b.tcpFlow(at(v1, b.port()), at(o1, 80))
 			b.none(overlay, tcp(at(o2, 80), f.ext, segment{flags: syn, seq: 1}))
 			b.none(overlay, tcp(at(o1, 81), f.ext, segment{flags: syn, seq: 1}))
 			f.talk()
 			b.note("address and port dependent")
-		},
-		"5382-REQ-3a": func(b *bench) { filterClasses(b) },
-		"5382-REQ-3b": func(b *bench) {
+		}},
+		{"5382-REQ-3a", "filtering is a setting", func(b *bench) { filterClasses(b) }},
+		{"5382-REQ-3b", "filtering apart from UDP", func(b *bench) {
 			b.start(func(s *setup) { s.openUDP = true })
 			b.engineOnly()
 			b.filtered(true, false)
 			b.start(func(s *setup) { s.openTCP = true })
 			b.filtered(false, true)
 			b.note("one open, the other not, both ways")
-		},
-		"5382-REQ-4": func(b *bench) {
+		}},
+		{"5382-REQ-4", "silence for an unsolicited SYN", func(b *bench) {
 			b.none(overlay, tcp(at(o1, 80), at(ro, b.port()), segment{flags: syn, seq: 9000}))
 			b.advance(6 * time.Second)
 			b.quiet()
 			b.note("silence for 6 s")
-		},
-		"5382-REQ-4s": func(b *bench) {
+		}},
+		{"5382-REQ-4s", "own SYN after an unsolicited one", func(b *bench) {
 			p := b.port()
 			b.none(overlay, tcp(at(o1, 80), at(ro, p), segment{flags: syn, seq: 9000}))
 			f := b.tcpFlow(at(v1, p), at(o1, 80))
 			f.talk()
 			b.note("handshake completes")
-		},
-		"5382-REQ-4a": func(b *bench) {
+		}},
+		{"5382-REQ-4a", "silence after six seconds", func(b *bench) {
 			b.none(overlay, tcp(at(o1, 80), at(ro, b.port()), segment{flags: syn, seq: 9000}))
 			b.advance(10 * time.Second)
 			b.quiet()
 			b.note("silence by policy, 10 s")
-		},
-		"5382-REQ-5e": func(b *bench) {
+		}},
+	}
+}
+
+// tcpTimers: RFC 5382 section 5: timers.
+func tcpTimers() []row {
+	return []row{
+		{"5382-REQ-5e", "established and idle", func(b *bench) {
 			f := b.tcpFlow(at(v1, b.port()), at(o1, 80))
 			b.advance(2*time.Hour + 3*time.Minute)
 			f.pass(overlay, f.inSeg(psa, "late"))
@@ -199,8 +212,8 @@ func tcpRows() map[string]func(*bench) {
 			b.advance(2*time.Hour + 3*time.Minute)
 			f.pass(overlay, f.inSeg(psa, "late"))
 			b.note("data after 2 h 03 min idle, TA and TB")
-		},
-		"5382-REQ-5t": func(b *bench) {
+		}},
+		{"5382-REQ-5t", "opening and closing", func(b *bench) {
 			for _, wait := range []time.Duration{110, 132, 235} {
 				b.start()
 				f := b.tcpSyn(at(v1, b.port()), at(o1, 80))
@@ -214,8 +227,8 @@ func tcpRows() map[string]func(*bench) {
 				h.pass(overlay, tcp(h.out, h.ext, segment{flags: fin | ack, seq: h.irs - 1, ack: h.iss}))
 			}
 			b.note("SYN, SYN/ACK and closed at 110, 132, 235 s")
-		},
-		"5382-REQ-5a": func(b *bench) {
+		}},
+		{"5382-REQ-5a", "timers are settings", func(b *bench) {
 			b.start(func(s *setup) {
 				s.timeouts = netstack.Timeouts{TCPEstablished: 3 * time.Hour, TCPTransitory: 300 * time.Second}
 			})
@@ -227,8 +240,14 @@ func tcpRows() map[string]func(*bench) {
 			b.advance(2*time.Hour + 50*time.Minute)
 			f.pass(overlay, f.inSeg(psa, "late"))
 			b.note("3 h and 300 s as set")
-		},
-		"5382-REQ-6": func(b *bench) {
+		}},
+	}
+}
+
+// tcpOther: RFC 5382 sections 6 and 7: gateways, ports, hairpin and ICMP.
+func tcpOther() []row {
+	return []row{
+		{"5382-REQ-6", "FTP without a gateway", func(b *bench) {
 			f := b.tcpFlow(at(v1, b.port()), at(o1, 21))
 			f.pass(vpc, f.outSeg(psa, "PORT 10,77,1,50,200,10\r\n"))
 			f.pass(vpc, f.outSeg(psa, "PASV\r\n"))
@@ -236,17 +255,17 @@ func tcpRows() map[string]func(*bench) {
 			g := b.tcpFlow(at(v1, b.port()), at(o1, 200*256+10))
 			g.pass(overlay, g.inSeg(psa, "file"))
 			b.note("FTP control payload untouched, passive data connection works")
-		},
-		"5382-REQ-7": func(b *bench) {
+		}},
+		{"5382-REQ-7", "no shared ports", func(b *bench) {
 			a, c := b.openTCP(at(v1, 4000), at(o1, 80)), b.openTCP(at(v2, 4000), at(o2, 80))
 			if a == c {
 				b.failf("both leave as %s", a)
 			}
 			b.note("%d and %d", a.Port(), c.Port())
-		},
-		"5382-REQ-8":  func(b *bench) { hairpinForward(b, false) },
-		"5382-REQ-8a": func(b *bench) { hairpinForward(b, false) },
-		"5382-REQ-9": func(b *bench) {
+		}},
+		{"5382-REQ-8", "hairpin", func(b *bench) { hairpinForward(b, false) }},
+		{"5382-REQ-8a", "hairpin shows the outside source", func(b *bench) { hairpinForward(b, false) }},
+		{"5382-REQ-9", "unreachables pass", func(b *bench) {
 			f := b.tcpFlow(at(v1, b.port()), at(hh, 80))
 			seen := tcp(f.ext, f.out, segment{flags: ack, seq: f.iss, ack: f.irs})
 			for _, e := range [][3]int{{3, 1, 0}, {3, 3, 0}, {3, 4, 1300}, {3, 10, 0}, {11, 0, 0}} {
@@ -255,8 +274,8 @@ func tcpRows() map[string]func(*bench) {
 				want(b, "MTU field", got.mtu, e[2])
 			}
 			b.note("3/1, 3/3, 3/4, 3/10, 11/0 with 8 bytes quoted")
-		},
-		"5382-REQ-10": func(b *bench) {
+		}},
+		{"5382-REQ-10", "errors end no connection", func(b *bench) {
 			f := b.tcpFlow(at(v1, b.port()), at(hh, 80))
 			seen := tcp(f.ext, f.out, segment{flags: ack, seq: f.iss, ack: f.irs})
 			for _, e := range errorsAbout {
@@ -270,7 +289,7 @@ func tcpRows() map[string]func(*bench) {
 				f.talk()
 			}
 			b.note("data both ways after each, TA and TB")
-		},
+		}},
 	}
 }
 

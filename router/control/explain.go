@@ -19,6 +19,7 @@ type Question struct {
 	Network     ztnode.NetworkID `json:"network"` // where it comes from, from the overlay
 }
 
+// Proto returns the number of the protocol.
 func (q Question) Proto() uint8 {
 	switch q.Protocol {
 	case "tcp":
@@ -35,6 +36,7 @@ func (q Question) Proto() uint8 {
 	return uint8(n)
 }
 
+// Check completes a question and says what is wrong with it.
 func (q *Question) Check() error {
 	if q.Protocol == "" {
 		q.Protocol = "icmp"
@@ -59,8 +61,8 @@ func (q *Question) Check() error {
 type Explanation struct {
 	Schema      int              `json:"schema"`
 	Question    Question         `json:"question"`
-	Verdict     string           `json:"verdict"`          // forward | local | drop | reject
-	Reason      string           `json:"reason,omitempty"` // of drop and reject, as in ztgate_dropped_packets_total
+	Verdict     string           `json:"verdict"`          // forward | local | drop | reject | elsewhere
+	Reason      string           `json:"reason,omitempty"` // of drop, reject and elsewhere; see the manual
 	Established bool             `json:"established"`      // it belongs to a flow
 	Rule        int              `json:"rule"`             // of the policy; -1 = default, -2 = not asked
 	RuleText    string           `json:"ruleText,omitempty"`
@@ -74,4 +76,5 @@ type Explanation struct {
 	Translation string           `json:"translation"` // keep | masquerade | map
 	Redirected  bool             `json:"redirected"`  // by a forward or a map
 	MTU         int              `json:"mtu,omitempty"`
+	Detail      string           `json:"detail,omitempty"` // what this host or a member does with it, and the remedy
 }

@@ -107,6 +107,7 @@ type Status struct {
 	Targets  []TargetState `json:"targets"`
 	Names    []NameState   `json:"names,omitempty"`
 	Peers    PeerCounts    `json:"peers"`
+	Problems []string      `json:"problems,omitempty"` // of the configuration; those of a network stand there
 	Flows    int           `json:"flows"`
 	Limit    int           `json:"flowsLimit"`
 }

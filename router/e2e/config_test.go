@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/control"
 	"ztgate/router/fault"
 	"ztgate/router/lab"
@@ -91,7 +92,7 @@ func TestForwards(t *testing.T) {
 		if !strings.Contains(out, "You come from 10.0.0.1.") {
 			t.Error(out)
 		}
-		eventually(t, func() error { // counted when it has ended
+		testwait.NoError(t, 30*time.Second, func() error { // counted when it has ended
 			m, err := s.Metrics(context.Background())
 			if ok := m.Sum("ztgate_relayed_connections_total", map[string]string{"protocol": "tcp", "result": "ok"}); err == nil && ok != 1 {
 				err = fmt.Errorf("ztgate_relayed_connections_total is %v", ok)

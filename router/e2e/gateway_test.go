@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/admin"
 	"ztgate/router/gateway"
 	"ztgate/router/lab"
@@ -35,25 +36,6 @@ func run(t *testing.T, n *lab.Namespace, name string, args ...string) string {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
 	return string(out)
-}
-
-// eventually waits until f returns no error.
-func eventually(t *testing.T, f func() error) {
-	t.Helper()
-	if err := within(30*time.Second, f); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// within calls f for some time until it returns no error; else it returns the
-// last one.
-func within(d time.Duration, f func() error) error {
-	for end := time.Now().Add(d); ; time.Sleep(50 * time.Millisecond) {
-		err := f()
-		if err == nil || time.Now().After(end) {
-			return err
-		}
-	}
 }
 
 const office = "10.0.0.10"
@@ -225,7 +207,7 @@ func testDeauthorise(t *testing.T, s *lab.Scenario) {
 	if onLibzt() { // it learns of that only when it asks again, which is every minute
 		limit = 100 * time.Second
 	}
-	err := within(limit, func() error {
+	err := testwait.Try(limit, func() error {
 		nets, err := s.GatewayAPI.Networks(ctx)
 		if err == nil && nets.Networks[0].Status != ztnode.StatusDenied {
 			err = fmt.Errorf("status is %s", nets.Networks[0].Status)
@@ -242,7 +224,7 @@ func testDeauthorise(t *testing.T, s *lab.Scenario) {
 		t.Errorf("health is %+v, %v", h, err)
 	}
 	set(true)
-	if err := within(limit, func() error { return fetch(s) }); err != nil {
+	if err := testwait.Try(limit, func() error { return fetch(s) }); err != nil {
 		t.Error(err)
 	}
 }
@@ -272,7 +254,7 @@ func restart(t *testing.T, s *lab.Scenario) {
 	if err := s.StartGateway(ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() error { return s.AwaitReady(ctx) })
+	testwait.NoError(t, 30*time.Second, func() error { return s.AwaitReady(ctx) })
 	if err := fetch(s); err != nil {
 		t.Error(err)
 	}
@@ -342,7 +324,7 @@ func testGatewayKilled(t *testing.T, s *lab.Scenario) {
 		return "", fmt.Errorf("the mapping isn't among the %d saved ones", len(list))
 	}
 	var before string
-	eventually(t, func() (err error) { before, err = mapped(); return err })
+	testwait.NoError(t, 30*time.Second, func() (err error) { before, err = mapped(); return err })
 	if strings.HasSuffix(before, ":45678") {
 		t.Fatalf("both clients have %s", before)
 	}
@@ -386,7 +368,7 @@ func TestLabCommand(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() error {
+	testwait.NoError(t, 30*time.Second, func() error {
 		c, err := net.Dial("unix", filepath.Join("/run", o.Prefix, "gw", "ztgate.sock"))
 		if err == nil {
 			err = c.Close()

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/lab"
 )
 
@@ -82,7 +83,7 @@ func TestInteropRules(t *testing.T) {
 				{"refused on sending", portOutbound, false},
 			} {
 				at := netip.AddrPortFrom(overlayOf(j), c.port)
-				if err := within(patience, func() error {
+				if err := testwait.Try(patience, func() error {
 					err := connect(from, at)
 					if (err == nil) != c.want {
 						return fmt.Errorf("%s: connection from %s to %s: %v, want success: %v", c.name, from.Name, to.Name, err, c.want)
@@ -104,7 +105,7 @@ func TestInteropRules(t *testing.T) {
 				setMember(t, m, id, n, map[string]any{"capabilities": caps})
 			}
 			pairs(t, m, func(from, to *lab.Node, i, j int) error {
-				return within(patience, func() error {
+				return testwait.Try(patience, func() error {
 					err := deliver(from, inboxes[j])
 					if i != holder {
 						err = not(err, "%s reaches %s without the capability", from.Name, to.Name)
@@ -132,9 +133,9 @@ func TestInteropDeauthorise(t *testing.T) {
 			start := time.Now()
 			pairs(t, m, func(from, to *lab.Node, i, j int) error {
 				if i != v && j != v { // the rest is not disturbed
-					return within(patience, func() error { return ping(from, overlayOf(j)) })
+					return testwait.Try(patience, func() error { return ping(from, overlayOf(j)) })
 				}
-				if err := within(patience, func() error {
+				if err := testwait.Try(patience, func() error {
 					return not(ping(from, overlayOf(j)), "%s still has answers from %s", from.Name, to.Name)
 				}); err != nil {
 					return err

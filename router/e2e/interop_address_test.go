@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/lab"
 	"ztgate/zerotier/ztnode"
 )
@@ -65,7 +66,7 @@ func TestInteropAddresses(t *testing.T) {
 		pairs(t, m, func(from, to *lab.Node, _, j int) error {
 			rfc4193, sixPlane, v4 := addressesOf(states[j])
 			for _, a := range []netip.Addr{v4, rfc4193, sixPlane, extra[j]} {
-				if err := within(patience, func() error { return ping(from, a) }); err != nil {
+				if err := testwait.Try(patience, func() error { return ping(from, a) }); err != nil {
 					return err
 				}
 			}
@@ -101,7 +102,7 @@ func everybodyAnswers(t *testing.T, m *lab.Mesh, target func(from *lab.Node, i i
 	start := time.Now()
 	for i, from := range m.Nodes {
 		// Groups are announced, and asked for again, every 60 s (chapter 03 §5.6).
-		if err := within(3*patience, func() error {
+		if err := testwait.Try(3*patience, func() error {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
 			args := append([]string{"-n", "-c", "2", "-i", "0.3", "-W", "1"}, target(from, i)...)
@@ -146,7 +147,7 @@ func testGroup(t *testing.T, m *lab.Mesh, states []lab.NetworkState) {
 	}
 	start := time.Now()
 	pairs(t, m, func(from, to *lab.Node, _, j int) error {
-		if err := within(3*patience, func() error { return deliver(from, inboxes[j]) }); err != nil {
+		if err := testwait.Try(3*patience, func() error { return deliver(from, inboxes[j]) }); err != nil {
 			return fmt.Errorf("at %s: %w", to.Name, err)
 		}
 		return nil
@@ -190,11 +191,11 @@ func TestInteropAdHoc(t *testing.T) {
 			}
 		}
 		pairs(t, m, func(from, to *lab.Node, _, j int) error {
-			if err := within(patience, func() error { return ping(from, at(j, 0).Addr()) }); err != nil {
+			if err := testwait.Try(patience, func() error { return ping(from, at(j, 0).Addr()) }); err != nil {
 				return err
 			}
 			for _, port := range []uint16{first, last} {
-				if err := within(patience, func() error { return connect(from, at(j, port)) }); err != nil {
+				if err := testwait.Try(patience, func() error { return connect(from, at(j, port)) }); err != nil {
 					return fmt.Errorf("%s to port %s of %s: %w", from.Name, strconv.Itoa(int(port)), to.Name, err)
 				}
 			}
@@ -206,7 +207,7 @@ func TestInteropAdHoc(t *testing.T) {
 		pairs(t, m, func(from, _ *lab.Node, _, j int) error {
 			_, sixPlane, v4 := addressesOf(states[j])
 			for _, a := range []netip.Addr{v4, sixPlane} {
-				if err := within(patience, func() error { return ping(from, a) }); err != nil {
+				if err := testwait.Try(patience, func() error { return ping(from, a) }); err != nil {
 					return err
 				}
 			}

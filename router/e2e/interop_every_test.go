@@ -19,24 +19,25 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/lab"
 	"ztgate/zerotier/ztnode"
 )
 
-// Makes of nodes, as the table calls them; real ones go by their version.
+// Implementations of nodes, as the table calls them; real ones go by their version.
 const (
 	nameOurs  = "ours"
 	nameLibzt = "libzt"
 )
 
-// makeOf is a make of node: ours, on libzt, or the zerotier-one at a path.
-type makeOf struct{ name, path string }
+// implementation is one of a node: ours, on libzt, or the zerotier-one at a path.
+type implementation struct{ name, path string }
 
-// nodeMakes returns ours and the real ones that there are.
-func nodeMakes(t *testing.T) []makeOf {
-	out := []makeOf{{nameOurs, ""}, {version(t, reference(t)), reference(t)}}
+// implementations returns ours and the real ones that there are.
+func implementations(t *testing.T) []implementation {
+	out := []implementation{{nameOurs, ""}, {version(t, reference(t)), reference(t)}}
 	if older() != "" {
-		out = append(out, makeOf{version(t, older()), older()})
+		out = append(out, implementation{version(t, older()), older()})
 	}
 	return out
 }
@@ -56,18 +57,18 @@ func version(t *testing.T, path string) string {
 
 // party is a member or a gateway in [every].
 type party struct {
-	makeOf
+	implementation
 	node  *lab.Node // or its host
 	addr  netip.Addr
 	libzt *libztMember // if it is a member on libzt's own stack
 }
 
-// every is a network of a member and a gateway of each make around one root and
+// every is a network of a member and a gateway of each implementation around one root and
 // one controller.
 type every struct {
 	*lab.Mesh
 	id               ztnode.NetworkID
-	root, controller string // makes
+	root, controller string // implementations
 	members          []party
 	gateways         []party
 }
@@ -88,17 +89,17 @@ func everyRules() []rule {
 // Every mix of root, controller, member and gateway: each can be ours or a real one
 // of either version; members and gateways also libzt. Each member reaches a host in
 // each gateway's VPC and the reverse. With three of the mixes of root and
-// controller, in which each make has either part once, all other properties too.
+// controller, in which each implementation has either part once, all other properties too.
 func TestInteropEvery(t *testing.T) {
 	t.Parallel()
-	makes := nodeMakes(t)
-	for r, root := range makes {
-		for c, controller := range makes {
+	impls := implementations(t)
+	for r, root := range impls {
+		for c, controller := range impls {
 			t.Run(fmt.Sprintf("root_%s_controller_%s", root.name, controller.name), func(t *testing.T) {
 				t.Parallel()
 				e := startEvery(t, fmt.Sprintf("e%d%d", r, c), root, controller)
 				e.traffic(t)
-				if c != (r+1)%len(makes) {
+				if c != (r+1)%len(impls) {
 					return
 				}
 				e.access(t)
@@ -113,21 +114,21 @@ func TestInteropEvery(t *testing.T) {
 	}
 }
 
-func startEvery(t *testing.T, name string, root, controller makeOf) *every {
+func startEvery(t *testing.T, name string, root, controller implementation) *every {
 	o := lab.MeshOptions{Prefix: name, Root: root.path, Separate: true, Controller: controller.path, Libzt: os.Getenv("ZTGATE_LIBZT")}
 	e := &every{root: root.name, controller: controller.name}
-	makes := nodeMakes(t)
-	for i, k := range makes {
+	impls := implementations(t)
+	for i, k := range impls {
 		o.Members = append(o.Members, lab.MeshMember{Name: "m" + strconv.Itoa(i), ZeroTierOne: k.path})
-		e.members = append(e.members, party{makeOf: k})
+		e.members = append(e.members, party{implementation: k})
 	}
 	if o.Libzt != "" {
-		makes = append(makes, makeOf{name: nameLibzt})
+		impls = append(impls, implementation{name: nameLibzt})
 	}
-	for i, k := range makes {
+	for i, k := range impls {
 		o.Members = append(o.Members, lab.MeshMember{Name: "g" + strconv.Itoa(i), ZeroTierOne: k.path, Libzt: k.name == nameLibzt,
 			Gateway: true, Forwarded: portsOfAll})
-		e.gateways = append(e.gateways, party{makeOf: k})
+		e.gateways = append(e.gateways, party{implementation: k})
 	}
 	start := time.Now()
 	e.Mesh = startMesh(t, o)
@@ -147,7 +148,7 @@ func startEvery(t *testing.T, name string, root, controller makeOf) *every {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := party{makeOf: makeOf{name: nameLibzt}, node: host, addr: overlayOf(number)}
+		p := party{implementation: implementation{name: nameLibzt}, node: host, addr: overlayOf(number)}
 		e.set(t, p, map[string]any{"authorized": true, "ipAssignments": []string{p.addr.String()}})
 		p.libzt = startLibztMember(t, e.Mesh, host, buildLibztMember(t), e.id.String(), portsOfAll)
 		if got, want := p.libzt.next(), "joined "+p.addr.String(); !strings.HasPrefix(got, want) {
@@ -245,7 +246,7 @@ func both(m, g party, port uint16, want bool) error {
 
 func bothWithin(limit time.Duration, m, g party, port uint16, want bool) error {
 	check := func(what string, f func(m, g party, port uint16) error) error {
-		return within(limit, func() error {
+		return testwait.Try(limit, func() error {
 			err := f(m, g, port)
 			if (err == nil) == want {
 				return nil
@@ -337,7 +338,7 @@ func (e *every) derived(t *testing.T, property string, id ztnode.NetworkID) {
 				defer cancel()
 				return from.node.Ping(ctx, a)
 			}
-			return within(patience, func() error {
+			return testwait.Try(patience, func() error {
 				err := answers(sixPlane)
 				if id>>56 == 0xff || to.libzt != nil && err == nil { // ad-hoc networks have 6PLANE only
 					return err
@@ -385,7 +386,7 @@ func (e *every) openFlows(t *testing.T) map[pair]*flow {
 	flows := map[pair]*flow{}
 	for _, m := range e.members {
 		for _, g := range e.gateways {
-			eventually(t, func() error {
+			testwait.NoError(t, 30*time.Second, func() error {
 				ctx, cancel := stepContext()
 				defer cancel()
 				c, err := g.node.VPC.Dial(ctx, "tcp", netip.AddrPortFrom(m.addr, portPlain).String())
@@ -404,7 +405,7 @@ func (e *every) openFlows(t *testing.T) map[pair]*flow {
 // new members can join.
 func (e *every) killRoot(t *testing.T, flows map[pair]*flow) {
 	e.each(t, "direct paths", func(m, g party) error {
-		return within(patience, func() error {
+		return testwait.Try(patience, func() error {
 			list, err := g.node.Endpoints(context.Background(), m.node)
 			if err == nil && len(list) == 0 {
 				err = errors.New("no direct path")
@@ -418,7 +419,7 @@ func (e *every) killRoot(t *testing.T, flows map[pair]*flow) {
 		return errors.Join(flows[pair{m.name, g.name}].alive(patience), both(m, g, portPlain, true))
 	})
 	bringBack(t, e.Mesh)
-	for i, k := range nodeMakes(t) {
+	for i, k := range implementations(t) {
 		start := time.Now()
 		n, err := e.Add(e.Context(), lab.MeshMember{Name: "late" + strconv.Itoa(i), ZeroTierOne: k.path})
 		if err != nil {
@@ -429,7 +430,7 @@ func (e *every) killRoot(t *testing.T, flows map[pair]*flow) {
 		joinedLate(t, e.Mesh, n, e.id)
 		addr := overlayOf(number)
 		echoOn(t, n.NS, netip.AddrPortFrom(addr, portPlain))
-		late := party{makeOf: k, node: n, addr: addr}
+		late := party{implementation: k, node: n, addr: addr}
 		for _, g := range e.gateways {
 			r := row{"root is back: new members join", e.root, e.controller, k.name, g.name, passed, 0}
 			if err := bothWithin(4*patience, late, g, portPlain, true); err != nil { // real ones announce groups once a minute
@@ -458,7 +459,7 @@ func (e *every) roam(t *testing.T, flows map[pair]*flow) {
 		e.each(t, side.name+" roams: connections go on, others can be made", func(m, g party) error {
 			other := make(chan error)
 			go func() { other <- flows[pair{m.name, g.name}].alive(4 * patience) }()
-			err := within(4*patience, func() error { return errors.Join(in(m, g, portPlain), out(m, g, portPlain)) })
+			err := testwait.Try(4*patience, func() error { return errors.Join(in(m, g, portPlain), out(m, g, portPlain)) })
 			return errors.Join(err, <-other)
 		})
 	}

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/lab"
 )
 
@@ -124,7 +125,7 @@ func (l *libztMember) connect(to netip.AddrPort) error {
 	if err := l.say("connect %s %d %d\n", to.Addr(), to.Port(), n); err != nil {
 		return err
 	}
-	return within(2*time.Second, func() error {
+	return testwait.Try(2*time.Second, func() error {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if l.answered[n] {

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/lab"
 )
 
@@ -44,7 +45,7 @@ func openStream(t *testing.T, from, to *lab.Node, at netip.AddrPort) *stream {
 		_, _ = io.Copy(&countTo{&s.received}, c)
 	}()
 	var c net.Conn
-	eventually(t, func() error {
+	testwait.NoError(t, 30*time.Second, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
 		c, err = from.NS.Dial(ctx, "tcp", at.String())
@@ -76,7 +77,7 @@ func (s *stream) resumed(limit time.Duration) (time.Duration, error) {
 	const enough = 1 << 20 // more than is on the way
 	first := s.received.Load()
 	last, lastAt, longest := first, start, time.Duration(0)
-	err := within(limit, func() error {
+	err := testwait.Try(limit, func() error {
 		now := s.received.Load()
 		if now != last {
 			longest = max(longest, time.Since(lastAt))
@@ -140,7 +141,7 @@ func TestInteropRoaming(t *testing.T) {
 				if from.Real() && to.Real() || !slices.Contains(numbers, j) {
 					return nil
 				}
-				return within(patience, func() error { return at(from, to, lab.MeshAddress(100+j).Addr()) })
+				return testwait.Try(patience, func() error { return at(from, to, lab.MeshAddress(100+j).Addr()) })
 			})
 		}
 		move(0)    // ours
@@ -184,7 +185,7 @@ func bringBack(t *testing.T, m *lab.Mesh) {
 		t.Fatal(err)
 	}
 	for _, n := range m.Nodes {
-		if err := within(10*patience, func() error { // a killed zerotier-one may be deaf for minutes all the same
+		if err := testwait.Try(10*patience, func() error { // a killed zerotier-one may be deaf for minutes all the same
 			list, err := m.Root.Endpoints(context.Background(), n)
 			if err == nil && len(list) == 0 {
 				err = fmt.Errorf("the root doesn't see %s", n.Name)
@@ -201,7 +202,7 @@ func bringBack(t *testing.T, m *lab.Mesh) {
 func keeps(t *testing.T, n *lab.Node, others []*lab.Node) {
 	t.Helper()
 	for _, other := range others {
-		if err := within(2*patience, func() error {
+		if err := testwait.Try(2*patience, func() error {
 			_, err := os.Stat(filepath.Join(n.Home, "peers.d", other.Address+".peer"))
 			return err
 		}); err != nil {
@@ -221,7 +222,7 @@ func TestInteropRootRestart(t *testing.T) {
 		m.Root.Process.Kill()
 		for range 5 {
 			pairs(t, m, func(from, _ *lab.Node, _, j int) error {
-				return within(patience, func() error { return ping(from, overlayOf(j)) })
+				return testwait.Try(patience, func() error { return ping(from, overlayOf(j)) })
 			})
 		}
 		bringBack(t, m)
@@ -235,7 +236,7 @@ func TestInteropRootRestart(t *testing.T) {
 			joinedLate(t, m, n, id)
 		}
 		pairs(t, m, func(from, to *lab.Node, i, j int) error {
-			err := within(4*patience, func() error { return ping(from, overlayOf(j)) })
+			err := testwait.Try(4*patience, func() error { return ping(from, overlayOf(j)) })
 			if max(i, j) > 2 {
 				t.Logf("%s reaches %s %v after the root was back", from.Name, to.Name, time.Since(start).Round(100*time.Millisecond))
 			}
@@ -283,7 +284,7 @@ func TestInteropPeerCache(t *testing.T) {
 			joined(t, mover, id)
 			t.Logf("joined %v after the start", time.Since(start).Round(100*time.Millisecond))
 			pairs(t, m, func(from, to *lab.Node, i, j int) error {
-				err := within(2*patience, func() error { return ping(from, overlayOf(j)) })
+				err := testwait.Try(2*patience, func() error { return ping(from, overlayOf(j)) })
 				t.Logf("%s reaches %s %v after the start: %v", from.Name, to.Name, time.Since(start).Round(100*time.Millisecond), err == nil)
 				if from.Name == "real" || to.Name == "real" {
 					return nil // those sometimes need more than two minutes, also among themselves
@@ -311,7 +312,7 @@ func TestInteropFailover(t *testing.T) {
 	for _, viewer := range m.Nodes {
 		var via string
 		for _, pair := range [][2]*lab.Node{{ours, other}, {other, ours}} {
-			if err := within(3*patience, func() error {
+			if err := testwait.Try(3*patience, func() error {
 				link, err := bothWays(pair[0], pair[1])
 				if pair[0] == viewer {
 					via = link

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/lab"
 	"ztgate/router/lab/labtest"
 )
@@ -29,7 +30,7 @@ func TestInteropBulk(t *testing.T) {
 	real := reference(t)
 	type mix struct {
 		name                  string
-		root, office, gateway lab.Make
+		root, office, gateway lab.Program
 		path                  string
 	}
 	mixes := []mix{
@@ -43,7 +44,7 @@ func TestInteropBulk(t *testing.T) {
 	}
 	for _, c := range mixes { // one after the other: they need the machine
 		t.Run(c.name, func(t *testing.T) {
-			name := func(m lab.Make) string {
+			name := func(m lab.Program) string {
 				if m == lab.Reference {
 					return version(t, c.path)
 				}
@@ -138,7 +139,7 @@ func cutGateway(t *testing.T, s *lab.Scenario) {
 			t.Fatal(err)
 		}
 		start := time.Now()
-		eventually(t, func() error {
+		testwait.NoError(t, 30*time.Second, func() error {
 			err := fetch(s)
 			if !yes {
 				return not(err, "the gateway was put out and still forwards")

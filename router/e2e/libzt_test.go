@@ -9,7 +9,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/lab"
@@ -32,7 +34,7 @@ func TestLibzt(t *testing.T) {
 	real := os.Getenv("ZT_ONE")
 	for _, c := range []struct {
 		name                  string
-		root, office, gateway lab.Make
+		root, office, gateway lab.Program
 	}{
 		{"office_and_gateway", lab.Ours, lab.Libzt, lab.Libzt},
 		{"gateway", lab.Ours, lab.Ours, lab.Libzt},
@@ -75,18 +77,18 @@ func TestLibzt(t *testing.T) {
 					t.Error("ztgate_build_info doesn't say that the node is libzt")
 				}
 			}
-			// Another make of the gateway's node in the same home has the same address,
+			// Another implementation of the gateway's node in the same home has the same address,
 			// is authorised and carries on.
 			s.GatewayProcess.Stop()
 			other := lab.Libzt
 			if c.gateway == lab.Libzt {
 				other = lab.Ours
 			}
-			s.SetGatewayMake(other)
+			s.SetGatewayProgram(other)
 			if err := s.StartGateway(s.Context()); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, func() error { return fetch(s) })
+			testwait.NoError(t, 30*time.Second, func() error { return fetch(s) })
 			info, err := s.GatewayAPI.Info(s.Context())
 			if err != nil || info.Address != s.GatewayMember {
 				t.Errorf("after the change of the node: %v, address %s, want %s", err, info.Address, s.GatewayMember)

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/lab"
 	"ztgate/router/lab/labtest"
 	"ztgate/zerotier/ztnode"
@@ -28,11 +29,11 @@ func overlayOf(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 77, 0, byt
 // older returns the path of a second, older zerotier-one, or "".
 func older() string { return os.Getenv("ZT_ONE_OLD") }
 
-// eachRoot runs f for each make of a root that is the controller too, at once, with
+// eachRoot runs f for each implementation of a root that is the controller too, at once, with
 // a mesh of members around it. How it goes is recorded as a property of them.
 func eachRoot(t *testing.T, property string, f func(t *testing.T, m *lab.Mesh)) {
 	t.Parallel()
-	for _, k := range nodeMakes(t) {
+	for _, k := range implementations(t) {
 		t.Run("root_"+k.name, func(t *testing.T) {
 			t.Parallel()
 			recordTest(t, row{property: property, root: k.name, controller: k.name, member: memberNames(t), gateway: "-"})
@@ -42,12 +43,12 @@ func eachRoot(t *testing.T, property string, f func(t *testing.T, m *lab.Mesh)) 
 }
 
 // eachCrossed is eachRoot, but the controller is a node of its own and of another
-// make.
+// implementation.
 func eachCrossed(t *testing.T, property string, f func(t *testing.T, m *lab.Mesh)) {
 	t.Parallel()
-	makes := nodeMakes(t)
-	for i, root := range makes {
-		controller := makes[(i+1)%len(makes)]
+	impls := implementations(t)
+	for i, root := range impls {
+		controller := impls[(i+1)%len(impls)]
 		t.Run("root_"+root.name+"_controller_"+controller.name, func(t *testing.T) {
 			t.Parallel()
 			recordTest(t, row{property: property, root: root.name, controller: controller.name, member: memberNames(t), gateway: "-"})
@@ -66,7 +67,7 @@ func members(t *testing.T) []lab.MeshMember {
 	return []lab.MeshMember{{Name: "ours"}, {Name: "real", ZeroTierOne: reference(t)}, third}
 }
 
-// memberNames are the makes of members, as in a row of the table.
+// memberNames are the implementations of members, as in a row of the table.
 func memberNames(t *testing.T) string {
 	var names []string
 	for _, m := range members(t) {
@@ -162,7 +163,7 @@ func joinedLate(t *testing.T, m *lab.Mesh, n *lab.Node, id ztnode.NetworkID) {
 func joinedWithin(t *testing.T, d time.Duration, n *lab.Node, id ztnode.NetworkID) lab.NetworkState {
 	t.Helper()
 	var s lab.NetworkState
-	err := within(d, func() (err error) {
+	err := testwait.Try(d, func() (err error) {
 		if s, err = n.Network(context.Background(), id); err != nil {
 			return err
 		}
@@ -234,7 +235,7 @@ const patience = 30 * time.Second
 func allReach(t *testing.T, m *lab.Mesh) {
 	t.Helper()
 	pairs(t, m, func(from, _ *lab.Node, _, j int) error {
-		return within(patience, func() error { return ping(from, overlayOf(j)) })
+		return testwait.Try(patience, func() error { return ping(from, overlayOf(j)) })
 	})
 }
 
@@ -242,7 +243,7 @@ func allReach(t *testing.T, m *lab.Mesh) {
 func allDirect(t *testing.T, m *lab.Mesh) {
 	t.Helper()
 	pairs(t, m, func(from, to *lab.Node, _, _ int) error {
-		return within(patience, func() error {
+		return testwait.Try(patience, func() error {
 			list, err := from.Endpoints(context.Background(), to)
 			if err == nil && len(list) == 0 {
 				err = fmt.Errorf("%s doesn't reach %s directly", from.Name, to.Name)
@@ -268,7 +269,7 @@ func echoOn(t *testing.T, n *lab.Namespace, at netip.AddrPort) {
 func serve(t *testing.T, n *lab.Namespace, at netip.AddrPort, f func(net.Conn)) {
 	t.Helper()
 	var l net.Listener
-	eventually(t, func() (err error) { // a new IPv6 address takes a moment
+	testwait.NoError(t, 30*time.Second, func() (err error) { // a new IPv6 address takes a moment
 		l, err = n.Listen("tcp", at.String())
 		return err
 	})
@@ -355,8 +356,7 @@ func deliver(from *lab.Node, in *inbox) error {
 		if _, err = out.WriteTo([]byte(text), net.UDPAddrFromAddrPort(in.at)); err != nil {
 			err = fmt.Errorf("send from %s: %w", from.Name, err) // the address may be gone
 		}
-		time.Sleep(50 * time.Millisecond)
-		if in.has(text) {
+		if testwait.Poll(50*time.Millisecond, func() bool { return in.has(text) }) {
 			return nil
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/admin"
 	"ztgate/router/control"
 	"ztgate/router/lab"
@@ -137,7 +138,7 @@ func startHomes(t *testing.T, conf string) *homes {
 		p, err := h.Start(n, name, o.Binary, append(args, "--node", "go", "--listen", "127.0.0.1:9002", "--planet", planet, "--socket", socket)...)
 		must(err)
 		c := control.NewClient(socket)
-		eventually(t, func() error { _, err := c.Info(context.Background()); return err })
+		testwait.NoError(t, 30*time.Second, func() error { _, err := c.Info(context.Background()); return err })
 		return c, p
 	}
 	identity := func(name string) string {
@@ -204,7 +205,7 @@ func TestPortMapping(t *testing.T) {
 			}
 
 			var mapped ztnode.PortMapping
-			eventually(t, func() error {
+			testwait.NoError(t, 30*time.Second, func() error {
 				info, err := h.client[0].Info(ctx)
 				if err == nil && len(info.PortMappings) != 1 {
 					err = fmt.Errorf("mappings: %+v", info.PortMappings)
@@ -228,7 +229,7 @@ func TestPortMapping(t *testing.T) {
 			if rules := ruleset(t, h); !strings.Contains(rules, fmt.Sprintf("192.168.5.7:%d", mapped.Port)) {
 				t.Errorf("the router doesn't lead port %d inside:\n%s", mapped.Port, rules)
 			}
-			eventually(t, func() error {
+			testwait.NoError(t, 30*time.Second, func() error {
 				out, err := h.hosts[1].Run(ctx, "ping", "-n", "-c", "1", "-W", "1", overlayOf(0).String())
 				if err != nil {
 					return fmt.Errorf("%w: %s", err, out)

@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ztgate/internal/testwait"
 	"ztgate/router/admin"
 	"ztgate/router/lab"
 	"ztgate/router/lab/labtest"
@@ -141,15 +142,9 @@ func (w *world) sh(n *lab.Namespace, script string) string {
 // eventually waits until f returns no error, and returns how long that took.
 func (w *world) eventually(d time.Duration, f func() error) time.Duration {
 	w.t.Helper()
-	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		err := f()
-		if err == nil {
-			return time.Since(start).Round(10 * time.Millisecond)
-		}
-		if time.Since(start) > d {
-			w.t.Fatalf("after %v: %v", d, err)
-		}
-	}
+	start := time.Now()
+	testwait.NoError(w.t, d, f)
+	return time.Since(start).Round(10 * time.Millisecond)
 }
 
 // filter is a classic BPF program for sockets that see packets from the network
@@ -460,9 +455,7 @@ func (p *probe) mark() int {
 // leaving those out that are still under way.
 func (p *probe) lost(from int) (lost, of int) {
 	const underWay = 10
-	for p.mark() < from+20+underWay {
-		time.Sleep(probeEvery)
-	}
+	testwait.Poll(patience, func() bool { return p.mark() >= from+20+underWay })
 	return p.lostBetween(from, p.mark()-underWay)
 }
 

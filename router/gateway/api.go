@@ -7,27 +7,34 @@ import (
 	"net/http"
 	"time"
 
+	"ztgate/netstack"
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/fault"
+	"ztgate/router/plan"
 	"ztgate/zerotier/ztnode"
 )
 
-// Serve runs the control API and the HTTP server of a node and, unless it is
-// nil, a forwarding plane that somebody else runs. It sets nothing up in the
-// kernel.
-func Serve(ctx context.Context, cfg *config.Config, mode string, log *slog.Logger, node Node, plane Plane) error {
-	s := newService(cfg, mode, log, node, plane, time.Now())
+// Serve runs the control API and the HTTP server of a node and, unless it is nil, a
+// forwarding plane that somebody else runs. It sets nothing up in the kernel.
+func Serve(ctx context.Context, cfg *config.Config, mode string, log *slog.Logger, node Node, engine *netstack.Engine) error {
+	s := newService(cfg, log, node, time.Now())
+	s.mode = mode
+	if engine != nil {
+		s.usePlane(engine)
+	}
 	srv, err := listen(s, newRegistry(cfg))
 	if err != nil {
 		return err
 	}
 	defer srv.close()
-	changes, stop := node.Watch()
-	defer stop()
-	return runAll(ctx, log, srv.run, s.targets.Run, func(ctx context.Context) error {
-		return s.follow(ctx, changes, func([]ztnode.Network) {}, undisturbed)
-	})
+	return runAll(ctx, log, srv.run, s.targets.Run, func(ctx context.Context) error { return s.follow(ctx, s.judge, undisturbed) })
+}
+
+// judge makes a plan by the configuration alone.
+func (s *service) judge(nets []ztnode.Network) {
+	p := plan.Make(plan.Input{Config: s.config(), Networks: nets, Held: s.planned().Held})
+	s.usePlan(p, s.config().VPC.TUN, nil)
 }
 
 func (s *service) controlHandler() http.Handler {

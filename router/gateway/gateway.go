@@ -4,116 +4,98 @@
 package gateway
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"sync"
-	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ztgate/netstack"
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/gateway/hostproxy"
 	"ztgate/router/host"
 	"ztgate/router/host/tuntap"
+	"ztgate/router/plan"
+	"ztgate/zerotier/ztnode"
 )
 
-// Run is the gateway: it works until ctx ends or something fails, and has undone
-// its changes to the host when it returns.
-func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
-	return RunWith(ctx, cfg, log, DefaultParts())
-}
-
-// RunWith is [Run] with other parts than the default ones.
-func RunWith(ctx context.Context, cfg *config.Config, log *slog.Logger, parts Parts) (err error) {
-	start := time.Now()
-	for _, w := range cfg.Warnings {
-		log.Warn("configuration", "warning", w)
-	}
-	planet, err := prepare(cfg)
-	if err != nil {
-		return err
-	}
-	reg := newRegistry(cfg)
-
-	g := &gateway{log: log}
-	node, err := parts.NewNode(NodeConfig{
-		Make: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Underlay: cfg.Underlay, Logger: log, Registerer: reg,
-		OnFrames: func(nwid uint64, frames [][]byte) { g.plane.Deliver(nwid, frames) }, // the node runs only once plane is set
-	})
-	if err != nil {
-		return fmt.Errorf("start node: %w", err)
-	}
-	started := false
-	defer func() {
-		if !started {
-			err = errors.Join(err, node.Close())
-		}
-	}()
-	dev, err := tuntap.OpenTUN(cfg.VPC.TUN)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = dev.Close() }() // the plane closes it too; closing twice is harmless
-	if g.link, err = host.OpenLink(cfg.VPC.TUN, log); err != nil {
-		return err
-	}
-	defer g.link.Undo()
-	g.link.Failed = true // until it has ended as it was asked to
-	if err := g.setUpLink(cfg.VPC); err != nil {
-		return err
-	}
-	if g.plane, err = parts.NewPlane(PlaneConfig{
-		Device: dev, Overlay: node, VPC: cfg.VPC, NAT: cfg.NAT, Forwards: cfg.Forwards, Maps: cfg.Maps, Policy: cfg.Policy,
-		Seed: natSeed(cfg.Home), Mappings: loadMappings(cfg.Home, log), Logger: log, Registerer: reg,
-	}); err != nil {
-		return fmt.Errorf("start forwarding plane: %w", err)
-	}
-	g.service = newService(cfg, control.ModeGateway, log, node, g.plane, start)
-	g.reload = g.apply
-	g.Proxy = hostproxy.New(g.plane, reg, log)
-	defer g.Proxy.Close()
-	if err := g.Proxy.Set(cfg.Forwards); err != nil {
-		return err
-	}
-	g.advise(checkHost(cfg.VPC))
-	srv, err := listen(g.service, reg)
-	if err != nil {
-		return err
-	}
-	defer srv.close()
-	info := node.Info()
-	log.Info("starting", "version", control.Version, "address", info.Address, "node", cfg.Node, "home", cfg.Home, "socket", srv.socket(),
-		"listen", cfg.Listen, "tun", cfg.VPC.TUN, "controller", info.Controller)
-	started = true
-	err = runAll(ctx, log,
-		node.Run,
-		g.runPlane,
-		srv.run,
-		g.targets.Run,
-		g.reloadOnHangup,
-		g.Proxy.Run,
-		g.watch)
-	g.link.Failed = err != nil
-	return err
-}
-
+// gateway forwards for a VPC.
 type gateway struct {
 	*service
-	log   *slog.Logger
-	plane Plane
+	dev   *tuntap.TUN
 	link  *host.Link
-	Proxy *hostproxy.Proxy
+	table *host.Table
+	proxy *hostproxy.Proxy
+
+	planning sync.Mutex // one plan at a time is made and put into force
 }
 
-func (g *gateway) setUpLink(vpc config.VPCConfig) error {
-	g.link.Quiet()
-	if err := g.link.Up(cmp.Or(vpc.MTU, config.DefaultMTU)); err != nil {
+// receive implements [role].
+func (g *gateway) receive(nwid uint64, frames [][]byte) { g.plane.Deliver(nwid, frames) }
+
+// setUp implements [role].
+func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
+	g.service = s
+	s.mode = control.ModeGateway
+	cfg := s.config()
+	if g.dev, err = tuntap.OpenTUN(cfg.VPC.TUN); err != nil {
 		return err
 	}
-	return g.link.SetAddresses(vpc.Address)
+	if g.table, err = host.OpenTable(); err != nil {
+		return err
+	}
+	if g.link, err = host.OpenLink(cfg.VPC.TUN, s.log); err != nil {
+		return err
+	}
+	p, err := g.plan(cfg, nil)
+	if err != nil {
+		return err
+	}
+	g.link.Quiet()
+	if err := g.link.Up(p.MTU); err != nil {
+		return err
+	}
+	if err := g.link.SetAddresses(cfg.VPC.Address); err != nil {
+		return err
+	}
+	engine, err := newEngine(cfg, p, g.dev, s.node, netstack.Config{Mappings: loadMappings(cfg.Home, s.log), Logger: s.log, Registerer: reg})
+	if err != nil {
+		return fmt.Errorf("start forwarding plane: %w", err)
+	}
+	s.usePlane(engine)
+	s.reload, s.ways = g.apply, g
+	s.names = newNames(cfg.Names(), nameServers{networks: s.networks, dial: g.dial}.lookup, g.renamed, s.log)
+	g.proxy = hostproxy.New(s.plane, reg, s.log)
+	if err := g.proxy.Set(p.HostForwards); err != nil {
+		return err
+	}
+	s.advise(checkHost(cfg.VPC))
+	return nil
+}
+
+// parts implements [role].
+func (g *gateway) parts() []func(context.Context) error {
+	return []func(context.Context) error{g.runPlane, g.reloadOnHangup, g.proxy.Run, g.names.run, g.watch}
+}
+
+// close implements [role]. Guards stay behind after a failure.
+func (g *gateway) close(failed bool) {
+	if g.proxy != nil {
+		g.proxy.Close()
+	}
+	if g.link != nil {
+		g.link.Failed = failed
+		g.link.Undo()
+	}
+	if g.table != nil {
+		g.table.Close()
+	}
+	if g.dev != nil {
+		_ = g.dev.Close() // the plane closes it too; closing twice is harmless
+	}
 }
 
 // runPlane runs the plane and keeps its mappings for the next run, also for one
@@ -137,15 +119,54 @@ func (g *gateway) runPlane(ctx context.Context) error {
 
 // watch carries changes of the networks to the kernel and the plane.
 func (g *gateway) watch(ctx context.Context) error {
-	select {
-	case <-g.node.Ready():
-	case <-ctx.Done():
-		return nil
+	return g.follow(ctx, g.sync, g.link.Toggled)
+}
+
+// plan judges networks by a configuration and by the host as it is now.
+func (g *gateway) plan(cfg *config.Config, nets []ztnode.Network) (*plan.Plan, error) {
+	h, err := g.table.State(g.link)
+	if err != nil {
+		return nil, err
 	}
-	changes, stop := g.node.Watch()
-	defer stop()
-	if err := g.joinConfigured(); err != nil {
+	h.Underlay = append(h.Underlay, g.rootEndpoints()...)
+	return plan.Make(plan.Input{Config: cfg, Networks: nets, Host: h, Held: g.planned().Held}), nil
+}
+
+// sync makes everything agree with the networks.
+func (g *gateway) sync(nets []ztnode.Network) {
+	g.planning.Lock()
+	defer g.planning.Unlock()
+	p, err := g.plan(g.config(), nets)
+	if err != nil {
+		g.log.Error("read the host's routes: nothing is changed", "error", err)
+		return
+	}
+	err = errors.Join(g.enforce(p), g.proxy.Set(p.HostForwards))
+	g.usePlan(p, g.config().VPC.TUN, err)
+}
+
+// enforce carries a plan to the kernel and the plane.
+func (g *gateway) enforce(p *plan.Plan) error {
+	cfg := g.config()
+	g.node.SetOverlayPrefixes(p.Targets())
+	fs, ms := translation(p.Forwards, p.Maps)
+	errs := []error{g.setMTU(p.MTU), g.plane.SetTranslation(fs, ms), g.plane.SetNetworks(planeNetworks(cfg, p))}
+	routes := make([]ztnode.Route, len(p.Routes))
+	for i, r := range p.Routes {
+		routes[i] = r.Route
+	}
+	// The guards first: a route that goes leaves no gap.
+	errs = append(errs, g.link.Guard(routes, p.KeepGuards), g.link.SetRoutes(routes))
+	for _, n := range p.Networks {
+		g.node.SetMulticastGroups(n.ID, g.plane.multicastGroups(n.ID))
+	}
+	return errors.Join(errs...)
+}
+
+// setMTU makes the interface and the plane agree on the largest packet.
+func (g *gateway) setMTU(mtu int) error {
+	if have, err := g.link.MTU(); err != nil || have == mtu {
 		return err
 	}
-	return g.follow(ctx, changes, g.sync, g.link.Toggled)
+	return errors.Join(g.link.SetMTU(mtu), g.plane.SetMTU(mtu))
 }

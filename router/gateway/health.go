@@ -1,13 +1,16 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
 	"ztgate/router/control"
+	"ztgate/router/plan"
 	"ztgate/zerotier/ztnode"
 )
 
@@ -64,11 +67,11 @@ func (s *service) networkHealth(address string) (bool, string) {
 	for _, n := range nets {
 		switch n.Status {
 		case ztnode.StatusOK:
-			if len(n.Addresses) == 0 {
-				reasons = append(reasons, fmt.Sprintf("network %s gave no address: assign one to member %s at its controller", n.ID, address))
+			if why := s.noAddress(n, address); why != "" {
+				reasons = append(reasons, why)
 			}
 		case ztnode.StatusRequesting:
-			reasons = append(reasons, fmt.Sprintf("network %s: waiting for its controller %010x to answer", n.ID, uint64(n.ID)>>24))
+			reasons = append(reasons, fmt.Sprintf("network %s: waiting for its controller %s to answer", n.ID, n.ID.Controller()))
 		case ztnode.StatusDenied:
 			reasons = append(reasons, fmt.Sprintf("network %s: ACCESS_DENIED: authorise member %s at its controller", n.ID, address))
 		case ztnode.StatusNotFound:
@@ -82,7 +85,20 @@ func (s *service) networkHealth(address string) (bool, string) {
 	return len(reasons) == 0, strings.Join(reasons, "; ")
 }
 
-// observe logs changes of readiness and what is waited for.
+// noAddress says why a network that works left us without an address, "" if it
+// didn't.
+func (s *service) noAddress(n ztnode.Network, address string) string {
+	if len(n.Addresses) == 0 {
+		return fmt.Sprintf("network %s gave no address: assign one to member %s at its controller", n.ID, address)
+	}
+	st := s.state.Load()
+	if st == nil || slices.ContainsFunc(st.plan.Networks, func(p plan.Network) bool { return p.ID == n.ID && len(p.Addresses) > 0 }) {
+		return ""
+	}
+	return fmt.Sprintf("network %s: %s", n.ID, cmp.Or(strings.Join(st.problems[n.ID], "; "), "not set up yet"))
+}
+
+// observe logs changes of readiness and what the process is waiting for.
 func (s *service) observe(now time.Time) {
 	h := s.health()
 	s.mu.Lock()

@@ -9,21 +9,13 @@ import (
 	"hash/maphash"
 	"io"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"ztgate/internal/atomicfile"
+	"ztgate/netstack"
 )
-
-// Mapping is an external port of the gateway and the client endpoint whose it is.
-type Mapping struct {
-	Protocol uint8          `json:"protocol"`
-	Client   netip.AddrPort `json:"client"`
-	External netip.AddrPort `json:"external"`
-}
 
 const (
 	mappingsFile = "nat-mappings.json"
@@ -33,7 +25,7 @@ const (
 
 // loadMappings reads what saveMappings left. Without it connections only lose
 // their ports, so problems are logged and no more.
-func loadMappings(home string, log *slog.Logger) []Mapping {
+func loadMappings(home string, log *slog.Logger) []netstack.Mapping {
 	list, err := readMappings(filepath.Join(home, mappingsFile))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		log.Warn("mappings of the last run are not used", "error", err)
@@ -41,48 +33,38 @@ func loadMappings(home string, log *slog.Logger) []Mapping {
 	return list
 }
 
-func readMappings(path string) (list []Mapping, err error) {
+func readMappings(path string) (list []netstack.Mapping, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	b, err := io.ReadAll(io.LimitReader(f, maxMappingsFile+1))
-	switch {
-	case err != nil:
-		return nil, err
-	case len(b) > maxMappingsFile:
-		return nil, fmt.Errorf("%s: more than %d bytes", path, maxMappingsFile)
+	in := &io.LimitedReader{R: f, N: maxMappingsFile}
+	dec := json.NewDecoder(in)
+	for {
+		var m netstack.Mapping
+		switch err := dec.Decode(&m); {
+		case errors.Is(err, io.EOF) && in.N > 0:
+			return list, nil
+		case in.N <= 0:
+			return nil, fmt.Errorf("%s: more than %d bytes", path, maxMappingsFile)
+		case err != nil:
+			return nil, fmt.Errorf("%s: %w", path, err) // not the part that was read
+		}
+		list = append(list, m)
 	}
-	if err := json.Unmarshal(b, &list); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err) // not the part that was read
-	}
-	return list, nil
 }
 
-// saveMappings keeps the plane's mappings for the next run.
-func saveMappings(home string, list []Mapping) error {
+// saveMappings keeps the plane's mappings for the next run, one JSON object a line.
+func saveMappings(home string, list []netstack.Mapping) error {
 	return atomicfile.Stream(filepath.Join(home, mappingsFile), 0o600, func(f io.Writer) error {
 		w := bufio.NewWriterSize(f, 64<<10) // a full table is 15 MB of text: it isn't held in memory
-		line := make([]byte, 0, 256)
-		for i, m := range list {
-			begin := ",\n"
-			if i == 0 {
-				begin = "["
+		enc := json.NewEncoder(w)
+		for _, m := range list {
+			if err := enc.Encode(m); err != nil {
+				return err
 			}
-			line = append(line[:0], begin...)
-			line = append(line, `{"protocol":`...)
-			line = strconv.AppendUint(line, uint64(m.Protocol), 10)
-			line = append(line, `,"client":"`...)
-			line = m.Client.AppendTo(line) // zones, which would need quoting, are refused by the plane
-			line = append(line, `","external":"`...)
-			line = append(m.External.AppendTo(line), `"}`...)
-			_, _ = w.Write(line) // Flush returns the error
 		}
-		if len(list) == 0 {
-			_ = w.WriteByte('[')
-		}
-		_ = w.WriteByte(']')
 		return w.Flush()
 	})
 }
@@ -98,7 +80,7 @@ const (
 
 // keepMappings saves the mappings from time to time if they have changed, until
 // ctx ends.
-func keepMappings(ctx context.Context, home string, mappings func() []Mapping, log *slog.Logger) {
+func keepMappings(ctx context.Context, home string, mappings func() []netstack.Mapping, log *slog.Logger) {
 	seed := maphash.MakeSeed()
 	saved := sumMappings(seed, nil)
 	t := time.NewTimer(keepEvery)
@@ -123,7 +105,7 @@ func keepMappings(ctx context.Context, home string, mappings func() []Mapping, l
 	}
 }
 
-func sumMappings(seed maphash.Seed, list []Mapping) uint64 {
+func sumMappings(seed maphash.Seed, list []netstack.Mapping) uint64 {
 	var h maphash.Hash
 	h.SetSeed(seed)
 	for _, m := range list {

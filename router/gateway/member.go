@@ -4,118 +4,87 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/host"
+	"ztgate/router/plan"
 	"ztgate/zerotier/ztnode"
 )
 
 // MemberTUN is the name of a member's first interface unless configured.
 const MemberTUN = "ztm0"
 
-// RunMember joins this machine to networks, one interface each, as zerotier-one
-// does. A controller that joins no network needs no interface and no privileges.
-func RunMember(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
-	return RunMemberWith(ctx, cfg, log, DefaultParts())
-}
-
-// RunMemberWith is [RunMember] with other parts than the default ones.
-func RunMemberWith(ctx context.Context, cfg *config.Config, log *slog.Logger, parts Parts) (err error) {
-	start := time.Now()
-	for _, w := range cfg.Warnings {
-		log.Warn("configuration", "warning", w)
-	}
-	planet, err := prepare(cfg)
-	if err != nil {
-		return err
-	}
-	reg := newRegistry(cfg)
-	m := &member{taps: map[ztnode.NetworkID]*host.Tap{}, failed: map[ztnode.NetworkID]string{}}
-	m.ports.Store(&map[uint64]*host.Tap{})
-	node, err := parts.NewNode(NodeConfig{Make: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller,
-		Underlay: cfg.Underlay, Logger: log, Registerer: reg, OnFrames: m.onFrames})
-	if err != nil {
-		return fmt.Errorf("start node: %w", err)
-	}
-	started := false
-	defer func() {
-		if !started {
-			err = errors.Join(err, node.Close())
-		}
-	}()
-	mode := control.ModeMember
-	if cfg.Controller && len(cfg.Networks) == 0 && len(node.Networks()) == 0 {
-		mode = control.ModeNode
-	}
-	m.service = newService(cfg, mode, log, node, nil, start)
-	m.neighbours = m
-	srv, err := listen(m.service, reg)
-	if err != nil {
-		return err
-	}
-	defer srv.close()
-	info := node.Info()
-	log.Info("starting", "version", control.Version, "address", info.Address, "node", cfg.Node, "mode", mode, "home", cfg.Home,
-		"socket", srv.socket(), "controller", info.Controller)
-	started = true
-	defer m.closeAll()
-	return runAll(ctx, log, node.Run, srv.run, m.targets.Run, m.run)
-}
-
+// member is itself a host of its networks.
 type member struct {
 	*service
-	ports atomic.Pointer[map[uint64]*host.Tap] // for the node's workers
+	attached atomic.Pointer[map[uint64]*host.TAP] // for the node's workers
 
 	// Only the goroutine of run uses the rest.
-	taps    map[ztnode.NetworkID]*host.Tap
-	failed  map[ztnode.NetworkID]string // last error, so that it is logged once
+	table   *host.Table
+	taps    map[ztnode.NetworkID]*host.TAP
 	readers errgroup.Group
-	once    sync.Once
 }
 
-func (m *member) onFrames(nwid uint64, frames [][]byte) {
-	if t := (*m.ports.Load())[nwid]; t != nil {
+func newMember() *member {
+	m := &member{taps: map[ztnode.NetworkID]*host.TAP{}}
+	m.attached.Store(&map[uint64]*host.TAP{})
+	return m
+}
+
+// receive implements [role].
+func (m *member) receive(nwid uint64, frames [][]byte) {
+	if t := (*m.attached.Load())[nwid]; t != nil {
 		t.Deliver(frames)
 	}
 }
 
+// setUp implements [role].
+func (m *member) setUp(s *service, _ *prometheus.Registry) (err error) {
+	m.service = s
+	s.mode = control.ModeMember
+	if cfg := s.config(); cfg.Controller && len(cfg.Networks) == 0 && len(s.node.Networks()) == 0 {
+		s.mode = control.ModeNode
+	}
+	s.neighbours = m
+	s.names = newNames(s.config().Names(), nameServers{networks: s.networks, dial: dialHost}.lookup, m.renamed, s.log)
+	m.table, err = host.OpenTable()
+	return err
+}
+
+// parts implements [role].
+func (m *member) parts() []func(context.Context) error {
+	return []func(context.Context) error{m.run, m.names.run}
+}
+
+// close implements [role].
+func (m *member) close(bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	for id := range m.taps {
+		m.detach(ctx, id)
+	}
+	if m.table != nil {
+		m.table.Close()
+	}
+}
+
 func (m *member) run(ctx context.Context) error {
-	select {
-	case <-m.node.Ready():
-	case <-ctx.Done():
-		return nil
+	err := m.follow(ctx, m.sync, undisturbed)
+	for id := range m.taps {
+		m.detach(context.Background(), id)
 	}
-	changes, stop := m.node.Watch()
-	defer stop()
-	if err := m.joinConfigured(); err != nil {
-		return err
-	}
-	err := m.follow(ctx, changes, m.sync, undisturbed)
-	m.closeAll()
 	return errors.Join(err, m.readers.Wait())
 }
 
-func (m *member) closeAll() {
-	m.once.Do(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		for id := range m.taps {
-			m.drop(ctx, id)
-		}
-	})
-}
-
-func (m *member) drop(ctx context.Context, id ztnode.NetworkID) {
+func (m *member) detach(ctx context.Context, id ztnode.NetworkID) {
 	t := m.taps[id]
 	delete(m.taps, id)
 	m.publish()
@@ -125,101 +94,121 @@ func (m *member) drop(ctx context.Context, id ztnode.NetworkID) {
 }
 
 func (m *member) publish() {
-	ports := make(map[uint64]*host.Tap, len(m.taps))
+	list := make(map[uint64]*host.TAP, len(m.taps))
 	for id, t := range m.taps {
-		ports[uint64(id)] = t
+		list[uint64(id)] = t
 	}
-	m.ports.Store(&ports)
+	m.attached.Store(&list)
 }
 
 // sync makes the interfaces agree with the networks.
 func (m *member) sync(nets []ztnode.Network) {
-	for id := range m.taps {
-		gone := !slices.ContainsFunc(nets, func(n ztnode.Network) bool { return n.ID == id })
-		if gone || m.taps[id].Broken.Load() {
-			m.drop(context.Background(), id)
+	for id, t := range m.taps {
+		joined := slices.ContainsFunc(nets, func(n ztnode.Network) bool { return n.ID == id })
+		if !joined || t.Broken.Load() {
+			m.detach(context.Background(), id)
 		}
 	}
+	p, err := m.plan(nets)
+	if err != nil {
+		m.log.Error("read the host's routes: nothing is changed", "error", err)
+		return
+	}
+	m.node.SetOverlayPrefixes(p.Targets())
+	errs := map[ztnode.NetworkID]error{}
 	for _, n := range nets {
-		if err := m.syncOne(n); err != nil {
-			if m.failed[n.ID] != err.Error() {
-				m.log.Error("set up interface", "network", n.ID, "error", err)
-			}
-			m.failed[n.ID] = err.Error()
-			m.setNetwork(n.ID, m.device(n.ID), []string{err.Error()})
-			continue
+		i := slices.IndexFunc(p.Networks, func(x plan.Network) bool { return x.ID == n.ID })
+		if i < 0 {
+			errs[n.ID] = m.idle(n.ID)
+		} else {
+			errs[n.ID] = m.enforce(&p.Networks[i])
 		}
-		delete(m.failed, n.ID)
 	}
+	st := &state{plan: p, devices: map[ztnode.NetworkID]string{}}
+	for id, t := range m.taps {
+		st.devices[id] = t.Name
+	}
+	m.use(st, errs)
 }
 
-func (m *member) device(id ztnode.NetworkID) string {
-	if t := m.taps[id]; t != nil {
-		return t.Name
+func (m *member) plan(nets []ztnode.Network) (*plan.Plan, error) {
+	var ours []*host.Link
+	for _, t := range m.taps {
+		ours = append(ours, t.Link)
 	}
-	return ""
+	h, err := m.table.State(ours...)
+	if err != nil {
+		return nil, err
+	}
+	h.Underlay = append(h.Underlay, m.rootEndpoints()...)
+	return plan.Make(plan.Input{Role: plan.Member, Config: m.config(), Networks: nets, Host: h, Held: m.planned().Held}), nil
 }
 
-func (m *member) syncOne(n ztnode.Network) error {
+// renamed takes the addresses of names.
+func (m *member) renamed(answers map[string][]netip.Addr) {
+	next := m.config().Resolve(answers)
+	m.conf.Store(next)
+	m.targets.set(next.Targets)
+}
+
+// idle takes the addresses from the interface of a network that doesn't work:
+// they are no longer ours.
+func (m *member) idle(id ztnode.NetworkID) error {
+	t := m.taps[id]
+	if t == nil {
+		return nil
+	}
+	return errors.Join(t.Link.SetAddresses(nil), t.Link.SetRoutes(nil))
+}
+
+// enforce carries the plan of a network to its interface.
+func (m *member) enforce(n *plan.Network) error {
 	t := m.taps[n.ID]
 	if t == nil {
-		if n.Status != ztnode.StatusOK {
-			return nil
-		}
 		var err error
-		if t, err = host.OpenTAP(n.ID, m.freeName(), n.MAC, m.log); err != nil {
+		if t, err = m.attach(n); err != nil {
 			return err
 		}
-		t.Link.QuietMember()
-		m.taps[n.ID] = t
-		m.publish()
-		m.readers.Go(func() error {
-			if err := t.Read(m.node); err != nil {
-				m.log.Error("interface failed", "network", t.Id, "error", err)
-				t.Broken.Store(true)
-			}
-			return nil
-		})
 	}
-	nc := m.config().Network(n.ID)
-	problems := refusedRoutes(n, nc)
-	var addrs []netip.Prefix
+	if err := t.Link.Up(n.MTU); err != nil {
+		return err
+	}
 	var routes []ztnode.Route
-	if n.Status == ztnode.StatusOK { // otherwise the addresses are no longer ours
-		addrs = allowedAddresses(n, nc)
-		kernel, err := t.Link.Others()
-		if err != nil {
-			return err
-		}
-		for _, r := range wantedRoutes(n, nc) {
-			if slices.ContainsFunc(addrs, func(p netip.Prefix) bool { return p.Masked() == r.Target }) {
-				continue // the kernel makes this one from the address
-			}
-			fatal := false
-			for _, c := range conflicts(r.Target, nil, kernel, t.Name) {
-				fatal = fatal || c.fatal
-				problems = append(problems, c.text)
-			}
-			if !fatal {
-				routes = append(routes, r)
-			}
-		}
-		if err := t.Link.Up(n.MTU); err != nil {
-			return err
+	for _, r := range n.Routes {
+		// The kernel makes those of the addresses itself.
+		if !slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return p.Masked() == r.Target }) {
+			routes = append(routes, r)
 		}
 	}
-	m.report(n.ID, problems)
-	m.setNetwork(n.ID, t.Name, problems)
-	if err := errors.Join(t.Link.SetAddresses(addrs), t.Link.SetRoutes(routes)); err != nil {
+	if err := errors.Join(t.Link.SetAddresses(n.Addresses), t.Link.SetRoutes(routes)); err != nil {
 		return err
 	}
 	m.node.SetMulticastGroups(n.ID, t.Link.Groups())
 	return nil
 }
 
+// attach makes the interface of a network.
+func (m *member) attach(n *plan.Network) (*host.TAP, error) {
+	t, err := host.OpenTAP(n.ID, m.freeName(), n.MAC, m.log)
+	if err != nil {
+		return nil, err
+	}
+	t.Link.QuietMember()
+	m.taps[n.ID] = t
+	m.publish()
+	m.readers.Go(func() error {
+		if err := t.Read(m.node); err != nil {
+			m.log.Error("interface failed", "network", t.ID, "error", err)
+			t.Broken.Store(true)
+		}
+		return nil
+	})
+	return t, nil
+}
+
 // Neighbour looks into the kernel's table.
 func (m *member) Neighbour(id ztnode.NetworkID, a netip.Addr) (ztnode.MAC, bool) {
-	t := (*m.ports.Load())[uint64(id)]
+	t := (*m.attached.Load())[uint64(id)]
 	if t == nil {
 		return ztnode.MAC{}, false
 	}

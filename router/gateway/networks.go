@@ -7,14 +7,16 @@ import (
 	"slices"
 	"time"
 
-	"ztgate/router/config"
+	"ztgate/router/plan"
+	"ztgate/zerotier/packet"
 	"ztgate/zerotier/ztnode"
 )
 
-const // resyncEvery bounds how long a route that somebody else removed is missing.
-resyncEvery = 15 * time.Second
-
-const observeEvery = time.Second
+const (
+	// resyncEvery bounds how long a route that somebody else removed is missing.
+	resyncEvery  = 15 * time.Second
+	observeEvery = time.Second
+)
 
 // joinConfigured joins the networks of the configuration that home does not
 // remember.
@@ -27,19 +29,28 @@ func (s *service) joinConfigured() error {
 	return nil
 }
 
-// follow calls sync after changes and from time to time, and logs what is
-// waited for. disturbed tells once a second whether somebody undid something.
-func (s *service) follow(ctx context.Context, changes <-chan struct{}, sync func([]ztnode.Network), disturbed func() bool) error {
+// follow joins the configured networks, calls sync after changes and from time to
+// time, and logs what the process is waiting for. disturbed tells once a second
+// whether somebody undid something.
+func (s *service) follow(ctx context.Context, sync func([]ztnode.Network), disturbed func() bool) error {
+	select {
+	case <-s.node.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	changes, stop := s.node.Watch()
+	defer stop()
+	if err := s.joinConfigured(); err != nil {
+		return err
+	}
 	last := map[ztnode.NetworkID]ztnode.Network{}
 	step := func() {
 		nets := s.networks()
 		s.logChanges(last, nets)
 		sync(nets)
-		s.forgetNetworks(nets)
 		s.observe(time.Now())
 	}
 	step()
-	again := s.resync
 	resync := time.NewTicker(resyncEvery)
 	defer resync.Stop()
 	look := time.NewTicker(observeEvery)
@@ -50,7 +61,7 @@ func (s *service) follow(ctx context.Context, changes <-chan struct{}, sync func
 			return nil
 		case <-changes:
 			step()
-		case <-again:
+		case <-s.resync:
 			step()
 		case <-resync.C:
 			step()
@@ -84,88 +95,73 @@ func (s *service) logChanges(last map[ztnode.NetworkID]ztnode.Network, nets []zt
 	}
 }
 
-// directLimit is the largest IP packet that a FRAME carries in one datagram of
-// the default size (chapter 01 §4.2, chapter 03 §4.2).
-const directLimit = 1432 - 28 - 8 - 2
+// state is what became of the networks on this host.
+type state struct {
+	plan     *plan.Plan
+	devices  map[ztnode.NetworkID]string
+	problems map[ztnode.NetworkID][]string // 0 = of the configuration
+}
 
-// sync makes the kernel and the plane agree with the networks.
-func (g *gateway) sync(nets []ztnode.Network) {
-	kernel, err := g.link.Others()
-	if err != nil {
-		g.log.Error("read kernel routes", "error", err)
+// usePlan makes a plan known that was put into force on one interface, as far as
+// err doesn't say otherwise.
+func (s *service) usePlan(p *plan.Plan, device string, err error) {
+	st := &state{plan: p, devices: map[ztnode.NetworkID]string{}}
+	for _, n := range p.Networks {
+		st.devices[n.ID] = device
 	}
-	cfg := g.config()
-	var planes []PlaneNetwork
-	var install []ztnode.Route
-	for _, f := range cfg.Forwards { // an address of its own has to lead to the TUN
-		if a := f.Listen.Addr(); f.Side == config.SideVPC && !a.IsUnspecified() && !ownsAddress(nets, a) {
-			install = append(install, ztnode.Route{Target: netip.PrefixFrom(a, a.BitLen())})
+	s.use(st, map[ztnode.NetworkID]error{0: err})
+}
+
+// use makes a state known, and logs problems that are new.
+func (s *service) use(st *state, errs map[ztnode.NetworkID]error) {
+	st.problems = map[ztnode.NetworkID][]string{}
+	for _, p := range st.plan.Problems {
+		st.problems[p.Network] = append(st.problems[p.Network], p.String())
+	}
+	st.problems[0] = append(st.problems[0], s.config().Unresolved...)
+	for id, err := range errs {
+		if err != nil {
+			st.problems[id] = append(st.problems[id], err.Error())
 		}
 	}
-	for _, m := range cfg.Maps {
-		if m.Hosts == config.SideOverlay {
-			install = append(install, ztnode.Route{Target: m.Alias})
-		}
-	}
-	for _, n := range nets {
-		nc := cfg.Network(n.ID)
-		problems := refusedRoutes(n, nc)
-		var routes []ztnode.Route
-		left := 0
-		for _, r := range wantedRoutes(n, nc) {
-			fatal := false
-			for _, c := range conflicts(r.Target, cfg.VPC.Sources, kernel, cfg.VPC.TUN) {
-				fatal = fatal || c.fatal
-				problems = append(problems, c.text)
+	old := s.state.Swap(st)
+	for id, list := range st.problems {
+		for _, p := range list {
+			switch {
+			case old != nil && slices.Contains(old.problems[id], p):
+			case id == 0:
+				s.log.Warn("problem", "problem", p)
+			default:
+				s.log.Warn("problem", "network", id, "problem", p)
 			}
-			if slices.ContainsFunc(install, func(o ztnode.Route) bool { return o.Target == r.Target }) {
-				fatal = true
-				problems = append(problems, fmt.Sprintf("route %s is in another network too and is not used here: leave one of them", r.Target))
-			}
-			if fatal {
-				left++
-				continue
-			}
-			routes = append(routes, r)
-			install = append(install, r)
 		}
-		g.report(n.ID, problems)
-		g.setNetwork(n.ID, cfg.VPC.TUN, problems)
-		if n.Status == ztnode.StatusOK {
-			planes = append(planes, PlaneNetwork{ID: n.ID, MAC: n.MAC, MTU: n.MTU, Addresses: allowedAddresses(n, nc),
-				Routes: routes, Masquerade: cfg.Masquerade(n.ID), Masquerade6: cfg.NAT.Masquerade6, Exempt: cfg.NAT.Exempt, Direct: directLimit, Conflicts: left})
-		}
-	}
-	if err := g.plane.SetNetworks(planes); err != nil {
-		g.log.Error("set networks of the forwarding plane", "error", err)
-	}
-	// A network that doesn't work now says nothing of the routes it had.
-	waiting := slices.ContainsFunc(nets, func(n ztnode.Network) bool { return n.Status != ztnode.StatusOK })
-	if err := g.link.Guard(install, waiting); err != nil {
-		g.log.Error("set guard routes", "error", err)
-	}
-	if err := g.link.SetRoutes(install); err != nil {
-		g.log.Error("set kernel routes", "error", err)
-	}
-	for _, n := range planes {
-		g.node.SetMulticastGroups(n.ID, g.plane.MulticastGroups(n.ID))
 	}
 }
 
-func ownsAddress(nets []ztnode.Network, a netip.Addr) bool {
-	return slices.ContainsFunc(nets, func(n ztnode.Network) bool {
-		return slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return p.Contains(a) })
-	})
+// planned returns the plan in force, an empty one before the first.
+func (s *service) planned() *plan.Plan {
+	if st := s.state.Load(); st != nil {
+		return st.plan
+	}
+	return &plan.Plan{}
 }
 
-// report logs problems of a network that are new.
-func (s *service) report(id ztnode.NetworkID, problems []string) {
-	s.mu.Lock()
-	old := s.problems[id]
-	s.mu.Unlock()
-	for _, p := range problems {
-		if !slices.Contains(old, p) {
-			s.log.Warn("route problem", "network", id, "problem", p)
+// rootEndpoints are where the overlay's roots are reached, or should be. A private
+// address that leads to none from here may be that of a root in the office, whose
+// network is wanted.
+func (s *service) rootEndpoints() (out []netip.Addr) {
+	for _, ep := range s.node.RootEndpoints() {
+		if a := ep.Addr().Unmap(); packet.ScopeOf(a) == packet.ScopeGlobal {
+			out = append(out, a)
 		}
 	}
+	for _, p := range s.node.Peers() {
+		if p.Role == "LEAF" {
+			continue
+		}
+		for _, path := range p.Paths {
+			out = append(out, path.Endpoint.Addr().Unmap())
+		}
+	}
+	return out
 }

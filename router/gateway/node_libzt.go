@@ -6,15 +6,12 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"os"
-	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ztgate/bindings"
 	"ztgate/router/fault"
 	"ztgate/zerotier/transport"
-	"ztgate/zerotier/vl1"
 )
 
 // libztNode is the node on libzt.
@@ -31,9 +28,6 @@ func newLibztNode(cfg NodeConfig) (Node, error) {
 	if u := cfg.Underlay; u.LowBandwidth || len(u.Physical) > 0 || len(u.Virtual) > 0 {
 		return nil, fault.Usagef("underlay settings: libzt doesn't offer them: remove them or use --node go")
 	}
-	if err := checkPlanets(cfg); err != nil {
-		return nil, err
-	}
 	l := &libztNode{}
 	var err error
 	l.Node, err = bindings.New(bindings.Config{Home: cfg.Home, Planet: cfg.Planet, Logger: cfg.Logger, OnFrames: cfg.OnFrames,
@@ -47,7 +41,7 @@ func newLibztNode(cfg NodeConfig) (Node, error) {
 			return libztUDP{u}, nil
 		}})
 	if err != nil {
-		return nil, libztError(err)
+		return nil, nodeError(err, bindings.ErrLibrary)
 	}
 	if cfg.Registerer != nil {
 		if err := cfg.Registerer.Register(&libztCollector{l}); err != nil {
@@ -55,40 +49,6 @@ func newLibztNode(cfg NodeConfig) (Node, error) {
 		}
 	}
 	return l, nil
-}
-
-// checkPlanets refuses what the core would silently ignore.
-func checkPlanets(cfg NodeConfig) error {
-	if cfg.Planet != nil {
-		if w, _, err := vl1.ParseWorld(cfg.Planet); err != nil {
-			return fault.Usagef("planet file invalid: %w", err)
-		} else if !w.IsPlanet() {
-			return fault.Usagef("planet file invalid: it holds a moon")
-		}
-	}
-	path := filepath.Join(cfg.Home, "planet")
-	b, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
-		_, _, err = vl1.ParseWorld(b)
-	}
-	if err != nil {
-		return fault.Usagef("planet file invalid: %s: %w: replace it by the planet file of your network, or remove it to use the default", path, err)
-	}
-	return nil
-}
-
-// libztError marks what the operator can set right.
-func libztError(err error) error {
-	for _, usage := range []error{bindings.ErrHomeUnusable, bindings.ErrIdentityPermissions, bindings.ErrIdentityMismatch,
-		bindings.ErrIdentityInvalid, bindings.ErrLibrary} {
-		if errors.Is(err, usage) {
-			return fault.Usage(err)
-		}
-	}
-	return portError(err)
 }
 
 // libztUDP adapts the socket service, which bindings doesn't know.

@@ -14,6 +14,7 @@ import (
 	"ztgate/zerotier/portmap"
 	"ztgate/zerotier/transport"
 	"ztgate/zerotier/vl1"
+	"ztgate/zerotier/ztnode"
 )
 
 // goNode is the node in pure Go.
@@ -53,20 +54,16 @@ func newGoNode(cfg NodeConfig) (Node, error) {
 	return g, nil
 }
 
-// nodeError marks what the operator can set right.
-func nodeError(err error) error {
-	for _, usage := range []error{zerotier.ErrHomeUnusable, zerotier.ErrIdentityPermissions, zerotier.ErrIdentityMismatch,
-		zerotier.ErrIdentityInvalid, zerotier.ErrPlanetInvalid} {
+// nodeError marks what the operator can set right; besides what any node may complain
+// of, the errors in more.
+func nodeError(err error, more ...error) error {
+	for _, usage := range append(more, ztnode.ErrHomeUnusable, ztnode.ErrIdentityPermissions, ztnode.ErrIdentityMismatch,
+		ztnode.ErrIdentityInvalid, ztnode.ErrPlanetInvalid) {
 		if errors.Is(err, usage) {
 			return fault.Usage(err)
 		}
 	}
-	return portError(err)
-}
-
-// portError says what to do about a taken port.
-func portError(err error) error {
-	if errors.Is(err, zerotier.ErrPortInUse) {
+	if errors.Is(err, ztnode.ErrPortInUse) {
 		return fmt.Errorf("%w: choose another with --port, or --port 0 for any free one", err)
 	}
 	return err
@@ -83,7 +80,7 @@ func (g *goNode) Controller() Controller {
 // ciphers names the cipher suites.
 var ciphers = [...]string{"poly1305", "salsa2012_poly1305", "trusted", "aes_gmac_siv"}
 
-// collectWire collects what both makes of a node have: the sockets' counters.
+// collectWire collects what both implementations of a node have: the sockets' counters.
 func collectWire(s transport.Stats, counter func(d *prometheus.Desc, v uint64, labels ...string)) {
 	counter(descPackets, s.Rx.Datagrams, "wire", "rx")
 	counter(descPackets, s.Tx.Datagrams, "wire", "tx")

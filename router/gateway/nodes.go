@@ -7,7 +7,7 @@ import (
 
 // newNode makes the node that is configured.
 func newNode(cfg NodeConfig) (Node, error) {
-	name := cfg.Make
+	name := cfg.Implementation
 	if name == "" {
 		name = config.DefaultNode()
 	}
@@ -18,10 +18,4 @@ func newNode(cfg NodeConfig) (Node, error) {
 		return newLibztNode(cfg)
 	}
 	return newGoNode(cfg)
-}
-
-// DefaultParts returns the nodes of this build and the forwarding plane of this
-// module.
-func DefaultParts() Parts {
-	return Parts{NewNode: newNode, NewPlane: newEngine}
 }

@@ -19,6 +19,14 @@ type dialer interface {
 	DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 }
 
+// dial connects through the overlay.
+func (g *gateway) dial(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
+	if network == "udp" {
+		return g.plane.DialUDP(ctx, dst)
+	}
+	return g.plane.DialTCP(ctx, dst)
+}
+
 // pingTimeout bounds one ping; maxPingTimeout what a caller may ask for, less
 // than what the server gives a request.
 const (
@@ -81,22 +89,16 @@ func lookup(ctx context.Context, host string) (netip.Addr, error) {
 	return list[0].Unmap(), nil
 }
 
-// networkOf returns the network with the most specific route to an address, and
-// the next hop on it.
+// networkOf returns the network that an address belongs to, and the next hop on it.
 func (s *service) networkOf(a netip.Addr) (id ztnode.NetworkID, hop netip.Addr, ok bool) {
-	bits := -1
-	for _, n := range s.networks() {
-		for _, r := range wantedRoutes(n, s.config().Network(n.ID)) {
-			if !r.Target.Contains(a) || r.Target.Bits() <= bits {
-				continue
-			}
-			id, hop, bits = n.ID, a, r.Target.Bits()
-			if r.Via.IsValid() {
-				hop = r.Via
-			}
-		}
+	r, ok := s.planned().Route(a)
+	if !ok {
+		return 0, a, false
 	}
-	return id, hop, bits >= 0
+	if r.Via.IsValid() {
+		return r.Network, r.Via, true
+	}
+	return r.Network, a, true
 }
 
 // neighbours is implemented by what can say which MAC an address has.
@@ -106,37 +108,17 @@ type neighbours interface {
 
 // addPath says which peer the frames to a next hop go to, and how.
 func (s *service) addPath(p *control.Ping, id ztnode.NetworkID, hop netip.Addr) {
-	who := s.neighbours
-	if who == nil {
-		who, _ = s.plane.(neighbours)
-	}
-	if who == nil {
+	if s.neighbours == nil {
 		return
 	}
-	mac, ok := who.Neighbour(id, hop)
+	mac, ok := s.neighbours.Neighbour(id, hop)
 	if !ok {
 		return
 	}
-	p.Peer = addressOfMAC(mac, id)
+	p.Peer = ztnode.AddressOf(id, mac).String()
 	for _, peer := range s.peers() {
 		if peer.Address == p.Peer {
 			p.Path = peer.Link
 		}
 	}
-}
-
-// addressOfMAC inverts the derivation of a MAC from a node's address (chapter
-// 03 §2): the lower 40 bits are the address, mixed with the network ID.
-func addressOfMAC(m ztnode.MAC, id ztnode.NetworkID) string {
-	var a uint64
-	for i := 1; i < len(m); i++ {
-		a = a<<8 | uint64(m[i])
-	}
-	n := uint64(id)
-	a ^= (n >> 8 & 0xff) << 32
-	a ^= (n >> 16 & 0xff) << 24
-	a ^= (n >> 24 & 0xff) << 16
-	a ^= (n >> 32 & 0xff) << 8
-	a ^= n >> 40 & 0xff
-	return fmt.Sprintf("%010x", a)
 }

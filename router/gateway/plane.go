@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -12,33 +11,31 @@ import (
 	"ztgate/netstack/policy"
 	"ztgate/router/config"
 	"ztgate/router/control"
+	"ztgate/router/plan"
 	"ztgate/zerotier/ztnode"
 )
 
-// enginePlane is the forwarding plane of this module.
-type enginePlane struct{ *netstack.Engine }
+// plane is the forwarding plane, in the words of the control API.
+type plane struct{ *netstack.Engine }
 
-func newEngine(cfg PlaneConfig) (Plane, error) {
+// directLimit is the largest IP packet that a FRAME carries in one datagram of
+// the default size (docs/protocol/01 §4.2, 03 §4.2).
+const directLimit = 1432 - 28 - 8 - 2
+
+// newEngine makes the forwarding plane of a gateway. What base leaves open comes
+// from the configuration and the plan.
+func newEngine(cfg *config.Config, p *plan.Plan, dev netstack.Device, overlay netstack.Overlay, base netstack.Config) (*netstack.Engine, error) {
 	sources := slices.Clone(cfg.VPC.Sources)
 	if len(sources) > 0 {
 		sources = append(sources, cfg.VPC.Address...) // what this host itself sends
 	}
-	forwards, maps := translation(cfg.Forwards, cfg.Maps)
-	mappings := make([]netstack.Mapping, len(cfg.Mappings))
-	for i, m := range cfg.Mappings {
-		mappings[i] = netstack.Mapping{Proto: m.Protocol, Client: m.Client, External: m.External}
-	}
-	e, err := netstack.New(netstack.Config{
-		Device: cfg.Device, Overlay: cfg.Overlay,
-		// The address on the TUN is the kernel's, not one of the engine's own stack.
-		VPC: netstack.VPC{Sources: sources, MTU: cmp.Or(cfg.VPC.MTU, config.DefaultMTU)},
-		NAT: natSettings(cfg.NAT, cfg.Seed), Forwards: forwards, Maps: maps, Mappings: mappings,
-		Policy: compilePolicy(cfg.Policy), Logger: cfg.Logger, Registerer: cfg.Registerer,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return enginePlane{e}, nil
+	base.Device, base.Overlay = dev, overlay
+	// The address on the TUN is the kernel's, not one of the engine's own stack.
+	base.VPC = netstack.VPC{Sources: sources, MTU: p.MTU}
+	base.NAT = natSettings(cfg.NAT, natSeed(cfg.Home))
+	base.Forwards, base.Maps = translation(p.Forwards, p.Maps)
+	base.Policy = compilePolicy(cfg.Policy)
+	return netstack.New(base)
 }
 
 func natSettings(c config.NATConfig, seed [32]byte) netstack.NAT {
@@ -62,7 +59,11 @@ func translation(forwards []config.Forward, maps []config.AddressMap) (fs []nets
 		if f.Proto == "udp" {
 			proto = unix.IPPROTO_UDP
 		}
-		fs = append(fs, netstack.PortForward{Proto: proto, Listen: f.Listen, To: f.To, Masquerade: f.Masquerade})
+		from := netstack.VPCSide
+		if f.Side == config.SideOverlay {
+			from = netstack.OverlaySide
+		}
+		fs = append(fs, netstack.PortForward{From: from, Proto: proto, Listen: f.Listen, To: f.To, Masquerade: f.Masquerade})
 	}
 	for _, m := range maps {
 		hosts := netstack.VPCSide
@@ -74,37 +75,33 @@ func translation(forwards []config.Forward, maps []config.AddressMap) (fs []nets
 	return fs, ms
 }
 
-func (p enginePlane) SetPolicy(c config.PolicyConfig) { p.Engine.SetPolicy(compilePolicy(c)) }
-
-func (p enginePlane) SetTranslation(forwards []config.Forward, maps []config.AddressMap) error {
-	fs, ms := translation(forwards, maps)
-	return p.Engine.SetTranslation(fs, ms)
+// planeNetworks are the networks that carry traffic.
+func planeNetworks(cfg *config.Config, p *plan.Plan) []netstack.Network {
+	out := make([]netstack.Network, len(p.Networks))
+	for i, n := range p.Networks {
+		out[i] = netstack.Network{ID: uint64(n.ID), MAC: n.MAC, MTU: n.MTU, Addresses: n.Addresses, Masquerade: cfg.Masquerade(n.ID),
+			Masquerade6: cfg.NAT.Masquerade6, Exempt: cfg.NAT.Exempt, Direct: directLimit, Conflicts: n.Refused}
+		for _, r := range n.Routes {
+			out[i].Routes = append(out[i].Routes, netstack.Route(r))
+		}
+	}
+	return out
 }
 
-func (p enginePlane) Explain(q control.Question) control.Explanation {
+// Explain says what the plane would do with a packet.
+func (p *plane) Explain(q control.Question) control.Explanation {
 	x := p.Engine.Explain(netstack.Question{FromOverlay: q.FromOverlay, Network: uint64(q.Network), Protocol: q.Proto(), Src: q.Source, Dst: q.Destination})
 	out := control.Explanation{Verdict: x.Verdict, Reason: x.Reason, Established: x.Established, Rule: x.Rule, Network: ztnode.NetworkID(x.Network),
 		Route: x.Route, NextHop: x.NextHop, Source: x.Source, Destination: x.Destination, Translation: x.SourceHow,
 		Redirected: x.Redirected, MTU: x.MTU}
 	if x.NextHopMAC != [6]byte{} {
-		out.Member = addressOfMAC(x.NextHopMAC, out.Network)
+		out.Member = ztnode.AddressOf(out.Network, x.NextHopMAC).String()
 	}
 	return out
 }
 
-func (p enginePlane) SetNetworks(nets []PlaneNetwork) error {
-	list := make([]netstack.Network, len(nets))
-	for i, n := range nets {
-		list[i] = netstack.Network{ID: uint64(n.ID), MAC: n.MAC, MTU: n.MTU, Addresses: n.Addresses, Masquerade: n.Masquerade,
-			Masquerade6: n.Masquerade6, Exempt: n.Exempt, Direct: n.Direct, Conflicts: n.Conflicts}
-		for _, r := range n.Routes {
-			list[i].Routes = append(list[i].Routes, netstack.Route(r))
-		}
-	}
-	return p.Engine.SetNetworks(list)
-}
-
-func (p enginePlane) MulticastGroups(id ztnode.NetworkID) []ztnode.Group {
+// multicastGroups are those in which others look for our addresses.
+func (p *plane) multicastGroups(id ztnode.NetworkID) []ztnode.Group {
 	var out []ztnode.Group
 	for _, g := range p.Engine.MulticastGroups(uint64(id)) {
 		out = append(out, ztnode.Group{MAC: g.MAC, ADI: g.ADI})
@@ -112,7 +109,8 @@ func (p enginePlane) MulticastGroups(id ztnode.NetworkID) []ztnode.Group {
 	return out
 }
 
-func (p enginePlane) Flows(f control.FlowFilter) []control.Flow {
+// Flows lists flows.
+func (p *plane) Flows(f control.FlowFilter) []control.Flow {
 	list := p.Engine.Flows(netstack.FlowFilter{To: f.To, From: f.From, Protocol: f.Protocol, State: f.State, Network: uint64(f.Network)})
 	now := time.Now()
 	out := make([]control.Flow, len(list))
@@ -135,22 +133,13 @@ func (p enginePlane) Flows(f control.FlowFilter) []control.Flow {
 	return out
 }
 
-func (p enginePlane) Mappings() []Mapping {
-	list := p.Engine.Mappings()
-	out := make([]Mapping, len(list))
-	for i, m := range list {
-		out[i] = Mapping{m.Proto, m.Client, m.External}
-	}
-	return out
-}
-
 // Neighbour tells [service.ping] who answers.
-func (p enginePlane) Neighbour(id ztnode.NetworkID, a netip.Addr) (ztnode.MAC, bool) {
+func (p *plane) Neighbour(id ztnode.NetworkID, a netip.Addr) (ztnode.MAC, bool) {
 	mac, ok := p.Engine.Neighbour(uint64(id), a)
 	return mac, ok
 }
 
-// compilePolicy translates the configured rules, which are checked already.
+// compilePolicy compiles the configured rules, which are checked already.
 func compilePolicy(c config.PolicyConfig) *policy.Policy {
 	action := func(word string) policy.Action {
 		switch word {

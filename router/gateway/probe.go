@@ -186,6 +186,12 @@ func (hostDialer) DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, er
 	return d.DialContext(ctx, "tcp", dst.String())
 }
 
+// dialHost connects by the kernel's stack.
+func dialHost(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, network, dst.String())
+}
+
 // Ping sends one echo request. It needs the right to open raw sockets.
 func (hostDialer) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error) {
 	network, proto := "ip4:icmp", 1

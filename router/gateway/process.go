@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ztgate/netstack"
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/fault"
@@ -16,61 +17,44 @@ import (
 )
 
 // service is what the control API and the HTTP server show of a running
-// process, whatever its mode.
+// process, whatever its role.
 type service struct {
 	conf       atomic.Pointer[config.Config] // replaced by a reload
+	state      atomic.Pointer[state]         // nil before the first plan is in force
 	mode       string
 	log        *slog.Logger
 	start      time.Time
 	node       Node
-	plane      Plane // nil unless a gateway
+	plane      *plane // nil unless a gateway
 	targets    *prober
 	names      *names                     // nil = no names are looked up
-	neighbours neighbours                 // nil = the plane's, if it knows them
+	neighbours neighbours                 // who knows which MAC an address has; nil = nobody
+	ways       hostWays                   // the host's kernel; nil = nothing of it matters
 	resync     chan struct{}              // a value makes the networks be looked at again
-	reload     func(*config.Config) error // applies a configuration; nil = this process can't
+	reload     func(*config.Config) error // puts a configuration into force; nil = this process can't
 	reloading  sync.Mutex
 
-	mu       sync.Mutex
-	devices  map[ztnode.NetworkID]string
-	problems map[ztnode.NetworkID][]string
-	advice   []control.Check // on the host's settings; they don't decide readiness
-	waiting  string          // last logged
-	ready    bool
-	readyAt  time.Time
+	mu      sync.Mutex
+	advice  []control.Check // on the host's settings; they don't decide readiness
+	waiting string          // last logged
+	ready   bool
+	readyAt time.Time
 }
 
-func newService(cfg *config.Config, mode string, log *slog.Logger, node Node, plane Plane, start time.Time) *service {
-	s := &service{resync: make(chan struct{}, 1), mode: mode, log: log, start: start, node: node, plane: plane,
-		devices: map[ztnode.NetworkID]string{}, problems: map[ztnode.NetworkID][]string{}}
+func newService(cfg *config.Config, log *slog.Logger, node Node, start time.Time) *service {
+	s := &service{resync: make(chan struct{}, 1), log: log, start: start, node: node}
 	s.conf.Store(cfg)
-	var d dialer = hostDialer{}
-	if plane != nil {
-		d = plane
-	}
-	s.targets = newProber(cfg.Targets, d, log)
+	s.targets = newProber(cfg.Targets, hostDialer{}, log)
 	return s
 }
 
+// usePlane makes the service that of a gateway.
+func (s *service) usePlane(e *netstack.Engine) {
+	s.plane = &plane{e}
+	s.neighbours, s.targets.dialer = s.plane, e
+}
+
 func (s *service) config() *config.Config { return s.conf.Load() }
-
-// setNetwork remembers what the kernel set-up of a network led to.
-func (s *service) setNetwork(id ztnode.NetworkID, device string, problems []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.devices[id], s.problems[id] = device, problems
-}
-
-func (s *service) forgetNetworks(keep []ztnode.Network) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for id := range s.devices {
-		if !slices.ContainsFunc(keep, func(n ztnode.Network) bool { return n.ID == id }) {
-			delete(s.devices, id)
-			delete(s.problems, id)
-		}
-	}
-}
 
 func (s *service) networks() []ztnode.Network {
 	nets := s.node.Networks()
@@ -79,12 +63,13 @@ func (s *service) networks() []ztnode.Network {
 }
 
 func (s *service) networkViews() []control.NetworkView {
-	nets := s.networks()
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	nets, st := s.networks(), s.state.Load()
+	if st == nil {
+		st = &state{}
+	}
 	out := make([]control.NetworkView, len(nets))
 	for i, n := range nets {
-		out[i] = control.NetworkView{Network: n, Device: s.devices[n.ID], Problems: s.problems[n.ID]}
+		out[i] = control.NetworkView{Network: n, Device: st.devices[n.ID], Problems: st.problems[n.ID]}
 	}
 	return out
 }
@@ -137,7 +122,10 @@ func pathLabel(p ztnode.Peer) string {
 
 func (s *service) status() control.Status {
 	st := control.Status{Schema: control.Schema, Info: s.info(), Health: s.health(), Networks: s.networkViews(),
-		Targets: s.targets.states(), Names: s.names.list(), Limit: s.config().NAT.MaxFlows}
+		Targets: s.targets.states(), Limit: s.config().NAT.MaxFlows, Names: s.names.list()}
+	if now := s.state.Load(); now != nil {
+		st.Problems = now.problems[0]
+	}
 	for _, p := range s.node.Peers() {
 		st.Peers.Total++
 		switch pathLabel(p) {

@@ -2,7 +2,7 @@ package gateway
 
 import (
 	"context"
-	"errors"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -12,6 +12,7 @@ import (
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/fault"
+	"ztgate/router/plan"
 )
 
 // reloadConfig reads and applies the configuration. A faulty one changes nothing.
@@ -33,25 +34,44 @@ func (s *service) reloadConfig() (any, error) {
 	return r, nil
 }
 
-// apply puts a configuration into force.
+// apply puts a configuration into force. With an error the old one stays.
 func (g *gateway) apply(next *config.Config) error {
-	if err := g.Proxy.Set(next.Forwards); err != nil {
-		return fault.Usage(err)
-	}
-	if err := g.plane.SetTranslation(next.Forwards, next.Maps); err != nil {
-		return errors.Join(fault.Usage(err), g.Proxy.Set(g.config().Forwards))
-	}
-	g.plane.SetPolicy(next.Policy)
-	g.conf.Store(next)
-	g.targets.set(next.Targets)
-	if err := g.joinConfigured(); err != nil {
+	if err := plan.Check(next); err != nil {
 		return err
 	}
-	select {
-	case g.resync <- struct{}{}:
-	default:
+	g.planning.Lock()
+	defer g.planning.Unlock()
+	if err := g.enact(next); err != nil {
+		return err
 	}
-	return nil
+	g.names.set(next.Names())
+	return g.joinConfigured()
+}
+
+// renamed takes the addresses of names.
+func (g *gateway) renamed(answers map[string][]netip.Addr) {
+	g.planning.Lock()
+	defer g.planning.Unlock()
+	if err := g.enact(g.config().Resolve(answers)); err != nil {
+		g.log.Error("use other addresses of names: the last ones stay", "error", err)
+	}
+}
+
+// enact makes a configuration that of the process, with planning held.
+func (g *gateway) enact(next *config.Config) error {
+	p, err := g.plan(next, g.networks())
+	if err != nil {
+		return err
+	}
+	if err := g.proxy.Set(p.HostForwards); err != nil {
+		return fault.Usage(err)
+	}
+	g.conf.Store(next)
+	g.plane.SetPolicy(compilePolicy(next.Policy))
+	g.targets.set(next.Targets)
+	err = g.enforce(p)
+	g.usePlan(p, next.VPC.TUN, err)
+	return err
 }
 
 // reloadOnHangup reloads at each SIGHUP until ctx ends.

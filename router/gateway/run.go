@@ -11,9 +11,90 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ztgate/router/config"
+	"ztgate/router/control"
+	"ztgate/router/plan"
 )
 
 const stopTimeout = 5 * time.Second
+
+// NewNode makes a node.
+type NewNode func(NodeConfig) (Node, error)
+
+// Run is the gateway: it works until ctx ends or something fails, and has undone
+// its changes to the host when it returns.
+func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	return RunWith(ctx, cfg, log, newNode)
+}
+
+// RunWith is [Run] with another node.
+func RunWith(ctx context.Context, cfg *config.Config, log *slog.Logger, node NewNode) error {
+	return start(ctx, cfg, log, node, &gateway{})
+}
+
+// RunMember joins this machine to networks, one interface each, as zerotier-one
+// does. A controller that joins no network needs no interface and no privileges.
+func RunMember(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	return RunMemberWith(ctx, cfg, log, newNode)
+}
+
+// RunMemberWith is [RunMember] with another node.
+func RunMemberWith(ctx context.Context, cfg *config.Config, log *slog.Logger, node NewNode) error {
+	return start(ctx, cfg, log, node, newMember())
+}
+
+// role is what a process does with its node.
+type role interface {
+	// receive takes frames from the node's workers, once setUp has returned.
+	receive(nwid uint64, frames [][]byte)
+	// setUp prepares all that run needs. When it fails, close is called too.
+	setUp(s *service, reg *prometheus.Registry) error
+	// parts work until ctx ends, which is not an error.
+	parts() []func(ctx context.Context) error
+	// close undoes what setUp did; failed says that somebody will start us again.
+	close(failed bool)
+}
+
+// start is the life of a process.
+func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode NewNode, r role) (err error) {
+	begun := time.Now()
+	for _, w := range cfg.Warnings {
+		log.Warn("configuration", "warning", w)
+	}
+	if err := plan.Check(cfg); err != nil {
+		return err
+	}
+	planet, err := prepare(cfg)
+	if err != nil {
+		return err
+	}
+	reg := newRegistry(cfg)
+	node, err := newNode(NodeConfig{Implementation: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller,
+		Underlay: cfg.Underlay, Logger: log, Registerer: reg, OnFrames: r.receive})
+	if err != nil {
+		return fmt.Errorf("start node: %w", err)
+	}
+	runs := false
+	defer func() {
+		if !runs {
+			err = errors.Join(err, node.Close())
+		}
+	}()
+	s := newService(cfg, log, node, begun)
+	defer func() { r.close(err != nil) }()
+	if err := r.setUp(s, reg); err != nil {
+		return err
+	}
+	srv, err := listen(s, reg)
+	if err != nil {
+		return err
+	}
+	defer srv.close()
+	info := node.Info()
+	log.Info("starting", "version", control.Version, "address", info.Address, "node", cfg.Node, "mode", s.mode, "home", cfg.Home,
+		"socket", srv.socket(), "listen", cfg.Listen, "controller", info.Controller)
+	runs = true
+	return runAll(ctx, log, append([]func(context.Context) error{node.Run, srv.run, s.targets.Run}, r.parts()...)...)
+}
 
 // runAll runs the parts until one fails or ctx ends, and then waits for them, but
 // not for ever.

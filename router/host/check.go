@@ -38,3 +38,11 @@ func (k *Link) QuietMember() {
 		k.log.Debug("sysctl not set", "key", path, "error", err)
 	}
 }
+
+// Forwards reports whether the kernel forwards packets of a family.
+func Forwards(v6 bool) bool {
+	if v6 {
+		return Sysctl("ipv6/conf/all/forwarding") != "0"
+	}
+	return Sysctl("ipv4/ip_forward") != "0"
+}

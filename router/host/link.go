@@ -61,14 +61,32 @@ func OpenLink(name string, log *slog.Logger) (*Link, error) {
 	return k, nil
 }
 
+// Up gives the interface an MTU, in bytes, and sets it up.
 func (k *Link) Up(mtu int) error {
-	if err := k.nl.LinkSetMTU(k.l, mtu); err != nil {
-		return fmt.Errorf("set MTU of %q to %d: %w", k.name, mtu, err)
+	if err := k.SetMTU(mtu); err != nil {
+		return err
 	}
 	if err := k.nl.LinkSetUp(k.l); err != nil {
 		return fmt.Errorf("set interface %q up: %w", k.name, err)
 	}
 	return nil
+}
+
+// SetMTU changes the MTU, in bytes.
+func (k *Link) SetMTU(mtu int) error {
+	if err := k.nl.LinkSetMTU(k.l, mtu); err != nil {
+		return fmt.Errorf("set MTU of %q to %d: %w", k.name, mtu, err)
+	}
+	return nil
+}
+
+// MTU returns the MTU that the interface has now, in bytes.
+func (k *Link) MTU() (int, error) {
+	l, err := k.nl.LinkByIndex(k.l.Attrs().Index)
+	if err != nil {
+		return 0, fmt.Errorf("find interface %q: %w", k.name, err)
+	}
+	return l.Attrs().MTU, nil
 }
 
 // Toggled reports that somebody set the interface up or down since the last call.
@@ -147,33 +165,6 @@ func (k *Link) ownRoutes() ([]netlink.Route, error) {
 		return nil, fmt.Errorf("list routes of %q: %w", k.name, err)
 	}
 	return list, nil
-}
-
-// Others lists the unicast routes of the main table that are not ours.
-func (k *Link) Others() ([]KernelRoute, error) {
-	list, err := k.nl.RouteList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return nil, fmt.Errorf("list routes: %w", err)
-	}
-	names := map[int]string{}
-	if links, err := k.nl.LinkList(); err == nil {
-		for _, l := range links {
-			names[l.Attrs().Index] = l.Attrs().Name
-		}
-	}
-	var out []KernelRoute
-	for _, r := range list {
-		p := prefixOf(r.Dst)
-		if !p.IsValid() || r.Protocol == routeProtocol || r.LinkIndex == k.l.Attrs().Index || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() {
-			continue
-		}
-		device := names[r.LinkIndex]
-		if device == "" {
-			device = "another interface"
-		}
-		out = append(out, KernelRoute{p, device})
-	}
-	return out, nil
 }
 
 // SetRoutes makes our routes on the interface exactly these. A default route is

@@ -188,8 +188,13 @@ func TestGuards(t *testing.T) {
 	}
 	guard(a, true, "10.9.0.0/16") // a network that is down says nothing of its targets
 	check(a, "10.0.0.0/24", "10.9.0.0/16", "fd00:77::/64")
-	if k, err := a.Others(); err != nil || len(k) != 0 {
-		t.Errorf("guards count as other people's routes: %v, %v", k, err)
+	table, err := OpenTable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer table.Close()
+	if h, err := table.State(a, b); err != nil || len(h.Routes) != 0 {
+		t.Errorf("guards count as other people's routes: %+v, %v", h, err)
 	}
 	again, err := OpenLink("ztgt0", discard) // after a kill
 	if err != nil {
@@ -210,37 +215,6 @@ func TestGuards(t *testing.T) {
 	b.Undo()
 	check(b)
 	a.Undo()
-}
-
-func TestKernelOthers(t *testing.T) {
-	inNamespace(t)
-	for _, name := range []string{"ztgt0", "ztgt1"} {
-		dev, err := tuntap.OpenTUN(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer dev.Close()
-	}
-	other, err := OpenLink("ztgt1", discard)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer other.Undo()
-	if err := other.Up(1500); err != nil {
-		t.Fatal(err)
-	}
-	if err := other.SetAddresses(nettest.Prefixes("172.31.0.1/16")); err != nil {
-		t.Fatal(err)
-	}
-	k, err := OpenLink("ztgt0", discard)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.Undo()
-	got, err := k.Others()
-	if err != nil || len(got) != 1 || got[0] != (KernelRoute{netip.MustParsePrefix("172.31.0.0/16"), "ztgt1"}) {
-		t.Errorf("got %v, %v", got, err)
-	}
 }
 
 func TestTAP(t *testing.T) {

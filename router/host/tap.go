@@ -16,10 +16,10 @@ import (
 	"ztgate/zerotier/ztnode"
 )
 
-// Tap is the Ethernet port of a member: the kernel itself resolves neighbours,
+// TAP is the Ethernet port of a member: the kernel itself resolves neighbours,
 // so whole frames pass through unchanged.
-type Tap struct {
-	Id      ztnode.NetworkID
+type TAP struct {
+	ID      ztnode.NetworkID
 	Name    string
 	file    *os.File
 	raw     syscall.RawConn
@@ -39,7 +39,7 @@ const (
 
 // OpenTAP creates the port of a network, in the network namespace of the
 // calling thread.
-func OpenTAP(id ztnode.NetworkID, name string, mac ztnode.MAC, log *slog.Logger) (_ *Tap, err error) {
+func OpenTAP(id ztnode.NetworkID, name string, mac ztnode.MAC, log *slog.Logger) (_ *TAP, err error) {
 	fd, err := tuntap.OpenFD(name, unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
 	if err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func OpenTAP(id ztnode.NetworkID, name string, mac ztnode.MAC, log *slog.Logger)
 		unix.Close(fd)
 		return nil, fmt.Errorf("set offloads of %q: %w", name, err)
 	}
-	t := &Tap{Id: id, Name: name, file: os.NewFile(uintptr(fd), tuntap.Path), done: make(chan struct{})}
+	t := &TAP{ID: id, Name: name, file: os.NewFile(uintptr(fd), tuntap.Path), done: make(chan struct{})}
 	t.writers.New = func() any { return tuntap.NewWriter(tuntap.EthernetLen, udp) }
 	defer func() {
 		if err != nil {
@@ -76,7 +76,7 @@ type frameWriter interface {
 }
 
 // Read passes frames from the kernel to the node until the file is closed.
-func (t *Tap) Read(node frameWriter) error {
+func (t *TAP) Read(node frameWriter) error {
 	defer close(t.done)
 	r := tuntap.NewReader(tuntap.EthernetLen)
 	bufs, sizes := make([][]byte, tapBatch), make([]int, tapBatch)
@@ -87,7 +87,7 @@ func (t *Tap) Read(node frameWriter) error {
 	for {
 		n, err := r.ReadBatch(t.raw, bufs, sizes, tapHeadroom)
 		if n > 0 {
-			sent, werr := node.WriteFrames(uint64(t.Id), bufs[:n], sizes[:n], tapHeadroom)
+			sent, werr := node.WriteFrames(uint64(t.ID), bufs[:n], sizes[:n], tapHeadroom)
 			t.dropped.Add(uint64(n - sent))
 			if werr != nil {
 				err = werr
@@ -106,7 +106,7 @@ func (t *Tap) Read(node frameWriter) error {
 
 // Deliver passes frames from the node to the kernel. A frame that the kernel
 // refuses (interface down, queue full) is lost, as on any wire.
-func (t *Tap) Deliver(frames [][]byte) {
+func (t *TAP) Deliver(frames [][]byte) {
 	w := t.writers.Get().(*tuntap.Writer)
 	n, _ := w.WriteAll(t.raw, frames, 0)
 	t.dropped.Add(uint64(len(frames) - n))
@@ -114,7 +114,7 @@ func (t *Tap) Deliver(frames [][]byte) {
 }
 
 // Close ends the port and waits for its reader.
-func (t *Tap) Close(ctx context.Context) error {
+func (t *TAP) Close(ctx context.Context) error {
 	t.Link.Undo()
 	t.closed.Store(true)
 	err := t.file.Close()

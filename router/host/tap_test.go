@@ -13,7 +13,7 @@ import (
 // kernel side in a namespace of its own.
 func TestTAPTransfer(t *testing.T) {
 	type end struct {
-		tap  *Tap
+		tap  *TAP
 		conn net.Conn
 	}
 	macs := [2]ztnode.MAC{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}
@@ -95,7 +95,7 @@ func TestTAPTransfer(t *testing.T) {
 }
 
 // wireTo is a node that hands frames to another TAP.
-type wireTo struct{ tap *Tap }
+type wireTo struct{ tap *TAP }
 
 func (w *wireTo) WriteFrames(_ uint64, bufs [][]byte, sizes []int, offset int) (int, error) {
 	frames := make([][]byte, len(bufs))

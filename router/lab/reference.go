@@ -18,14 +18,14 @@ import (
 	"ztgate/zerotier/ztnode"
 )
 
-// Make says which program plays a part of the scenario.
-type Make uint8
+// Program says which program plays a part of the scenario.
+type Program uint8
 
-// Makes.
+// Programs.
 const (
-	Ours      Make = iota // with the node in Go
-	Libzt                 // with libzt; not as root, since that is the controller too
-	Reference             // the zerotier-one of [Options.ZeroTierOne]; as gateway with kernel forwarding and nftables
+	Ours      Program = iota // with the node in Go
+	Libzt                    // with libzt; not as root, since that is the controller too
+	Reference                // the zerotier-one of [Options.ZeroTierOne]; as gateway with kernel forwarding and nftables
 )
 
 // referencePort is where zerotier-one has its wire and, on loopback, its local

@@ -57,7 +57,7 @@ type Options struct {
 	Config   string        // of our gateway, the text of its configuration file
 
 	// Who plays root and controller, office and gateway.
-	Root, Office, Gateway Make
+	Root, Office, Gateway Program
 	ZeroTierOne           string // path of a zerotier-one, for those that are [Reference]
 }
 
@@ -251,7 +251,7 @@ func (s *Scenario) credentials(context.Context) error {
 }
 
 // spawn starts one of our processes and returns a client of its control socket.
-func (s *Scenario) spawn(n *Namespace, name string, m Make, args ...string) (*Process, *control.Client, error) {
+func (s *Scenario) spawn(n *Namespace, name string, m Program, args ...string) (*Process, *control.Client, error) {
 	socket := filepath.Join(s.Dir, name, "ztgate.sock")
 	node := config.NodeGo
 	if m == Libzt {
@@ -346,8 +346,8 @@ func (s *Scenario) startMembers(ctx context.Context) (err error) {
 	return s.StartGateway(ctx)
 }
 
-// SetGatewayMake says which of our makes of the node the next start uses.
-func (s *Scenario) SetGatewayMake(m Make) { s.opts.Gateway = m }
+// SetGatewayProgram says which of our programs the next start of the gateway uses.
+func (s *Scenario) SetGatewayProgram(m Program) { s.opts.Gateway = m }
 
 // StartGateway starts the gateway, the first time or after it was stopped.
 func (s *Scenario) StartGateway(ctx context.Context) (err error) {

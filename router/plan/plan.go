@@ -198,7 +198,7 @@ func (b *builder) network(n ztnode.Network) {
 			continue
 		}
 		out.Refused++
-		b.refuse(n.ID, "assigned address "+a.String(), why)
+		b.refuse(n.ID, a, "assigned address "+a.String(), why)
 	}
 	for _, r := range n.Routes {
 		if r.Via.IsValid() && slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return p.Addr() == r.Via }) {
@@ -210,7 +210,7 @@ func (b *builder) network(n ztnode.Network) {
 		}
 		if why != nil {
 			out.Refused++
-			b.refuse(n.ID, "managed route "+r.Target.String(), why)
+			b.refuse(n.ID, r.Target, "managed route "+r.Target.String(), why)
 		}
 	}
 	b.out.Networks = append(b.out.Networks, out)
@@ -267,13 +267,21 @@ func malformed(r ztnode.Route) *objection {
 	return nil
 }
 
-// Owner returns the network whose hosts the VPC reaches at an address.
-func (p *Plan) Owner(a netip.Addr) (id ztnode.NetworkID, ok bool) {
-	bits := -1
+// Route returns the kernel's route by which packets to an address come to us.
+func (p *Plan) Route(a netip.Addr) (best Route, ok bool) {
 	for _, r := range p.Routes {
-		if r.Target.Contains(a) && r.Target.Bits() > bits {
-			id, bits, ok = r.Network, r.Target.Bits(), true
+		if r.Target.Contains(a) && (!ok || r.Target.Bits() > best.Target.Bits()) {
+			best, ok = r, true
 		}
 	}
-	return id, ok
+	return best, ok
+}
+
+// Targets are the prefixes of the kernel's routes.
+func (p *Plan) Targets() []netip.Prefix {
+	out := make([]netip.Prefix, len(p.Routes))
+	for i, r := range p.Routes {
+		out[i] = r.Target
+	}
+	return out
 }

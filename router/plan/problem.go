@@ -3,6 +3,7 @@ package plan
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"ztgate/router/fault"
 	"ztgate/zerotier/ztnode"
@@ -11,6 +12,7 @@ import (
 // Problem is something that isn't used, or doesn't work, as it was asked for.
 type Problem struct {
 	Network ztnode.NetworkID // 0 = of the configuration
+	Prefix  netip.Prefix     // that it is about; invalid = none
 	Thing   string           // as in "managed route 172.31.0.0/28"
 	Refused bool             // it is left out; else it is used and can't work as things are
 	Fatal   bool             // the configuration contradicts itself and isn't put into force
@@ -50,8 +52,8 @@ func fatally(o *objection) *objection {
 }
 
 // refuse notes that something is not used.
-func (b *builder) refuse(id ztnode.NetworkID, thing string, why *objection) {
-	b.out.Problems = append(b.out.Problems, Problem{Network: id, Thing: thing, Refused: true, Fatal: why.fatal, Reason: why.reason, Remedy: why.remedy})
+func (b *builder) refuse(id ztnode.NetworkID, p netip.Prefix, thing string, why *objection) {
+	b.out.Problems = append(b.out.Problems, Problem{Network: id, Prefix: p.Masked(), Thing: thing, Refused: true, Fatal: why.fatal, Reason: why.reason, Remedy: why.remedy})
 }
 
 // warn notes that something can't work as things are.

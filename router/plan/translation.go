@@ -12,7 +12,7 @@ import (
 func (b *builder) maps() {
 	for _, m := range b.cfg.Maps {
 		if why := b.mapFault(m); why != nil {
-			b.refuse(0, "map "+m.String(), why)
+			b.refuse(0, m.Alias, "map "+m.String(), why)
 			continue
 		}
 		b.out.Maps = append(b.out.Maps, m)
@@ -73,7 +73,7 @@ func (b *builder) forwards() {
 		seen[k] = true
 		switch {
 		case why != nil:
-			b.refuse(0, thing, fatally(why))
+			b.refuse(0, single(f.Listen.Addr()), thing, fatally(why))
 		case f.Side == config.SideOverlay:
 			b.fromOverlay(thing, f)
 		default:
@@ -126,8 +126,8 @@ func (b *builder) routed(to netip.Addr) bool {
 	if to.Is6() && !b.cfg.NAT.Masquerade6 || slices.ContainsFunc(b.cfg.NAT.Exempt, func(p netip.Prefix) bool { return p.Contains(to) }) {
 		return true
 	}
-	if id, ok := b.out.Owner(to); ok {
-		return !b.cfg.Masquerade(id)
+	if r, ok := b.out.Route(to); ok {
+		return !b.cfg.Masquerade(r.Network)
 	}
 	return !b.cfg.NAT.Masquerade || slices.ContainsFunc(b.cfg.Networks, func(n config.NetworkConfig) bool { return !b.cfg.Masquerade(n.ID) })
 }
@@ -136,7 +136,7 @@ func (b *builder) routed(to netip.Addr) bool {
 func (b *builder) fromVPC(thing string, f config.Forward) {
 	listen := f.Listen.Addr()
 	_, inside := b.inSources(f.To.Addr())
-	_, overlay := b.out.Owner(listen)
+	_, overlay := b.out.Route(listen)
 	switch {
 	case listen.IsUnspecified():
 		b.out.Forwards = append(b.out.Forwards, f)
@@ -145,8 +145,14 @@ func (b *builder) fromVPC(thing string, f config.Forward) {
 		}
 	case b.hostOwns(listen):
 		if inside || !f.Masquerade {
-			b.refuse(0, thing, object("name a host of the overlay, and set masquerade: true",
+			b.refuse(0, single(f.Listen.Addr()), thing, object("name a host of the overlay, and set masquerade: true",
 				"it listens at this host's own address, where connections end and are made anew into the overlay"))
+			return
+		}
+		if slices.ContainsFunc(b.cfg.Forwards, func(o config.Forward) bool {
+			return o.Side == f.Side && o.Proto == f.Proto && o.Listen.Addr().IsUnspecified() && o.Listen.Port() == f.Listen.Port() && o.Listen.Addr().Is4() == listen.Is4()
+		}) {
+			b.refuse(0, single(listen), thing, object("choose another port for one of the two", "another forward listens at all of this host's addresses on that port"))
 			return
 		}
 		b.out.HostForwards = append(b.out.HostForwards, f)
@@ -155,7 +161,7 @@ func (b *builder) fromVPC(thing string, f config.Forward) {
 			if why := b.astray(single(listen)); why != nil {
 				why.remedy = "give this host the address, or leave it out: " + f.Proto + "/PORT listens at all of this host's"
 				if b.in.Host != nil { // else it may be the host's own
-					b.refuse(0, thing, why)
+					b.refuse(0, single(f.Listen.Addr()), thing, why)
 				}
 				return
 			}
@@ -163,16 +169,16 @@ func (b *builder) fromVPC(thing string, f config.Forward) {
 		}
 		b.out.Forwards = append(b.out.Forwards, f)
 	}
-	if _, ok := b.out.Owner(f.To.Addr()); !ok && !inside && b.settled() {
+	if _, ok := b.out.Route(f.To.Addr()); !ok && !inside && b.settled() {
 		b.warn(thing, object("see ztgate networks", "no joined network has a route to %s", f.To.Addr()))
 	}
 }
 
 // fromOverlay uses a forward for overlay hosts.
 func (b *builder) fromOverlay(thing string, f config.Forward) {
-	if id, ok := b.out.Owner(f.To.Addr()); ok {
-		b.refuse(0, thing, object("let them reach it over the overlay itself",
-			"%s is on the overlay (network %s), and overlay hosts are only forwarded into the VPC", f.To.Addr(), id))
+	if r, ok := b.out.Route(f.To.Addr()); ok {
+		b.refuse(0, single(f.Listen.Addr()), thing, object("let them reach it over the overlay itself",
+			"%s is on the overlay (network %s), and overlay hosts are only forwarded into the VPC", f.To.Addr(), r.Network))
 		return
 	}
 	b.out.Forwards = append(b.out.Forwards, f)

@@ -31,8 +31,8 @@ func (n *joined) resolutionGroups() (out []vl2.MulticastGroup) {
 	return out
 }
 
-// ownGroups lists everything we announce. n.mu is held.
-func (n *joined) ownGroups(s *state) map[vl2.MulticastGroup]bool {
+// ownGroupsLocked lists everything we announce.
+func (n *joined) ownGroupsLocked(s *state) map[vl2.MulticastGroup]bool {
 	all := make(map[vl2.MulticastGroup]bool)
 	for _, g := range n.hostGroups {
 		all[g] = true
@@ -89,7 +89,7 @@ func (n *joined) announceDue(w *vl1.Worker) {
 	}
 	var fresh []vl2.MulticastGroup
 	if look || n.groupsChanged || n.announced == nil {
-		own := n.ownGroups(s)
+		own := n.ownGroupsLocked(s)
 		for g := range own {
 			if !n.announced[g] {
 				fresh = append(fresh, g)

@@ -36,6 +36,6 @@ func (l *Layer) Forget(n vl2.NetworkID, a identity.Address) {
 	j.memberMu.Lock()
 	defer j.memberMu.Unlock()
 	if m := j.members[a]; m != nil {
-		j.forget(m)
+		j.forgetLocked(m)
 	}
 }

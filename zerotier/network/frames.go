@@ -50,7 +50,7 @@ func (l *Layer) Flush(w *Worker) {
 	}
 }
 
-// deliver hands a frame to the port. Its data is copied.
+// deliver hands a frame to the attachment. Its data is copied.
 func (l *Layer) deliver(vw *vl1.Worker, n *joined, s *state, f *vl2.FrameInfo) {
 	if len(f.Data) > s.cfg.MTU {
 		l.stats.tooLong.Add(1)
@@ -221,7 +221,7 @@ func (l *Layer) WriteFrames(w *vl1.Worker, id vl2.NetworkID, bufs [][]byte, size
 		}
 		dst, from := vl2.MAC(frame[:6]), vl2.MAC(frame[6:12])
 		if dst.IsMulticast() || dst[0] != n.mac[0] || from != n.mac {
-			if n.writeOdd(w, s, &vl2.FrameInfo{
+			if n.writeOther(w, s, &vl2.FrameInfo{
 				Source: l.self, DestinationMAC: dst, SourceMAC: from, EtherType: binary.BigEndian.Uint16(frame[12:]), Data: frame[ethernetLen:],
 			}) {
 				accepted++
@@ -264,9 +264,9 @@ func (l *Layer) WriteFrames(w *vl1.Worker, id vl2.NetworkID, bufs [][]byte, size
 	return accepted
 }
 
-// writeOdd sends a frame that isn't plain unicast between two members. It has no
+// writeOther sends a frame that isn't plain unicast between two members. It has no
 // destination yet.
-func (n *joined) writeOdd(w *vl1.Worker, s *state, f *vl2.FrameInfo) bool {
+func (n *joined) writeOther(w *vl1.Worker, s *state, f *vl2.FrameInfo) bool {
 	dst := f.DestinationMAC
 	bridged := f.SourceMAC != n.mac
 	switch {

@@ -46,7 +46,7 @@ type waitingFrame struct {
 // groupTable holds the groups of all networks, also of networks that we serve as
 // a root without having joined them.
 type groupTable struct {
-	mu      sync.Mutex
+	mu      sync.Mutex // guards what follows; methods named …Locked need it
 	m       map[groupKey]*group
 	waiting map[groupKey]*group      // those with waiting frames
 	perPeer map[identity.Address]int // groups a node is in
@@ -62,8 +62,8 @@ func (t *groupTable) init(gatherEvery time.Duration) {
 	t.perPeer = make(map[identity.Address]int)
 }
 
-// get returns a group, making it if there is room; nil without. t.mu is held.
-func (t *groupTable) get(k groupKey) *group {
+// getLocked returns a group, making it if there is room; nil without.
+func (t *groupTable) getLocked(k groupKey) *group {
 	g := t.m[k]
 	if g == nil && len(t.m) < maxGroups {
 		g = &group{members: make(map[identity.Address]time.Time)}
@@ -88,7 +88,7 @@ func (t *groupTable) add(k groupKey, a identity.Address, now time.Time) bool {
 	if t.perPeer[a] >= maxPeerGroups || t.total >= maxMemberships {
 		return false
 	}
-	g := t.get(k)
+	g := t.getLocked(k)
 	if g == nil {
 		return false
 	}
@@ -102,12 +102,12 @@ func (t *groupTable) remove(k groupKey, a identity.Address) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if g := t.m[k]; g != nil {
-		t.drop(g, a)
+		t.dropLocked(g, a)
 	}
 }
 
-// drop takes a node out of a group. t.mu is held.
-func (t *groupTable) drop(g *group, a identity.Address) {
+// dropLocked takes a node out of a group.
+func (t *groupTable) dropLocked(g *group, a identity.Address) {
 	if _, ok := g.members[a]; !ok {
 		return
 	}
@@ -152,7 +152,7 @@ func (t *groupTable) expire(now time.Time) {
 	for k, g := range t.m {
 		for a, at := range g.members {
 			if now.Sub(at) >= groupExpiry {
-				t.drop(g, a)
+				t.dropLocked(g, a)
 			}
 		}
 		if len(g.members) == 0 && len(g.waiting) == 0 && now.Sub(g.lastGather) >= t.gatherEvery {
@@ -171,7 +171,7 @@ func (g *group) dropOld(now time.Time) {
 func (t *groupTable) wait(k groupKey, f waitingFrame, now time.Time) (ask bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	g := t.get(k)
+	g := t.getLocked(k)
 	if g == nil {
 		return false
 	}

@@ -23,7 +23,7 @@ type joined struct {
 	memberMu sync.RWMutex // guards members
 	members  map[identity.Address]*member
 
-	mu            sync.Mutex // guards what follows
+	mu            sync.Mutex // guards what follows; methods named …Locked need it
 	generation    uint64
 	updates       vl2.Assembler
 	lastRequest   time.Time
@@ -58,9 +58,9 @@ type state struct {
 	replicators []identity.Address
 }
 
-// newState makes the state that follows from a configuration. n.mu is held, or n
-// is not shared yet.
-func (n *joined) newState(cfg *vl2.NetworkConfig, status Status, updated time.Time) *state {
+// newStateLocked makes the state that follows from a configuration. It needs no
+// lock while n is not shared yet.
+func (n *joined) newStateLocked(cfg *vl2.NetworkConfig, status Status, updated time.Time) *state {
 	n.generation++
 	s := &state{cfg: cfg, status: status, generation: n.generation, updated: updated, open: cfg != nil && status == StatusOK}
 	if cfg != nil {
@@ -110,7 +110,7 @@ func (n *joined) ensureMember(a identity.Address, now time.Time) *member {
 	defer n.memberMu.Unlock()
 	m := n.members[a]
 	if m == nil {
-		if len(n.members) >= maxMembers && !n.evict(s) {
+		if len(n.members) >= maxMembers && !n.evictLocked(s) {
 			n.l.stats.refusedRecords.Add(1)
 			return nil
 		}
@@ -121,9 +121,9 @@ func (n *joined) ensureMember(a identity.Address, now time.Time) *member {
 	return m
 }
 
-// evict forgets one of some members that may be forgotten, the least used one.
-// memberMu is held.
-func (n *joined) evict(s *state) bool {
+// evictLocked forgets one of some members that may be forgotten, the least used one.
+// It needs memberMu.
+func (n *joined) evictLocked(s *state) bool {
 	const look = 64
 	var oldest *member
 	seen := 0
@@ -141,7 +141,7 @@ func (n *joined) evict(s *state) bool {
 	if oldest == nil {
 		return false
 	}
-	n.forget(oldest)
+	n.forgetLocked(oldest)
 	n.l.stats.evicted.Add(1)
 	return true
 }
@@ -156,8 +156,8 @@ func (n *joined) vital(s *state, m *member) bool {
 	return rec != nil && s.cfg != nil && rec.Vital(s.cfg)
 }
 
-// forget removes a record. memberMu is held.
-func (n *joined) forget(m *member) {
+// forgetLocked removes a record. It needs memberMu.
+func (n *joined) forgetLocked(m *member) {
 	m.removed.Store(true)
 	delete(n.members, m.addr)
 }
@@ -168,7 +168,7 @@ func (n *joined) expire(now time.Time) {
 	n.memberMu.Lock()
 	for _, m := range n.members {
 		if now.UnixNano()-m.used.Load() >= int64(recordLifetime) && !n.vital(s, m) {
-			n.forget(m)
+			n.forgetLocked(m)
 			continue
 		}
 		if rec := m.record.Load(); rec == nil || s.cfg == nil || !rec.Outdated(s.cfg) {
@@ -302,7 +302,7 @@ func (n *joined) install(cfg *vl2.NetworkConfig, now time.Time) {
 	old := n.snap.Load()
 	n.requests, n.refusedSince = 0, time.Time{}
 	n.groupsChanged = true
-	n.snap.Store(n.newState(cfg, StatusOK, now))
+	n.snap.Store(n.newStateLocked(cfg, StatusOK, now))
 	n.mu.Unlock()
 	if old.status != StatusOK {
 		n.l.log.Info("network is up", "network", n.id, "name", cfg.Name, "addresses", cfg.Addresses)
@@ -319,7 +319,7 @@ func (n *joined) refuse(status Status, login vl2.SSO, now time.Time) {
 	}
 	same := old.status == status && old.login == login
 	if !same {
-		s := n.newState(old.cfg, status, old.updated)
+		s := n.newStateLocked(old.cfg, status, old.updated)
 		s.login = login
 		n.snap.Store(s)
 	}
@@ -358,55 +358,77 @@ func (l *Layer) receiveConfig(w *vl1.Worker, from *vl1.Peer, p packet.Packet, sr
 	if n == nil || n.id.AdHoc() {
 		return vl1.Result{}
 	}
-	controller := l.peers.Peer(n.id.Controller())
-	var signer *identity.Identity
-	switch {
-	case n.id.Controller() == l.self:
-		signer = l.id
-	case controller == nil:
+	signer := n.controllerIdentity()
+	if signer == nil {
 		return vl1.Result{}
-	default:
-		signer = controller.Identity()
 	}
 	if !chunk.Verify(signer) {
 		l.stats.badSignatures.Add(1)
 		return vl1.Result{}
 	}
-	n.mu.Lock()
-	dict, fresh := n.updates.Add(w.Now(), chunk)
-	n.mu.Unlock()
-	if fresh && chunk.FastPropagate() {
-		l.propagate(w, n, from, packet.VerbNetworkConfig, b)
-	}
-	if dict == nil {
-		return vl1.Result{}
-	}
-	cfg, err := vl2.DecodeNetworkConfig(dict)
-	if err != nil {
-		l.log.Warn("controller sent a configuration that cannot be used", "network", n.id, "error", err)
-		l.stats.malformed.Add(1)
+	cfg := n.assemble(w, from, chunk, b)
+	if cfg == nil {
 		return vl1.Result{}
 	}
 	if !solicited && from != nil {
 		ack := n.id.Append(nil)
 		l.peers.SendOK(w, from, src, packet.VerbEcho, p.ID(), appendU64(ack, chunk.UpdateID))
 	}
+	if n.wants(cfg, solicited) {
+		n.install(cfg, w.Now())
+	}
+	return vl1.Result{}
+}
+
+// controllerIdentity returns the identity that signs what concerns the network, nil
+// while it isn't known.
+func (n *joined) controllerIdentity() *identity.Identity {
+	if n.id.Controller() == n.l.self {
+		return n.l.id
+	}
+	if p := n.l.peers.Peer(n.id.Controller()); p != nil {
+		return p.Identity()
+	}
+	return nil
+}
+
+// assemble takes in a chunk that is genuine, and passes it on if it asks for that. It
+// returns the configuration that it completes, nil if it doesn't.
+func (n *joined) assemble(w *vl1.Worker, from *vl1.Peer, chunk vl2.Chunk, b []byte) *vl2.NetworkConfig {
+	n.mu.Lock()
+	dict, fresh := n.updates.Add(w.Now(), chunk)
+	n.mu.Unlock()
+	if fresh && chunk.FastPropagate() {
+		n.l.propagate(w, n, from, packet.VerbNetworkConfig, b)
+	}
+	if dict == nil {
+		return nil
+	}
+	cfg, err := vl2.DecodeNetworkConfig(dict)
+	if err != nil {
+		n.l.log.Warn("controller sent a configuration that cannot be used", "network", n.id, "error", err)
+		n.l.stats.malformed.Add(1)
+		return nil
+	}
+	return cfg
+}
+
+// wants reports whether a genuine configuration is for us and newer than what we
+// have.
+func (n *joined) wants(cfg *vl2.NetworkConfig, solicited bool) bool {
 	cur := n.snap.Load()
-	if cfg.ID != n.id || cfg.Member != l.self {
-		return vl1.Result{}
+	if cfg.ID != n.id || cfg.Member != n.l.self {
+		return false
 	}
 	if n.isVoid(cfg) {
-		l.stats.rejectedCredentials.Add(1)
-		return vl1.Result{}
+		n.l.stats.rejectedCredentials.Add(1)
+		return false
 	}
 	if cur.cfg != nil && cfg.Timestamp < cur.cfg.Timestamp && !solicited {
-		return vl1.Result{} // an old one replayed
+		return false // an old one replayed
 	}
-	if cur.status == StatusOK && !cur.updated.IsZero() && cfg.Timestamp == cur.cfg.Timestamp && bytes.Equal(cfg.Encode(), cur.cfg.Encode()) {
-		return vl1.Result{}
-	}
-	n.install(cfg, w.Now())
-	return vl1.Result{}
+	same := cur.status == StatusOK && !cur.updated.IsZero() && cfg.Timestamp == cur.cfg.Timestamp && bytes.Equal(cfg.Encode(), cur.cfg.Encode())
+	return !same
 }
 
 // isVoid reports whether a configuration is from before our membership was revoked.

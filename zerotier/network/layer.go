@@ -19,6 +19,7 @@ import (
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
+	"ztgate/zerotier/ztnode"
 )
 
 // Peers is what the layer needs of the peer layer. [*vl1.Core] implements it.
@@ -90,7 +91,6 @@ type Snapshot struct {
 //	      ^------------------ join             |--config--> ok
 type Status uint8
 
-// Statuses.
 const (
 	StatusRequesting Status = iota
 	StatusOK
@@ -102,10 +102,7 @@ const (
 )
 
 // String returns the word ZeroTier uses.
-func (s Status) String() string {
-	return [...]string{"REQUESTING_CONFIGURATION", "OK", "ACCESS_DENIED", "NOT_FOUND", "PORT_ERROR",
-		"CLIENT_TOO_OLD", "AUTHENTICATION_REQUIRED"}[s]
-}
+func (s Status) String() string { return ztnode.Statuses()[s] }
 
 // Limits.
 const (
@@ -167,9 +164,9 @@ type Layer struct {
 
 	contactMu sync.Mutex // held while contacts are collected
 
-	mu       sync.Mutex // guards joining and leaving, and control
-	control  *vl1.Worker
-	lastHous time.Time
+	mu        sync.Mutex // guards joining and leaving, and control
+	control   *vl1.Worker
+	lastHouse time.Time
 }
 
 // New makes a layer without networks. SetPeers must be called before anything
@@ -224,9 +221,9 @@ func (l *Layer) Join(out vl1.Out, now time.Time, id vl2.NetworkID, cached *vl2.N
 	}
 	n := &joined{l: l, id: id, mac: vl2.MACOf(id, l.self), members: make(map[identity.Address]*member)}
 	if cached != nil && cached.Member == l.self {
-		n.snap.Store(n.newState(cached, StatusOK, time.Time{}))
+		n.snap.Store(n.newStateLocked(cached, StatusOK, time.Time{}))
 	} else {
-		n.snap.Store(n.newState(nil, StatusRequesting, time.Time{}))
+		n.snap.Store(n.newStateLocked(nil, StatusRequesting, time.Time{}))
 	}
 	next := maps.Clone(old)
 	next[id] = n
@@ -292,8 +289,8 @@ func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
 			next = t
 		}
 	}
-	if l.lastHous.IsZero() || now.Sub(l.lastHous) >= 30*time.Second {
-		l.lastHous = now
+	if l.lastHouse.IsZero() || now.Sub(l.lastHouse) >= 30*time.Second {
+		l.lastHouse = now
 		l.groups.expire(now)
 		for _, x := range []*rate.Map[identity.Address]{&l.creds, &l.needs, &l.gathers, &l.spreads, &l.diverts} {
 			x.Expire(now)

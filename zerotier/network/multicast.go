@@ -15,7 +15,7 @@ const (
 	maxTimeDelta = 7200000 // ms, what a controller may set
 )
 
-// ndpReply is a made-up neighbour advertisement on its way to the port.
+// ndpReply is a made-up neighbour advertisement on its way to the attachment.
 type ndpReply struct {
 	to    vl2.MAC
 	reply *vl2.NDPReply
@@ -104,7 +104,7 @@ func (n *joined) writeMulticast(w *vl1.Worker, s *state, f *vl2.FrameInfo) bool 
 	}
 	if reply := vl2.EmulateNDP(s.cfg, f.EtherType, f.Data); reply != nil {
 		n.mu.Lock()
-		if len(n.replies) < maxReplies { // the caller is inside the port's write: deliver later
+		if len(n.replies) < maxReplies { // the caller is inside the attachment's write: deliver later
 			n.replies = append(n.replies, ndpReply{to: f.SourceMAC, reply: reply})
 		}
 		n.mu.Unlock()

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ztgate/internal/testwait"
 )
 
 func cpuTime() time.Duration {
@@ -67,9 +69,7 @@ func BenchmarkUDP(b *testing.B) {
 
 // waitFor waits until the receiver is at most a window behind; losses end it.
 func waitFor(got *atomic.Uint64, sent int) {
-	for end := time.Now().Add(10 * time.Millisecond); int(got.Load())+window < sent && time.Now().Before(end); {
-		time.Sleep(20 * time.Microsecond)
-	}
+	testwait.Poll(10*time.Millisecond, func() bool { return int(got.Load())+window >= sent })
 }
 
 func BenchmarkNetConn(b *testing.B) {

@@ -64,7 +64,7 @@ func (u *UDP) read(s *socket, handle func(int, SocketID, netip.AddrPort, []byte)
 		}
 		if err != nil {
 			if failures++; failures == maxReadErrors {
-				u.log.Warn("udp socket failed", "endpoint", s.local, "err", err)
+				u.log.Warn("udp socket failed", "endpoint", s.local, "error", err)
 				s.failed.Store(true)
 				return
 			}

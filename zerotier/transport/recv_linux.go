@@ -96,7 +96,7 @@ func (u *UDP) read(s *socket, handle func(int, SocketID, netip.AddrPort, []byte)
 		r.n, r.errno = 0, 0
 		if err := s.raw.Read(r.try); err != nil {
 			if !errors.Is(err, net.ErrClosed) {
-				u.log.Warn("udp socket failed", "endpoint", s.local, "err", err)
+				u.log.Warn("udp socket failed", "endpoint", s.local, "error", err)
 				s.failed.Store(true)
 			}
 			return
@@ -104,7 +104,7 @@ func (u *UDP) read(s *socket, handle func(int, SocketID, netip.AddrPort, []byte)
 		if r.errno != 0 {
 			// Errors of single datagrams; ENETDOWN while the interface is down.
 			if failures++; failures == maxReadErrors {
-				u.log.Warn("udp socket failed", "endpoint", s.local, "err", r.errno)
+				u.log.Warn("udp socket failed", "endpoint", s.local, "error", r.errno)
 				s.failed.Store(true)
 				return
 			}

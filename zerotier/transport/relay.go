@@ -201,7 +201,7 @@ func (r *relay) begin(ctx context.Context, deliver func(netip.AddrPort, []byte))
 	go func() {
 		defer close(s.done)
 		if err := r.connect(ctx, deliver); err != nil && ctx.Err() == nil {
-			r.log.Warn("TCP relay", "server", r.server, "err", err)
+			r.log.Warn("TCP relay", "server", r.server, "error", err)
 		}
 	}()
 	return s

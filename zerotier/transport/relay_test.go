@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
+
+	"ztgate/internal/testwait"
 )
 
 var (
@@ -146,9 +150,7 @@ func TestForcedRelay(t *testing.T) {
 	if b := read(); !bytes.Equal(b, []byte{1, 14, 0, 1}) {
 		t.Errorf("greeting %x", b)
 	}
-	for !u.Stats().Relay.Connected {
-		time.Sleep(time.Millisecond)
-	}
+	testwait.For(t, 10*time.Second, "the connection", func() bool { return u.Stats().Relay.Connected })
 	tx.Send(0, globalEndpoint, payload[:10], payload[10:])
 	tx.Flush()
 	if b := read(); !bytes.Equal(b, append([]byte{4, 8, 8, 4, 4, 0x27, 0x09}, payload...)) {
@@ -167,7 +169,11 @@ func TestForcedRelay(t *testing.T) {
 		t.Errorf("got %+v", a)
 	}
 	say([]byte{99, 1, 2})
-	if _, err := conn.Read(make([]byte, 1)); err == nil {
+	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	// A datagram that called for the connection may still have come by it.
+	if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("a malformed message doesn't end the connection")
 	}
 	cancel()

@@ -4,6 +4,7 @@ package transport
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"ztgate/internal/ownnet"
+	"ztgate/internal/testwait"
 )
 
 // Addresses come and go at run time. The test runs itself in a network namespace
@@ -49,20 +51,19 @@ func followAddresses(t *testing.T) {
 
 	expect := func(want ...string) {
 		t.Helper()
-		var got []string
-		for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-			got = got[:0]
+		testwait.NoError(t, 3*time.Second, func() error {
+			var got []string
 			for _, ep := range u.LocalEndpoints() {
 				if a := ep.Addr().String(); !slices.Contains(got, a) {
 					got = append(got, a)
 				}
 			}
 			slices.Sort(got)
-			if slices.Equal(got, want) && len(u.LocalEndpoints()) == 2*len(want) {
-				return
+			if !slices.Equal(got, want) || len(u.LocalEndpoints()) != 2*len(want) {
+				return fmt.Errorf("sockets on %v, want %v", got, want)
 			}
-		}
-		t.Fatalf("sockets on %v, want %v", got, want)
+			return nil
+		})
 	}
 	expect("10.9.0.1")
 	must(netlink.AddrAdd(links[0], addr("10.9.1.2/24")))

@@ -23,6 +23,7 @@ import (
 
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/vl1"
+	"ztgate/zerotier/ztnode"
 )
 
 // SocketID names one socket for as long as it exists. 0 means all sockets of
@@ -43,22 +44,18 @@ const (
 	portTries    = 64
 )
 
-// ErrPortInUse says that a wanted port is taken. The error is a
-// [*PortInUseError].
-var ErrPortInUse = errors.New("port is in use")
-
 // PortInUseError says which port is taken on which address. It matches
-// [ErrPortInUse].
+// [ztnode.ErrPortInUse].
 type PortInUseError struct {
 	Endpoint netip.AddrPort
 }
 
 func (e *PortInUseError) Error() string {
-	return fmt.Sprintf("bind udp %v: %v", e.Endpoint, ErrPortInUse)
+	return fmt.Sprintf("bind udp %v: %v", e.Endpoint, ztnode.ErrPortInUse)
 }
 
-// Is reports whether target is [ErrPortInUse].
-func (e *PortInUseError) Is(target error) bool { return target == ErrPortInUse }
+// Is reports whether target is [ztnode.ErrPortInUse].
+func (e *PortInUseError) Is(target error) bool { return target == ztnode.ErrPortInUse }
 
 // Config says which sockets to open.
 type Config struct {
@@ -224,7 +221,7 @@ func (u *UDP) openWanted(which, want int) error {
 
 func (u *UDP) openWantedLocked(which, want int) error {
 	err := u.openPortLocked(which, want)
-	if want != 0 && errors.Is(err, ErrPortInUse) {
+	if want != 0 && errors.Is(err, ztnode.ErrPortInUse) {
 		err = u.openPortLocked(which, 0)
 	}
 	return err
@@ -233,7 +230,7 @@ func (u *UDP) openWantedLocked(which, want int) error {
 func (u *UDP) openPortLocked(which, port int) error {
 	places, err := u.places()
 	if err != nil {
-		u.log.Warn("interfaces can't be listed, using wildcard sockets", "err", err)
+		u.log.Warn("interfaces can't be listed, using wildcard sockets", "error", err)
 	}
 	try := port
 	for range portTries {
@@ -246,7 +243,7 @@ func (u *UDP) openPortLocked(which, port int) error {
 			u.installLocked(socks)
 			return nil
 		}
-		if port != 0 || !errors.Is(err, ErrPortInUse) {
+		if port != 0 || !errors.Is(err, ztnode.ErrPortInUse) {
 			return err
 		}
 	}
@@ -265,13 +262,13 @@ func (u *UDP) openAll(places []place, port int) ([]*socket, error) {
 			socks = append(socks, s)
 			continue
 		}
-		if errors.Is(err, ErrPortInUse) || len(u.cfg.Bind) > 0 {
+		if errors.Is(err, ztnode.ErrPortInUse) || len(u.cfg.Bind) > 0 {
 			for _, s := range socks {
 				_ = s.close()
 			}
 			return nil, err
 		}
-		u.log.Warn("local address can't be used", "addr", p.addr, "interface", p.ifname, "err", err)
+		u.log.Warn("local address can't be used", "address", p.addr, "interface", p.ifname, "error", err)
 	}
 	return socks, nil
 }
@@ -340,7 +337,7 @@ func (u *UDP) rescan() bool {
 	}
 	places, err := u.places()
 	if err != nil {
-		u.log.Warn("interfaces can't be listed", "err", err)
+		u.log.Warn("interfaces can't be listed", "error", err)
 		return false
 	}
 	u.mu.Lock()
@@ -363,7 +360,7 @@ func (u *UDP) rescan() bool {
 			}
 			s, err := u.open(p, port)
 			if err != nil { // a new address may not be ready yet; the next scan tries again
-				u.log.Warn("local address can't be used", "addr", p.addr, "interface", p.ifname, "err", err)
+				u.log.Warn("local address can't be used", "address", p.addr, "interface", p.ifname, "error", err)
 				continue
 			}
 			added = append(added, s)

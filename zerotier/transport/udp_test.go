@@ -14,7 +14,11 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
+
 	"github.com/google/go-cmp/cmp"
+
+	"ztgate/zerotier/ztnode"
 )
 
 var loopback = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
@@ -213,7 +217,7 @@ func TestPortInUse(t *testing.T) {
 	u := open(t, Config{NoSecondary: true})
 	_, err := Open(Config{Bind: loopback, Port: u.Ports()[0], NoSecondary: true})
 	pe, ok := errors.AsType[*PortInUseError](err)
-	if !ok || !errors.Is(err, ErrPortInUse) || pe.Endpoint != u.LocalEndpoints()[0] {
+	if !ok || !errors.Is(err, ztnode.ErrPortInUse) || pe.Endpoint != u.LocalEndpoints()[0] {
 		t.Errorf("Open on a taken port: %v, want a PortInUseError for %v", err, u.LocalEndpoints()[0])
 	}
 }
@@ -321,13 +325,7 @@ func TestRunEnds(t *testing.T) {
 			t.Errorf("Run after Close: %v", err)
 		}
 	}
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if runtime.NumGoroutine() <= before {
-			return
-		}
-	}
-	buf := make([]byte, 1<<16)
-	t.Errorf("goroutines left: %s", buf[:runtime.Stack(buf, true)])
+	testwait.Goroutines(t, before)
 }
 
 func TestInterfaceRules(t *testing.T) {

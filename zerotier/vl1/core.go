@@ -23,6 +23,7 @@ import (
 	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
+	"ztgate/zerotier/ztnode"
 )
 
 // SocketID names a local UDP socket; 0 means all sockets of the address family.
@@ -95,6 +96,7 @@ type Config struct {
 	LocalEndpoints  func() []netip.AddrPort // advertised to trusted peers
 	SocketOpen      func(s SocketID) bool   // false: it was closed; asked when LocalEndpoints changed, nil = none ever is
 	PathAllowed     func(a netip.Addr) bool // false: the address lies inside an overlay network
+	Loopback        bool                    // peers may be on this host's loopback addresses
 	OnWorld         func(w *World)          // a newer planet or moon was accepted
 
 	// The peer cache, optional: looks up a peer that isn't known, and takes one that
@@ -198,31 +200,24 @@ type Core struct {
 	best   atomic.Pointer[Peer] // best upstream with a path, nil without
 	online atomic.Bool
 
-	mu        sync.Mutex // guards what follows and the mutable part of peers
+	mu        sync.Mutex // guards what follows and the mutable part of peers; methods named …Locked need it
 	workers   []*workerStats
 	retired   workerStats // sums of workers that are no more
 	tick      *Worker
-	outQueue  []queued
-	held      []heldPacket
-	retries   []retryPacket
-	expected  map[packet.ID]*expectation
-	expectLog []packet.ID // in order of time
-	whois     map[identity.Address]*whoisState
-	hints     map[identity.Address]hint
-	intros    map[pair]int64
-	surface   map[surfaceKey]surfaceEntry
+	queue     outQueue
+	held      heldQueue
+	retries   retryQueue
+	replies   replies
+	whois     questions
+	hints     hints
+	intros    introductions
+	surface   surface
+	strangers strangers
 	waiting   map[uint64]identity.Address // moons we wait for, with their seeds
 	contacts  map[identity.Address]bool   // kept in contact though no traffic wants it
 	recalled  map[identity.Address]int64  // looked up in the peer cache
 	forgotten []PeerRecord                // to be handed to OnForgotten
 	revive    reviving
-	gates     [packet.SourceBuckets]rate.Bucket // identity checks per source network
-	okGates   *rate.Table[netip.Addr]           // OK(HELLO)
-	strangers rate.Bucket                       // WHOIS caused by strangers
-	agreed    rate.Bucket                       // key agreements with strangers
-	validated rate.Bucket                       // identity checks
-	inline    rate.Bucket                       // of them, those on a receiving worker
-	checking  bool                              // one runs in the background
 	newcomers []*Peer
 	met       rate.Bucket // RENDEZVOUS followed
 	roots     map[identity.Address]*rootState
@@ -257,7 +252,6 @@ type upstream struct {
 // Role is what a peer is to us.
 type Role uint8
 
-// Roles.
 const (
 	RoleLeaf Role = iota
 	RoleMoon
@@ -265,7 +259,7 @@ const (
 )
 
 // String returns the word that ZeroTier uses.
-func (r Role) String() string { return [...]string{"LEAF", "MOON", "PLANET"}[r] }
+func (r Role) String() string { return ztnode.Roles()[r] }
 
 // New makes the peer layer of a node. It sends nothing before the first Tick.
 func New(cfg Config) (*Core, error) {
@@ -281,16 +275,16 @@ func New(cfg Config) (*Core, error) {
 			protocol: packet.ProtocolVersion,
 			major:    uint8(cfg.SoftwareVersion[0]), minor: uint8(cfg.SoftwareVersion[1]), revision: uint16(cfg.SoftwareVersion[2]),
 		},
-		expected: make(map[packet.ID]*expectation),
-		whois:    make(map[identity.Address]*whoisState),
-		hints:    make(map[identity.Address]hint),
-		intros:   make(map[pair]int64),
-		surface:  make(map[surfaceKey]surfaceEntry),
-		roots:    make(map[identity.Address]*rootState),
-		waiting:  make(map[uint64]identity.Address),
-		recalled: make(map[identity.Address]int64),
-		okGates:  rate.NewTable[netip.Addr](4096),
-		relays:   newRelayGates(),
+		replies:   replies{m: make(map[packet.ID]*expectation)},
+		whois:     questions{m: make(map[identity.Address]question)},
+		hints:     hints{m: make(map[identity.Address]hint)},
+		intros:    introductions{m: make(map[pair]int64)},
+		surface:   surface{m: make(map[surfaceKey]surfaceEntry)},
+		roots:     make(map[identity.Address]*rootState),
+		waiting:   make(map[uint64]identity.Address),
+		recalled:  make(map[identity.Address]int64),
+		strangers: strangers{answers: rate.NewTable[netip.Addr](answerSources)},
+		relays:    newRelayGates(),
 	}
 	if len(cfg.Physical) > maxPhysical {
 		return nil, fmt.Errorf("vl1: %d physical networks configured, %d are possible", len(cfg.Physical), maxPhysical)
@@ -317,7 +311,7 @@ func New(cfg Config) (*Core, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.setWorlds(planet, cfg.Moons)
+	c.setWorldsLocked(planet, cfg.Moons)
 	return c, nil
 }
 
@@ -462,8 +456,8 @@ func (c *Core) eachPeer(f func(*Peer)) {
 	}
 }
 
-// setWorlds installs planet and moons and derives the upstreams.
-func (c *Core) setWorlds(planet *World, moons []*World) {
+// setWorldsLocked installs planet and moons and derives the upstreams.
+func (c *Core) setWorldsLocked(planet *World, moons []*World) {
 	set := &worldSet{planet: planet, moons: moons, upstreams: make(map[identity.Address]upstream)}
 	add := func(w *World, role Role) {
 		for _, r := range w.Roots {
@@ -511,10 +505,10 @@ func (c *Core) offer(w *World) bool {
 	accepted := false
 	if w.IsPlanet() {
 		if accepted = w.Replaces(set.planet); accepted {
-			c.setWorlds(w, set.moons)
+			c.setWorldsLocked(w, set.moons)
 		}
-	} else if m := c.moon(w.ID); m != nil && w.Replaces(m) || m == nil && c.awaited(w) {
-		accepted = c.addMoon(w) == nil
+	} else if m := c.moon(w.ID); m != nil && w.Replaces(m) || m == nil && c.awaitedLocked(w) {
+		accepted = c.addMoonLocked(w) == nil
 	}
 	c.mu.Unlock()
 	if accepted {

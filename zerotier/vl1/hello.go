@@ -9,27 +9,27 @@ import (
 	"ztgate/zerotier/packet"
 )
 
-// sendHello sends HELLO to an endpoint. Core.mu is held.
-func (c *Core) sendHello(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
-	c.hello(w, p, sock, ep, ep)
+// sendHelloLocked sends HELLO to an endpoint.
+func (c *Core) sendHelloLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
+	c.helloLocked(w, p, sock, ep, ep)
 }
 
-// relayHello sends HELLO through the best root. Core.mu is held.
-func (c *Core) relayHello(w *Worker, p *Peer) {
+// relayHelloLocked sends HELLO through the best root.
+func (c *Core) relayHelloLocked(w *Worker, p *Peer) {
 	if best := c.best.Load(); best != nil {
-		if pa := best.bestPathLockedOrRoute(); pa != nil {
-			c.hello(w, p, pa.sock, pa.ep, netip.AddrPort{})
+		if pa := best.directPath(); pa != nil {
+			c.helloLocked(w, p, pa.sock, pa.ep, netip.AddrPort{})
 		}
 	}
 }
 
-func (c *Core) hello(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.AddrPort) {
+func (c *Core) helloLocked(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.AddrPort) {
 	set := c.worlds.Load()
 	h := hello{
 		version: c.version, timestamp: w.now.UnixMilli(), identity: c.id, sentTo: sentTo,
 		planetID: set.planet.ID, planetTimestamp: set.planet.Timestamp,
 	}
-	h.moons = c.moonRefs()
+	h.moons = c.moonRefsLocked()
 	b := packet.Packet(h.append(make([]byte, packet.HeaderLen, 256)))
 	packet.PutHeader(b, packet.ID(w.random.Uint64()), p.addr, c.self, packet.VerbHello)
 	p.keys.MaskHello(b, h.masked, &w.scratch)
@@ -37,23 +37,22 @@ func (c *Core) hello(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.AddrPor
 	w.stats.sealed[packet.SuitePoly1305].Add(uint64(len(b)))
 	w.stats.txPackets.Add(1)
 	w.stats.txBytes.Add(uint64(len(b)))
-	c.expect(b.ID(), &expectation{peer: p.addr, verb: packet.VerbHello, ep: ep, sent: w.t, timestamp: h.timestamp})
+	c.replies.expect(b.ID(), &expectation{peer: p.addr, verb: packet.VerbHello, ep: ep, sent: w.t, timestamp: h.timestamp})
 	w.out.Send(sock, ep, nil, b)
 }
 
-// greet completes what was held back while a new path was unproven: worlds that
-// are owed, and a HELLO, which tells the peer its external address. Core.mu is held.
-func (c *Core) greet(w *Worker, p *Peer, pa *path) {
-	t := w.t
+// greetLocked completes what was held back while a new path was unproven: worlds that
+// are owed, and a HELLO, which tells the peer its external address.
+func (c *Core) greetLocked(w *Worker, p *Peer, pa *path) {
 	if o := p.owed; o != nil && o.src.Endpoint == pa.ep {
 		p.owed = nil
-		if since(t, o.at) < owedLifetime {
-			c.answerHello(w, p, o.src, o.id, &o.hello, o.moons, true)
+		if since(w.t, o.at) < owedLifetime {
+			c.answerHelloLocked(w, p, o.src, o.id, &o.hello, o.moons, true)
 		}
 	}
-	if since(t, p.lastFullHello) >= time.Second {
-		p.lastFullHello = t
-		c.sendHello(w, p, pa.sock, pa.ep)
+	if since(w.t, p.lastFullHello) >= time.Second {
+		p.lastFullHello = w.t
+		c.sendHelloLocked(w, p, pa.sock, pa.ep)
 	}
 }
 
@@ -99,8 +98,8 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 		c.noteSurface(w, peer, src, h.sentTo)
 	}
 	c.mu.Lock()
-	if c.mayAnswerHello(src, w.t) {
-		c.answerHello(w, peer, src, p.ID(), &h, moons, c.proven(peer, src, w.t))
+	if c.strangers.mayAnswer(w.t, src.Endpoint.Addr()) {
+		c.answerHelloLocked(w, peer, src, p.ID(), &h, moons, c.provenLocked(peer, src, w.t))
 	} else {
 		w.stats.rejects[RejectRate].Add(1)
 	}
@@ -112,90 +111,88 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 	}
 }
 
-// acquaint checks a stranger's HELLO, cheap checks first, and makes a peer.
+// acquaint checks a stranger's HELLO, cheap checks first, and makes a peer. It returns
+// nil without, also while the identity is checked in the background.
 func (c *Core) acquaint(w *Worker, src Source, p packet.Packet, id *identity.Identity) *Peer {
-	if !c.identityGate(src, w.t) {
-		w.stats.rejects[RejectRate].Add(1)
+	if why, ok := c.authenticate(w, src, p, id); !ok {
+		w.stats.rejects[why].Add(1)
 		return nil
+	}
+	switch c.checkWhere(w, src, p, id) { // slow: only after the MAC, and rate-limited
+	case checkHere:
+		peer, ok := c.checkIdentity(id, w.t)
+		if !ok {
+			w.stats.rejects[RejectIdentity].Add(1)
+			return nil
+		}
+		return peer
+	case checkBackground:
+		t := w.t
+		c.cfg.Background(func() { c.checkInBackground(w.stats, id, t) })
+	default:
+		w.stats.rejects[RejectRate].Add(1)
+	}
+	return nil
+}
+
+// authenticate reports whether a stranger's HELLO was sealed by the identity in it, and
+// whether there is room for a peer; else why it is refused.
+func (c *Core) authenticate(w *Worker, src Source, p packet.Packet, id *identity.Identity) (why Reject, ok bool) {
+	if !c.mayAgree(w, src) {
+		return RejectRate, false
 	}
 	session, err := c.id.Agree(id)
-	if err != nil {
-		w.stats.rejects[RejectIdentity].Add(1)
-		return nil
+	switch {
+	case err != nil:
+		return RejectIdentity, false
+	case packet.NewKeys(session).Open(p, &w.scratch) != nil:
+		return RejectMAC, false
+	case !c.roomForPeer(w.t):
+		return RejectPeerLimit, false
 	}
-	if packet.NewKeys(session).Open(p, &w.scratch) != nil {
-		w.stats.rejects[RejectMAC].Add(1)
-		return nil
-	}
-	if !c.roomForPeer(w.t) {
-		w.stats.rejects[RejectPeerLimit].Add(1)
-		return nil
-	}
-	t := w.t
+	return 0, true
+}
+
+// checkWhere decides where an identity is checked. Its HELLO is held if that is in
+// the background.
+func (c *Core) checkWhere(w *Worker, src Source, p packet.Packet, id *identity.Identity) checking {
 	c.mu.Lock()
-	inline := c.cfg.Background == nil || c.inline.Take(t, inlineEvery, inlineBurst)
-	busy := !inline && (c.checking || len(c.held) >= maxHeld)
-	if busy || !c.validated.Take(t, validateEvery, validateBurst) {
-		c.mu.Unlock()
-		w.stats.rejects[RejectRate].Add(1)
-		return nil
+	defer c.mu.Unlock()
+	where := c.strangers.check(w.t, c.cfg.Background != nil, !c.held.full())
+	if where == checkBackground {
+		c.held.addChecked(heldPacket{from: id.Address(), src: src, data: p, born: w.t})
 	}
-	if !inline {
-		c.checking = true
-		c.held = append(c.held, heldPacket{from: id.Address(), src: src, data: slices.Clone(p), born: t, asked: maxAsked})
+	return where
+}
+
+// checkIdentity makes a peer of an identity if its address follows from its keys.
+func (c *Core) checkIdentity(id *identity.Identity, t int64) (*Peer, bool) {
+	if c.cfg.Validate(id) != nil {
+		return nil, false
 	}
-	c.mu.Unlock()
-	if !inline {
-		c.cfg.Background(func() { c.checkInBackground(w.stats, id, t) })
-		return nil
-	}
-	if c.cfg.Validate(id) != nil { // slow: only after the MAC, and rate-limited
-		w.stats.rejects[RejectIdentity].Add(1)
-		return nil
-	}
-	peer, err := c.addPeer(id, t)
-	if err != nil || !peer.id.Equal(id) {
-		w.stats.rejects[RejectIdentity].Add(1)
-		return nil
-	}
-	return peer
+	p, err := c.addPeer(id, t)
+	return p, err == nil && p.id.Equal(id)
 }
 
 // checkInBackground makes a peer of a stranger whose HELLO is held. The next tick
 // goes on with it.
 func (c *Core) checkInBackground(st *workerStats, id *identity.Identity, t int64) {
-	err := c.cfg.Validate(id)
-	var p *Peer
-	if err == nil {
-		p, err = c.addPeer(id, t)
-	}
+	p, ok := c.checkIdentity(id, t)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.checking = false
-	if err != nil || !p.id.Equal(id) {
+	c.strangers.checked()
+	if !ok {
 		st.rejects[RejectIdentity].Add(1)
-		c.held = slices.DeleteFunc(c.held, func(q heldPacket) bool { return q.from == id.Address() && q.asked == maxAsked })
+		c.held.dropChecked(id.Address())
 		return
 	}
 	c.newcomers = append(c.newcomers, p)
 }
 
-// Limits of what strangers cost in all: a key agreement takes about 0.1 ms, an
-// identity check about 15 ms of a processor.
-const (
-	agreeEvery    = time.Millisecond
-	agreeBurst    = 500
-	validateEvery = 50 * time.Millisecond
-	validateBurst = 100
-	inlineEvery   = time.Second
-	inlineBurst   = 16
-)
-
-// identityGate limits identity checks per source network and in all.
-func (c *Core) identityGate(src Source, t int64) bool {
+func (c *Core) mayAgree(w *Worker, src Source) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.gates[packet.SourceBucket(src.Endpoint.Addr())].Take(t, 2*time.Second, 8) && c.agreed.Take(t, agreeEvery, agreeBurst)
+	return c.strangers.mayAgree(w.t, src.Endpoint.Addr())
 }
 
 // roomForPeer reports whether another peer may be remembered, after forgetting
@@ -208,20 +205,15 @@ func (c *Core) roomForPeer(t int64) bool {
 	defer c.mu.Unlock()
 	if c.lastEvict == 0 || since(t, c.lastEvict) >= time.Second { // it looks at all peers
 		c.lastEvict = t
-		c.evict(t, maxUntrustedPeers-maxUntrustedPeers/16)
+		c.evictLocked(t, maxUntrustedPeers-maxUntrustedPeers/16)
 	}
 	return c.untrusted < maxUntrustedPeers && c.count.Load() < maxPeers
-}
-
-// mayAnswerHello limits OK(HELLO) per address (chapter 02 §9). Core.mu is held.
-func (c *Core) mayAnswerHello(src Source, t int64) bool {
-	return c.okGates.Of(src.Endpoint.Addr()).Take(t, 1, 250*time.Millisecond, 20)
 }
 
 // collision answers a HELLO whose address belongs to another key.
 func (c *Core) collision(w *Worker, src Source, p packet.Packet, id *identity.Identity) {
 	w.stats.rejects[RejectCollision].Add(1)
-	if !c.identityGate(src, w.t) {
+	if !c.mayAgree(w, src) {
 		return
 	}
 	session, err := c.id.Agree(id)
@@ -252,9 +244,8 @@ type owedWorlds struct {
 	moons []worldRef
 }
 
-// proven reports whether the endpoint of a packet is that of a path. Core.mu is
-// held.
-func (c *Core) proven(p *Peer, src Source, t int64) bool {
+// provenLocked reports whether the endpoint of a packet is that of a path.
+func (c *Core) provenLocked(p *Peer, src Source, t int64) bool {
 	return src.Hops > 0 || slices.ContainsFunc(p.paths, func(pa *path) bool { return pa.ep == src.Endpoint && !pa.expired(t) })
 }
 
@@ -277,19 +268,18 @@ func (c *Core) newerWorlds(h *hello, moons []worldRef) (b []byte) {
 	return b
 }
 
-// answerHello sends OK(HELLO). Core.mu is held.
-func (c *Core) answerHello(w *Worker, peer *Peer, src Source, id packet.ID, h *hello, moons []worldRef, proven bool) {
+// answerHelloLocked sends OK(HELLO).
+func (c *Core) answerHelloLocked(w *Worker, peer *Peer, src Source, id packet.ID, h *hello, moons []worldRef, proven bool) {
 	o := okHello{timestamp: h.timestamp, version: c.version, sentTo: src.Endpoint}
 	if h.version.protocol < 5 {
 		o.sentTo = netip.AddrPortFrom(src.Endpoint.Addr(), 0)
 	}
-	t := w.t
-	if worlds := c.newerWorlds(h, moons); len(worlds) > 0 && (peer.lastWorlds == 0 || since(t, peer.lastWorlds) >= worldsEvery) {
+	if worlds := c.newerWorlds(h, moons); len(worlds) > 0 && (peer.lastWorlds == 0 || since(w.t, peer.lastWorlds) >= worldsEvery) {
 		if proven {
-			peer.lastWorlds = t
+			peer.lastWorlds = w.t
 			o.worlds = worlds
 		} else {
-			peer.owed = &owedWorlds{at: t, src: Source{Socket: src.Socket, Endpoint: src.Endpoint}, id: id, hello: *h, moons: moons}
+			peer.owed = &owedWorlds{at: w.t, src: Source{Socket: src.Socket, Endpoint: src.Endpoint}, id: id, hello: *h, moons: moons}
 			peer.owed.hello.identity = nil
 		}
 	}
@@ -304,7 +294,7 @@ func (c *Core) okHello(w *Worker, from *Peer, b []byte, src Source, e *expectati
 	}
 	from.version.Store(packVersion(o.version))
 	c.mu.Lock()
-	believed := c.IsUpstream(from.addr) || c.isSeed(from.addr)
+	believed := c.IsUpstream(from.addr) || c.isSeedLocked(from.addr)
 	c.mu.Unlock()
 	if believed {
 		for worlds := o.worlds; len(worlds) > 0; {

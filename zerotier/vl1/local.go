@@ -81,16 +81,15 @@ func (c *Core) suiteFor(p *Peer, r *route) packet.Suite {
 
 const tryEvery = 30 * time.Second
 
-// tryConfigured sends HELLO to one of the endpoints that the operator gave for a
-// peer, if there is no path (chapter 02 §4.7). Core.mu is held.
-func (c *Core) tryConfigured(w *Worker, p *Peer) {
-	t := w.t
+// tryConfiguredLocked sends HELLO to one of the endpoints that the operator gave for a
+// peer, if there is no path (chapter 02 §4.7).
+func (c *Core) tryConfiguredLocked(w *Worker, p *Peer) {
 	v, ok := c.cfg.Virtual[p.addr]
-	if !ok || len(v.Try) == 0 || p.lastTry != 0 && since(t, p.lastTry) < tryEvery || p.bestPath(t) != nil {
+	if !ok || len(v.Try) == 0 || p.lastTry != 0 && since(w.t, p.lastTry) < tryEvery || p.bestPathLocked(w.t) != nil {
 		return
 	}
-	p.lastTry = t
+	p.lastTry = w.t
 	if ep := v.Try[rand.IntN(len(v.Try))]; c.allowed(p, ep) {
-		c.sendHello(w, p, 0, ep)
+		c.sendHelloLocked(w, p, 0, ep)
 	}
 }

@@ -50,11 +50,11 @@ func (c *Core) OrbitWorld(w *World) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.addMoon(w)
+	return c.addMoonLocked(w)
 }
 
-// addMoon installs a moon without asking where it came from. Core.mu is held.
-func (c *Core) addMoon(w *World) error {
+// addMoonLocked installs a moon without asking where it came from.
+func (c *Core) addMoonLocked(w *World) error {
 	set := c.worlds.Load()
 	moons := slices.Clone(set.moons)
 	switch i := slices.IndexFunc(moons, func(m *World) bool { return m.ID == w.ID }); {
@@ -68,7 +68,7 @@ func (c *Core) addMoon(w *World) error {
 		return nil
 	}
 	delete(c.waiting, w.ID)
-	c.setWorlds(set.planet, moons)
+	c.setWorldsLocked(set.planet, moons)
 	return nil
 }
 
@@ -81,7 +81,7 @@ func (c *Core) Deorbit(id uint64) bool {
 	if c.moon(id) != nil {
 		had = true
 		set := c.worlds.Load()
-		c.setWorlds(set.planet, slices.DeleteFunc(slices.Clone(set.moons), func(m *World) bool { return m.ID == id }))
+		c.setWorldsLocked(set.planet, slices.DeleteFunc(slices.Clone(set.moons), func(m *World) bool { return m.ID == id }))
 	}
 	return had
 }
@@ -101,7 +101,7 @@ func (c *Core) Moons() []MoonInfo {
 	return out
 }
 
-// moon returns a moon that is held. Core.mu is held.
+// moon returns a moon that is orbited, nil if it isn't.
 func (c *Core) moon(id uint64) *World {
 	for _, m := range c.worlds.Load().moons {
 		if m.ID == id {
@@ -111,8 +111,8 @@ func (c *Core) moon(id uint64) *World {
 	return nil
 }
 
-// isSeed reports whether a is a root of a moon we wait for. Core.mu is held.
-func (c *Core) isSeed(a identity.Address) bool {
+// isSeedLocked reports whether a is a root of a moon we wait for.
+func (c *Core) isSeedLocked(a identity.Address) bool {
 	for _, seed := range c.waiting {
 		if seed == a {
 			return true
@@ -121,16 +121,15 @@ func (c *Core) isSeed(a identity.Address) bool {
 	return false
 }
 
-// awaited reports whether w is a moon we wait for that lists the seed we were
-// told. Core.mu is held.
-func (c *Core) awaited(w *World) bool {
+// awaitedLocked reports whether w is a moon we wait for that lists the seed we were
+// told.
+func (c *Core) awaitedLocked(w *World) bool {
 	seed, ok := c.waiting[w.ID]
 	return ok && w.Moon && slices.ContainsFunc(w.Roots, func(r Root) bool { return r.Identity.Address() == seed })
 }
 
-// moonRefs lists the moons for HELLO, those waited for with timestamp 0. Core.mu is
-// held.
-func (c *Core) moonRefs() []worldRef {
+// moonRefsLocked lists the moons for HELLO, those waited for with timestamp 0.
+func (c *Core) moonRefsLocked() []worldRef {
 	var refs []worldRef
 	for _, m := range c.worlds.Load().moons {
 		refs = append(refs, worldRef{m.ID, m.Timestamp})

@@ -5,91 +5,108 @@ import (
 	"slices"
 	"time"
 
+	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
 )
 
 // doubt probes the paths of a peer that sends through a root although we have a
 // direct path to it: it may have left that path for a reason.
 func (c *Core) doubt(w *Worker, p *Peer) {
-	t := w.t
-	p.nextDoubt.Store(t + int64(doubtEvery))
+	p.nextDoubt.Store(w.t + int64(doubtEvery))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, pa := range p.paths {
-		if pa.suspect == 0 && since(t, pa.lastIn.Load()) >= pathProbeEvery {
-			pa.noteProbe(t)
-			c.probe(w, p, pa.sock, pa.ep)
+		if pa.suspect == 0 && since(w.t, pa.lastIn.Load()) >= pathProbeEvery {
+			pa.noteProbeLocked(w.t)
+			c.probeLocked(w, p, pa.sock, pa.ep)
 		}
 	}
-	c.routesChanged(p, t)
+	c.routesChangedLocked(p, w.t)
 }
 
 // heardElsewhere handles a direct packet that came on another path than the last
 // one, or after a silence.
 func (c *Core) heardElsewhere(w *Worker, p *Peer, src Source, verb packet.Verb, confirmed bool) {
-	t := w.t
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var alias *path
+	known, alias := p.pathFromLocked(src, w.t)
+	switch {
+	case known != nil:
+		known.aliveLocked(w.t)
+		p.lastPath.Store(known)
+		c.routesChangedLocked(p, w.t)
+	case alias != nil:
+		c.doubtAliasLocked(w, p, alias, verb)
+	case !c.allowed(p, src.Endpoint):
+	case verb != packet.VerbOK:
+		c.probeNewLocked(w, p, src, verb)
+	case confirmed:
+		c.newPathLocked(w, p, src)
+	}
+}
+
+// pathFromLocked returns the path on which a packet came, else one in good order to
+// another port of the same host.
+func (p *Peer) pathFromLocked(src Source, t int64) (known, alias *path) {
 	for _, pa := range p.paths {
 		if pa.sock != src.Socket {
 			continue
 		}
 		if pa.ep == src.Endpoint {
-			pa.alive(t)
-			p.lastPath.Store(pa)
-			c.routesChanged(p, t)
-			return
+			return pa, nil
 		}
-		if pa.ep.Addr() == src.Endpoint.Addr() && !pa.silent(t) && !pa.doubted(t) {
+		if pa.ep.Addr() == src.Endpoint.Addr() && !pa.silent(t) && !pa.doubtedLocked(t) {
 			alias = pa
 		}
 	}
-	if alias != nil {
-		// Another port of the same host: the peer has several, or was started again.
-		quiet := pathSuspectAfter
-		if verb == packet.VerbHello {
-			quiet = 0
-		}
-		if alias.suspect == 0 && since(t, alias.probed) >= pathProbeEvery && since(t, alias.lastIn.Load()) >= quiet {
-			alias.noteProbe(t)
-			c.probe(w, p, alias.sock, alias.ep)
-		}
-		return
+	return nil, alias
+}
+
+// doubtAliasLocked probes a path to a host whose packet came from another port: the
+// peer has several, or was started again.
+func (c *Core) doubtAliasLocked(w *Worker, p *Peer, alias *path, verb packet.Verb) {
+	quiet := pathSuspectAfter
+	if verb == packet.VerbHello {
+		quiet = 0
 	}
-	if !c.allowed(p, src.Endpoint) {
-		return
+	if alias.suspect == 0 && since(w.t, alias.probed) >= pathProbeEvery && since(w.t, alias.lastIn.Load()) >= quiet {
+		alias.noteProbeLocked(w.t)
+		c.probeLocked(w, p, alias.sock, alias.ep)
 	}
-	if verb == packet.VerbOK {
-		if confirmed {
-			pa := c.learnPath(p, src.Socket, src.Endpoint, t)
-			p.lastPath.Store(pa)
-			c.greet(w, p, pa)
-			for _, old := range p.paths { // the peer may have moved: are they still good?
-				if old != pa && old.suspect == 0 && old.lastIn.Load() != t {
-					old.noteProbe(t)
-					c.probe(w, p, old.sock, old.ep)
-				}
-			}
-			c.routesChanged(p, t)
+}
+
+// newPathLocked adds a path that a reply to a probe proved.
+func (c *Core) newPathLocked(w *Worker, p *Peer, src Source) {
+	pa := c.learnPathLocked(p, src.Socket, src.Endpoint, w.t)
+	p.lastPath.Store(pa)
+	c.greetLocked(w, p, pa)
+	for _, old := range p.paths { // the peer may have moved: are they still good?
+		if old != pa && old.suspect == 0 && old.lastIn.Load() != w.t {
+			old.noteProbeLocked(w.t)
+			c.probeLocked(w, p, old.sock, old.ep)
 		}
-		return
 	}
-	if last, ok := p.confirmed[src.Endpoint]; ok && since(t, last) < time.Second {
+	c.routesChangedLocked(p, w.t)
+}
+
+// probeNewLocked probes an endpoint from which a packet came, at most so often: the
+// packet may be a copy.
+func (c *Core) probeNewLocked(w *Worker, p *Peer, src Source, verb packet.Verb) {
+	if last, ok := p.confirmed[src.Endpoint]; ok && since(w.t, last) < time.Second {
 		return
 	}
 	if verb == packet.VerbHello && p.ProtocolVersion() < 5 {
 		return // such old releases know no ECHO, and a HELLO gives more than was sent
 	}
-	if !p.confirms.Take(t, 2*time.Second, 5) {
+	if !p.confirms.Take(w.t, 2*time.Second, 5) {
 		return
 	}
-	p.noteProbe(src.Endpoint, t)
-	c.probe(w, p, src.Socket, src.Endpoint)
+	p.noteProbeLocked(src.Endpoint, w.t)
+	c.probeLocked(w, p, src.Socket, src.Endpoint)
 }
 
-// noteProbe remembers that an endpoint was probed. Core.mu is held.
-func (p *Peer) noteProbe(ep netip.AddrPort, t int64) {
+// noteProbeLocked remembers that an endpoint was probed.
+func (p *Peer) noteProbeLocked(ep netip.AddrPort, t int64) {
 	const most = 32
 	if len(p.confirmed) >= most {
 		for old, at := range p.confirmed {
@@ -104,13 +121,12 @@ func (p *Peer) noteProbe(ep netip.AddrPort, t int64) {
 	p.confirmed[ep] = t
 }
 
-// routesChanged recomputes the routes that a changed path of p affects. Core.mu
-// is held.
-func (c *Core) routesChanged(p *Peer, t int64) {
+// routesChangedLocked recomputes the routes that a changed path of p affects.
+func (c *Core) routesChangedLocked(p *Peer, t int64) {
 	if c.IsUpstream(p.addr) {
-		c.updateBest(t)
+		c.updateBestLocked(t)
 	}
-	c.updateRoute(p, t)
+	c.updateRouteLocked(p, t)
 }
 
 // noteLatency folds a round trip into the latency of the path it was measured on.
@@ -135,6 +151,33 @@ type hint struct {
 	born int64
 }
 
+// hints are the latest RENDEZVOUS of peers that aren't known yet.
+type hints struct {
+	m map[identity.Address]hint
+}
+
+// add remembers a hint if there is room for another.
+func (h *hints) add(a identity.Address, x hint) {
+	if len(h.m) < maxHints {
+		h.m[a] = x
+	}
+}
+
+// take removes the hint for a peer; false if there is none or it is too old.
+func (h *hints) take(a identity.Address, t int64) (hint, bool) {
+	x, ok := h.m[a]
+	delete(h.m, a)
+	return x, ok && since(t, x.born) < queueTimeout
+}
+
+func (h *hints) expire(t int64) {
+	for a, x := range h.m {
+		if since(t, x.born) >= queueTimeout {
+			delete(h.m, a)
+		}
+	}
+}
+
 func (c *Core) receiveRendezvous(w *Worker, from *Peer, p packet.Packet, src Source) {
 	v, ok := parseRendezvous(p.Payload())
 	if !ok {
@@ -147,21 +190,19 @@ func (c *Core) receiveRendezvous(w *Worker, from *Peer, p packet.Packet, src Sou
 		c.mu.Lock()
 		if t := w.t; (peer.lastRedirect == 0 || since(t, peer.lastRedirect) >= 5*time.Second) && c.met.Take(t, 100*time.Millisecond, 50) {
 			peer.lastRedirect = t
-			c.punch(w, peer, src.Socket, v.at)
+			c.punchLocked(w, peer, src.Socket, v.at)
 		}
 		c.mu.Unlock()
 	} else if !v.peer.Reserved() {
 		c.mu.Lock()
-		if len(c.hints) < maxHints {
-			c.hints[v.peer] = hint{src.Socket, v.at, w.t}
-		}
+		c.hints.add(v.peer, hint{src.Socket, v.at, w.t})
 		c.mu.Unlock()
 	}
 	c.heard(w, from, src, packet.VerbRendezvous, false, false)
 }
 
-// punch opens the own NAT towards an endpoint and probes it. Core.mu is held.
-func (c *Core) punch(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
+// punchLocked opens the own NAT towards an endpoint and probes it.
+func (c *Core) punchLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
 	if !c.allowed(p, ep) {
 		return
 	}
@@ -169,8 +210,8 @@ func (c *Core) punch(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
 		junk := w.random.Uint64()
 		w.out.SendTTL(sock, ep, []byte{byte(junk), byte(junk >> 8), byte(junk >> 16), byte(junk >> 24)}, 2)
 	}
-	p.noteProbe(ep, w.t)
-	c.probe(w, p, sock, ep)
+	p.noteProbeLocked(ep, w.t)
+	c.probeLocked(w, p, sock, ep)
 }
 
 // Bounds of PUSH_DIRECT_PATHS (chapter 02 §2.7, §9).
@@ -180,9 +221,8 @@ const (
 )
 
 func (c *Core) receivePush(w *Worker, from *Peer, p packet.Packet, src Source) {
-	t := w.t
 	c.mu.Lock()
-	if from.pushes.Take(t, 30*time.Second/8, 8) {
+	if from.pushes.Take(w.t, 30*time.Second/8, 8) {
 		type class struct {
 			scope packet.Scope
 			v4    bool
@@ -191,15 +231,15 @@ func (c *Core) receivePush(w *Worker, from *Peer, p packet.Packet, src Source) {
 		probes := 0
 		for _, ep := range parsePush(p.Payload()) {
 			cl := class{packet.ScopeOf(ep.Addr()), ep.Addr().Is4()}
-			known := slices.ContainsFunc(from.paths, func(pa *path) bool { return pa.ep == ep && !pa.silent(t) })
+			known := slices.ContainsFunc(from.paths, func(pa *path) bool { return pa.ep == ep && !pa.silent(w.t) })
 			last, tried := from.confirmed[ep]
-			if known || tried && since(t, last) < 10*time.Second || !c.allowed(from, ep) || count[cl] >= maxPushProbesClass || probes >= maxPushProbes {
+			if known || tried && since(w.t, last) < 10*time.Second || !c.allowed(from, ep) || count[cl] >= maxPushProbesClass || probes >= maxPushProbes {
 				continue
 			}
 			count[cl]++
 			probes++
-			from.noteProbe(ep, t)
-			c.probe(w, from, 0, ep)
+			from.noteProbeLocked(ep, w.t)
+			c.probeLocked(w, from, 0, ep)
 		}
 	} else {
 		w.stats.rejects[RejectRate].Add(1)
@@ -235,7 +275,7 @@ func (c *Core) pushPaths(w *Worker, p *Peer, src Source) {
 		}
 	}
 	c.mu.Lock()
-	for _, ep := range c.surfaceLocked() {
+	for _, ep := range c.surface.list() {
 		add(ep)
 	}
 	c.mu.Unlock()

@@ -67,8 +67,8 @@ type path struct {
 	suspect int64 // first probe since the last sign of life, 0 = none
 }
 
-// noteProbe remembers that a probe was sent. Core.mu is held.
-func (pa *path) noteProbe(t int64) {
+// noteProbeLocked remembers that a probe was sent.
+func (pa *path) noteProbeLocked(t int64) {
 	pa.probed = t
 	touch(&pa.lastOut, t)
 	if pa.suspect == 0 {
@@ -76,9 +76,9 @@ func (pa *path) noteProbe(t int64) {
 	}
 }
 
-// check brings the state up to date and reports whether a probe is due. A path of a
-// peer that isn't active is not doubted without cause. Core.mu is held.
-func (pa *path) check(t int64, active bool) (probe bool) {
+// checkLocked brings the state up to date and reports whether a probe is due. A path of a
+// peer that isn't active is not doubted without cause.
+func (pa *path) checkLocked(t int64, active bool) (probe bool) {
 	in, out := pa.lastIn.Load(), pa.lastOut.Load()
 	if pa.suspect != 0 && in >= pa.suspect {
 		pa.suspect = 0
@@ -94,8 +94,8 @@ func (pa *path) check(t int64, active bool) (probe bool) {
 	return since(t, pa.probed) >= pathProbeEvery
 }
 
-// alive notes a packet that came on the path. Core.mu is held.
-func (pa *path) alive(t int64) {
+// aliveLocked notes a packet that came on the path.
+func (pa *path) aliveLocked(t int64) {
 	pa.lastIn.Store(t)
 	pa.suspect = 0
 	pa.dead.Store(false)
@@ -173,6 +173,10 @@ func (c *Core) allowed(p *Peer, ep netip.AddrPort) bool {
 	a := ep.Addr()
 	switch packet.ScopeOf(a) {
 	case packet.ScopePrivate, packet.ScopePseudoPrivate, packet.ScopeShared, packet.ScopeGlobal:
+	case packet.ScopeLoopback:
+		if !c.cfg.Loopback {
+			return false
+		}
 	default:
 		return false
 	}
@@ -189,8 +193,8 @@ func (c *Core) allowed(p *Peer, ep netip.AddrPort) bool {
 
 var tunnelBroker = netip.MustParsePrefix("2001:470::/32")
 
-// quality is smaller for a better path (chapter 02 §4.5). Core.mu is held.
-func (pa *path) quality(t int64) int64 {
+// qualityLocked is smaller for a better path (chapter 02 §4.5).
+func (pa *path) qualityLocked(t int64) int64 {
 	l := time.Duration(pa.latency.Load())
 	if l == 0 {
 		l = unknownLatency
@@ -198,14 +202,14 @@ func (pa *path) quality(t int64) int64 {
 	switch {
 	case pa.silent(t):
 		l += unknownLatency + min(since(t, pa.lastIn.Load()), 140*time.Second)
-	case pa.doubted(t):
+	case pa.doubtedLocked(t):
 		l += unknownLatency / 2
 	}
 	return int64(l/time.Microsecond) * int64(8-pa.scope)
 }
 
-// doubted reports a path with a probe that should have been answered by now.
-func (pa *path) doubted(t int64) bool {
+// doubtedLocked reports a path with a probe that should have been answered by now.
+func (pa *path) doubtedLocked(t int64) bool {
 	return pa.suspect != 0 && since(t, pa.suspect) >= pathProbeEvery
 }
 
@@ -214,10 +218,9 @@ func (pa *path) silent(t int64) bool {
 }
 func (pa *path) expired(t int64) bool { return since(t, pa.lastIn.Load()) >= pathExpiry }
 
-// bestPath returns the best path that isn't expired. The one in use stays while
+// bestPathLocked returns the best path that isn't expired. The one in use stays while
 // no other is clearly better, so that packets are not reordered for nothing.
-// Core.mu is held.
-func (p *Peer) bestPath(t int64) (best *path) {
+func (p *Peer) bestPathLocked(t int64) (best *path) {
 	var used *path
 	if r := p.route.Load(); r != nil && !r.relay {
 		used = r.path
@@ -227,7 +230,7 @@ func (p *Peer) bestPath(t int64) (best *path) {
 		if pa.expired(t) {
 			continue
 		}
-		score := pa.quality(t)
+		score := pa.qualityLocked(t)
 		if pa == used {
 			score -= score / 4
 		}
@@ -238,21 +241,21 @@ func (p *Peer) bestPath(t int64) (best *path) {
 	return best
 }
 
-// updateRoute decides anew where packets for p go: a direct path that is heard,
+// updateRouteLocked decides anew where packets for p go: a direct path that is heard,
 // else the best root, else a silent direct path (chapter 02 §4.5, §4.8). Of a peer that
 // itself sends by a root, one missing answer is enough.
-func (c *Core) updateRoute(p *Peer, t int64) {
-	direct := p.bestPath(t)
+func (c *Core) updateRouteLocked(p *Peer, t int64) {
+	direct := p.bestPathLocked(t)
 	heard := direct != nil && !direct.silent(t)
-	if l := p.lastRelayed.Load(); heard && l != 0 && direct.doubted(t) && since(t, l) < 2*doubtEvery {
+	if l := p.lastRelayed.Load(); heard && l != 0 && direct.doubtedLocked(t) && since(t, l) < 2*doubtEvery {
 		heard = false
 	}
 	var want route
 	switch relay := c.best.Load(); {
 	case direct != nil && (heard || c.IsUpstream(p.addr)):
 		want = route{path: direct}
-	case relay != nil && relay != p && relay.bestPathLockedOrRoute() != nil:
-		want = route{path: relay.bestPathLockedOrRoute(), relay: true}
+	case relay != nil && relay != p && relay.directPath() != nil:
+		want = route{path: relay.directPath(), relay: true}
 	case direct != nil:
 		want = route{path: direct}
 	}
@@ -270,16 +273,16 @@ func (c *Core) updateRoute(p *Peer, t int64) {
 	}
 }
 
-// bestPathLockedOrRoute returns the path of a root's own direct route.
-func (p *Peer) bestPathLockedOrRoute() *path {
+// directPath returns the path of a root's own direct route.
+func (p *Peer) directPath() *path {
 	if r := p.route.Load(); r != nil && !r.relay {
 		return r.path
 	}
 	return nil
 }
 
-// updateBest chooses the root to relay through and whether we are online.
-func (c *Core) updateBest(t int64) {
+// updateBestLocked chooses the root to relay through and whether we are online.
+func (c *Core) updateBestLocked(t int64) {
 	var best *Peer
 	var bestScore int64
 	heard := false
@@ -292,12 +295,12 @@ func (c *Core) updateBest(t int64) {
 		if last != 0 && since(t, last) < onlineWindow {
 			heard = true
 		}
-		c.updateRoute(p, t)
-		pa := p.bestPath(t)
+		c.updateRouteLocked(p, t)
+		pa := p.bestPathLocked(t)
 		if pa == nil {
 			continue
 		}
-		score := pa.quality(t)
+		score := pa.qualityLocked(t)
 		if p == c.best.Load() {
 			score -= score / 4 // stays while no other is clearly better
 		}
@@ -309,11 +312,11 @@ func (c *Core) updateBest(t int64) {
 	c.online.Store(heard || c.IsRoot())
 }
 
-// learnPath adds or refreshes a confirmed path.
-func (c *Core) learnPath(p *Peer, sock SocketID, ep netip.AddrPort, t int64) *path {
+// learnPathLocked adds or refreshes a confirmed path.
+func (c *Core) learnPathLocked(p *Peer, sock SocketID, ep netip.AddrPort, t int64) *path {
 	for _, pa := range p.paths {
 		if pa.sock == sock && pa.ep == ep {
-			pa.alive(t)
+			pa.aliveLocked(t)
 			return pa
 		}
 	}
@@ -321,7 +324,7 @@ func (c *Core) learnPath(p *Peer, sock SocketID, ep netip.AddrPort, t int64) *pa
 	if c.cfg.LowBandwidth {
 		pa.patience = pathSilentLow
 	}
-	pa.alive(t)
+	pa.aliveLocked(t)
 	if i := slices.IndexFunc(p.paths, func(o *path) bool {
 		return o.sock == sock && o.ep.Addr() == ep.Addr() && o.silent(t)
 	}); i >= 0 {

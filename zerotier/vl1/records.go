@@ -94,16 +94,16 @@ func (c *Core) PeerRecords() (out []PeerRecord) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.eachPeer(func(p *Peer) {
-		if r, ok := p.record(); ok {
+		if r, ok := p.recordLocked(); ok {
 			out = append(out, r)
 		}
 	})
 	return out
 }
 
-// record describes p for the cache; peers that never told their version, such as
-// those only relayed, are not worth it. Core.mu is held.
-func (p *Peer) record() (PeerRecord, bool) {
+// recordLocked describes p for the cache; peers that never told their version, such as
+// those only relayed, are not worth it.
+func (p *Peer) recordLocked() (PeerRecord, bool) {
 	v := p.version.Load()
 	if v == 0 {
 		return PeerRecord{}, false
@@ -126,17 +126,17 @@ func (c *Core) recall(w *Worker, a identity.Address) *Peer {
 		return nil
 	}
 	c.mu.Lock()
-	c.tryEndpoints(w, p, endpoints)
+	c.tryEndpointsLocked(w, p, endpoints)
 	c.mu.Unlock()
 	c.peerLearned(w, p)
 	return p
 }
 
-// tryEndpoints says HELLO to old endpoints of a peer. Core.mu is held.
-func (c *Core) tryEndpoints(w *Worker, p *Peer, endpoints []netip.AddrPort) {
+// tryEndpointsLocked says HELLO to old endpoints of a peer.
+func (c *Core) tryEndpointsLocked(w *Worker, p *Peer, endpoints []netip.AddrPort) {
 	for _, ep := range endpoints[:min(len(endpoints), maxPaths)] {
 		if c.allowed(p, ep) {
-			c.sendHello(w, p, 0, ep)
+			c.sendHelloLocked(w, p, 0, ep)
 		}
 	}
 }
@@ -160,8 +160,8 @@ const (
 	reviveRounds = 5 // 5, 10, 20, 40 and 80 s apart
 )
 
-// reviveDue reports whether peers are to be revived. Core.mu is held.
-func (c *Core) reviveDue(t int64) bool {
+// reviveDueLocked reports whether peers are to be revived.
+func (c *Core) reviveDueLocked(t int64) bool {
 	r := &c.revive
 	switch {
 	case r.done:
@@ -218,7 +218,7 @@ func (c *Core) greetAgain(w *Worker, p *Peer) {
 	}
 	if rec := c.cfg.StoredPeer(p.id.Address()); rec != nil {
 		c.mu.Lock()
-		c.tryEndpoints(w, p, rec.Endpoints)
+		c.tryEndpointsLocked(w, p, rec.Endpoints)
 		c.mu.Unlock()
 	}
 }

@@ -66,13 +66,12 @@ func (c *Core) forward(w *Worker, src Source, dst *Peer, source identity.Address
 		w.stats.rejects[RejectNotRelayed].Add(1)
 		return false
 	}
-	t := w.t
-	if !c.relays.allow(t, src.Endpoint.Addr(), packet.Fragment(datagram).Destination(), len(datagram)) {
+	if !c.relays.allow(w.t, src.Endpoint.Addr(), packet.Fragment(datagram).Destination(), len(datagram)) {
 		w.stats.rejects[RejectRelayRate].Add(1)
 		return false
 	}
 	w.out.Send(r.path.sock, r.path.ep, nil, datagram)
-	r.path.lastOut.Store(t)
+	r.path.lastOut.Store(w.t)
 	c.stats.relayed.Add(1)
 	return direct
 }
@@ -111,39 +110,56 @@ func (g *relayGates) allow(t int64, source netip.Addr, destination identity.Addr
 		g.destination.Of(destination).Take(t, size+relayCost, relayByteTime, relayBurst)
 }
 
+// introductions are when pairs of peers were told of each other.
+type introductions struct {
+	m map[pair]int64
+}
+
+// due reports whether a pair was not introduced lately, and may be remembered.
+func (i *introductions) due(k pair, t int64) bool {
+	last, ok := i.m[k]
+	return (!ok || since(t, last) >= introduceEvery) && len(i.m) < maxIntroductions
+}
+
+func (i *introductions) note(k pair, t int64) { i.m[k] = t }
+
+func (i *introductions) expire(t int64) {
+	for k, at := range i.m {
+		if since(t, at) >= introduceEvery {
+			delete(i.m, k)
+		}
+	}
+}
+
 // introduce sends two peers each other's endpoint (chapter 02 §7.3).
 func (c *Core) introduce(w *Worker, a, b *Peer) {
-	t := w.t
 	key := pair{min(a.addr, b.addr), max(a.addr, b.addr)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if last, ok := c.intros[key]; ok && since(t, last) < introduceEvery {
+	if !c.intros.due(key, w.t) {
 		return
 	}
-	if len(c.intros) >= maxIntroductions {
-		return
-	}
-	pa, pb := c.commonPaths(a, b, t)
+	pa, pb := c.commonPathsLocked(a, b, w.t)
 	if pa == nil {
 		return
 	}
-	c.intros[key] = t
-	c.rendezvous(w, a, pa, b.addr, pb.ep)
-	c.rendezvous(w, b, pb, a.addr, pa.ep)
+	c.intros.note(key, w.t)
+	c.rendezvousLocked(w, a, pa, b.addr, pb.ep)
+	c.rendezvousLocked(w, b, pb, a.addr, pa.ep)
 }
 
-func (c *Core) rendezvous(w *Worker, to *Peer, over *path, peer identity.Address, at netip.AddrPort) {
+func (c *Core) rendezvousLocked(w *Worker, to *Peer, over *path, peer identity.Address, at netip.AddrPort) {
 	b := packet.Packet(rendezvous{peer, at}.append(make([]byte, packet.HeaderLen, 64)))
 	c.emit(w, to, over.sock, over.ep, packet.VerbRendezvous, b, to.suite())
 	over.lastOut.Store(w.t)
 }
 
-// commonPaths finds the most private scope and the family in which both have a
+// commonPathsLocked finds the most private scope and the family in which both have a
 // path.
-func (c *Core) commonPaths(a, b *Peer, t int64) (pa, pb *path) {
+func (c *Core) commonPathsLocked(a, b *Peer, t int64) (pa, pb *path) {
 	best := func(p *Peer, scope packet.Scope, v4 bool) (best *path) {
 		for _, pa := range p.paths {
-			if pa.scope == scope && pa.ep.Addr().Is4() == v4 && !pa.silent(t) && (best == nil || pa.quality(t) < best.quality(t)) {
+			if pa.scope == scope && pa.ep.Addr().Is4() == v4 && !pa.silent(t) && (best == nil || pa.qualityLocked(t) < best.qualityLocked(t)) {
 				best = pa
 			}
 		}

@@ -17,25 +17,42 @@ type expectation struct {
 	asked     identity.Address
 }
 
-// expect remembers a request. Core.mu is held.
-func (c *Core) expect(id packet.ID, e *expectation) {
-	for len(c.expectLog) > 0 {
-		old := c.expected[c.expectLog[0]]
-		if len(c.expectLog) < maxExpected && (old != nil && since(e.sent, old.sent) < expectTimeout) {
-			break
-		}
-		delete(c.expected, c.expectLog[0])
-		c.expectLog = c.expectLog[1:]
-	}
-	c.expected[id] = e
-	c.expectLog = append(c.expectLog, id)
+// replies are the requests that replies are accepted to.
+type replies struct {
+	m   map[packet.ID]*expectation
+	log []packet.ID // in order of time
 }
 
-// expectedReply returns the request that a reply answers, nil if there is none.
-func (c *Core) expectedReply(id packet.ID, from *Peer, v packet.Verb, t int64) *expectation {
-	e := c.expected[id]
-	if e == nil || e.peer != from.addr || e.verb != v || since(t, e.sent) >= expectTimeout {
+// expect remembers a request, and forgets the oldest ones if there are too many.
+func (r *replies) expect(id packet.ID, e *expectation) {
+	r.expire(e.sent)
+	for len(r.log) >= maxExpected {
+		r.dropOldest()
+	}
+	r.m[id] = e
+	r.log = append(r.log, id)
+}
+
+// find returns the request that a reply answers, nil if there is none.
+func (r *replies) find(id packet.ID, from identity.Address, v packet.Verb, t int64) *expectation {
+	e := r.m[id]
+	if e == nil || e.peer != from || e.verb != v || since(t, e.sent) >= expectTimeout {
 		return nil
 	}
 	return e
+}
+
+// expire forgets requests whose replies are overdue.
+func (r *replies) expire(t int64) {
+	for len(r.log) > 0 {
+		if e := r.m[r.log[0]]; e != nil && since(t, e.sent) < expectTimeout {
+			return
+		}
+		r.dropOldest()
+	}
+}
+
+func (r *replies) dropOldest() {
+	delete(r.m, r.log[0])
+	r.log = r.log[1:]
 }

@@ -2,7 +2,6 @@ package vl1
 
 import (
 	"net/netip"
-	"slices"
 
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
@@ -14,15 +13,6 @@ type SendOpts struct {
 	ExpectReply bool // remember the packet, so that its OK is accepted
 }
 
-// queued is a packet that cannot be sent yet (chapter 02 §5.1).
-type queued struct {
-	dst     identity.Address
-	verb    packet.Verb
-	payload []byte
-	opts    SendOpts
-	born    int64
-}
-
 // SendData sends a data packet to p in place: buf[:packet.HeaderLen] is room for
 // the header, the rest is the payload. It reports false, without having sent, if
 // p has no route right now. It allocates nothing and takes no shared lock.
@@ -32,10 +22,9 @@ func (c *Core) SendData(w *Worker, p *Peer, v packet.Verb, buf []byte) bool {
 		return false
 	}
 	buf[packet.HeaderLen-1] = 0 // else what was there, e.g. of a MAC, could mark it as compressed
-	t := w.t
 	c.emit(w, p, r.path.sock, r.path.ep, v, packet.Packet(buf), c.suiteFor(p, r))
-	touch(&r.path.lastOut, t)
-	touch(&p.lastData, t)
+	touch(&r.path.lastOut, w.t)
+	touch(&p.lastData, w.t)
 	return true
 }
 
@@ -97,26 +86,14 @@ func (c *Core) Send(w *Worker, dst identity.Address, v packet.Verb, payload []by
 	if p != nil && c.sendNow(w, p, v, payload, opts) {
 		return
 	}
-	t := w.t
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	mine := 0
-	for _, q := range c.outQueue {
-		if q.dst == dst {
-			mine++
-		}
-	}
-	if mine >= maxOutQueuePeer {
+	ok, lost := c.queue.add(queued{dst, v, payload, opts, w.t})
+	if lost {
 		w.stats.rejects[RejectQueueFull].Add(1)
-		return
 	}
-	if len(c.outQueue) >= maxOutQueue {
-		w.stats.rejects[RejectQueueFull].Add(1)
-		c.outQueue = slices.Delete(c.outQueue, 0, 1)
-	}
-	c.outQueue = append(c.outQueue, queued{dst, v, slices.Clone(payload), opts, t})
-	if p == nil {
-		c.askWhois(w, dst, false)
+	if ok && p == nil {
+		c.askWhoisLocked(w, dst, false)
 	}
 }
 
@@ -126,12 +103,11 @@ func (c *Core) sendNow(w *Worker, p *Peer, v packet.Verb, payload []byte, opts S
 	if r == nil {
 		return false
 	}
-	t := w.t
 	id := c.emit(w, p, r.path.sock, r.path.ep, v, w.control(payload, opts.Compress), c.suiteFor(p, r))
-	r.path.lastOut.Store(t)
+	r.path.lastOut.Store(w.t)
 	if opts.ExpectReply {
 		c.mu.Lock()
-		c.expect(id, &expectation{peer: p.addr, verb: v, sent: t})
+		c.replies.expect(id, &expectation{peer: p.addr, verb: v, sent: w.t})
 		c.mu.Unlock()
 	}
 	return true
@@ -154,14 +130,13 @@ func (c *Core) SendError(w *Worker, to *Peer, src Source, inRe packet.Verb, id p
 	c.reply(w, to, src, packet.VerbError, append(b, payload...), false, to.suite())
 }
 
-// probe sends ECHO, or HELLO to a peer whose version isn't known. Core.mu is held.
-func (c *Core) probe(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
+// probeLocked sends ECHO, or HELLO to a peer whose version isn't known.
+func (c *Core) probeLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
 	if v := p.version.Load(); p.ProtocolVersion() < 5 || v>>8&0xffffff == 0x010100 {
-		c.sendHello(w, p, sock, ep)
+		c.sendHelloLocked(w, p, sock, ep)
 		return
 	}
-	t := w.t
 	b := packet.Packet(make([]byte, packet.HeaderLen))
 	id := c.emit(w, p, sock, ep, packet.VerbEcho, b, p.suite())
-	c.expect(id, &expectation{peer: p.addr, verb: packet.VerbEcho, ep: ep, sent: t})
+	c.replies.expect(id, &expectation{peer: p.addr, verb: packet.VerbEcho, ep: ep, sent: w.t})
 }

@@ -13,7 +13,6 @@ import (
 // Reject is the reason why a datagram or packet was refused.
 type Reject uint8
 
-// Reasons.
 const (
 	RejectShort Reject = iota
 	RejectOwnAddress
@@ -108,17 +107,17 @@ type TableStats struct {
 	Len, Limit int
 }
 
-// tables lists the bounded tables. Core.mu is held.
-func (c *Core) tables() []TableStats {
+// tablesLocked lists the bounded tables.
+func (c *Core) tablesLocked() []TableStats {
 	return []TableStats{
-		{"out_queue", len(c.outQueue), maxOutQueue},
-		{"held_queue", len(c.held), maxHeld},
-		{"retry_queue", len(c.retries), maxRetry},
-		{"expected_replies", len(c.expected), maxExpected},
-		{"pending_whois", len(c.whois), maxWhois},
-		{"rendezvous_hints", len(c.hints), maxHints},
-		{"introductions", len(c.intros), maxIntroductions},
-		{"surface", len(c.surface), maxSurface},
+		{"out_queue", len(c.queue.list), maxOutQueue},
+		{"held_queue", len(c.held.list), maxHeld},
+		{"retry_queue", len(c.retries.list), maxRetry},
+		{"expected_replies", len(c.replies.m), maxExpected},
+		{"pending_whois", len(c.whois.m), maxWhois},
+		{"rendezvous_hints", len(c.hints.m), maxHints},
+		{"introductions", len(c.intros.m), maxIntroductions},
+		{"surface", len(c.surface.m), maxSurface},
 		{"recalled_peers", len(c.recalled), maxRecalled},
 		{"moons", len(c.worlds.Load().moons), maxMoons},
 		{"awaited_moons", len(c.waiting), maxMoons},
@@ -138,8 +137,8 @@ func (c *Core) Stats() (s Stats) {
 	for _, st := range c.workers {
 		sum.add(st)
 	}
-	s.OutQueue, s.HeldQueue, s.RetryQueue = len(c.outQueue), len(c.held), len(c.retries)
-	s.Tables = c.tables()
+	s.OutQueue, s.HeldQueue, s.RetryQueue = len(c.queue.list), len(c.held.list), len(c.retries.list)
+	s.Tables = c.tablesLocked()
 	c.mu.Unlock()
 	s.OutQueueLimit, s.HeldQueueLimit, s.RetryQueueLimit = maxOutQueue, maxHeld, maxRetry
 	s.RxDatagrams, s.RxBytes = sum.rxPackets.Load(), sum.rxBytes.Load()
@@ -184,12 +183,12 @@ func (c *Core) Peers() []PeerInfo {
 	var out []PeerInfo
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.eachPeer(func(p *Peer) { out = append(out, c.peerInfo(p)) })
+	c.eachPeer(func(p *Peer) { out = append(out, c.peerInfoLocked(p)) })
 	slices.SortFunc(out, func(a, b PeerInfo) int { return int(int64(a.Address) - int64(b.Address)) })
 	return out
 }
 
-func (c *Core) peerInfo(p *Peer) PeerInfo {
+func (c *Core) peerInfoLocked(p *Peer) PeerInfo {
 	v := p.version.Load()
 	info := PeerInfo{
 		Address: p.addr, Role: c.role(p.addr), ProtocolVersion: p.ProtocolVersion(),
@@ -220,5 +219,5 @@ func (c *Core) peerInfo(p *Peer) PeerInfo {
 func (c *Core) Surface() []netip.AddrPort {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.surfaceLocked()
+	return c.surface.list()
 }

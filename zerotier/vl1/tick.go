@@ -30,39 +30,38 @@ func retryAfter(n int) time.Duration {
 // Tick does what is due and returns when it wants to be called next.
 func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	w := c.tick.Begin(out, now)
-	t := w.t
 	c.mu.Lock()
-	c.followLocal(w)
-	c.tickRoots(w)
-	c.updateBest(t)
+	c.followLocalLocked(w)
+	c.tickRootsLocked(w)
+	c.updateBestLocked(w.t)
 	every := pingCheckEvery
 	if c.cfg.LowBandwidth {
 		every *= 5
 	}
 	var strange []identity.Address
-	ping := c.lastPing == 0 || since(t, c.lastPing) >= every
+	ping := c.lastPing == 0 || since(w.t, c.lastPing) >= every
 	if ping {
-		c.lastPing = t
-		c.contactSeeds(w)
-		strange = c.keepContacts(w)
+		c.lastPing = w.t
+		c.contactSeedsLocked(w)
+		strange = c.keepContactsLocked(w)
 	}
 	var flush []*Peer
 	waiting := make(map[identity.Address]bool)
-	for _, q := range c.outQueue {
+	for _, q := range c.queue.list {
 		waiting[q.dst] = true
 	}
 	c.eachPeer(func(p *Peer) {
-		c.tickPeer(w, p, ping)
+		c.tickPeerLocked(w, p, ping)
 		if waiting[p.addr] {
 			flush = append(flush, p)
 		}
 	})
-	c.tickQueues(w)
-	if c.lastHouse == 0 || since(t, c.lastHouse) >= housekeeping {
-		c.lastHouse = t
-		c.keepHouse(t)
+	c.tickQueuesLocked(w)
+	if c.lastHouse == 0 || since(w.t, c.lastHouse) >= housekeeping {
+		c.lastHouse = w.t
+		c.keepHouseLocked(w.t)
 	}
-	revive := c.reviveDue(t)
+	revive := c.reviveDueLocked(w.t)
 	wait := tickEvery
 	if c.best.Load() == nil && len(c.roots) > 0 {
 		wait = tickEvery / 4
@@ -89,55 +88,52 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	return now.Add(wait)
 }
 
-// tickRoots keeps the roots within reach. Core.mu is held.
-func (c *Core) tickRoots(w *Worker) {
-	t := w.t
+// tickRootsLocked keeps the roots within reach.
+func (c *Core) tickRootsLocked(w *Worker) {
 	for a, rs := range c.roots {
 		p := c.Peer(a)
 		if p == nil {
 			continue
 		}
-		c.checkPaths(w, p, true)
-		pa := p.bestPath(t)
-		if pa != nil && !pa.silent(t) {
+		c.checkPathsLocked(w, p, true)
+		pa := p.bestPathLocked(w.t)
+		if pa != nil && !pa.silent(w.t) {
 			rs.attempts = 0
-			if last := max(rs.lastProbe, p.lastReceive.Load()); rs.lastProbe == 0 || since(t, last) >= rootProbeEvery || since(t, rs.lastProbe) >= rootProbeEvery {
-				rs.lastProbe = t
-				c.probePaths(w, p)
+			if last := max(rs.lastProbe, p.lastReceive.Load()); rs.lastProbe == 0 || since(w.t, last) >= rootProbeEvery || since(w.t, rs.lastProbe) >= rootProbeEvery {
+				rs.lastProbe = w.t
+				c.probePathsLocked(w, p)
 			}
 			continue
 		}
 		if rs.attempts == 0 && pa != nil {
 			c.log.Warn("root is silent, trying all its addresses", "root", a)
 		}
-		if rs.lastHello != 0 && since(t, rs.lastHello) < retryAfter(rs.attempts) {
+		if rs.lastHello != 0 && since(w.t, rs.lastHello) < retryAfter(rs.attempts) {
 			continue
 		}
 		rs.attempts++
-		rs.lastHello, rs.lastProbe = t, t
+		rs.lastHello, rs.lastProbe = w.t, w.t
 		for _, ep := range c.worlds.Load().upstreams[a].endpoints {
-			c.sendHello(w, p, 0, ep)
+			c.sendHelloLocked(w, p, 0, ep)
 		}
 		if pa == nil {
-			c.relayHello(w, p)
+			c.relayHelloLocked(w, p)
 		}
 	}
 }
 
-// followLocal reacts to new and gone local addresses: the roots must learn where
-// we are, and paths from closed sockets are no more. Core.mu is
-// held.
-func (c *Core) followLocal(w *Worker) {
+// followLocalLocked reacts to new and gone local addresses: the roots must learn where
+// we are, and paths from closed sockets are no more.
+func (c *Core) followLocalLocked(w *Worker) {
 	if c.cfg.LocalEndpoints == nil {
 		return
 	}
 	eps := c.cfg.LocalEndpoints()
-	t := w.t
-	if slices.Equal(eps, c.local) || c.lastLocal != 0 && since(t, c.lastLocal) < localEvery {
+	if slices.Equal(eps, c.local) || c.lastLocal != 0 && since(w.t, c.lastLocal) < localEvery {
 		return
 	}
 	first := c.local == nil
-	c.local, c.lastLocal = slices.Clone(eps), t
+	c.local, c.lastLocal = slices.Clone(eps), w.t
 	if first {
 		return
 	}
@@ -146,37 +142,36 @@ func (c *Core) followLocal(w *Worker) {
 		rs.attempts, rs.lastHello = 0, 0
 		if p := c.Peer(a); p != nil {
 			for _, ep := range c.worlds.Load().upstreams[a].endpoints {
-				c.sendHello(w, p, 0, ep)
+				c.sendHelloLocked(w, p, 0, ep)
 			}
 		}
 	}
 	c.eachPeer(func(p *Peer) {
 		for _, pa := range p.paths {
-			pa.noteProbe(t)
-			p.noteProbe(pa.ep, t)
-			c.probe(w, p, 0, pa.ep) // from the new sockets too
+			pa.noteProbeLocked(w.t)
+			p.noteProbeLocked(pa.ep, w.t)
+			c.probeLocked(w, p, 0, pa.ep) // from the new sockets too
 		}
 		if c.cfg.SocketOpen != nil {
 			p.paths = slices.DeleteFunc(p.paths, func(pa *path) bool { return !c.cfg.SocketOpen(pa.sock) })
 		}
 		p.nextPush.Store(0)
-		c.updateRoute(p, t)
+		c.updateRouteLocked(p, w.t)
 	})
 }
 
-// contactSeeds asks for the moons we wait for. Core.mu is held.
-func (c *Core) contactSeeds(w *Worker) {
-	t := w.t
+// contactSeedsLocked asks for the moons we wait for.
+func (c *Core) contactSeedsLocked(w *Worker) {
 	for _, seed := range c.waiting {
 		p := c.Peer(seed)
 		if p == nil {
-			c.askWhois(w, seed, false)
+			c.askWhoisLocked(w, seed, false)
 			continue
 		}
-		if pa := p.bestPath(t); pa != nil {
-			c.sendHello(w, p, pa.sock, pa.ep)
+		if pa := p.bestPathLocked(w.t); pa != nil {
+			c.sendHelloLocked(w, p, pa.sock, pa.ep)
 		} else {
-			c.relayHello(w, p)
+			c.relayHelloLocked(w, p)
 		}
 	}
 }
@@ -198,151 +193,119 @@ func (c *Core) KeepContact(list []identity.Address) (refused int) {
 	return refused
 }
 
-// keepContacts says HELLO, through a root, to contacts without a path: tickPeer keeps
-// the paths of the others. It returns those that must be looked up. Core.mu is held.
-func (c *Core) keepContacts(w *Worker) (strange []identity.Address) {
-	t := w.t
+// keepContactsLocked says HELLO, through a root, to contacts without a path: tickPeerLocked keeps
+// the paths of the others. It returns those that must be looked up.
+func (c *Core) keepContactsLocked(w *Worker) (strange []identity.Address) {
 	for a := range c.contacts {
 		p := c.Peer(a)
 		switch {
 		case p == nil:
 			strange = append(strange, a)
-		case c.IsUpstream(a) || p.bestPath(t) != nil:
-		case c.best.Load() != nil && (p.lastFullHello == 0 || since(t, p.lastFullHello) >= contactEvery):
-			p.lastFullHello = t
-			c.relayHello(w, p)
+		case c.IsUpstream(a) || p.bestPathLocked(w.t) != nil:
+		case c.best.Load() != nil && (p.lastFullHello == 0 || since(w.t, p.lastFullHello) >= contactEvery):
+			p.lastFullHello = w.t
+			c.relayHelloLocked(w, p)
 		}
 	}
 	return strange
 }
 
-// stays reports whether a peer is needed however long it is silent. Core.mu is held.
-func (c *Core) stays(p *Peer) bool {
-	return c.IsUpstream(p.addr) || c.isSeed(p.addr) || c.contacts[p.addr]
+// staysLocked reports whether a peer is needed however long it is silent.
+func (c *Core) staysLocked(p *Peer) bool {
+	return c.IsUpstream(p.addr) || c.isSeedLocked(p.addr) || c.contacts[p.addr]
 }
 
-// checkPaths removes expired paths, and probes those in doubt. Core.mu is held.
-func (c *Core) checkPaths(w *Worker, p *Peer, active bool) {
-	t := w.t
-	p.paths = slices.DeleteFunc(p.paths, func(pa *path) bool { return pa.expired(t) })
+// checkPathsLocked removes expired paths, and probes those in doubt.
+func (c *Core) checkPathsLocked(w *Worker, p *Peer, active bool) {
+	p.paths = slices.DeleteFunc(p.paths, func(pa *path) bool { return pa.expired(w.t) })
 	doubt := false
 	for _, pa := range p.paths {
-		probe := pa.check(t, active)
+		probe := pa.checkLocked(w.t, active)
 		// What ails one path often ails the others: know before they are needed.
-		probe = probe || doubt && pa.suspect == 0 && since(t, pa.lastIn.Load()) >= pathProbeEvery
+		probe = probe || doubt && pa.suspect == 0 && since(w.t, pa.lastIn.Load()) >= pathProbeEvery
 		if probe {
-			pa.noteProbe(t)
-			c.probe(w, p, pa.sock, pa.ep)
+			pa.noteProbeLocked(w.t)
+			c.probeLocked(w, p, pa.sock, pa.ep)
 		}
 		doubt = doubt || pa.suspect != 0 && !pa.dead.Load()
 	}
 }
 
-// probePaths probes every path of a root; a full HELLO now and then keeps its
-// knowledge of us fresh. Core.mu is held.
-func (c *Core) probePaths(w *Worker, p *Peer) {
-	t := w.t
-	full := since(t, p.lastFullHello) >= fullHelloEvery
+// probePathsLocked probes every path of a root; a full HELLO now and then keeps its
+// knowledge of us fresh.
+func (c *Core) probePathsLocked(w *Worker, p *Peer) {
+	full := since(w.t, p.lastFullHello) >= fullHelloEvery
 	if full {
-		p.lastFullHello = t
+		p.lastFullHello = w.t
 	}
 	for _, pa := range p.paths {
-		pa.noteProbe(t)
+		pa.noteProbeLocked(w.t)
 		if full {
-			c.sendHello(w, p, pa.sock, pa.ep)
+			c.sendHelloLocked(w, p, pa.sock, pa.ep)
 		} else {
-			c.probe(w, p, pa.sock, pa.ep)
+			c.probeLocked(w, p, pa.sock, pa.ep)
 		}
 	}
 }
 
-// tickPeer keeps the paths of a peer alive and notices dead ones. Core.mu is held.
-func (c *Core) tickPeer(w *Worker, p *Peer, ping bool) {
-	t := w.t
+// tickPeerLocked keeps the paths of a peer alive and notices dead ones.
+func (c *Core) tickPeerLocked(w *Worker, p *Peer, ping bool) {
 	if c.IsUpstream(p.addr) {
 		return
 	}
 	used := max(p.lastNontrivial.Load(), p.lastData.Load()) // also if we only send
-	active := used != 0 && since(t, used) < peerActive || c.contacts[p.addr]
-	c.checkPaths(w, p, active)
+	active := used != 0 && since(w.t, used) < peerActive || c.contacts[p.addr]
+	c.checkPathsLocked(w, p, active)
 	if active {
-		c.tryConfigured(w, p)
+		c.tryConfiguredLocked(w, p)
 	} else {
-		c.updateRoute(p, t)
+		c.updateRouteLocked(p, w.t)
 		return
 	}
-	full := ping && since(t, p.lastFullHello) >= fullHelloEvery && len(p.paths) > 0
+	full := ping && since(w.t, p.lastFullHello) >= fullHelloEvery && len(p.paths) > 0
 	if full {
-		p.lastFullHello = t
+		p.lastFullHello = w.t
 	}
 	for _, pa := range p.paths {
 		switch {
 		case full:
-			c.sendHello(w, p, pa.sock, pa.ep)
-		case ping && since(t, pa.lastOut.Load()) >= pathHeartbeat:
-			c.probe(w, p, pa.sock, pa.ep)
+			c.sendHelloLocked(w, p, pa.sock, pa.ep)
+		case ping && since(w.t, pa.lastOut.Load()) >= pathHeartbeat:
+			c.probeLocked(w, p, pa.sock, pa.ep)
 		default:
 			continue
 		}
-		pa.noteProbe(t)
+		pa.noteProbeLocked(w.t)
 	}
-	c.updateRoute(p, t)
+	c.updateRouteLocked(p, w.t)
 }
 
-// tickQueues repeats questions and drops what waited too long. Core.mu is held.
-func (c *Core) tickQueues(w *Worker) {
-	c.outQueue = slices.DeleteFunc(c.outQueue, func(q queued) bool { return since(w.t, q.born) >= queueTimeout })
-	for _, q := range c.outQueue {
+// tickQueuesLocked repeats questions and drops what waited too long.
+func (c *Core) tickQueuesLocked(w *Worker) {
+	c.queue.expire(w.t)
+	for _, q := range c.queue.list {
 		if c.Peer(q.dst) == nil {
-			c.askWhois(w, q.dst, false)
+			c.askWhoisLocked(w, q.dst, false)
 		}
 	}
-	c.held = slices.DeleteFunc(c.held, func(q heldPacket) bool { return since(w.t, q.born) >= queueTimeout })
-	for i := range c.held {
-		q := &c.held[i]
-		age := since(w.t, q.born)
-		if q.asked == 1 && age >= time.Second || q.asked == 2 && age >= 3*time.Second {
-			q.asked++
-			c.askWhois(w, q.from, true)
-		}
+	for _, a := range c.held.due(w.t) {
+		c.askWhoisLocked(w, a, true)
 	}
-	for a, st := range c.whois {
-		if since(w.t, max(st.last, st.first)) >= 2*whoisPacing {
-			delete(c.whois, a)
-		}
-	}
-	for a, h := range c.hints {
-		if since(w.t, h.born) >= queueTimeout {
-			delete(c.hints, a)
-		}
-	}
+	c.whois.expire(w.t)
+	c.hints.expire(w.t)
 }
 
-// keepHouse forgets what is old. Core.mu is held.
-func (c *Core) keepHouse(t int64) {
-	for k, e := range c.surface {
-		if since(t, e.at) >= surfaceLifetime {
-			delete(c.surface, k)
-		}
-	}
-	for k, at := range c.intros {
-		if since(t, at) >= introduceEvery {
-			delete(c.intros, k)
-		}
-	}
-	for len(c.expectLog) > 0 {
-		if e := c.expected[c.expectLog[0]]; e != nil && since(t, e.sent) < expectTimeout {
-			break
-		}
-		delete(c.expected, c.expectLog[0])
-		c.expectLog = c.expectLog[1:]
-	}
+// keepHouseLocked forgets what is old.
+func (c *Core) keepHouseLocked(t int64) {
+	c.surface.expire(t)
+	c.intros.expire(t)
+	c.replies.expire(t)
 	c.eachPeer(func(p *Peer) {
-		if !c.stays(p) && since(t, p.lastReceive.Load()) >= peerAlive {
-			c.forget(p)
+		if !c.staysLocked(p) && since(t, p.lastReceive.Load()) >= peerAlive {
+			c.forgetLocked(p)
 		}
 	})
-	c.evict(t, maxUntrustedPeers)
+	c.evictLocked(t, maxUntrustedPeers)
 	for a, at := range c.recalled {
 		if since(t, at) >= recallEvery {
 			delete(c.recalled, a)
@@ -350,12 +313,12 @@ func (c *Core) keepHouse(t int64) {
 	}
 }
 
-// evict forgets the longest silent of the peers that share no network with us, so
-// that most are left. Core.mu is held.
-func (c *Core) evict(t int64, most int) {
+// evictLocked forgets the longest silent of the peers that share no network with us, so
+// that most are left.
+func (c *Core) evictLocked(t int64, most int) {
 	var untrusted []*Peer
 	c.eachPeer(func(p *Peer) {
-		if !c.stays(p) && !p.trusted(t) {
+		if !c.staysLocked(p) && !p.trusted(t) {
 			untrusted = append(untrusted, p)
 		}
 	})
@@ -370,10 +333,10 @@ func (c *Core) evict(t int64, most int) {
 	c.untrusted = most
 }
 
-// forget removes a peer and keeps what the cache wants of it. Core.mu is held.
-func (c *Core) forget(p *Peer) {
+// forgetLocked removes a peer and keeps what the cache wants of it.
+func (c *Core) forgetLocked(p *Peer) {
 	c.removePeer(p)
-	if r, ok := p.record(); ok && c.cfg.OnForgotten != nil {
+	if r, ok := p.recordLocked(); ok && c.cfg.OnForgotten != nil {
 		c.forgotten = append(c.forgotten, r)
 	}
 }

@@ -1,7 +1,6 @@
 package vl1
 
 import (
-	"slices"
 	"time"
 
 	"ztgate/zerotier/identity"
@@ -9,46 +8,80 @@ import (
 	"ztgate/zerotier/packet"
 )
 
-// whoisState paces the questions for one address (chapter 02 §5.2).
-type whoisState struct {
-	first, last int64
+// questions are the addresses whose identities we ask for (chapter 02 §5.2).
+type questions struct {
+	m map[identity.Address]question
 }
 
-// askWhois asks the best root for an identity, with pacing. Core.mu is held.
-// stranger marks questions that an unauthenticated packet caused.
-func (c *Core) askWhois(w *Worker, a identity.Address, stranger bool) {
-	if a.Reserved() || a == c.self {
-		return
+type question struct {
+	first, last int64 // wanted, and asked; 0 = not yet
+}
+
+// room reports whether an address is wanted, or another one may be.
+func (q *questions) room(a identity.Address) bool {
+	_, ok := q.m[a]
+	return ok || len(q.m) < maxWhois
+}
+
+// due reports whether an address was not asked for just now.
+func (q *questions) due(a identity.Address, t int64) bool {
+	last := q.m[a].last
+	return last == 0 || since(t, last) >= whoisPacing
+}
+
+// want remembers that an address is wanted.
+func (q *questions) want(a identity.Address, t int64) {
+	if _, ok := q.m[a]; !ok {
+		q.m[a] = question{first: t}
 	}
-	st := c.whois[a]
-	if st == nil {
-		if len(c.whois) >= maxWhois {
-			w.stats.rejects[RejectQueueFull].Add(1)
-			return
+}
+
+// asked notes that an address that is wanted was asked for.
+func (q *questions) asked(a identity.Address, t int64) {
+	x := q.m[a]
+	x.last = t
+	q.m[a] = x
+}
+
+func (q *questions) answered(a identity.Address) { delete(q.m, a) }
+
+func (q *questions) expire(t int64) {
+	for a, x := range q.m {
+		if since(t, max(x.last, x.first)) >= 2*whoisPacing {
+			delete(q.m, a)
 		}
-		st = &whoisState{first: w.t}
 	}
-	if st.last != 0 && since(w.t, st.last) < whoisPacing {
+}
+
+// askWhoisLocked asks the best root for an identity, with pacing.
+// stranger marks questions that an unauthenticated packet caused.
+func (c *Core) askWhoisLocked(w *Worker, a identity.Address, stranger bool) {
+	switch {
+	case a.Reserved() || a == c.self:
 		return
-	}
-	if stranger && !c.strangers.Take(w.t, 50*time.Millisecond, 50) {
+	case !c.whois.room(a):
+		w.stats.rejects[RejectQueueFull].Add(1)
+		return
+	case !c.whois.due(a, w.t):
+		return
+	case stranger && !c.strangers.mayAsk(w.t):
 		w.stats.rejects[RejectRate].Add(1)
 		return
 	}
-	c.whois[a] = st
+	c.whois.want(a, w.t)
 	best := c.best.Load()
 	if best == nil {
 		return // asked again by the queues
 	}
-	pa := best.bestPathLockedOrRoute()
+	pa := best.directPath()
 	if pa == nil {
 		return
 	}
-	st.last = w.t
+	c.whois.asked(a, w.t)
 	b := packet.Packet(a.Append(make([]byte, packet.HeaderLen, packet.HeaderLen+identity.AddressLen)))
 	id := c.emit(w, best, pa.sock, pa.ep, packet.VerbWhois, b, best.suite())
 	pa.lastOut.Store(w.t)
-	c.expect(id, &expectation{peer: best.addr, verb: packet.VerbWhois, sent: w.t, asked: a})
+	c.replies.expect(id, &expectation{peer: best.addr, verb: packet.VerbWhois, sent: w.t, asked: a})
 }
 
 // Lookup asks for the identity of a if it isn't known.
@@ -58,7 +91,7 @@ func (c *Core) Lookup(w *Worker, a identity.Address) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.askWhois(w, a, false)
+	c.askWhoisLocked(w, a, false)
 }
 
 // okWhois learns the identities that answer our question.
@@ -87,23 +120,13 @@ func (c *Core) okWhois(w *Worker, from *Peer, b []byte, e *expectation) {
 
 // peerLearned retries whatever waited for an identity.
 func (c *Core) peerLearned(w *Worker, p *Peer) {
-	t := w.t
 	c.mu.Lock()
-	delete(c.whois, p.addr)
-	c.updateRoute(p, t)
-	h, hinted := c.hints[p.addr]
-	delete(c.hints, p.addr)
-	if hinted && since(t, h.born) < queueTimeout {
-		c.punch(w, p, h.sock, h.at)
+	c.whois.answered(p.addr)
+	c.updateRouteLocked(p, w.t)
+	if h, ok := c.hints.take(p.addr, w.t); ok {
+		c.punchLocked(w, p, h.sock, h.at)
 	}
-	var mine []heldPacket
-	c.held = slices.DeleteFunc(c.held, func(q heldPacket) bool {
-		if q.from == p.addr {
-			mine = append(mine, q)
-			return true
-		}
-		return false
-	})
+	mine := c.held.take(p.addr)
 	c.mu.Unlock()
 	c.cfg.Upper.PeerLearned(w, p)
 	c.flushQueue(w, p)
@@ -123,15 +146,14 @@ const (
 )
 
 func (c *Core) receiveWhois(w *Worker, from *Peer, p packet.Packet, src Source) {
-	t := w.t
 	c.mu.Lock()
-	gated := !c.IsRoot() && from.lastWhois != 0 && since(t, from.lastWhois) < whoisGate
+	gated := !c.IsRoot() && from.lastWhois != 0 && since(w.t, from.lastWhois) < whoisGate
 	most := len(p.Payload()) / identity.AddressLen
 	for range min(most, maxWhoisAnswer) {
-		gated = gated || !from.whoisBytes.Take(t, whoisEvery, whoisBurst)
+		gated = gated || !from.whoisBytes.Take(w.t, whoisEvery, whoisBurst)
 	}
 	if !gated {
-		from.lastWhois = t
+		from.lastWhois = w.t
 	}
 	c.mu.Unlock()
 	if gated {
@@ -151,7 +173,7 @@ func (c *Core) receiveWhois(w *Worker, from *Peer, p packet.Packet, src Source) 
 		} else if forwarded < maxWhoisForward && !c.IsUpstream(from.addr) {
 			forwarded++
 			c.mu.Lock()
-			c.askWhois(w, a, true)
+			c.askWhoisLocked(w, a, true)
 			c.mu.Unlock()
 		}
 	}

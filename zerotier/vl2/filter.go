@@ -19,7 +19,6 @@ func addrOf(t Thing) netip.Addr {
 // FilterResult says what to do with a frame.
 type FilterResult uint8
 
-// Results.
 const (
 	FilterDrop        FilterResult = iota
 	FilterAccept                   // subject to the checks of addresses

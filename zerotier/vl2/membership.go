@@ -35,7 +35,6 @@ const (
 // OfferResult is what became of an offered credential.
 type OfferResult uint8
 
-// Results.
 const (
 	OfferRejected OfferResult = iota
 	OfferKnown

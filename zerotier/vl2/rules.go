@@ -204,59 +204,68 @@ func result(b bool) matchResult {
 func Evaluate(rules []Rule, f *FrameInfo, own *NetworkConfig, other *Membership) (ev Evaluation) {
 	e := evaluator{f: f, own: own, other: other}
 	ev.Destination = f.Destination
-	me := own.Member
 	matched := true
 	for i := range rules {
 		r := &rules[i]
-		if r.Type <= lastAction {
-			if matched {
-				switch r.Type {
-				case ActionDrop:
-					if !e.skipDrop {
-						ev.Verdict = VerdictDrop
-						return ev
-					}
-					e.skipDrop = false
-				case ActionAccept:
-					ev.Verdict = VerdictAccept
-					if e.superAccept {
-						ev.Verdict = VerdictSuperAccept
-					}
-					return ev
-				case ActionPriority:
-					ev.Verdict = VerdictAccept
-					return ev
-				case ActionBreak:
-					ev.Verdict = VerdictNoMatch
-					return ev
-				case ActionTee, ActionWatch, ActionRedirect:
-					if done := e.forward(r, &ev, me); done {
-						return ev
-					}
-				}
-			} else {
-				if f.Inbound && (r.Type == ActionTee || r.Type == ActionWatch || r.Type == ActionRedirect) && forwardTarget(r) == me {
-					e.superAccept = true
-				}
-				matched = true
+		switch {
+		case r.Type > lastAction:
+			if matched || r.Or {
+				matched = combine(r, matched, e.match(r))
 			}
-			continue
-		}
-		if !matched && !r.Or {
-			continue
-		}
-		m := e.match(r)
-		hit := m == isTrue || m == fixedTrue
-		if r.Not && m <= isTrue {
-			hit = !hit
-		}
-		if r.Or {
-			matched = matched || hit
-		} else {
-			matched = matched && hit
+		case !matched:
+			e.passOver(r)
+			matched = true
+		case e.act(r, &ev):
+			return ev
 		}
 	}
 	return ev
+}
+
+// combine joins the result of a match with that of those before it.
+func combine(r *Rule, before bool, m matchResult) bool {
+	hit := m == isTrue || m == fixedTrue
+	if r.Not && m <= isTrue {
+		hit = !hit
+	}
+	if r.Or {
+		return before || hit
+	}
+	return hit
+}
+
+// act does what a rule orders whose matches hit; true ends the table.
+func (e *evaluator) act(r *Rule, ev *Evaluation) (done bool) {
+	switch r.Type {
+	case ActionDrop:
+		if e.skipDrop {
+			e.skipDrop = false
+			return false
+		}
+		ev.Verdict = VerdictDrop
+	case ActionAccept:
+		ev.Verdict = VerdictAccept
+		if e.superAccept {
+			ev.Verdict = VerdictSuperAccept
+		}
+	case ActionPriority:
+		ev.Verdict = VerdictAccept
+	case ActionBreak:
+		ev.Verdict = VerdictNoMatch
+	case ActionTee, ActionWatch, ActionRedirect:
+		return e.forward(r, ev)
+	default:
+		return false
+	}
+	return true
+}
+
+// passOver notes an action whose matches did not hit: after one that copies or redirects
+// inbound frames to us, ACCEPT is a super-accept.
+func (e *evaluator) passOver(r *Rule) {
+	if e.f.Inbound && (r.Type == ActionTee || r.Type == ActionWatch || r.Type == ActionRedirect) && forwardTarget(r) == e.own.Member {
+		e.superAccept = true
+	}
 }
 
 func forwardTarget(r *Rule) identity.Address {
@@ -264,11 +273,11 @@ func forwardTarget(r *Rule) identity.Address {
 }
 
 // forward acts on TEE, WATCH and REDIRECT; true ends the table.
-func (e *evaluator) forward(r *Rule, ev *Evaluation, me identity.Address) bool {
+func (e *evaluator) forward(r *Rule, ev *Evaluation) bool {
 	x := forwardTarget(r)
 	switch {
 	case x == e.f.Source:
-	case x == me:
+	case x == e.own.Member:
 		if e.f.Inbound {
 			ev.Verdict = VerdictSuperAccept
 			return true

@@ -37,26 +37,11 @@ type MAC = ztnode.MAC
 // BroadcastMAC is ff:ff:ff:ff:ff:ff.
 var BroadcastMAC = MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// MACOf returns a member's MAC (chapter 01 §1.4).
-func MACOf(n NetworkID, a identity.Address) (m MAC) {
-	m[0] = byte(n)&0xfe | 0x02
-	if m[0] == 0x52 {
-		m[0] = 0x32
-	}
-	a.Put(m[1:])
-	for i := range 5 {
-		m[1+i] ^= byte(n >> (8 * (i + 1)))
-	}
-	return m
-}
+// MACOf returns a member's MAC.
+func MACOf(n NetworkID, a identity.Address) MAC { return ztnode.MACOf(n, a) }
 
 // AddressOf inverts [MACOf]; the first byte isn't checked.
-func AddressOf(n NetworkID, m MAC) identity.Address {
-	for i := range 5 {
-		m[1+i] ^= byte(n >> (8 * (i + 1)))
-	}
-	return identity.AddressFromBytes(m[1:])
-}
+func AddressOf(n NetworkID, m MAC) identity.Address { return ztnode.AddressOf(n, m) }
 
 // MulticastGroup is a multicast MAC with the ADI that tells ARP groups apart
 // (chapter 01 §6.4).

@@ -71,6 +71,27 @@ func (m MAC) IsMulticast() bool { return m[0]&1 != 0 }
 // IsZero reports whether all bytes are zero.
 func (m MAC) IsZero() bool { return m == MAC{} }
 
+// MACOf returns a member's MAC (chapter 01 §1.4).
+func MACOf(n NetworkID, a identity.Address) (m MAC) {
+	m[0] = byte(n)&0xfe | 0x02
+	if m[0] == 0x52 {
+		m[0] = 0x32
+	}
+	a.Put(m[1:])
+	for i := range 5 {
+		m[1+i] ^= byte(n >> (8 * (i + 1)))
+	}
+	return m
+}
+
+// AddressOf inverts [MACOf]; the first byte isn't checked.
+func AddressOf(n NetworkID, m MAC) identity.Address {
+	for i := range 5 {
+		m[1+i] ^= byte(n >> (8 * (i + 1)))
+	}
+	return identity.AddressFromBytes(m[1:])
+}
+
 // Group is a multicast group of a network: a multicast MAC with the ADI that tells ARP
 // groups apart (chapter 01 §6.4).
 type Group struct {

@@ -23,7 +23,7 @@ import (
 // setup is one gateway to measure and who it talks to.
 type setup struct {
 	name            string
-	office, gateway lab.Make
+	office, gateway lab.Program
 	kernel          bool
 }
 

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ztgate/netstack"
-	"ztgate/router/lab"
 	"ztgate/router/host/tuntap"
+	"ztgate/router/lab"
 )
 
 // The plane alone: a client and a server in namespaces, each behind a TUN of this

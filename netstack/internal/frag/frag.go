@@ -41,7 +41,7 @@ type key struct {
 	src, dst [16]byte
 	id       uint32
 	proto    uint8
-	side     uint8
+	from     uint32
 }
 
 type piece struct {
@@ -74,21 +74,21 @@ type Store struct {
 	packets map[key]*packet
 	sources map[[16]byte]*source
 	bytes   int
-	lost    func(side uint8, fragments int)
+	lost    func(from uint32, fragments int)
 }
 
 // New makes an empty store. lost is told how many held fragments were given up;
 // it must not call the store.
-func New(lost func(side uint8, fragments int)) *Store {
+func New(lost func(from uint32, fragments int)) *Store {
 	return &Store{packets: make(map[key]*packet), sources: make(map[[16]byte]*source), lost: lost}
 }
 
-// Add takes a copy of a fragment. With [Complete] it returns all fragments of the
+// Add takes a copy of a fragment; from tells networks apart. With [Complete] it returns all fragments of the
 // packet in order.
-func (s *Store) Add(now int64, side uint8, v *ipkt.View) ([][]byte, Result) {
+func (s *Store) Add(now int64, from uint32, v *ipkt.View) ([][]byte, Result) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := key{v.Src, v.Dst, v.FragID, 0, side}
+	k := key{v.Src, v.Dst, v.FragID, 0, from}
 	if !v.V6 {
 		k.proto = v.Proto
 	}
@@ -212,14 +212,14 @@ func (s *Store) remove(p *packet) {
 
 // refuse gives up what is held of a packet and remembers to take no more of it.
 func (s *Store) refuse(p *packet) {
-	s.lost(p.key.side, len(p.pieces))
+	s.lost(p.key.from, len(p.pieces))
 	s.account(p, overhead-p.bytes)
 	p.pieces, p.refused = nil, true
 }
 
 // give gives a packet up.
 func (s *Store) give(p *packet) {
-	s.lost(p.key.side, len(p.pieces))
+	s.lost(p.key.from, len(p.pieces))
 	s.remove(p)
 }
 

@@ -25,7 +25,7 @@ func datagram(src string, id uint16, n int) []byte {
 	return pkttest.Packet{Src: pkttest.Addr(src + ":4000"), Dst: pkttest.Addr("10.0.0.10:53"), ID: id, Payload: make([]byte, n)}.Bytes()
 }
 
-func newStore(lost *int) *Store { return New(func(_ uint8, n int) { *lost += n }) }
+func newStore(lost *int) *Store { return New(func(_ uint32, n int) { *lost += n }) }
 
 func TestOrders(t *testing.T) {
 	parts := pkttest.Fragments(datagram("172.31.0.10", 7, 2048), 800, 800)

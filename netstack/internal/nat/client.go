@@ -119,7 +119,16 @@ func (t *Table) rebucket(c *client) {
 // half-open one of a client that has most of them. Established flows never go
 // (decision D4).
 func (t *Table) makeRoom() bool {
-	var oldest uint32
+	id := t.expendable()
+	if id == 0 {
+		return false
+	}
+	t.remove(id, t.flow(id), Evicted)
+	return true
+}
+
+// expendable returns the flow that makes room for another, 0 if none may go.
+func (t *Table) expendable() (oldest uint32) {
 	try := func(id uint32) {
 		if id != 0 && (oldest == 0 || int32(t.flow(id).last.Load()-t.flow(oldest).last.Load()) < 0) {
 			oldest = id
@@ -134,9 +143,5 @@ func (t *Table) makeRoom() bool {
 			oldest = c.opening.first
 		}
 	}
-	if oldest == 0 {
-		return false
-	}
-	t.remove(oldest, t.flow(oldest), Evicted)
-	return true
+	return oldest
 }

@@ -166,6 +166,12 @@ func (f *Flow) Translated() bool { return f.flags&flagSource != 0 }
 // Redirected reports whether the destination is another one behind us.
 func (f *Flow) Redirected() bool { return f.flags&flagDestination != 0 }
 
+// Holds reports whether the flow keeps back what its client sends, because the other
+// side hasn't sent anything yet.
+func (f *Flow) Holds(dir int) bool {
+	return dir == FromClient && f.flags&flagFiltered != 0 && f.state.Load()&stateMask == stateNew
+}
+
 // Mapped reports whether the external port was chosen by the table.
 func (f *Flow) Mapped() bool { return f.flags&flagMapped != 0 }
 

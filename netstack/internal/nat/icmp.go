@@ -107,6 +107,12 @@ func (t *Table) TranslateError(now int64, side Side, v *ipkt.View) (f *Flow, dir
 	return f, dir
 }
 
+// SetErrorSource replaces who sent an ICMP error.
+func SetErrorSource(v *ipkt.View, a [16]byte) {
+	setAddr(v, true, a)
+	finish(v)
+}
+
 // setAddr replaces the source or destination of the outer packet.
 func setAddr(v *ipkt.View, source bool, a [16]byte) {
 	off, b := 24, a[:]

@@ -12,8 +12,9 @@ import (
 // Mapping is the external endpoint of a client's endpoint. For ICMP queries ports
 // are identifiers.
 type Mapping struct {
-	Proto            uint8
-	Client, External netip.AddrPort
+	Proto    uint8          `json:"protocol"`
+	Client   netip.AddrPort `json:"client"`
+	External netip.AddrPort `json:"external"`
 }
 
 // maxImportedPools bounds what a list of mappings may claim: a pool takes 70 KB.

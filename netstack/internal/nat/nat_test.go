@@ -64,8 +64,12 @@ func (p *player) send(side Side, b []byte) (string, Refusal) {
 		if side == Overlay {
 			return "", Accepted
 		}
+		n := NewFlow{To: Overlay, Source: Masquerade, Address: ipkt.Bytes(external)}
+		asked := p.tab.MayOpen(p.now, &k, &v, &n)
 		var why Refusal
-		f, dir, why = p.tab.Open(p.now, &k, &v, &NewFlow{To: Overlay, Source: Masquerade, Address: ipkt.Bytes(external)})
+		if f, dir, why = p.tab.Open(p.now, &k, &v, &n); why != asked {
+			p.t.Errorf("%s: asked, it is refused with %q, opened with %q", pkttest.Describe(b), RefusalNames[asked], RefusalNames[why])
+		}
 		if why != Accepted {
 			return "", why
 		}

@@ -234,6 +234,15 @@ func (t *Table) Find(now int64, k *Key) (*Flow, int) {
 	return f, int(ref & 1)
 }
 
+// Peek is Find for those who only look: it leaves flows that are over where they are.
+func (t *Table) Peek(now int64, k *Key) (*Flow, int) {
+	f, ref := t.lookup(k)
+	if f == nil || t.expired(Coarse(now), f) {
+		return nil, 0
+	}
+	return f, int(ref & 1)
+}
+
 func (t *Table) lookup(k *Key) (*Flow, uint32) {
 	for ref := t.bucket(k.hash).Load(); ref != 0; {
 		f := t.flow(ref >> 1)

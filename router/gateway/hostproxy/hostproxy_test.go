@@ -21,9 +21,11 @@ import (
 type dialPlane struct {
 	to      string
 	verdict atomic.Value
+	dialled atomic.Value // the last netip.AddrPort
 }
 
-func (p *dialPlane) DialTCP(ctx context.Context, _ netip.AddrPort) (net.Conn, error) {
+func (p *dialPlane) DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
+	p.dialled.Store(dst)
 	if p.to == "" {
 		return nil, errors.New("no route")
 	}
@@ -105,6 +107,15 @@ func TestRelays(t *testing.T) {
 	}
 	if got, err := ask(); got != "hello!" || err != nil {
 		t.Errorf("after a faulty change: %q, %v", got, err)
+	}
+	// Only where it leads to changes: the port stays open, and nobody is cut off.
+	other := forward
+	other.To = netip.MustParseAddrPort("10.0.0.11:443")
+	if err := r.Set([]config.Forward{other}); err != nil {
+		t.Fatalf("another host for the same port: %v", err)
+	}
+	if got, err := ask(); got != "hello!" || err != nil || plane.dialled.Load() != other.To {
+		t.Errorf("after a change of host: %q, %v, dialled %v", got, err, plane.dialled.Load())
 	}
 	plane.verdict.Store("drop")
 	if got, _ := ask(); got != "" {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,29 +20,41 @@ import (
 	"ztgate/router/control"
 )
 
-// relays serve forwards on the host's own addresses. Packets to them end in the
-// host's kernel and never reach the TUN, so connections and datagrams are taken
-// there and carried on by the forwarding plane's host stack.
+// Proxy takes connections and datagrams up in the host's kernel and carries them on
+// by the forwarding plane's own host.
 type Proxy struct {
 	plane   Plane
 	log     *slog.Logger
 	results *prometheus.CounterVec
 
-	mu     sync.Mutex                   // guards what follows
-	open   map[config.Forward]io.Closer // listeners
-	conns  map[io.Closer]struct{}       // of clients
+	mu     sync.Mutex // guards what follows
+	open   map[endpoint]*listener
+	conns  map[io.Closer]struct{} // of clients
 	closed bool
 	wg     sync.WaitGroup
 }
 
-// relayPlane is what forwards on the host's addresses need of the forwarding plane.
+// endpoint is where a forward listens.
+type endpoint struct {
+	proto  string
+	listen netip.AddrPort
+}
+
+// listener is an open endpoint. Its forward may be replaced by another one that
+// listens there.
+type listener struct {
+	io.Closer
+	forward atomic.Pointer[config.Forward]
+}
+
+// Plane is what forwards on the host's addresses need of the forwarding plane.
 type Plane interface {
 	Explain(q control.Question) control.Explanation
 	DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 	DialUDP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 }
 
-// What becomes of a relayed connection or session.
+// What becomes of a connection or session.
 const (
 	relayOK          = "ok"
 	relayRefused     = "refused"
@@ -55,8 +68,9 @@ const (
 	relayBuffer  = 64 << 10
 )
 
+// New makes a proxy without forwards.
 func New(plane Plane, reg prometheus.Registerer, log *slog.Logger) *Proxy {
-	r := &Proxy{plane: plane, log: log, open: map[config.Forward]io.Closer{}, conns: map[io.Closer]struct{}{},
+	r := &Proxy{plane: plane, log: log, open: map[endpoint]*listener{}, conns: map[io.Closer]struct{}{},
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ztgate_relayed_connections_total",
 			Help: "TCP connections and UDP sessions of forwards on the host's own addresses, by what became of them."}, []string{"protocol", "result"})}
 	for _, result := range []string{relayOK, relayRefused, relayUnreachable, relayLimit} {
@@ -68,61 +82,63 @@ func New(plane Plane, reg prometheus.Registerer, log *slog.Logger) *Proxy {
 	return r
 }
 
-// relayed reports whether a forward is served on the host's addresses too.
-func relayed(f config.Forward) bool {
-	return f.Side == config.SideVPC && f.Listen.Addr().IsUnspecified()
-}
-
-// Set opens what is new and closes what is gone. With an error nothing has
-// changed. Connections of a closed forward go on.
+// Set serves these forwards from now on: it opens what is new and closes what is
+// gone. With an error nothing has changed. Connections of a closed or replaced
+// forward go on.
 func (r *Proxy) Set(forwards []config.Forward) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
 		return net.ErrClosed
 	}
-	want := map[config.Forward]io.Closer{}
-	var fresh []config.Forward
+	want := map[endpoint]*listener{}
+	var fresh []*listener
 	for _, f := range forwards {
-		if !relayed(f) {
+		at := endpoint{f.Proto, f.Listen}
+		if l := r.open[at]; l != nil {
+			want[at] = l
 			continue
 		}
-		if l := r.open[f]; l != nil {
-			want[f] = l
-			continue
-		}
-		l, err := listenRelay(f)
+		c, err := listen(f)
 		if err != nil {
-			for _, f := range fresh {
-				_ = want[f].Close()
+			for _, l := range fresh {
+				_ = l.Close()
 			}
 			return fmt.Errorf("forward %s: %w: choose another port or end what uses it", f, err)
 		}
-		want[f] = l
-		fresh = append(fresh, f)
+		want[at] = &listener{Closer: c}
+		fresh = append(fresh, want[at])
 	}
-	for f, l := range r.open {
-		if want[f] == nil {
+	for at, l := range r.open {
+		if want[at] == nil {
 			_ = l.Close()
 		}
 	}
+	for _, f := range forwards {
+		want[endpoint{f.Proto, f.Listen}].forward.Store(&f)
+	}
 	r.open = want
-	for _, f := range fresh {
-		switch l := want[f].(type) {
+	for _, l := range fresh {
+		switch c := l.Closer.(type) {
 		case net.Listener:
-			r.wg.Go(func() { r.serve(f, l) })
+			r.wg.Go(func() { r.serve(l, c) })
 		case *net.UDPConn:
-			r.wg.Go(func() { r.serveUDP(f, l) })
+			r.wg.Go(func() { r.serveUDP(l, c) })
 		}
 	}
 	return nil
 }
 
-func listenRelay(f config.Forward) (io.Closer, error) {
-	if f.Proto == "udp" {
-		return listenRelayUDP(f)
+// listen opens the endpoint of a forward, for its own family alone.
+func listen(f config.Forward) (io.Closer, error) {
+	family := "4"
+	if f.Listen.Addr().Is6() {
+		family = "6"
 	}
-	return net.Listen("tcp", f.Listen.String())
+	if f.Proto == "udp" {
+		return listenUDP("udp"+family, f)
+	}
+	return net.Listen("tcp"+family, f.Listen.String())
 }
 
 // Run waits for the end of ctx and then ends all.
@@ -146,14 +162,14 @@ func (r *Proxy) Close() {
 	r.wg.Wait()
 }
 
-func (r *Proxy) serve(f config.Forward, l net.Listener) {
+func (r *Proxy) serve(l *listener, accept net.Listener) {
 	for {
-		c, err := l.Accept()
+		c, err := accept.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil { // out of descriptors, for example
-			r.log.Warn("accept for a forward", "forward", f.String(), "error", err)
+			r.log.Warn("accept for a forward", "forward", l.forward.Load().String(), "error", err)
 			time.Sleep(100 * time.Millisecond)
 			continue
 		}
@@ -163,7 +179,7 @@ func (r *Proxy) serve(f config.Forward, l net.Listener) {
 			continue
 		}
 		r.wg.Go(func() {
-			r.results.WithLabelValues("tcp", r.carry(f, c)).Inc()
+			r.results.WithLabelValues("tcp", r.carry(*l.forward.Load(), c)).Inc()
 			r.remove(c)
 		})
 	}

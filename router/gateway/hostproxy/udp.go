@@ -22,13 +22,9 @@ const (
 	maxDatagram   = 65535
 )
 
-// listenRelayUDP opens the socket of a UDP forward. It tells to which of the
-// host's addresses a datagram came, so that the answer can come from there.
-func listenRelayUDP(f config.Forward) (*net.UDPConn, error) {
-	network := "udp4"
-	if f.Listen.Addr().Is6() {
-		network = "udp6"
-	}
+// listenUDP opens the socket of a UDP forward. It tells to which of the host's
+// addresses a datagram came, so that the answer can come from there.
+func listenUDP(network string, f config.Forward) (*net.UDPConn, error) {
 	c, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(f.Listen))
 	if err != nil {
 		return nil, err
@@ -55,7 +51,7 @@ func listenRelayUDP(f config.Forward) (*net.UDPConn, error) {
 // udpSessions are those of one forward.
 type udpSessions struct {
 	r *Proxy
-	f config.Forward
+	l *listener
 	c *net.UDPConn
 
 	mu   sync.Mutex
@@ -71,8 +67,8 @@ type udpClient struct {
 
 // serveUDP carries datagrams until the socket is closed, and sessions of it until
 // they are idle or all is closed.
-func (r *Proxy) serveUDP(f config.Forward, c *net.UDPConn) {
-	s := &udpSessions{r: r, f: f, c: c, open: map[udpClient]net.Conn{}}
+func (r *Proxy) serveUDP(l *listener, c *net.UDPConn) {
+	s := &udpSessions{r: r, l: l, c: c, open: map[udpClient]net.Conn{}}
 	defer s.close()
 	b, oob := make([]byte, maxDatagram), make([]byte, 128)
 	for {
@@ -99,7 +95,8 @@ func (s *udpSessions) session(k udpClient) net.Conn {
 		return host
 	}
 	count := func(result string) { s.r.results.WithLabelValues("udp", result).Inc() }
-	if !s.r.allows(s.f, k.from) {
+	f := *s.l.forward.Load()
+	if !s.r.allows(f, k.from) {
 		count(relayRefused)
 		return nil
 	}
@@ -107,7 +104,7 @@ func (s *udpSessions) session(k udpClient) net.Conn {
 		count(relayLimit)
 		return nil
 	}
-	host, err := s.r.plane.DialUDP(context.Background(), s.f.To)
+	host, err := s.r.plane.DialUDP(context.Background(), f.To)
 	if err != nil {
 		count(relayUnreachable)
 		return nil

@@ -1,4 +1,4 @@
-package zerotier
+package home
 
 import (
 	"os"

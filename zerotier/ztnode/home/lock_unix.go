@@ -1,6 +1,6 @@
 //go:build unix
 
-package zerotier
+package home
 
 import (
 	"os"
