@@ -442,12 +442,12 @@ func TestParsePingTarget(t *testing.T) {
 		"10.0.0.1": {Host: "10.0.0.1"}, "10.0.0.1:443": {Host: "10.0.0.1", Port: 443}, "fd00::1": {Host: "fd00::1"},
 		"[fd00::1]:22": {Host: "fd00::1", Port: 22}, "web": {Host: "web"}, "web:80": {Host: "web", Port: 80},
 	} {
-		if got, err := admin.ParsePingTarget(in); err != nil || got != want {
+		if got, err := control.ParsePingTarget(in); err != nil || got != want {
 			t.Errorf("%s: %+v, %v, want %+v", in, got, err, want)
 		}
 	}
 	for _, bad := range []string{"", "web:", "web:99999", ":80", "a:b:c"} {
-		if _, err := admin.ParsePingTarget(bad); fault.ExitCode(err) != 2 {
+		if _, err := control.ParsePingTarget(bad); fault.ExitCode(err) != 2 {
 			t.Errorf("%q: %v, want a usage error", bad, err)
 		}
 	}
