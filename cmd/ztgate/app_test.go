@@ -340,6 +340,56 @@ func TestRunAndMember(t *testing.T) {
 	}
 }
 
+// TestManualExamples checks the manual's files as an operator would.
+func TestManualExamples(t *testing.T) {
+	manual, err := os.ReadFile(filepath.Join("..", "..", "docs", "operator.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHarness(t)
+	files := 0
+	for i, part := range strings.Split(string(manual), "```") {
+		text, ok := strings.CutPrefix(part, "yaml\n")
+		if !ok || i%2 == 0 {
+			continue
+		}
+		files++
+		path := filepath.Join(h.dir, "manual.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if r := h.run(t, "", "config", "check", path); r.code != 0 || r.out != "the configuration is valid\n" {
+			t.Errorf("%+v:\n%s", r, text)
+		}
+	}
+	if files == 0 {
+		t.Error("the manual has no example")
+	}
+}
+
+func TestConfigCheck(t *testing.T) {
+	h := newHarness(t)
+	path := filepath.Join(h.dir, "c.yaml")
+	for text, want := range map[string]result{
+		`forwards: [{listen: "tcp/8443", to: "10.0.0.10:443"}]`:                                      {0, "the configuration is valid\n", ""},
+		`{forwards: [{listen: "tcp/8443", to: "10.0.0.10:443"}], policy: {allow: ["tcp:10.0.0.9"]}}`: {0, "the policy refuses", ""},
+		`forwards: [{listen: "tcp/8443", to: "127.0.0.1:443"}]`:                                      {2, "", "never forwarded"},
+		`forwards: [{listen: "tcp/8443", to: "10.0.0.300:443"}]`:                                     {2, "", "four numbers up to 255"},
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := h.run(t, "", "config", "check", path)
+		if r.code != want.code || !strings.Contains(r.out, want.out) || !strings.Contains(r.err, want.err) {
+			t.Errorf("%s: %+v, want %+v", text, r, want)
+		}
+	}
+	if r := h.run(t, "", "config", "show", "--allow", "tcp:10.0.0.10:443", "--allow", "icmp:db.office.example"); r.code != 0 ||
+		!strings.Contains(r.out, "accept proto icmp to db.office.example direction out") || !strings.Contains(r.out, "policy.allow") {
+		t.Errorf("show: %+v", r)
+	}
+}
+
 // TestTree walks all commands for what people read.
 func TestTree(t *testing.T) {
 	var walk func(c *cobra.Command)

@@ -114,6 +114,7 @@ func (m *member) sync(nets []ztnode.Network) {
 		m.log.Error("read the host's routes: nothing is changed", "error", err)
 		return
 	}
+	m.node.SetOverlayPrefixes(p.Targets())
 	errs := map[ztnode.NetworkID]error{}
 	for _, n := range nets {
 		i := slices.IndexFunc(p.Networks, func(x plan.Network) bool { return x.ID == n.ID })
@@ -144,10 +145,11 @@ func (m *member) plan(nets []ztnode.Network) (*plan.Plan, error) {
 }
 
 // renamed takes the addresses of names.
-func (m *member) renamed(answers map[string][]netip.Addr) {
+func (m *member) renamed(answers map[string][]netip.Addr) error {
 	next := m.config().Resolve(answers)
 	m.conf.Store(next)
 	m.targets.set(next.Targets)
+	return nil
 }
 
 // idle takes the addresses from the interface of a network that doesn't work:

@@ -6,6 +6,7 @@ package gatewaytest
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -262,3 +263,9 @@ func (n *Node) Controller() gateway.Controller {
 	defer n.mu.Unlock()
 	return n.ctl
 }
+
+// RootEndpoints implements gateway.Node.
+func (n *Node) RootEndpoints() []netip.AddrPort { return nil }
+
+// SetOverlayPrefixes implements gateway.Node.
+func (n *Node) SetOverlayPrefixes([]netip.Prefix) {}
