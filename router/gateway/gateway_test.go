@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -417,8 +418,9 @@ func TestNetworkSpec(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b, err := json.Marshal(p); err != nil || string(b) != tt.want {
-			t.Errorf("%s: %s, %v, want %s", name, b, err, tt.want)
+		var got, want any
+		if err := errors.Join(err, json.Unmarshal(p, &got), json.Unmarshal([]byte(tt.want), &want)); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %s, %v, want %s", name, p, err, tt.want)
 		}
 	}
 	for _, bad := range []admin.NetworkSpec{{Subnet: "10.0.0.1/24"}, {Subnet: "10.0.0.0/31"}, {Pools: []string{"10.0.0.9-10.0.0.1"}},

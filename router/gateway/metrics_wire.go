@@ -3,6 +3,7 @@ package gateway
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"ztgate/netstack"
 	"ztgate/zerotier"
 	"ztgate/zerotier/portmap"
 	"ztgate/zerotier/transport"
@@ -14,11 +15,11 @@ var ciphers = [...]string{"poly1305", "salsa2012_poly1305", "trusted", "aes_gmac
 
 // collectWire collects what both implementations of a node have: the sockets' counters.
 func collectWire(s transport.Stats, counter func(d *prometheus.Desc, v uint64, labels ...string)) {
-	counter(descPackets, s.Rx.Datagrams, "wire", "rx")
-	counter(descPackets, s.Tx.Datagrams, "wire", "tx")
-	counter(descBytes, s.Rx.Bytes, "wire", "rx")
-	counter(descBytes, s.Tx.Bytes, "wire", "tx")
-	s.EachDrop(func(reason string, n uint64) { counter(descDropped, n, "wire", reason) })
+	counter(netstack.DescPackets, s.Rx.Datagrams, "wire", "rx")
+	counter(netstack.DescPackets, s.Tx.Datagrams, "wire", "tx")
+	counter(netstack.DescBytes, s.Rx.Bytes, "wire", "rx")
+	counter(netstack.DescBytes, s.Tx.Bytes, "wire", "tx")
+	s.EachDrop(func(reason string, n uint64) { counter(netstack.DescDropped, n, "wire", reason) })
 }
 
 // wireCollector reads the node's counters at scrape time. It describes nothing
@@ -28,9 +29,6 @@ type wireCollector struct{ n *zerotier.Node }
 func (*wireCollector) Describe(chan<- *prometheus.Desc) {}
 
 var (
-	descPackets   = prometheus.NewDesc("ztgate_packets_total", "Packets that entered or left the process, by leg.", []string{"leg", "direction"}, nil)
-	descBytes     = prometheus.NewDesc("ztgate_bytes_total", "Bytes that entered or left the process, by leg.", []string{"leg", "direction"}, nil)
-	descDropped   = prometheus.NewDesc("ztgate_dropped_packets_total", "Packets dropped, by leg and reason.", []string{"leg", "reason"}, nil)
 	descQueue     = prometheus.NewDesc("ztgate_queue_depth", "Entries that wait in a queue.", []string{"queue"}, nil)
 	descQueueMax  = prometheus.NewDesc("ztgate_queue_limit", "Most entries that a queue takes.", []string{"queue"}, nil)
 	descCrypto    = prometheus.NewDesc("ztgate_wire_crypto_bytes_total", "Bytes sealed and opened, by cipher suite.", []string{"cipher", "direction"}, nil)
@@ -49,7 +47,7 @@ func (c *wireCollector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
 	}
 	collectWire(s.Wire, counter)
-	s.Network.EachDrop(func(reason string, n uint64) { counter(descDropped, n, "overlay", "network_"+reason) })
+	s.Network.EachDrop(func(reason string, n uint64) { counter(netstack.DescDropped, n, "overlay", "network_"+reason) })
 	for i, name := range ciphers[:len(s.VL1.SealedBytes)] {
 		counter(descCrypto, s.VL1.SealedBytes[i], name, "tx")
 		counter(descCrypto, s.VL1.OpenedBytes[i], name, "rx")
