@@ -20,8 +20,8 @@ import (
 	"time"
 
 	"ztgate/internal/testwait"
+	"ztgate/netstack"
 	"ztgate/router/admin"
-	"ztgate/router/gateway"
 	"ztgate/router/lab"
 	"ztgate/zerotier/ztnode"
 )
@@ -308,20 +308,22 @@ func testGatewayKilled(t *testing.T, s *lab.Scenario) {
 	owner, fromOwner := dial("172.31.0.10")
 	other, fromOther := dial("172.31.0.11")
 	mapped := func() (string, error) {
-		b, err := os.ReadFile(filepath.Join(s.GatewayProcess.Home, "nat-mappings.json"))
+		f, err := os.Open(filepath.Join(s.GatewayProcess.Home, "nat-mappings.json"))
 		if err != nil {
 			return "", err
 		}
-		var list []gateway.Mapping
-		if err := json.Unmarshal(b, &list); err != nil {
-			return "", err
-		}
-		for _, m := range list {
+		defer f.Close()
+		dec, n := json.NewDecoder(f), 0
+		for ; dec.More(); n++ {
+			var m netstack.Mapping
+			if err := dec.Decode(&m); err != nil {
+				return "", err
+			}
 			if m.Client == netip.MustParseAddrPort("172.31.0.11:45678") {
 				return m.External.String(), nil
 			}
 		}
-		return "", fmt.Errorf("the mapping isn't among the %d saved ones", len(list))
+		return "", fmt.Errorf("the mapping isn't among the %d saved ones", n)
 	}
 	var before string
 	testwait.NoError(t, 30*time.Second, func() (err error) { before, err = mapped(); return err })
