@@ -45,6 +45,35 @@ func TestManualReasons(t *testing.T) {
 	}
 }
 
+// TestManualMetrics checks that the manual lists the metrics that there are, and no
+// others.
+func TestManualMetrics(t *testing.T) {
+	var want []string
+	for dir, files := range sources(t) {
+		for _, name := range files {
+			if strings.HasPrefix(dir, "netstack") || dir == "router/gateway" || dir == "router/gateway/hostproxy" {
+				if !strings.HasSuffix(name, "_test.go") {
+					want = append(want, literals(t, name, regexp.MustCompile(`^ztgate_[a-z_]+$`))...)
+				}
+			}
+		}
+	}
+	_, text, _ := strings.Cut(read(t, "operator.md"), "\n## 7. Metrics\n")
+	text, _, _ = strings.Cut(text, "\n## ")
+	var got []string
+	for _, row := range regexp.MustCompile("(?m)^\\| (`.*?`) \\|").FindAllStringSubmatch(text, -1) {
+		for _, name := range strings.Split(strings.Trim(row[1], "`"), "`, `") {
+			if !strings.HasSuffix(name, "*") {
+				got = append(got, "ztgate_"+name)
+			}
+		}
+	}
+	slices.Sort(want)
+	if want = slices.Compact(want); !same(got, want) {
+		t.Errorf("the manual has\n%q\nwant\n%q", got, want)
+	}
+}
+
 func same(a, b []string) bool {
 	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }
