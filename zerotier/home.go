@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -18,7 +17,10 @@ import (
 )
 
 // store is the home of a node (chapter 04 §16). Files it doesn't know are left alone.
-type store struct{ *home.Dir }
+type store struct {
+	*home.Dir
+	now func() time.Time
+}
 
 // identity loads the identity, or makes a new one if the home has none.
 func (s *store) identity() (*identity.Identity, error) {
@@ -44,7 +46,7 @@ func (s *store) planet(given []byte) (*vl1.World, error) {
 // moons reads the moons that are orbited (chapter 02 §3.6). A damaged file is
 // reported and left alone.
 func (s *store) moons() (out []*vl1.World, err error) {
-	entries, err := os.ReadDir(s.Path("moons.d"))
+	entries, err := s.Disk.ReadDir(s.Path("moons.d"))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ztnode.ErrHomeUnusable, err)
 	}
@@ -54,7 +56,7 @@ func (s *store) moons() (out []*vl1.World, err error) {
 		if !ok {
 			continue
 		}
-		b, err := os.ReadFile(s.Path("moons.d", e.Name()))
+		b, err := s.Disk.ReadFile(s.Path("moons.d", e.Name()))
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -73,11 +75,11 @@ func (s *store) moons() (out []*vl1.World, err error) {
 }
 
 func (s *store) storeMoon(w *vl1.World) error {
-	return atomicfile.Write(s.Path("moons.d", vl1.MoonFile(w.ID)), w.Append(nil), 0o644)
+	return atomicfile.WriteOn(s.Disk, s.Path("moons.d", vl1.MoonFile(w.ID)), w.Append(nil), 0o644)
 }
 
 func (s *store) removeMoon(id uint64) error {
-	if err := os.Remove(s.Path("moons.d", vl1.MoonFile(id))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.Disk.Remove(s.Path("moons.d", vl1.MoonFile(id))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forget moon %016x: %w", id, err)
 	}
 	return nil
@@ -85,7 +87,7 @@ func (s *store) removeMoon(id uint64) error {
 
 // peer looks a peer up in the cache (chapter 02 §4.11); nil if it isn't there.
 func (s *store) peer(a identity.Address) *vl1.PeerRecord {
-	b, err := os.ReadFile(s.Path("peers.d", vl1.PeerFile(a)))
+	b, err := s.Disk.ReadFile(s.Path("peers.d", vl1.PeerFile(a)))
 	if err != nil {
 		return nil
 	}
@@ -98,7 +100,7 @@ func (s *store) peer(a identity.Address) *vl1.PeerRecord {
 
 // peers lists the newest records of the peer cache, of at most so many peers.
 func (s *store) peers(most int) (out []identity.Address) {
-	entries, err := os.ReadDir(s.Path("peers.d"))
+	entries, err := s.Disk.ReadDir(s.Path("peers.d"))
 	if err != nil {
 		return nil
 	}
@@ -112,7 +114,7 @@ func (s *store) peers(most int) (out []identity.Address) {
 		if !ok {
 			continue
 		}
-		if fi, err := e.Info(); err == nil && time.Since(fi.ModTime()) < vl1.PeerRecordLifetime {
+		if fi, err := e.Info(); err == nil && s.now().Sub(fi.ModTime()) < vl1.PeerRecordLifetime {
 			files = append(files, file{a, fi.ModTime()})
 		}
 	}
@@ -131,13 +133,13 @@ func (s *store) storePeer(r vl1.PeerRecord) error {
 			r.Endpoints = old.Endpoints
 		}
 	}
-	return atomicfile.Write(s.Path("peers.d", vl1.PeerFile(r.Identity.Address())), r.Append(nil), 0o600)
+	return atomicfile.WriteOn(s.Disk, s.Path("peers.d", vl1.PeerFile(r.Identity.Address())), r.Append(nil), 0o600)
 }
 
 // networks lists the networks to join, with the cached configuration where one
 // can be read (chapter 03 §1.7). A damaged cache only costs a request.
 func (s *store) networks() (map[vl2.NetworkID]*vl2.NetworkConfig, error) {
-	entries, err := os.ReadDir(s.Path("networks.d"))
+	entries, err := s.Disk.ReadDir(s.Path("networks.d"))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ztnode.ErrHomeUnusable, err)
 	}
@@ -152,7 +154,7 @@ func (s *store) networks() (map[vl2.NetworkID]*vl2.NetworkConfig, error) {
 			continue
 		}
 		out[id] = nil
-		b, err := os.ReadFile(s.Path("networks.d", e.Name()))
+		b, err := s.Disk.ReadFile(s.Path("networks.d", e.Name()))
 		if err != nil || len(b) > maxCachedConfig {
 			continue
 		}
@@ -176,15 +178,15 @@ func (s *store) storeNetwork(id vl2.NetworkID, cfg *vl2.NetworkConfig) error {
 	content := []byte("\n")
 	if cfg != nil {
 		content = cfg.Encode()
-	} else if _, err := os.Stat(s.networkPath(id)); err == nil {
+	} else if _, err := s.Disk.Stat(s.networkPath(id)); err == nil {
 		return nil // keep the cached configuration
 	}
-	return atomicfile.Write(s.networkPath(id), content, 0o600)
+	return atomicfile.WriteOn(s.Disk, s.networkPath(id), content, 0o600)
 }
 
 func (s *store) removeNetwork(id vl2.NetworkID) error {
 	for _, p := range []string{s.networkPath(id), s.Path("networks.d", id.String()+".local.conf")} {
-		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := s.Disk.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("forget network %s: %w", id, err)
 		}
 	}

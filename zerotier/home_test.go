@@ -20,7 +20,7 @@ func TestPeerCache(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &store{dir}
+	h := &store{dir, time.Now}
 	defer h.Close()
 	var records []vl1.PeerRecord
 	for i := range 5 {

@@ -97,7 +97,7 @@ func (c *Controller) UpdateNetwork(id vl2.NetworkID, f func(*Network) error) (Ne
 		return rec.clone(), err
 	}
 	rec.Revision++
-	if err := writeRecord(c.store.networkPath(id), rec); err != nil {
+	if err := c.store.writeRecord(c.store.networkPath(id), rec); err != nil {
 		return Network{}, fmt.Errorf("update network: %w", err)
 	}
 	n.rec = rec
