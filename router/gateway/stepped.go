@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -163,6 +164,11 @@ func (s *Stepped) Probe() (next time.Time) {
 		}
 	}
 	return next
+}
+
+// Probing reports whether an answer is waited for.
+func (s *Stepped) Probing() bool {
+	return slices.ContainsFunc(s.probes, func(x *probing) bool { return x.ping != nil })
 }
 
 func (s *Stepped) probed(i int, x *probing, err error) {
