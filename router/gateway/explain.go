@@ -106,7 +106,7 @@ func (s *service) throughHost(q control.Question) (x control.Explanation, done b
 			key = "net.ipv6.conf.all.forwarding"
 		}
 		return unasked(q, "drop", reasonForwarding, fmt.Sprintf("%s is 0, so that the kernel doesn't pass packets on to %s: run sysctl -w %s=1", key, tun, key)), true, nil
-	case !s.ways.isUp():
+	case (ours || s.heldBy(dst) != 0) && !s.ways.isUp():
 		return unasked(q, "drop", reasonInterface, fmt.Sprintf("%s is down: run ip link set %s up", tun, tun)), true, nil
 	case w.Refused == nil && w.Device == tun:
 		return x, false, nil
