@@ -109,19 +109,6 @@ func goConfig(h C.uintptr_t, nwid C.uint64_t, op C.int, c *C.core_config) {
 		n.fresh[id] = n.fresh[id] || op == opUp || int(c.status) == statusOK
 	}
 	n.nets.Store(&nets)
-	var inside []netip.Prefix
-	for _, v := range nets {
-		for _, p := range v.Addresses {
-			inside = append(inside, p.Masked())
-		}
-		for _, r := range v.Routes {
-			// A default route has to leave a way to the peers by other means.
-			if r.Target.Bits() > 0 {
-				inside = append(inside, r.Target)
-			}
-		}
-	}
-	n.inside.Store(&inside)
 	n.mu.Unlock()
 	n.notify()
 	n.kick()

@@ -242,6 +242,21 @@ func (n *Node) Moons() []ztnode.Moon {
 	return out
 }
 
+// RootEndpoints returns where the planet and the moons say that their roots are.
+func (n *Node) RootEndpoints() []netip.AddrPort {
+	var out []netip.AddrPort
+	worlds := []objectID{{objPlanet, 0}}
+	for _, id := range n.store.ids(objMoon) {
+		worlds = append(worlds, objectID{objMoon, id})
+	}
+	for _, o := range worlds {
+		if w, _, err := vl1.ParseWorld(n.store.read(o)); err == nil {
+			out = append(out, w.Endpoints()...)
+		}
+	}
+	return out
+}
+
 // SetMulticastGroups replaces the port's subscriptions in a network. The groups
 // for address resolution of the assigned addresses need not be listed.
 func (n *Node) SetMulticastGroups(id ztnode.NetworkID, groups []ztnode.Group) {
@@ -270,6 +285,13 @@ func (n *Node) kick() {
 func (n *Node) Watch() (<-chan struct{}, func()) { return n.watchers.Watch() }
 
 func (n *Node) notify() { n.watchers.Notify() }
+
+// SetOverlayPrefixes says which addresses lie in overlay networks, by the judgement of
+// whoever sets up interfaces and routes: no path leads there.
+func (n *Node) SetOverlayPrefixes(list []netip.Prefix) {
+	list = slices.Clone(list)
+	n.inside.Store(&list)
+}
 
 func (n *Node) insideNetwork(a netip.Addr) bool {
 	for _, p := range *n.inside.Load() {

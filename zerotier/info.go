@@ -2,6 +2,7 @@ package zerotier
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 
 	"ztgate/zerotier/network"
@@ -102,6 +103,17 @@ func (n *Node) Moons() []ztnode.Moon {
 	out := []ztnode.Moon{}
 	for _, m := range n.core.Moons() {
 		out = append(out, m.Describe())
+	}
+	return out
+}
+
+// RootEndpoints returns where the planet and the moons say that their roots are.
+func (n *Node) RootEndpoints() []netip.AddrPort {
+	out := n.core.Planet().Endpoints()
+	for _, m := range n.core.Moons() {
+		if m.World != nil {
+			out = append(out, m.World.Endpoints()...)
+		}
 	}
 	return out
 }

@@ -95,7 +95,7 @@ type Node struct {
 	ready chan struct{}
 	wake  chan struct{} // makes the timer goroutine look again
 
-	localSubnets atomic.Pointer[[]netip.Prefix] // inside joined networks: never an underlay path
+	overlay atomic.Pointer[[]netip.Prefix] // masked; see SetOverlayPrefixes
 
 	mu       sync.Mutex
 	watchers watch.Watchers
@@ -464,33 +464,22 @@ func (n *Node) networkChanged(id vl2.NetworkID, s network.Snapshot) {
 			n.log.Error("store network configuration", "network", id, "error", err)
 		}
 	}
-	n.updateSubnets()
 	n.notify()
 }
 
-// updateSubnets collects the prefixes of all joined networks: an endpoint inside
-// one of them must not carry our own datagrams (chapter 02 §4.3).
-func (n *Node) updateSubnets() {
-	var all []netip.Prefix
-	for _, s := range n.layer.Networks() {
-		if s.Config != nil {
-			all = append(all, s.Config.Addresses...)
-		}
-	}
-	n.localSubnets.Store(&all)
+// SetOverlayPrefixes says which addresses lie in overlay networks, by the judgement of
+// whoever sets up interfaces and routes: no socket is opened there and no path leads
+// there, since a datagram would be carried by what it carries (docs/protocol/02
+// §4.3). What networks say of themselves doesn't count: an assigned address could
+// take the node its own sockets.
+func (n *Node) SetOverlayPrefixes(list []netip.Prefix) {
+	list = slices.Clone(list)
+	n.overlay.Store(&list)
 }
 
 func (n *Node) insideNetwork(a netip.Addr) bool {
-	list := n.localSubnets.Load()
-	if list == nil {
-		return false
-	}
-	for _, p := range *list {
-		if p.Masked().Contains(a) {
-			return true
-		}
-	}
-	return false
+	list := n.overlay.Load()
+	return list != nil && slices.ContainsFunc(*list, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // Watch returns a channel that gets a value after any change of a network's
@@ -513,7 +502,6 @@ func (n *Node) Join(id ztnode.NetworkID) error {
 // Leave leaves a network and forgets it.
 func (n *Node) Leave(id ztnode.NetworkID) error {
 	n.layer.Leave(id)
-	n.updateSubnets()
 	n.notify()
 	return n.home.removeNetwork(id)
 }

@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
+	"ztgate/netstack"
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/fault"
@@ -33,7 +35,9 @@ type harness struct {
 	dir, socket string
 	environ     []string
 	node        *gatewaytest.Node
-	plane       *gatewaytest.Plane
+	office      *gatewaytest.Office
+	engine      *netstack.Engine
+	vpc         *gatewaytest.Device
 	ran         *config.Config // configuration that run or member started with
 	runErr      error
 }
@@ -45,7 +49,7 @@ func newHarness(t *testing.T) *harness {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	h := &harness{dir: dir, socket: filepath.Join(dir, "s"), node: gatewaytest.NewNode(), plane: &gatewaytest.Plane{}}
+	h := &harness{dir: dir, socket: filepath.Join(dir, "s"), node: gatewaytest.NewNode(), office: gatewaytest.NewOffice()}
 	h.environ = []string{"ZTGATE_SOCKET=" + h.socket, "ZTGATE_HOME=" + dir, "ZTGATE_LISTEN="}
 	return h
 }
@@ -62,51 +66,67 @@ func (h *harness) run(t *testing.T, stdin string, args ...string) result {
 	return result{a.main(t.Context(), args), out.String(), errOut.String()}
 }
 
-// serve runs a fake gateway behind the socket.
+// serve runs a gateway between a VPC and an office in memory behind the socket.
 func (h *harness) serve(t *testing.T) {
 	t.Helper()
 	cfg, err := config.Load(config.Sources{Environ: h.environ, NoFile: true})
 	if err != nil {
 		t.Fatal(err)
 	}
+	h.engine, h.vpc = gatewaytest.NewEngine(t, h.node)
+	h.node.SetOffice(h.office)
 	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		done <- gateway.Serve(ctx, cfg, control.ModeGateway, slog.New(slog.DiscardHandler), h.node, h.plane)
-	}()
+	var parts errgroup.Group
+	parts.Go(func() error { return h.node.Run(ctx) })
+	parts.Go(func() error {
+		return gateway.Serve(ctx, cfg, control.ModeGateway, slog.New(slog.DiscardHandler), h.node, h.engine)
+	})
 	t.Cleanup(func() {
 		stop()
-		if err := <-done; err != nil {
+		if err := parts.Wait(); err != nil {
 			t.Error(err)
 		}
 	})
-	deadline := time.Now().Add(5 * time.Second)
-	for {
-		if _, err := control.NewClient(h.socket).Info(ctx); err == nil {
-			return
-		} else if time.Now().After(deadline) {
-			t.Fatal(err)
+	eventually(t, "start", func() bool { _, err := control.NewClient(h.socket).Info(ctx); return err == nil })
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s did not happen", what)
 		}
+		time.Sleep(10 * time.Millisecond) // polls another goroutine's state
 	}
 }
 
 const nwid = ztnode.NetworkID(0x8056c2e21c000001)
 
-func (h *harness) populate() {
+// populate gives the gateway a network with an office, and a VPC host a connection
+// to it.
+func (h *harness) populate(t *testing.T) {
+	t.Helper()
 	h.node.SetOnline(true)
 	h.node.SetController(gatewaytest.NewController())
-	h.node.SetNetwork(ztnode.Network{ID: nwid, Name: "office\x1b[31m", Status: ztnode.StatusOK, Type: "PRIVATE", MTU: 2800,
-		Addresses: []netip.Prefix{netip.MustParsePrefix("10.147.17.5/24")}})
+	n := ztnode.Network{ID: nwid, Name: "office\x1b[31m", Status: ztnode.StatusOK, Type: "PRIVATE", MTU: 2800,
+		Addresses: []netip.Prefix{netip.MustParsePrefix("10.147.17.5/24")}}
+	h.node.SetNetwork(n)
+	gatewaytest.SetNetworks(t, h.engine, n)
 	h.node.SetPeers(ztnode.Peer{Address: "778cde7190", Role: "PLANET", Version: "1.14.1", Latency: 12,
-		Paths: []ztnode.Path{{Endpoint: netip.MustParseAddrPort("198.51.100.1:9993"), Preferred: true, LastSend: time.Now()}}})
-	h.plane.SetFlows(control.Flow{Protocol: "tcp", State: "ESTABLISHED", Network: nwid, Source: netip.MustParseAddrPort("172.31.0.9:40000"),
-		Destination: netip.MustParseAddrPort("10.147.17.9:443"), Translated: netip.MustParseAddrPort("10.147.17.5:40000")})
+		Paths: []ztnode.Path{{Endpoint: netip.MustParseAddrPort("198.51.100.1:9993"), Preferred: true, LastSend: time.Now()}}},
+		ztnode.Peer{Address: gatewaytest.OfficeAddress.String(), Role: "LEAF", Version: "-", Latency: -1, Relayed: true, LastReceive: time.Now()})
+	h.vpc.Connect(t, netip.MustParseAddrPort("172.31.0.9:40000"), netip.MustParseAddrPort("10.147.17.9:443"), nil)
+	eventually(t, "use of the network and connection", func() bool {
+		nets, err := control.NewClient(h.socket).Networks(t.Context())
+		return err == nil && nets.Networks[0].Device != "" && len(h.engine.Flows(netstack.FlowFilter{State: "established"})) == 1
+	})
 }
 
 func TestQueries(t *testing.T) {
 	h := newHarness(t)
 	h.serve(t)
-	h.populate()
+	h.populate(t)
 	for _, tt := range []struct {
 		args string
 		want []string // in the table
@@ -117,13 +137,15 @@ func TestQueries(t *testing.T) {
 		{"networks", []string{"office?[31m", "OK", "10.147.17.5/24"}, []string{`"id": "8056c2e21c000001"`, `"status": "OK"`}},
 		{"listnetworks", []string{"8056c2e21c000001"}, nil},
 		{"peers", []string{"778cde7190", "PLANET", "DIRECT", "198.51.100.1:9993"}, []string{`"link": "DIRECT"`}},
-		{"flows --top 5 --to 10.147.17.0/24", []string{"172.31.0.9:40000", "10.147.17.5:40000"}, []string{`"state": "ESTABLISHED"`}},
+		{"flows --top 5 --to 10.147.17.0/24", []string{"172.31.0.9:40000", "10.147.17.5:40000"}, []string{`"state": "established"`}},
 		{"flows --to 10.99.0.1", []string{"PROTO"}, []string{`"total": 0`}},
 		{"health", []string{"online", "ok"}, []string{`"ready": true`}},
 		{"wait --for ready --timeout 5s", []string{"ready"}, []string{`"ready": true`}},
 		{"wait --for online", []string{"online"}, nil},
-		{"ping 10.147.17.9 -c 1", []string{"answer from 10.147.17.9 in 1.50 ms"}, []string{`"milliseconds": 1.5`}},
+		{"ping 10.147.17.9 -c 1", []string{"answer from 10.147.17.9 by " + gatewaytest.OfficeAddress.String() + " RELAY in ", " ms\n"}, []string{`"milliseconds": `}},
 		{"ping 10.147.17.9:443 -c 2 -i 1ms", []string{"answer from 10.147.17.9:443"}, []string{`"port": 443`}},
+		{"explain 172.31.0.9:50000 10.147.17.9:443", []string{"forward", "10.147.17.5 (masquerade)", "10.147.17.0/24 in 8056c2e21c000001, next hop 10.147.17.9", gatewaytest.OfficeAddress.String() + " RELAY"}, []string{`"verdict": "forward"`}},
+		{"explain 10.9.0.1 10.147.17.9:443", []string{"drop, reason source_not_allowed"}, []string{`"reason": "source_not_allowed"`}},
 		{"join 9778dd29dd246907", []string{"joined 9778dd29dd246907"}, []string{`"9778dd29dd246907"`}},
 		{"leave 9778dd29dd246907", []string{"left 9778dd29dd246907"}, nil},
 		{"orbit 8056c2e21c", []string{"0000008056c2e21c", "waiting for 8056c2e21c"}, []string{`"waiting": true`}},
@@ -182,9 +204,9 @@ func TestNotReady(t *testing.T) {
 			t.Errorf("%s: exit code %d, %q, want 4 and %q", args, r.code, r.err, want)
 		}
 	}
-	h.populate()
-	h.plane.SetDialError(errors.New("no answer"))
-	if r := h.run(t, "", "ping", "10.147.17.9", "-c", "2", "-i", "1ms"); r.code != 1 || !strings.Contains(r.err, "no answer") {
+	h.populate(t)
+	h.office.SwitchOff(true)
+	if r := h.run(t, "", "ping", "10.147.17.9", "-c", "2", "-i", "1ms", "--timeout", "100ms"); r.code != 1 || !strings.Contains(r.err, "no answer") {
 		t.Errorf("ping without an answer: %+v", r)
 	}
 }
@@ -228,7 +250,7 @@ func TestController(t *testing.T) {
 	if r := h.run(t, "", "controller", "list"); r.code != 2 || !strings.Contains(r.err, "--controller") {
 		t.Errorf("no controller: %+v", r)
 	}
-	h.populate()
+	h.populate(t)
 	r := h.run(t, "", "controller", "network", "create", "--name", "office", "--subnet", "10.147.17.0/24")
 	id := strings.TrimSpace(r.out)
 	if _, err := ztnode.ParseNetworkID(id); err != nil || r.code != 0 {
@@ -322,6 +344,56 @@ func TestRunAndMember(t *testing.T) {
 	r := h.run(t, "", "run", "--config", path)
 	if r.code != 2 || !strings.Contains(r.err, "did you mean port?") || strings.Count(r.err, "\n") != 2 {
 		t.Errorf("faulty file: %+v, want two lines", r)
+	}
+}
+
+// TestManualExamples checks the manual's files as an operator would.
+func TestManualExamples(t *testing.T) {
+	manual, err := os.ReadFile(filepath.Join("..", "..", "docs", "operator.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHarness(t)
+	files := 0
+	for i, part := range strings.Split(string(manual), "```") {
+		text, ok := strings.CutPrefix(part, "yaml\n")
+		if !ok || i%2 == 0 {
+			continue
+		}
+		files++
+		path := filepath.Join(h.dir, "manual.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if r := h.run(t, "", "config", "check", path); r.code != 0 || r.out != "the configuration is valid\n" {
+			t.Errorf("%+v:\n%s", r, text)
+		}
+	}
+	if files == 0 {
+		t.Error("the manual has no example")
+	}
+}
+
+func TestConfigCheck(t *testing.T) {
+	h := newHarness(t)
+	path := filepath.Join(h.dir, "c.yaml")
+	for text, want := range map[string]result{
+		`forwards: [{listen: "tcp/8443", to: "10.0.0.10:443"}]`:                                      {0, "the configuration is valid\n", ""},
+		`{forwards: [{listen: "tcp/8443", to: "10.0.0.10:443"}], policy: {allow: ["tcp:10.0.0.9"]}}`: {0, "the policy refuses", ""},
+		`forwards: [{listen: "tcp/8443", to: "127.0.0.1:443"}]`:                                      {2, "", "never forwarded"},
+		`forwards: [{listen: "tcp/8443", to: "10.0.0.300:443"}]`:                                     {2, "", "four numbers up to 255"},
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := h.run(t, "", "config", "check", path)
+		if r.code != want.code || !strings.Contains(r.out, want.out) || !strings.Contains(r.err, want.err) {
+			t.Errorf("%s: %+v, want %+v", text, r, want)
+		}
+	}
+	if r := h.run(t, "", "config", "show", "--allow", "tcp:10.0.0.10:443", "--allow", "icmp:db.office.example"); r.code != 0 ||
+		!strings.Contains(r.out, "accept proto icmp to db.office.example direction out") || !strings.Contains(r.out, "policy.allow") {
+		t.Errorf("show: %+v", r)
 	}
 }
 

@@ -100,7 +100,10 @@ func explanation(w io.Writer, x control.Explanation) {
 	}
 	row(w, "source", text(x.Source)+" ("+x.Translation+")")
 	if x.Redirected {
-		row(w, "destination", text(x.Destination)+" (redirected)")
+		row(w, "destination", text(x.Destination))
+	}
+	for _, by := range x.By {
+		row(w, "by", by)
 	}
 	if x.Network == 0 || !x.NextHop.IsValid() {
 		row(w, "leaves", "to the VPC side")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,6 +13,7 @@ import (
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/gateway"
+	"ztgate/router/plan"
 )
 
 func (a *app) runCommand() *cobra.Command {
@@ -23,7 +25,7 @@ func (a *app) runCommand() *cobra.Command {
 Flags win over environment variables (ZTGATE_ and the flag's name), these over
 the configuration file, and this over the defaults. SIGTERM or SIGINT stops it,
 a second one at once.`,
-		Example: "  ztgate run --network 8056c2e21c000001 --source 172.31.0.0/16 --target tcp://10.0.0.10:443",
+		Example: "  ztgate run --network 8056c2e21c000001 --source 172.31.0.0/16 --allow tcp:10.0.0.10:443 --target tcp://10.0.0.10:443",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.Load(a.sources())
@@ -147,9 +149,15 @@ func (a *app) configCommand() *cobra.Command {
 	}
 	check := &cobra.Command{Use: "check [FILE]", Short: "Check the configuration; needs no privileges"}
 	load(check, func(cfg *config.Config) error {
-		v := control.Configuration{Schema: control.Schema, Values: cfg.Values(), Warnings: cfg.Warnings}
+		if err := plan.Check(cfg); err != nil {
+			return err
+		}
+		v := control.Configuration{Schema: control.Schema, Values: cfg.Values(), Warnings: slices.Clone(cfg.Warnings)}
+		for _, p := range plan.Make(plan.Input{Config: cfg}).Problems {
+			v.Warnings = append(v.Warnings, p.String())
+		}
 		return a.print(v, func(w io.Writer) {
-			for _, warning := range cfg.Warnings {
+			for _, warning := range v.Warnings {
 				fmt.Fprintln(w, "warning: "+clean(warning))
 			}
 			fmt.Fprintln(w, "the configuration is valid")

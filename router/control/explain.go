@@ -75,6 +75,7 @@ type Explanation struct {
 	Destination netip.AddrPort   `json:"translatedDestination"`
 	Translation string           `json:"translation"` // keep | masquerade | map
 	Redirected  bool             `json:"redirected"`  // by a forward or a map
+	By          []string         `json:"by,omitempty"` // the forward and the maps that change it
 	MTU         int              `json:"mtu,omitempty"`
 	Detail      string           `json:"detail,omitempty"` // what this host or a member does with it, and the remedy
 }

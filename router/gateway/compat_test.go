@@ -14,7 +14,6 @@ import (
 
 	"ztgate/router/admin"
 	"ztgate/router/config"
-	"ztgate/router/control"
 	"ztgate/router/fault"
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
@@ -36,7 +35,7 @@ func (n compatNode) Info() ztnode.Info {
 
 // Port mapping is shown where the reference shows it (chapter 04 §15.3).
 func TestStatusOfTheReference(t *testing.T) {
-	s := newService(&config.Config{}, control.ModeNode, slog.New(slog.DiscardHandler), compatNode{}, nil, time.Now())
+	s := newService(&config.Config{}, slog.New(slog.DiscardHandler), compatNode{}, time.Now())
 	w := httptest.NewRecorder()
 	s.controlHandler().ServeHTTP(w, httptest.NewRequest("GET", "/status", nil))
 	for _, want := range []string{`"portMappingEnabled":true`, `"primaryPort":9993`, `"secondaryPort":30000`, `"tertiaryPort":40000`,
@@ -71,7 +70,7 @@ func TestControllerAPIOfTheReference(t *testing.T) {
 		t.Errorf("a tag without value: %v", err)
 	}
 	call := func(n Node, method, path, body string) (int, string) {
-		s := newService(&config.Config{}, control.ModeNode, slog.New(slog.DiscardHandler), n, nil, time.Now())
+		s := newService(&config.Config{}, slog.New(slog.DiscardHandler), n, time.Now())
 		w := httptest.NewRecorder()
 		s.controlHandler().ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader(body)))
 		return w.Code, w.Body.String()

@@ -150,7 +150,8 @@ func (s *service) throughProxy(q control.Question) control.Explanation {
 		inner := q
 		inner.Destination = f.To
 		x := s.plane.Explain(inner)
-		x.Redirected, x.Detail = true, "forward "+f.String()+" takes the connection on this host's own address and makes a new one into the overlay"
+		x.Redirected, x.By = true, append([]string{"forward " + f.String()}, x.By...)
+		x.Detail = note(x.Detail, "the connection ends at this host's own address, and a new one is made into the overlay")
 		if x.Verdict == "forward" {
 			x.Destination, x.Translation = f.To, "masquerade"
 		}

@@ -148,6 +148,7 @@ func (g *gateway) sync(nets []ztnode.Network) {
 // enforce carries a plan to the kernel and the plane.
 func (g *gateway) enforce(p *plan.Plan) error {
 	cfg := g.config()
+	g.node.SetOverlayPrefixes(p.Targets())
 	fs, ms := translation(p.Forwards, p.Maps)
 	errs := []error{g.setMTU(p.MTU), g.plane.SetTranslation(fs, ms), g.plane.SetNetworks(planeNetworks(cfg, p))}
 	routes := make([]ztnode.Route, len(p.Routes))

@@ -5,11 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -17,15 +19,16 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"ztgate/internal/ownnet"
 	"ztgate/router/admin"
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/fault"
 	"ztgate/router/gateway"
 	"ztgate/router/gateway/gatewaytest"
+	"ztgate/router/host/tuntap"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/ztnode"
 )
@@ -48,26 +51,80 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// inNamespace runs f on a thread in a network namespace of its own.
-func inNamespace(t *testing.T, f func()) {
+// inNamespace runs the rest of a test in a network namespace of its own, whose
+// loopback is up.
+func inNamespace(t *testing.T, f func(t *testing.T, nl *netlink.Handle)) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root to make a network namespace")
+	if _, err := os.Stat(tuntap.Path); err != nil {
+		t.Skip("needs " + tuntap.Path)
 	}
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		t.Skip("needs /dev/net/tun")
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // for ever: the thread ends with this goroutine
-		if _, err := netns.New(); err != nil {
-			t.Logf("make a network namespace: %v", err)
-			return
+	ownnet.Run(t, func(t *testing.T) {
+		nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			t.Fatal(err)
 		}
-		f()
+		defer nl.Close()
+		setUp(t, nl, "lo")
+		f(t, nl)
+	})
+}
+
+// setUp gives an interface addresses and sets it up.
+func setUp(t *testing.T, nl *netlink.Handle, name string, addresses ...string) {
+	t.Helper()
+	l, err := nl.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addresses {
+		addr, err := netlink.ParseAddr(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := nl.AddrAdd(l, addr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := nl.LinkSetUp(l); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// connect connects from a host of the VPC to one of the overlay, through the
+// kernel. Who is given no port gets any.
+func connect(from, to string) (net.Conn, error) {
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(from)), Timeout: 5 * time.Second}
+	return d.Dial("tcp", to)
+}
+
+// started is a gateway that runs in this test's namespace.
+type started struct {
+	client *control.Client
+	logs   *logBuffer
+	stop   context.CancelFunc
+	done   chan error
+}
+
+// startGateway runs a gateway until stop is called.
+func startGateway(t *testing.T, cfg *config.Config, node *gatewaytest.Node) *started {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	g := &started{client: control.NewClient(cfg.Socket), logs: &logBuffer{}, stop: stop, done: make(chan error, 1)}
+	go func() {
+		g.done <- gateway.RunWith(ctx, cfg, slog.New(slog.NewTextHandler(g.logs, nil)), node.Start)
 	}()
-	<-done
+	eventually(t, "start", func() bool { _, err := g.client.Info(ctx); return err == nil })
+	return g
+}
+
+// end stops the gateway.
+func (g *started) end(t *testing.T) {
+	t.Helper()
+	g.stop()
+	began := time.Now()
+	if err := <-g.done; err != nil || time.Since(began) > 20*time.Second {
+		t.Errorf("run: %v, %v after it was stopped", err, time.Since(began))
+	}
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -82,7 +139,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func TestGatewayLife(t *testing.T) {
+func TestGatewayLife(t *testing.T) { inNamespace(t, testGatewayLife) }
+
+func testGatewayLife(t *testing.T, nl *netlink.Handle) {
 	dir := shortDir(t)
 	home := filepath.Join(dir, "home")
 	id, err := identity.Generate(nil)
@@ -94,83 +153,97 @@ func TestGatewayLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg, err := config.Load(config.Sources{NoFile: true, Environ: []string{"ZEROTIER_IDENTITY_SECRET=file:" + secret},
-		Flags: map[string][]string{"home": {home}, "socket": {filepath.Join(dir, "s")}, "listen": {""}, "tun": {"ztgt2"},
+		Flags: map[string][]string{"home": {home}, "socket": {filepath.Join(dir, "s")}, "listen": {freePort(t)}, "tun": {"ztgt2"},
 			"network": {nwid.String()}, "source": {"172.31.0.0/16"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	node, plane, logs := gatewaytest.NewNode(), &gatewaytest.Plane{}, &logBuffer{}
-	inNamespace(t, func() {
-		nl, err := netlink.NewHandle()
+	setUp(t, nl, "lo", "172.31.0.10/32") // a host of the VPC
+	node := gatewaytest.NewNode()
+	node.SetOffice(gatewaytest.NewOffice())
+	g := startGateway(t, cfg, node)
+	eventually(t, "join", func() bool { return len(node.Networks()) == 1 })
+	node.SetOnline(true)
+	nw := okNetwork()
+	nw.Addresses = append(nw.Addresses, netip.MustParsePrefix("fd00:77::5/64"))
+	nw.Routes = append(nw.Routes, ztnode.Route{Target: netip.MustParsePrefix("172.16.0.0/12"), Via: netip.MustParseAddr("10.147.17.9")})
+	node.SetNetwork(nw)
+	eventually(t, "routes", func() bool { return strings.Join(routes(nl), " ") == "10.0.0.0/24 10.147.17.0/24" })
+	eventually(t, "groups", func() bool { return len(node.Groups(nwid)) == 1 })
+	eventually(t, "ready", func() bool { return strings.Contains(g.logs.String(), "msg=ready ") })
+	for from, to := range map[string]string{"172.31.0.10:4000": "10.0.0.10:443", "172.31.0.10:4001": "10.147.17.9:443"} {
+		c, err := connect(from, to)
 		if err != nil {
 			t.Error(err)
-			return
+			continue
 		}
-		defer nl.Close()
-		ctx, stop := context.WithCancel(context.Background())
-		go func() {
-			client := control.NewClient(cfg.Socket)
-			eventually(t, "start", func() bool { _, err := client.Info(ctx); return err == nil })
-			eventually(t, "join", func() bool { return len(node.Networks()) == 1 })
-			node.SetOnline(true)
-			nw := okNetwork()
-			nw.Routes = append(nw.Routes, ztnode.Route{Target: netip.MustParsePrefix("172.16.0.0/12"), Via: netip.MustParseAddr("10.147.17.9")})
-			node.SetNetwork(nw)
-			eventually(t, "routes", func() bool { return strings.Join(routes(nl), " ") == "10.0.0.0/24 10.147.17.0/24" })
-			eventually(t, "networks of the plane", func() bool {
-				n := plane.Networks()
-				return len(n) == 1 && len(n[0].Routes) == 2 && n[0].Masquerade && n[0].Conflicts == 1
-			})
-			eventually(t, "groups", func() bool { return len(node.Groups(nwid)) == 1 })
-			eventually(t, "ready", func() bool { return strings.Contains(logs.String(), "msg=ready ") })
-			nets, err := client.Networks(ctx)
-			if err != nil || len(nets.Networks) != 1 || nets.Networks[0].Device != "ztgt2" ||
-				!strings.Contains(strings.Join(nets.Networks[0].Problems, "\n"), "172.16.0.0/12 covers the VPC's own 172.31.0.0/16") {
-				t.Errorf("networks %+v, %v", nets, err)
-			}
-			node.Receive(nwid, []byte("frame"))
-			nw.Status = ztnode.StatusDenied
-			node.SetNetwork(nw)
-			eventually(t, "loss of routes", func() bool { return len(routes(nl)) == 0 })
-			if got := guards(nl); strings.Join(got, " ") != "10.0.0.0/24 10.147.17.0/24" {
-				t.Errorf("without the network, guards %v keep its targets off other routes", got)
-			}
-			eventually(t, "loss of readiness", func() bool { return strings.Contains(logs.String(), "no longer ready") })
-			stop()
-		}()
-		began := time.Now()
-		err = gateway.RunWith(ctx, cfg, slog.New(slog.NewTextHandler(logs, nil)), gateway.Parts{NewNode: node.Start, NewPlane: plane.Start})
-		if err != nil || time.Since(began) > 30*time.Second {
-			t.Errorf("run: %v after %v", err, time.Since(began))
+		defer c.Close()
+	}
+	flows, err := g.client.Flows(t.Context(), control.FlowQuery{})
+	if err != nil || len(flows.Flows) != 2 || flows.Flows[0].Translated.Addr() != nw.Addresses[0].Addr() {
+		t.Errorf("flows %+v, %v", flows, err)
+	}
+	if body := get(t, "http://"+cfg.Listen+"/metrics"); !strings.Contains(body, "\nztgate_route_conflicts 1\n") {
+		t.Errorf("the route that isn't used is not counted:\n%s", body)
+	}
+	nets, err := g.client.Networks(t.Context())
+	if err != nil || len(nets.Networks) != 1 || nets.Networks[0].Device != "ztgt2" ||
+		!strings.Contains(strings.Join(nets.Networks[0].Problems, "\n"), "172.16.0.0/12 is not used: it covers the VPC's own 172.31.0.0/16") {
+		t.Errorf("networks %+v, %v", nets, err)
+	}
+	node.Receive(nwid, []byte("frame"))
+	nw.Status = ztnode.StatusDenied
+	node.SetNetwork(nw)
+	eventually(t, "loss of routes", func() bool { return len(routes(nl)) == 0 })
+	if got := guards(nl); strings.Join(got, " ") != "10.0.0.0/24 10.147.17.0/24" {
+		t.Errorf("without the network, guards %v keep its targets off other routes", got)
+	}
+	eventually(t, "loss of readiness", func() bool { return strings.Contains(g.logs.String(), "no longer ready") })
+	g.end(t)
+	if _, err := nl.LinkByName("ztgt2"); err == nil {
+		t.Error("the TUN is still there")
+	}
+	if left := guards(nl); len(left) > 0 {
+		t.Errorf("guards are still there: %v", left)
+	}
+	if !node.Closed() {
+		t.Error("the node still runs")
+	}
+	for _, want := range []string{"waiting", "OFFLINE", "ACCESS_DENIED", "stopping"} {
+		if !strings.Contains(g.logs.String(), want) {
+			t.Errorf("log lacks %q:\n%s", want, g.logs)
 		}
-		if _, err := nl.LinkByName("ztgt2"); err == nil {
-			t.Error("the TUN is still there")
-		}
-		if left := guards(nl); len(left) > 0 {
-			t.Errorf("guards are still there: %v", left)
-		}
-		if !node.Closed() {
-			t.Error("the node still runs")
-		}
-		for _, want := range []string{"waiting", "OFFLINE", "ACCESS_DENIED", "stopping"} {
-			if !strings.Contains(logs.String(), want) {
-				t.Errorf("log lacks %q:\n%s", want, logs)
-			}
-		}
-		if fi, err := os.Stat(home); err != nil || fi.Mode().Perm() != 0o700 {
-			t.Errorf("home: %v, %v, want mode 0700", fi, err)
-		}
-		if b, err := os.ReadFile(filepath.Join(home, "identity.secret")); err != nil || string(b) != id.SecretString() {
-			t.Errorf("identity in home: %q, %v", b, err)
-		}
-		if b, err := os.ReadFile(filepath.Join(home, "nat-mappings.json")); err != nil ||
-			string(b) != `[{"protocol":6,"client":"172.31.0.10:4000","external":"10.147.17.5:4000"}]` {
-			t.Errorf("mappings in home: %q, %v", b, err)
-		}
-		if _, err := os.Stat(cfg.Socket); err == nil {
-			t.Error("the control socket is still there")
-		}
-	})
+	}
+	if fi, err := os.Stat(home); err != nil || fi.Mode().Perm() != 0o700 {
+		t.Errorf("home: %v, %v, want mode 0700", fi, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(home, "identity.secret")); err != nil || string(b) != id.SecretString() {
+		t.Errorf("identity in home: %q, %v", b, err)
+	}
+	b, err := os.ReadFile(filepath.Join(home, "nat-mappings.json"))
+	lines := slices.Sorted(strings.Lines(string(b)))
+	if want := []string{`{"protocol":6,"client":"172.31.0.10:4000","external":"10.147.17.5:4000"}` + "\n",
+		`{"protocol":6,"client":"172.31.0.10:4001","external":"10.147.17.5:4001"}` + "\n"}; err != nil || !slices.Equal(lines, want) {
+		t.Errorf("mappings in home: %q, %v, want %q", lines, err, want)
+	}
+	if _, err := os.Stat(cfg.Socket); err == nil {
+		t.Error("the control socket is still there")
+	}
+}
+
+// get returns what an HTTP server answers.
+func get(t *testing.T, url string) string {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 func routes(nl *netlink.Handle) []string { return routesOfType(nl, unix.RTN_UNICAST) }
@@ -192,64 +265,41 @@ func routesOfType(nl *netlink.Handle, kind int) []string {
 	return out
 }
 
-// TestGatewayEngine starts and stops the real forwarding plane.
-func TestGatewayEngine(t *testing.T) {
+// TestGatewayTarget: a target that is configured is asked for at once, and nobody in
+// the office answers.
+func TestGatewayTarget(t *testing.T) { inNamespace(t, testGatewayTarget) }
+
+func testGatewayTarget(t *testing.T, nl *netlink.Handle) {
 	dir := shortDir(t)
 	cfg := load(t, map[string][]string{"home": {dir}, "socket": {filepath.Join(dir, "s")}, "listen": {freePort(t)}, "tun": {"ztgt4"},
 		"target": {"icmp://10.0.0.9"}})
 	node := gatewaytest.NewNode()
 	node.SetNetwork(okNetwork())
-	inNamespace(t, func() {
-		// The listener is in the thread's namespace: so is this request.
-		nl, err := netlink.NewHandle()
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer nl.Close()
-		lo, err := nl.LinkByName("lo")
-		if err == nil {
-			err = nl.LinkSetUp(lo)
-		}
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		ctx, stop := context.WithCancel(context.Background())
-		go func() {
-			defer stop()
-			client := control.NewClient(cfg.Socket)
-			eventually(t, "start", func() bool { _, err := client.Info(ctx); return err == nil })
-			eventually(t, "routes", func() bool { return len(routes(nl)) == 2 })
-			eventually(t, "ARP request", func() bool { return len(node.Written()) > 0 }) // for the target
-			if f, err := client.Flows(ctx, control.FlowQuery{To: "", Top: 0}); err != nil || f.Limit != 262144 {
-				t.Errorf("flows: %+v, %v", f, err)
-			}
-		}()
-		began := time.Now()
-		err = gateway.RunWith(ctx, cfg, slog.New(slog.DiscardHandler), gateway.Parts{NewNode: node.Start, NewPlane: gateway.DefaultParts().NewPlane})
-		if err != nil || time.Since(began) > 20*time.Second {
-			t.Errorf("run: %v after %v", err, time.Since(began))
-		}
-	})
+	g := startGateway(t, cfg, node)
+	eventually(t, "routes", func() bool { return len(routes(nl)) == 2 })
+	eventually(t, "ARP request", func() bool { return len(node.Written()) > 0 })
+	if f, err := g.client.Flows(t.Context(), control.FlowQuery{}); err != nil || f.Limit != 262144 {
+		t.Errorf("flows: %+v, %v", f, err)
+	}
+	g.end(t)
 }
 
-func TestGatewayNodeFails(t *testing.T) {
+func TestGatewayNodeFails(t *testing.T) { inNamespace(t, testGatewayNodeFails) }
+
+func testGatewayNodeFails(t *testing.T, _ *netlink.Handle) {
 	dir := shortDir(t)
 	cfg := load(t, map[string][]string{"home": {dir}, "socket": {filepath.Join(dir, "s")}, "listen": {""}, "tun": {"ztgt3"}})
 	node := gatewaytest.NewNode()
 	broken := errors.New("broken")
 	node.Fail(broken)
-	inNamespace(t, func() {
-		go func() {
-			<-node.Ready()
-			node.Fail(broken)
-		}()
-		err := gateway.RunWith(context.Background(), cfg, slog.New(slog.DiscardHandler), gateway.Parts{NewNode: node.Start, NewPlane: (&gatewaytest.Plane{}).Start})
-		if !errors.Is(err, broken) {
-			t.Errorf("got %v, want the node's error", err)
-		}
-	})
+	go func() {
+		<-node.Ready()
+		node.Fail(broken)
+	}()
+	err := gateway.RunWith(context.Background(), cfg, slog.New(slog.DiscardHandler), node.Start)
+	if !errors.Is(err, broken) {
+		t.Errorf("got %v, want the node's error", err)
+	}
 }
 
 func TestMemberLife(t *testing.T) {
@@ -260,7 +310,7 @@ func TestMemberLife(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- gateway.RunMemberWith(ctx, cfg, slog.New(slog.NewJSONHandler(logs, nil)), gateway.Parts{NewNode: node.Start})
+		done <- gateway.RunMemberWith(ctx, cfg, slog.New(slog.NewJSONHandler(logs, nil)), node.Start)
 	}()
 	eventually(t, "ready", func() bool { return strings.Contains(logs.String(), `"msg":"ready"`) })
 	client := control.NewClient(cfg.Socket)
@@ -293,8 +343,7 @@ func TestIdentityConflict(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return gateway.RunMemberWith(t.Context(), cfg, slog.New(slog.DiscardHandler), gateway.Parts{
-			NewNode: func(gateway.NodeConfig) (gateway.Node, error) { return nil, errors.New("started") }})
+		return gateway.RunMemberWith(t.Context(), cfg, slog.New(slog.DiscardHandler), func(gateway.NodeConfig) (gateway.Node, error) { return nil, errors.New("started") })
 	}
 	for name, tt := range map[string]struct {
 		env  string

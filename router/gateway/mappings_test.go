@@ -14,6 +14,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"ztgate/netstack"
 )
 
 func TestMappings(t *testing.T) {
@@ -25,8 +27,8 @@ func TestMappings(t *testing.T) {
 		t.Errorf("without a file: %v, log %q", got, &logged)
 	}
 	want := []netstack.Mapping{
-		{6, netip.MustParseAddrPort("172.31.0.10:4000"), netip.MustParseAddrPort("10.147.17.5:4000")},
-		{17, netip.MustParseAddrPort("[fd77:1::5]:4000"), netip.MustParseAddrPort("[fd77:100::1]:50000")},
+		{Proto: 6, Client: netip.MustParseAddrPort("172.31.0.10:4000"), External: netip.MustParseAddrPort("10.147.17.5:4000")},
+		{Proto: 17, Client: netip.MustParseAddrPort("[fd77:1::5]:4000"), External: netip.MustParseAddrPort("[fd77:100::1]:50000")},
 	}
 	if err := saveMappings(home, want); err != nil {
 		t.Fatal(err)
@@ -37,7 +39,11 @@ func TestMappings(t *testing.T) {
 	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("file %v, %v, want mode 0600", fi, err)
 	}
-	for _, damaged := range []string{"", "[{", `[{"protocol":6,"client":"nobody"}]`, `{"protocol":6}`} {
+	whole, err := os.ReadFile(path)
+	if err != nil || strings.Count(string(whole), "\n") != len(want) {
+		t.Errorf("file %q, %v, want a line for each", whole, err)
+	}
+	for _, damaged := range []string{"{", "[]", `{"protocol":6,"client":"nobody"}`, `{"protocol":600}`, string(whole[:len(whole)-2]), string(whole) + "x"} {
 		logged.Reset()
 		if err := os.WriteFile(path, []byte(damaged), 0o600); err != nil {
 			t.Fatal(err)
@@ -47,7 +53,8 @@ func TestMappings(t *testing.T) {
 		}
 	}
 	logged.Reset()
-	if err := os.Truncate(path, maxMappingsFile+1); err != nil {
+	chunk := "{}" + strings.Repeat(" ", 1<<20)
+	if err := os.WriteFile(path, []byte(strings.Repeat(chunk, maxMappingsFile>>20)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if got := loadMappings(home, log); got != nil || !strings.Contains(logged.String(), "more than") {
@@ -89,7 +96,7 @@ func TestKeepMappings(t *testing.T) {
 		if _, err := os.Stat(path); err == nil {
 			t.Error("a file without mappings was written")
 		}
-		one := netstack.Mapping{6, netip.MustParseAddrPort("172.31.0.10:4000"), netip.MustParseAddrPort("10.147.17.5:50000")}
+		one := netstack.Mapping{Proto: 6, Client: netip.MustParseAddrPort("172.31.0.10:4000"), External: netip.MustParseAddrPort("10.147.17.5:50000")}
 		list.Store(&[]netstack.Mapping{one})
 		pass(keepEvery)
 		if got, err := readMappings(path); err != nil || !slices.Equal(got, []netstack.Mapping{one}) {
@@ -126,8 +133,9 @@ func BenchmarkKeepMappings(b *testing.B) {
 	var list []netstack.Mapping
 	for _, proto := range []uint8{6, 17, 1} {
 		for port := 1; port < 61000; port++ {
-			list = append(list, netstack.Mapping{proto, netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 31, byte(port >> 12), 10}), uint16(port)),
-				netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 147, 17, 5}), uint16(port))})
+			list = append(list, netstack.Mapping{Proto: proto,
+				Client:   netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 31, byte(port >> 12), 10}), uint16(port)),
+				External: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 147, 17, 5}), uint16(port))})
 		}
 	}
 	home, seed := b.TempDir(), maphash.MakeSeed()

@@ -114,6 +114,7 @@ func (m *member) sync(nets []ztnode.Network) {
 		m.log.Error("read the host's routes: nothing is changed", "error", err)
 		return
 	}
+	m.node.SetOverlayPrefixes(p.Targets())
 	errs := map[ztnode.NetworkID]error{}
 	for _, n := range nets {
 		i := slices.IndexFunc(p.Networks, func(x plan.Network) bool { return x.ID == n.ID })

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ztgate/router/plan"
+	"ztgate/zerotier/packet"
 	"ztgate/zerotier/ztnode"
 )
 
@@ -145,16 +146,21 @@ func (s *service) planned() *plan.Plan {
 	return &plan.Plan{}
 }
 
-// rootEndpoints are where the overlay's roots are reached.
+// rootEndpoints are where the overlay's roots are reached, or should be. A private
+// address that leads to none from here may be that of a root in the office, whose
+// network is wanted.
 func (s *service) rootEndpoints() (out []netip.Addr) {
+	for _, ep := range s.node.RootEndpoints() {
+		if a := ep.Addr().Unmap(); packet.ScopeOf(a) == packet.ScopeGlobal {
+			out = append(out, a)
+		}
+	}
 	for _, p := range s.node.Peers() {
 		if p.Role == "LEAF" {
 			continue
 		}
 		for _, path := range p.Paths {
-			if !path.Expired {
-				out = append(out, path.Endpoint.Addr().Unmap())
-			}
+			out = append(out, path.Endpoint.Addr().Unmap())
 		}
 	}
 	return out

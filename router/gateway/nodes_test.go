@@ -1,4 +1,4 @@
-package gateway_test
+package gateway
 
 import (
 	"log/slog"
@@ -8,7 +8,6 @@ import (
 
 	"ztgate/router/config"
 	"ztgate/router/fault"
-	"ztgate/router/gateway"
 	"ztgate/zerotier/ztnode"
 )
 
@@ -42,13 +41,13 @@ func TestLibztLimits(t *testing.T) {
 	if !slices.Contains(config.NodeImplementations(), config.NodeLibzt) {
 		t.Skip("this build has no libzt")
 	}
-	for name, cfg := range map[string]gateway.NodeConfig{
+	for name, cfg := range map[string]NodeConfig{
 		"controller":    {Controller: true},
 		"low bandwidth": {Underlay: config.Underlay{LowBandwidth: true}},
 		"broken planet": {Planet: []byte("no planet")},
 	} {
 		cfg.Implementation, cfg.Home, cfg.Logger = config.NodeLibzt, t.TempDir(), slog.New(slog.DiscardHandler)
-		if n, err := gateway.DefaultParts().NewNode(cfg); err == nil || fault.ExitCode(err) != 2 {
+		if n, err := newNode(cfg); err == nil || fault.ExitCode(err) != 2 {
 			t.Errorf("%s: got %v, %v, want a usage error", name, n, err)
 		}
 	}
@@ -64,7 +63,7 @@ func TestNodeChange(t *testing.T) {
 	const network ztnode.NetworkID = 0x8056c2e21c000001
 	address := ""
 	for i, name := range []string{config.NodeLibzt, config.NodeGo, config.NodeLibzt} {
-		n, err := gateway.DefaultParts().NewNode(gateway.NodeConfig{Implementation: name, Home: home, Logger: slog.New(slog.DiscardHandler)})
+		n, err := newNode(NodeConfig{Implementation: name, Home: home, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}

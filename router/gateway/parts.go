@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"net/netip"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -22,12 +23,16 @@ type Node interface {
 	Info() ztnode.Info
 	Peers() []ztnode.Peer
 	Networks() []ztnode.Network
+	RootEndpoints() []netip.AddrPort // where its worlds say that roots are
 	Join(id ztnode.NetworkID) error
 	Leave(id ztnode.NetworkID) error
 	// Watch returns a channel that gets a value after changes, and its end.
 	Watch() (<-chan struct{}, func())
 	WriteFrames(nwid uint64, bufs [][]byte, sizes []int, offset int) (int, error)
 	SetMulticastGroups(id ztnode.NetworkID, groups []ztnode.Group)
+	// SetOverlayPrefixes says which addresses lie in overlay networks, so that the
+	// overlay isn't carried by itself.
+	SetOverlayPrefixes(list []netip.Prefix)
 	Controller() Controller // nil if the node is none
 }
 

@@ -75,6 +75,22 @@ func translation(forwards []config.Forward, maps []config.AddressMap) (fs []nets
 	return fs, ms
 }
 
+// sides are the words for the plane's sides.
+var sides = [...]config.Side{netstack.VPCSide: config.SideVPC, netstack.OverlaySide: config.SideOverlay}
+
+// forwardOf and mapOf invert translation.
+func forwardOf(f *netstack.PortForward) config.Forward {
+	proto := "tcp"
+	if f.Proto == unix.IPPROTO_UDP {
+		proto = "udp"
+	}
+	return config.Forward{Proto: proto, Listen: f.Listen, To: f.To, Side: sides[f.From], Masquerade: f.Masquerade}
+}
+
+func mapOf(m *netstack.AddressMap) config.AddressMap {
+	return config.AddressMap{Network: ztnode.NetworkID(m.Network), Hosts: sides[m.Hosts], Real: m.Real, Alias: m.Alias}
+}
+
 // planeNetworks are the networks that carry traffic.
 func planeNetworks(cfg *config.Config, p *plan.Plan) []netstack.Network {
 	out := make([]netstack.Network, len(p.Networks))
@@ -94,6 +110,14 @@ func (p *plane) Explain(q control.Question) control.Explanation {
 	out := control.Explanation{Verdict: x.Verdict, Reason: x.Reason, Established: x.Established, Rule: x.Rule, Network: ztnode.NetworkID(x.Network),
 		Route: x.Route, NextHop: x.NextHop, Source: x.Source, Destination: x.Destination, Translation: x.SourceHow,
 		Redirected: x.Redirected, MTU: x.MTU}
+	if x.Forward != nil {
+		out.By = append(out.By, "forward "+forwardOf(x.Forward).String())
+	}
+	for _, m := range []*netstack.AddressMap{x.SourceMap, x.TargetMap} {
+		if m != nil {
+			out.By = append(out.By, "map "+mapOf(m).String())
+		}
+	}
 	if x.NextHopMAC != [6]byte{} {
 		out.Member = ztnode.AddressOf(out.Network, x.NextHopMAC).String()
 	}

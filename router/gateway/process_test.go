@@ -11,12 +11,15 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"golang.org/x/sync/errgroup"
 
+	"ztgate/netstack"
 	"ztgate/router/admin"
 	"ztgate/router/config"
 	"ztgate/router/control"
@@ -34,10 +37,13 @@ func okNetwork() ztnode.Network {
 		Routes: []ztnode.Route{{Target: netip.MustParsePrefix("10.0.0.0/24"), Via: netip.MustParseAddr("10.147.17.9")}}}
 }
 
-// running is a served fake.
+// running is a served node, for a gateway with a forwarding plane between an office
+// and a VPC.
 type running struct {
 	node   *gatewaytest.Node
-	plane  *gatewaytest.Plane
+	office *gatewaytest.Office
+	engine *netstack.Engine
+	vpc    *gatewaytest.Device
 	client *control.Client
 	cfg    *config.Config
 	socket string
@@ -81,21 +87,22 @@ func serve(t *testing.T, mode string, flags map[string][]string) *running {
 	for k, v := range flags {
 		all[k] = v
 	}
-	r := &running{node: gatewaytest.NewNode(), plane: &gatewaytest.Plane{}, cfg: load(t, all)}
+	r := &running{node: gatewaytest.NewNode(), office: gatewaytest.NewOffice(), cfg: load(t, all)}
 	r.socket = r.cfg.Socket
 	r.client = control.NewClient(r.socket)
-	var plane gateway.Plane
 	if mode == control.ModeGateway {
-		plane = r.plane
+		r.engine, r.vpc = gatewaytest.NewEngine(t, r.node)
+		r.node.SetOffice(r.office)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		done <- gateway.Serve(ctx, r.cfg, mode, slog.New(slog.DiscardHandler), r.node, plane)
-	}()
+	var parts errgroup.Group
+	parts.Go(func() error { return r.node.Run(ctx) })
+	parts.Go(func() error {
+		return gateway.Serve(ctx, r.cfg, mode, slog.New(slog.DiscardHandler), r.node, r.engine)
+	})
 	t.Cleanup(func() {
 		stop()
-		if err := <-done; err != nil {
+		if err := parts.Wait(); err != nil {
 			t.Errorf("serve: %v", err)
 		}
 	})
@@ -110,6 +117,17 @@ func serve(t *testing.T, mode string, flags map[string][]string) *running {
 			t.Fatal(err)
 		}
 	}
+}
+
+// setNetwork makes a network work, and waits until the gateway uses it.
+func (r *running) setNetwork(t *testing.T, n ztnode.Network) {
+	t.Helper()
+	r.node.SetNetwork(n)
+	gatewaytest.SetNetworks(t, r.engine, n)
+	eventually(t, "use of the network", func() bool {
+		nets, err := r.client.Networks(t.Context())
+		return err == nil && slices.ContainsFunc(nets.Networks, func(v control.NetworkView) bool { return v.ID == n.ID && v.Device != "" })
+	})
 }
 
 func TestControlAPI(t *testing.T) {
@@ -130,13 +148,13 @@ func TestControlAPI(t *testing.T) {
 	if _, err := r.client.Join(ctx, "123"); fault.ExitCode(err) != 2 {
 		t.Errorf("join with a bad ID: %v, want a usage error", err)
 	}
-	r.node.SetNetwork(okNetwork())
+	r.setNetwork(t, okNetwork())
 	nets, err = r.client.Networks(ctx)
 	if err != nil || nets.Networks[0].Addresses[0].String() != "10.147.17.5/24" || nets.Networks[0].MAC != (ztnode.MAC{2, 0, 0, 0, 0, 1}) {
 		t.Errorf("networks: %+v, %v", nets, err)
 	}
 	p, err := r.client.Ping(ctx, control.PingRequest{Host: "10.147.17.9"})
-	if err != nil || p.MS != 1.5 || p.Network != nwid.String() {
+	if err != nil || p.MS <= 0 || p.Network != nwid.String() || p.Peer != gatewaytest.OfficeAddress.String() {
 		t.Errorf("ping: %+v, %v", p, err)
 	}
 	if _, err := r.client.Ping(ctx, control.PingRequest{Host: "10.0.0.10", Port: 443}); err != nil {
@@ -145,8 +163,12 @@ func TestControlAPI(t *testing.T) {
 	if _, err := r.client.Ping(ctx, control.PingRequest{Host: "192.168.99.1"}); err == nil || !strings.Contains(err.Error(), "no joined network") {
 		t.Errorf("ping outside: %v", err)
 	}
-	r.plane.SetDialError(errors.New("no answer"))
-	if _, err := r.client.Ping(ctx, control.PingRequest{Host: "10.0.0.10"}); fault.ExitCode(err) != 1 || !strings.Contains(err.Error(), "no answer") {
+	r.office.Refuse(true)
+	if _, err := r.client.Ping(ctx, control.PingRequest{Host: "10.0.0.10", Port: 443}); fault.ExitCode(err) != 1 || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("ping of a closed port: %v", err)
+	}
+	r.office.SwitchOff(true)
+	if _, err := r.client.Ping(ctx, control.PingRequest{Host: "10.0.0.10", TimeoutMS: 200}); fault.ExitCode(err) != 1 || !strings.Contains(err.Error(), "no answer") {
 		t.Errorf("failed ping: %v", err)
 	}
 	if nets, err = r.client.Leave(ctx, nwid.String()); err != nil || len(nets.Networks) != 1 {
@@ -163,13 +185,18 @@ func TestControlAPI(t *testing.T) {
 
 func TestFlows(t *testing.T) {
 	r := serve(t, control.ModeGateway, nil)
+	r.setNetwork(t, okNetwork())
 	ap := netip.MustParseAddrPort
-	r.plane.SetFlows(
-		control.Flow{Protocol: "tcp", Source: ap("172.31.0.9:40000"), Destination: ap("10.0.0.10:443"), BytesOut: 10},
-		control.Flow{Protocol: "tcp", Source: ap("172.31.0.9:40001"), Destination: ap("10.0.0.10:443"), BytesOut: 1000},
-		control.Flow{Protocol: "udp", Source: ap("172.31.0.9:40002"), Destination: ap("10.0.0.53:53"), BytesOut: 100})
+	server := ap("10.0.0.10:443")
+	r.vpc.Send(gatewaytest.UDP(ap("172.31.0.9:40002"), ap("10.0.0.53:53"), make([]byte, 72)))
+	r.vpc.Connect(t, ap("172.31.0.9:40000"), server, nil)
+	r.vpc.Connect(t, ap("172.31.0.9:40001"), server, make([]byte, 920))
+	// A packet that is handed over is not yet counted.
+	eventually(t, "count of the last packet", func() bool {
+		return slices.ContainsFunc(r.engine.Flows(netstack.FlowFilter{}), func(f netstack.FlowInfo) bool { return f.BytesOut == 1000 })
+	})
 	f, err := r.client.Flows(t.Context(), control.FlowQuery{To: "", Top: 2})
-	if err != nil || f.Total != 3 || len(f.Flows) != 2 || f.Flows[0].BytesOut != 1000 {
+	if err != nil || f.Total != 3 || len(f.Flows) != 2 || f.Flows[0].BytesOut != 1000 || f.Flows[0].Source.Port() != 40001 {
 		t.Errorf("top: %+v, %v", f, err)
 	}
 	f, err = r.client.Flows(t.Context(), control.FlowQuery{To: "10.0.0.53", Top: 0})
@@ -187,7 +214,7 @@ func TestFlows(t *testing.T) {
 
 func TestReadiness(t *testing.T) {
 	r := serve(t, control.ModeGateway, map[string][]string{"target": {"tcp://10.0.0.10:443"}})
-	r.plane.SetDialError(errors.New("refused"))
+	r.office.Refuse(true)
 	get := func() (int, control.Health) {
 		t.Helper()
 		resp, err := http.Get("http://" + r.cfg.Listen + "/readyz")
@@ -221,8 +248,12 @@ func TestReadiness(t *testing.T) {
 	if _, err := r.client.Wait(ctx, "online"); err != nil {
 		t.Errorf("wait for online: %v", err)
 	}
-	r.node.SetNetwork(okNetwork())
-	r.plane.SetDialError(nil)
+	r.setNetwork(t, okNetwork())
+	eventually(t, "refusal by the target", func() bool {
+		_, h = get()
+		return strings.Contains(strings.Join(h.Reasons, "\n"), "target tcp://10.0.0.10:443: ") && strings.Contains(strings.Join(h.Reasons, "\n"), "refused")
+	})
+	r.office.Refuse(false)
 	if _, err := r.client.Wait(ctx, "ready"); err != nil {
 		t.Errorf("wait for ready: %v", err)
 	}
@@ -304,7 +335,7 @@ func TestHTTP(t *testing.T) {
 	r := serve(t, control.ModeGateway, map[string][]string{"target": {"icmp://10.0.0.1"}})
 	nw := okNetwork()
 	nw.Name = "<script>alert(1)</script>"
-	r.node.SetNetwork(nw)
+	r.setNetwork(t, nw)
 	r.node.SetPeers(
 		ztnode.Peer{Address: "778cde7190", Role: "PLANET", Latency: 12, Paths: []ztnode.Path{{Endpoint: netip.MustParseAddrPort("198.51.100.1:9993"), Preferred: true}}},
 		ztnode.Peer{Address: "0123456789", Role: "LEAF", Latency: -1, Relayed: true})

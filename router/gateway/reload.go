@@ -41,6 +41,7 @@ func (g *gateway) apply(next *config.Config) error {
 	}
 	g.planning.Lock()
 	defer g.planning.Unlock()
+	next = next.Resolve(g.names.answers()) // which may have come since next was read
 	if err := g.enact(next); err != nil {
 		return err
 	}

@@ -276,3 +276,12 @@ func (p *Plan) Route(a netip.Addr) (best Route, ok bool) {
 	}
 	return best, ok
 }
+
+// Targets are the prefixes of the kernel's routes.
+func (p *Plan) Targets() []netip.Prefix {
+	out := make([]netip.Prefix, len(p.Routes))
+	for i, r := range p.Routes {
+		out[i] = r.Target
+	}
+	return out
+}

@@ -79,6 +79,9 @@ func (b *builder) forwards() {
 		default:
 			b.fromVPC(thing, f)
 		}
+		if why == nil {
+			b.refused(thing, f)
+		}
 	}
 }
 

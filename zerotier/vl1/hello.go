@@ -44,15 +44,14 @@ func (c *Core) helloLocked(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.A
 // greetLocked completes what was held back while a new path was unproven: worlds that
 // are owed, and a HELLO, which tells the peer its external address.
 func (c *Core) greetLocked(w *Worker, p *Peer, pa *path) {
-	t := w.t
 	if o := p.owed; o != nil && o.src.Endpoint == pa.ep {
 		p.owed = nil
-		if since(t, o.at) < owedLifetime {
+		if since(w.t, o.at) < owedLifetime {
 			c.answerHelloLocked(w, p, o.src, o.id, &o.hello, o.moons, true)
 		}
 	}
-	if since(t, p.lastFullHello) >= time.Second {
-		p.lastFullHello = t
+	if since(w.t, p.lastFullHello) >= time.Second {
+		p.lastFullHello = w.t
 		c.sendHelloLocked(w, p, pa.sock, pa.ep)
 	}
 }
@@ -275,13 +274,12 @@ func (c *Core) answerHelloLocked(w *Worker, peer *Peer, src Source, id packet.ID
 	if h.version.protocol < 5 {
 		o.sentTo = netip.AddrPortFrom(src.Endpoint.Addr(), 0)
 	}
-	t := w.t
-	if worlds := c.newerWorlds(h, moons); len(worlds) > 0 && (peer.lastWorlds == 0 || since(t, peer.lastWorlds) >= worldsEvery) {
+	if worlds := c.newerWorlds(h, moons); len(worlds) > 0 && (peer.lastWorlds == 0 || since(w.t, peer.lastWorlds) >= worldsEvery) {
 		if proven {
-			peer.lastWorlds = t
+			peer.lastWorlds = w.t
 			o.worlds = worlds
 		} else {
-			peer.owed = &owedWorlds{at: t, src: Source{Socket: src.Socket, Endpoint: src.Endpoint}, id: id, hello: *h, moons: moons}
+			peer.owed = &owedWorlds{at: w.t, src: Source{Socket: src.Socket, Endpoint: src.Endpoint}, id: id, hello: *h, moons: moons}
 			peer.owed.hello.identity = nil
 		}
 	}

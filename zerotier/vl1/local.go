@@ -84,12 +84,11 @@ const tryEvery = 30 * time.Second
 // tryConfiguredLocked sends HELLO to one of the endpoints that the operator gave for a
 // peer, if there is no path (chapter 02 §4.7).
 func (c *Core) tryConfiguredLocked(w *Worker, p *Peer) {
-	t := w.t
 	v, ok := c.cfg.Virtual[p.addr]
-	if !ok || len(v.Try) == 0 || p.lastTry != 0 && since(t, p.lastTry) < tryEvery || p.bestPathLocked(t) != nil {
+	if !ok || len(v.Try) == 0 || p.lastTry != 0 && since(w.t, p.lastTry) < tryEvery || p.bestPathLocked(w.t) != nil {
 		return
 	}
-	p.lastTry = t
+	p.lastTry = w.t
 	if ep := v.Try[rand.IntN(len(v.Try))]; c.allowed(p, ep) {
 		c.sendHelloLocked(w, p, 0, ep)
 	}

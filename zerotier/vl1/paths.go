@@ -12,17 +12,16 @@ import (
 // doubt probes the paths of a peer that sends through a root although we have a
 // direct path to it: it may have left that path for a reason.
 func (c *Core) doubt(w *Worker, p *Peer) {
-	t := w.t
-	p.nextDoubt.Store(t + int64(doubtEvery))
+	p.nextDoubt.Store(w.t + int64(doubtEvery))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, pa := range p.paths {
-		if pa.suspect == 0 && since(t, pa.lastIn.Load()) >= pathProbeEvery {
-			pa.noteProbeLocked(t)
+		if pa.suspect == 0 && since(w.t, pa.lastIn.Load()) >= pathProbeEvery {
+			pa.noteProbeLocked(w.t)
 			c.probeLocked(w, p, pa.sock, pa.ep)
 		}
 	}
-	c.routesChangedLocked(p, t)
+	c.routesChangedLocked(p, w.t)
 }
 
 // heardElsewhere handles a direct packet that came on another path than the last
@@ -222,9 +221,8 @@ const (
 )
 
 func (c *Core) receivePush(w *Worker, from *Peer, p packet.Packet, src Source) {
-	t := w.t
 	c.mu.Lock()
-	if from.pushes.Take(t, 30*time.Second/8, 8) {
+	if from.pushes.Take(w.t, 30*time.Second/8, 8) {
 		type class struct {
 			scope packet.Scope
 			v4    bool
@@ -233,14 +231,14 @@ func (c *Core) receivePush(w *Worker, from *Peer, p packet.Packet, src Source) {
 		probes := 0
 		for _, ep := range parsePush(p.Payload()) {
 			cl := class{packet.ScopeOf(ep.Addr()), ep.Addr().Is4()}
-			known := slices.ContainsFunc(from.paths, func(pa *path) bool { return pa.ep == ep && !pa.silent(t) })
+			known := slices.ContainsFunc(from.paths, func(pa *path) bool { return pa.ep == ep && !pa.silent(w.t) })
 			last, tried := from.confirmed[ep]
-			if known || tried && since(t, last) < 10*time.Second || !c.allowed(from, ep) || count[cl] >= maxPushProbesClass || probes >= maxPushProbes {
+			if known || tried && since(w.t, last) < 10*time.Second || !c.allowed(from, ep) || count[cl] >= maxPushProbesClass || probes >= maxPushProbes {
 				continue
 			}
 			count[cl]++
 			probes++
-			from.noteProbeLocked(ep, t)
+			from.noteProbeLocked(ep, w.t)
 			c.probeLocked(w, from, 0, ep)
 		}
 	} else {

@@ -169,25 +169,24 @@ func (c *Core) toUpper(w *Worker, from *Peer, p packet.Packet, src Source) {
 // confirmed says that the packet answers a probe sent to the endpoint it came
 // from.
 func (c *Core) heard(w *Worker, p *Peer, src Source, verb packet.Verb, trust, confirmed bool) {
-	t := w.t
-	touch(&p.lastReceive, t)
+	touch(&p.lastReceive, w.t)
 	if trust {
-		touch(&p.lastTrust, t)
+		touch(&p.lastTrust, w.t)
 	}
 	if src.Hops == 0 {
 		pa := p.lastPath.Load()
-		if pa != nil && pa.sock == src.Socket && pa.ep == src.Endpoint && !pa.silent(t) {
-			touch(&pa.lastIn, t)
+		if pa != nil && pa.sock == src.Socket && pa.ep == src.Endpoint && !pa.silent(w.t) {
+			touch(&pa.lastIn, w.t)
 		} else {
 			c.heardElsewhere(w, p, src, verb, confirmed)
 		}
 	} else {
-		touch(&p.lastRelayed, t)
-		if r := p.route.Load(); r != nil && !r.relay && t >= p.nextDoubt.Load() {
+		touch(&p.lastRelayed, w.t)
+		if r := p.route.Load(); r != nil && !r.relay && w.t >= p.nextDoubt.Load() {
 			c.doubt(w, p)
 		}
 	}
-	if t >= p.nextPush.Load() && p.trusted(t) {
+	if w.t >= p.nextPush.Load() && p.trusted(w.t) {
 		c.pushPaths(w, p, src)
 	}
 }
@@ -267,11 +266,10 @@ func (c *Core) receiveError(w *Worker, from *Peer, p packet.Packet, src Source) 
 const maxEcho = 1300 // bytes of payload answered
 
 func (c *Core) receiveEcho(w *Worker, from *Peer, p packet.Packet, src Source) {
-	t := w.t
 	c.mu.Lock()
-	gated := from.lastEcho != 0 && since(t, from.lastEcho) < echoGate && p.Hops() == 0 && len(from.paths) <= 1
+	gated := from.lastEcho != 0 && since(w.t, from.lastEcho) < echoGate && p.Hops() == 0 && len(from.paths) <= 1
 	if !gated {
-		from.lastEcho = t
+		from.lastEcho = w.t
 	}
 	c.mu.Unlock()
 	if gated || len(p.Payload()) > maxEcho {

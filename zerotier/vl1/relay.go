@@ -66,13 +66,12 @@ func (c *Core) forward(w *Worker, src Source, dst *Peer, source identity.Address
 		w.stats.rejects[RejectNotRelayed].Add(1)
 		return false
 	}
-	t := w.t
-	if !c.relays.allow(t, src.Endpoint.Addr(), packet.Fragment(datagram).Destination(), len(datagram)) {
+	if !c.relays.allow(w.t, src.Endpoint.Addr(), packet.Fragment(datagram).Destination(), len(datagram)) {
 		w.stats.rejects[RejectRelayRate].Add(1)
 		return false
 	}
 	w.out.Send(r.path.sock, r.path.ep, nil, datagram)
-	r.path.lastOut.Store(t)
+	r.path.lastOut.Store(w.t)
 	c.stats.relayed.Add(1)
 	return direct
 }
@@ -134,18 +133,17 @@ func (i *introductions) expire(t int64) {
 
 // introduce sends two peers each other's endpoint (chapter 02 §7.3).
 func (c *Core) introduce(w *Worker, a, b *Peer) {
-	t := w.t
 	key := pair{min(a.addr, b.addr), max(a.addr, b.addr)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.intros.due(key, t) {
+	if !c.intros.due(key, w.t) {
 		return
 	}
-	pa, pb := c.commonPathsLocked(a, b, t)
+	pa, pb := c.commonPathsLocked(a, b, w.t)
 	if pa == nil {
 		return
 	}
-	c.intros.note(key, t)
+	c.intros.note(key, w.t)
 	c.rendezvousLocked(w, a, pa, b.addr, pb.ep)
 	c.rendezvousLocked(w, b, pb, a.addr, pa.ep)
 }

@@ -22,10 +22,9 @@ func (c *Core) SendData(w *Worker, p *Peer, v packet.Verb, buf []byte) bool {
 		return false
 	}
 	buf[packet.HeaderLen-1] = 0 // else what was there, e.g. of a MAC, could mark it as compressed
-	t := w.t
 	c.emit(w, p, r.path.sock, r.path.ep, v, packet.Packet(buf), c.suiteFor(p, r))
-	touch(&r.path.lastOut, t)
-	touch(&p.lastData, t)
+	touch(&r.path.lastOut, w.t)
+	touch(&p.lastData, w.t)
 	return true
 }
 
@@ -104,12 +103,11 @@ func (c *Core) sendNow(w *Worker, p *Peer, v packet.Verb, payload []byte, opts S
 	if r == nil {
 		return false
 	}
-	t := w.t
 	id := c.emit(w, p, r.path.sock, r.path.ep, v, w.control(payload, opts.Compress), c.suiteFor(p, r))
-	r.path.lastOut.Store(t)
+	r.path.lastOut.Store(w.t)
 	if opts.ExpectReply {
 		c.mu.Lock()
-		c.replies.expect(id, &expectation{peer: p.addr, verb: v, sent: t})
+		c.replies.expect(id, &expectation{peer: p.addr, verb: v, sent: w.t})
 		c.mu.Unlock()
 	}
 	return true
@@ -138,8 +136,7 @@ func (c *Core) probeLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort)
 		c.sendHelloLocked(w, p, sock, ep)
 		return
 	}
-	t := w.t
 	b := packet.Packet(make([]byte, packet.HeaderLen))
 	id := c.emit(w, p, sock, ep, packet.VerbEcho, b, p.suite())
-	c.replies.expect(id, &expectation{peer: p.addr, verb: packet.VerbEcho, ep: ep, sent: t})
+	c.replies.expect(id, &expectation{peer: p.addr, verb: packet.VerbEcho, ep: ep, sent: w.t})
 }

@@ -30,19 +30,18 @@ func retryAfter(n int) time.Duration {
 // Tick does what is due and returns when it wants to be called next.
 func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	w := c.tick.Begin(out, now)
-	t := w.t
 	c.mu.Lock()
 	c.followLocalLocked(w)
 	c.tickRootsLocked(w)
-	c.updateBestLocked(t)
+	c.updateBestLocked(w.t)
 	every := pingCheckEvery
 	if c.cfg.LowBandwidth {
 		every *= 5
 	}
 	var strange []identity.Address
-	ping := c.lastPing == 0 || since(t, c.lastPing) >= every
+	ping := c.lastPing == 0 || since(w.t, c.lastPing) >= every
 	if ping {
-		c.lastPing = t
+		c.lastPing = w.t
 		c.contactSeedsLocked(w)
 		strange = c.keepContactsLocked(w)
 	}
@@ -58,11 +57,11 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 		}
 	})
 	c.tickQueuesLocked(w)
-	if c.lastHouse == 0 || since(t, c.lastHouse) >= housekeeping {
-		c.lastHouse = t
-		c.keepHouseLocked(t)
+	if c.lastHouse == 0 || since(w.t, c.lastHouse) >= housekeeping {
+		c.lastHouse = w.t
+		c.keepHouseLocked(w.t)
 	}
-	revive := c.reviveDueLocked(t)
+	revive := c.reviveDueLocked(w.t)
 	wait := tickEvery
 	if c.best.Load() == nil && len(c.roots) > 0 {
 		wait = tickEvery / 4
@@ -91,18 +90,17 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 
 // tickRootsLocked keeps the roots within reach.
 func (c *Core) tickRootsLocked(w *Worker) {
-	t := w.t
 	for a, rs := range c.roots {
 		p := c.Peer(a)
 		if p == nil {
 			continue
 		}
 		c.checkPathsLocked(w, p, true)
-		pa := p.bestPathLocked(t)
-		if pa != nil && !pa.silent(t) {
+		pa := p.bestPathLocked(w.t)
+		if pa != nil && !pa.silent(w.t) {
 			rs.attempts = 0
-			if last := max(rs.lastProbe, p.lastReceive.Load()); rs.lastProbe == 0 || since(t, last) >= rootProbeEvery || since(t, rs.lastProbe) >= rootProbeEvery {
-				rs.lastProbe = t
+			if last := max(rs.lastProbe, p.lastReceive.Load()); rs.lastProbe == 0 || since(w.t, last) >= rootProbeEvery || since(w.t, rs.lastProbe) >= rootProbeEvery {
+				rs.lastProbe = w.t
 				c.probePathsLocked(w, p)
 			}
 			continue
@@ -110,11 +108,11 @@ func (c *Core) tickRootsLocked(w *Worker) {
 		if rs.attempts == 0 && pa != nil {
 			c.log.Warn("root is silent, trying all its addresses", "root", a)
 		}
-		if rs.lastHello != 0 && since(t, rs.lastHello) < retryAfter(rs.attempts) {
+		if rs.lastHello != 0 && since(w.t, rs.lastHello) < retryAfter(rs.attempts) {
 			continue
 		}
 		rs.attempts++
-		rs.lastHello, rs.lastProbe = t, t
+		rs.lastHello, rs.lastProbe = w.t, w.t
 		for _, ep := range c.worlds.Load().upstreams[a].endpoints {
 			c.sendHelloLocked(w, p, 0, ep)
 		}
@@ -131,12 +129,11 @@ func (c *Core) followLocalLocked(w *Worker) {
 		return
 	}
 	eps := c.cfg.LocalEndpoints()
-	t := w.t
-	if slices.Equal(eps, c.local) || c.lastLocal != 0 && since(t, c.lastLocal) < localEvery {
+	if slices.Equal(eps, c.local) || c.lastLocal != 0 && since(w.t, c.lastLocal) < localEvery {
 		return
 	}
 	first := c.local == nil
-	c.local, c.lastLocal = slices.Clone(eps), t
+	c.local, c.lastLocal = slices.Clone(eps), w.t
 	if first {
 		return
 	}
@@ -151,28 +148,27 @@ func (c *Core) followLocalLocked(w *Worker) {
 	}
 	c.eachPeer(func(p *Peer) {
 		for _, pa := range p.paths {
-			pa.noteProbeLocked(t)
-			p.noteProbeLocked(pa.ep, t)
+			pa.noteProbeLocked(w.t)
+			p.noteProbeLocked(pa.ep, w.t)
 			c.probeLocked(w, p, 0, pa.ep) // from the new sockets too
 		}
 		if c.cfg.SocketOpen != nil {
 			p.paths = slices.DeleteFunc(p.paths, func(pa *path) bool { return !c.cfg.SocketOpen(pa.sock) })
 		}
 		p.nextPush.Store(0)
-		c.updateRouteLocked(p, t)
+		c.updateRouteLocked(p, w.t)
 	})
 }
 
 // contactSeedsLocked asks for the moons we wait for.
 func (c *Core) contactSeedsLocked(w *Worker) {
-	t := w.t
 	for _, seed := range c.waiting {
 		p := c.Peer(seed)
 		if p == nil {
 			c.askWhoisLocked(w, seed, false)
 			continue
 		}
-		if pa := p.bestPathLocked(t); pa != nil {
+		if pa := p.bestPathLocked(w.t); pa != nil {
 			c.sendHelloLocked(w, p, pa.sock, pa.ep)
 		} else {
 			c.relayHelloLocked(w, p)
@@ -200,15 +196,14 @@ func (c *Core) KeepContact(list []identity.Address) (refused int) {
 // keepContactsLocked says HELLO, through a root, to contacts without a path: tickPeerLocked keeps
 // the paths of the others. It returns those that must be looked up.
 func (c *Core) keepContactsLocked(w *Worker) (strange []identity.Address) {
-	t := w.t
 	for a := range c.contacts {
 		p := c.Peer(a)
 		switch {
 		case p == nil:
 			strange = append(strange, a)
-		case c.IsUpstream(a) || p.bestPathLocked(t) != nil:
-		case c.best.Load() != nil && (p.lastFullHello == 0 || since(t, p.lastFullHello) >= contactEvery):
-			p.lastFullHello = t
+		case c.IsUpstream(a) || p.bestPathLocked(w.t) != nil:
+		case c.best.Load() != nil && (p.lastFullHello == 0 || since(w.t, p.lastFullHello) >= contactEvery):
+			p.lastFullHello = w.t
 			c.relayHelloLocked(w, p)
 		}
 	}
@@ -222,15 +217,14 @@ func (c *Core) staysLocked(p *Peer) bool {
 
 // checkPathsLocked removes expired paths, and probes those in doubt.
 func (c *Core) checkPathsLocked(w *Worker, p *Peer, active bool) {
-	t := w.t
-	p.paths = slices.DeleteFunc(p.paths, func(pa *path) bool { return pa.expired(t) })
+	p.paths = slices.DeleteFunc(p.paths, func(pa *path) bool { return pa.expired(w.t) })
 	doubt := false
 	for _, pa := range p.paths {
-		probe := pa.checkLocked(t, active)
+		probe := pa.checkLocked(w.t, active)
 		// What ails one path often ails the others: know before they are needed.
-		probe = probe || doubt && pa.suspect == 0 && since(t, pa.lastIn.Load()) >= pathProbeEvery
+		probe = probe || doubt && pa.suspect == 0 && since(w.t, pa.lastIn.Load()) >= pathProbeEvery
 		if probe {
-			pa.noteProbeLocked(t)
+			pa.noteProbeLocked(w.t)
 			c.probeLocked(w, p, pa.sock, pa.ep)
 		}
 		doubt = doubt || pa.suspect != 0 && !pa.dead.Load()
@@ -240,13 +234,12 @@ func (c *Core) checkPathsLocked(w *Worker, p *Peer, active bool) {
 // probePathsLocked probes every path of a root; a full HELLO now and then keeps its
 // knowledge of us fresh.
 func (c *Core) probePathsLocked(w *Worker, p *Peer) {
-	t := w.t
-	full := since(t, p.lastFullHello) >= fullHelloEvery
+	full := since(w.t, p.lastFullHello) >= fullHelloEvery
 	if full {
-		p.lastFullHello = t
+		p.lastFullHello = w.t
 	}
 	for _, pa := range p.paths {
-		pa.noteProbeLocked(t)
+		pa.noteProbeLocked(w.t)
 		if full {
 			c.sendHelloLocked(w, p, pa.sock, pa.ep)
 		} else {
@@ -257,35 +250,34 @@ func (c *Core) probePathsLocked(w *Worker, p *Peer) {
 
 // tickPeerLocked keeps the paths of a peer alive and notices dead ones.
 func (c *Core) tickPeerLocked(w *Worker, p *Peer, ping bool) {
-	t := w.t
 	if c.IsUpstream(p.addr) {
 		return
 	}
 	used := max(p.lastNontrivial.Load(), p.lastData.Load()) // also if we only send
-	active := used != 0 && since(t, used) < peerActive || c.contacts[p.addr]
+	active := used != 0 && since(w.t, used) < peerActive || c.contacts[p.addr]
 	c.checkPathsLocked(w, p, active)
 	if active {
 		c.tryConfiguredLocked(w, p)
 	} else {
-		c.updateRouteLocked(p, t)
+		c.updateRouteLocked(p, w.t)
 		return
 	}
-	full := ping && since(t, p.lastFullHello) >= fullHelloEvery && len(p.paths) > 0
+	full := ping && since(w.t, p.lastFullHello) >= fullHelloEvery && len(p.paths) > 0
 	if full {
-		p.lastFullHello = t
+		p.lastFullHello = w.t
 	}
 	for _, pa := range p.paths {
 		switch {
 		case full:
 			c.sendHelloLocked(w, p, pa.sock, pa.ep)
-		case ping && since(t, pa.lastOut.Load()) >= pathHeartbeat:
+		case ping && since(w.t, pa.lastOut.Load()) >= pathHeartbeat:
 			c.probeLocked(w, p, pa.sock, pa.ep)
 		default:
 			continue
 		}
-		pa.noteProbeLocked(t)
+		pa.noteProbeLocked(w.t)
 	}
-	c.updateRouteLocked(p, t)
+	c.updateRouteLocked(p, w.t)
 }
 
 // tickQueuesLocked repeats questions and drops what waited too long.

@@ -146,15 +146,14 @@ const (
 )
 
 func (c *Core) receiveWhois(w *Worker, from *Peer, p packet.Packet, src Source) {
-	t := w.t
 	c.mu.Lock()
-	gated := !c.IsRoot() && from.lastWhois != 0 && since(t, from.lastWhois) < whoisGate
+	gated := !c.IsRoot() && from.lastWhois != 0 && since(w.t, from.lastWhois) < whoisGate
 	most := len(p.Payload()) / identity.AddressLen
 	for range min(most, maxWhoisAnswer) {
-		gated = gated || !from.whoisBytes.Take(t, whoisEvery, whoisBurst)
+		gated = gated || !from.whoisBytes.Take(w.t, whoisEvery, whoisBurst)
 	}
 	if !gated {
-		from.lastWhois = t
+		from.lastWhois = w.t
 	}
 	c.mu.Unlock()
 	if gated {
