@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,8 +21,8 @@ import (
 	"time"
 
 	"ztgate/internal/testwait"
+	"ztgate/netstack"
 	"ztgate/router/admin"
-	"ztgate/router/gateway"
 	"ztgate/router/lab"
 	"ztgate/zerotier/ztnode"
 )
@@ -312,16 +313,17 @@ func testGatewayKilled(t *testing.T, s *lab.Scenario) {
 		if err != nil {
 			return "", err
 		}
-		var list []gateway.Mapping
-		if err := json.Unmarshal(b, &list); err != nil {
-			return "", err
-		}
-		for _, m := range list {
+		n := 0
+		for dec := json.NewDecoder(bytes.NewReader(b)); dec.More(); n++ {
+			var m netstack.Mapping
+			if err := dec.Decode(&m); err != nil {
+				return "", err
+			}
 			if m.Client == netip.MustParseAddrPort("172.31.0.11:45678") {
 				return m.External.String(), nil
 			}
 		}
-		return "", fmt.Errorf("the mapping isn't among the %d saved ones", len(list))
+		return "", fmt.Errorf("the mapping isn't among the %d saved ones", n)
 	}
 	var before string
 	testwait.NoError(t, 30*time.Second, func() (err error) { before, err = mapped(); return err })
