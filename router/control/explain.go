@@ -73,8 +73,8 @@ type Explanation struct {
 	Path        string           `json:"path,omitempty"`   // DIRECT or RELAY
 	Source      netip.AddrPort   `json:"translatedSource"`
 	Destination netip.AddrPort   `json:"translatedDestination"`
-	Translation string           `json:"translation"` // keep | masquerade | map
-	Redirected  bool             `json:"redirected"`  // by a forward or a map
+	Translation string           `json:"translation"`  // keep | masquerade | map
+	Redirected  bool             `json:"redirected"`   // by a forward or a map
 	By          []string         `json:"by,omitempty"` // the forward and the maps that change it
 	MTU         int              `json:"mtu,omitempty"`
 	Detail      string           `json:"detail,omitempty"` // what this host or a member does with it, and the remedy

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -309,12 +308,13 @@ func testGatewayKilled(t *testing.T, s *lab.Scenario) {
 	owner, fromOwner := dial("172.31.0.10")
 	other, fromOther := dial("172.31.0.11")
 	mapped := func() (string, error) {
-		b, err := os.ReadFile(filepath.Join(s.GatewayProcess.Home, "nat-mappings.json"))
+		f, err := os.Open(filepath.Join(s.GatewayProcess.Home, "nat-mappings.json"))
 		if err != nil {
 			return "", err
 		}
-		n := 0
-		for dec := json.NewDecoder(bytes.NewReader(b)); dec.More(); n++ {
+		defer f.Close()
+		dec, n := json.NewDecoder(f), 0
+		for ; dec.More(); n++ {
 			var m netstack.Mapping
 			if err := dec.Decode(&m); err != nil {
 				return "", err

@@ -145,10 +145,11 @@ func (m *member) plan(nets []ztnode.Network) (*plan.Plan, error) {
 }
 
 // renamed takes the addresses of names.
-func (m *member) renamed(answers map[string][]netip.Addr) {
+func (m *member) renamed(answers map[string][]netip.Addr) error {
 	next := m.config().Resolve(answers)
 	m.conf.Store(next)
 	m.targets.set(next.Targets)
+	return nil
 }
 
 // idle takes the addresses from the interface of a network that doesn't work:

@@ -34,7 +34,8 @@ const (
 // down takes nothing away.
 type names struct {
 	lookup  func(ctx context.Context, name string) ([]netip.Addr, error)
-	changed func(answers map[string][]netip.Addr) // called by run, which waits for it
+	changed func(answers map[string][]netip.Addr) error // called by run; again in the next round after an error
+	failed  bool                                        // it returned one last time; only run uses it
 	log     *slog.Logger
 	again   chan struct{} // a value makes run look at once
 
@@ -43,7 +44,7 @@ type names struct {
 }
 
 // newNames returns names that looks nothing up until it runs.
-func newNames(list []string, lookup func(context.Context, string) ([]netip.Addr, error), changed func(map[string][]netip.Addr), log *slog.Logger) *names {
+func newNames(list []string, lookup func(context.Context, string) ([]netip.Addr, error), changed func(map[string][]netip.Addr) error, log *slog.Logger) *names {
 	n := &names{lookup: lookup, changed: changed, log: log, again: make(chan struct{}, 1), states: map[string]control.NameState{}}
 	n.set(list)
 	return n
@@ -68,6 +69,9 @@ func (n *names) set(list []string) {
 // retry makes run look all names up soon, as after a network has brought its name
 // servers.
 func (n *names) retry() {
+	if n == nil {
+		return
+	}
 	select {
 	case n.again <- struct{}{}:
 	default:
@@ -121,8 +125,11 @@ func (n *names) round(ctx context.Context) (complete bool) {
 		})
 	}
 	_ = g.Wait() // no function of it fails
-	if changed {
-		n.changed(n.answers())
+	if changed || n.failed {
+		err := n.changed(n.answers())
+		if n.failed = err != nil; n.failed {
+			n.log.Error("use the addresses of names: the last ones stay", "error", err)
+		}
 	}
 	return !slices.ContainsFunc(n.list(), func(s control.NameState) bool { return len(s.Addresses) == 0 })
 }

@@ -77,10 +77,11 @@ func runNames(t *testing.T, list []string, answers map[string][]netip.Addr) *nam
 		}
 		return nil, errors.New("no answer")
 	}
-	r.names = newNames(list, lookup, func(a map[string][]netip.Addr) {
+	r.names = newNames(list, lookup, func(a map[string][]netip.Addr) error {
 		r.lock.Lock()
 		defer r.lock.Unlock()
 		r.seen = append(r.seen, a)
+		return nil
 	}, slog.New(slog.DiscardHandler))
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)

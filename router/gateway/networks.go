@@ -83,6 +83,7 @@ func (s *service) logChanges(last map[ztnode.NetworkID]ztnode.Network, nets []zt
 		now[n.ID] = n
 		old, known := last[n.ID]
 		if !known || old.Status != n.Status || !slices.Equal(old.Addresses, n.Addresses) || !slices.Equal(old.Routes, n.Routes) || old.MTU != n.MTU {
+			s.names.retry() // its name servers may know more
 			s.log.Info("network", "network", n.ID, "name", n.Name, "status", n.Status, "addresses", n.Addresses, "routes", len(n.Routes), "mtu", n.MTU)
 		}
 		last[n.ID] = n

@@ -50,12 +50,10 @@ func (g *gateway) apply(next *config.Config) error {
 }
 
 // renamed takes the addresses of names.
-func (g *gateway) renamed(answers map[string][]netip.Addr) {
+func (g *gateway) renamed(answers map[string][]netip.Addr) error {
 	g.planning.Lock()
 	defer g.planning.Unlock()
-	if err := g.enact(g.config().Resolve(answers)); err != nil {
-		g.log.Error("use other addresses of names: the last ones stay", "error", err)
-	}
+	return g.enact(g.config().Resolve(answers))
 }
 
 // enact makes a configuration that of the process, with planning held.
