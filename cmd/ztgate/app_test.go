@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"ztgate/internal/testwait"
 	"ztgate/netstack"
 	"ztgate/router/config"
 	"ztgate/router/control"
@@ -87,19 +88,11 @@ func (h *harness) serve(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	eventually(t, "start", func() bool { _, err := control.NewClient(h.socket).Info(ctx); return err == nil })
+	testwait.For(t, patience, "start", func() bool { _, err := control.NewClient(h.socket).Info(ctx); return err == nil })
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s did not happen", what)
-		}
-		time.Sleep(10 * time.Millisecond) // polls another goroutine's state
-	}
-}
+// patience is for what takes milliseconds on an idle machine.
+const patience = 10 * time.Second
 
 const nwid = ztnode.NetworkID(0x8056c2e21c000001)
 
@@ -117,7 +110,7 @@ func (h *harness) populate(t *testing.T) {
 		Paths: []ztnode.Path{{Endpoint: netip.MustParseAddrPort("198.51.100.1:9993"), Preferred: true, LastSend: time.Now()}}},
 		ztnode.Peer{Address: gatewaytest.OfficeAddress.String(), Role: "LEAF", Version: "-", Latency: -1, Relayed: true, LastReceive: time.Now()})
 	h.vpc.Connect(t, netip.MustParseAddrPort("172.31.0.9:40000"), netip.MustParseAddrPort("10.147.17.9:443"), nil)
-	eventually(t, "use of the network and connection", func() bool {
+	testwait.For(t, patience, "use of the network and connection", func() bool {
 		nets, err := control.NewClient(h.socket).Networks(t.Context())
 		return err == nil && nets.Networks[0].Device != "" && len(h.engine.Flows(netstack.FlowFilter{State: "established"})) == 1
 	})

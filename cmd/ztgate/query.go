@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ztgate/router/admin"
 	"ztgate/router/control"
 	"ztgate/router/fault"
 	"ztgate/zerotier/ztnode"
@@ -207,7 +206,7 @@ func (a *app) pingCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ping HOST[:PORT]", Short: "Ping a host through the overlay; with a port, connect by TCP", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req, err := admin.ParsePingTarget(args[0])
+			req, err := control.ParsePingTarget(args[0])
 			if err != nil {
 				return err
 			}

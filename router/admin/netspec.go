@@ -3,14 +3,12 @@ package admin
 import (
 	"bytes"
 	"encoding/json"
-	"net"
 	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 
 	"ztgate/router/config"
-	"ztgate/router/control"
 	"ztgate/router/fault"
 )
 
@@ -29,93 +27,140 @@ type NetworkSpec struct {
 	JSON    string // further keys of the record
 }
 
-// Patch returns the keys of the network record (chapter 04 §7).
-func (s NetworkSpec) Patch() (map[string]any, error) {
-	out := map[string]any{}
-	if s.JSON != "" {
-		if err := json.Unmarshal([]byte(s.JSON), &out); err != nil {
-			return nil, fault.Usagef("--json-keys: %w", err)
-		}
-	}
-	if s.Name != "" {
-		out["name"] = s.Name
-	}
+// networkPatch are the keys of a network record (docs/protocol/04 §7) that a spec
+// may set.
+type networkPatch struct {
+	Name    string        `json:"name,omitempty"`
+	Private *bool         `json:"private,omitempty"`
+	Rules   string        `json:"rulesSource,omitempty"`
+	MTU     int           `json:"mtu,omitempty"`
+	Routes  []routeRecord `json:"routes,omitempty"`
+	Pools   []poolRecord  `json:"ipAssignmentPools,omitempty"`
+	V4      *assignMode   `json:"v4AssignMode,omitempty"`
+	V6      *assignMode   `json:"v6AssignMode,omitempty"`
+}
+
+type routeRecord struct {
+	Target netip.Prefix `json:"target"`
+	Via    *netip.Addr  `json:"via"` // nil = on the network itself
+}
+
+type poolRecord struct {
+	First netip.Addr `json:"ipRangeStart"`
+	Last  netip.Addr `json:"ipRangeEnd"`
+}
+
+type assignMode struct {
+	Pools   bool `json:"zt,omitempty"`
+	RFC4193 bool `json:"rfc4193,omitempty"`
+	SixPlan bool `json:"6plane,omitempty"`
+}
+
+// Patch returns the keys of the network record that change, as a JSON object.
+func (s NetworkSpec) Patch() (json.RawMessage, error) {
+	p := networkPatch{Name: s.Name, MTU: s.MTU}
 	if s.Public {
-		out["private"] = false
+		p.Private = new(bool)
 	}
-	if s.Rules != "" {
-		b, err := os.ReadFile(s.Rules)
-		if err != nil {
-			return nil, fault.Usagef("--rules: %w", err)
-		}
-		if len(bytes.TrimSpace(b)) == 0 {
-			return nil, fault.Usagef("--rules %s: the file is empty; write accept; to allow everything", s.Rules)
-		}
-		out["rulesSource"] = string(b)
+	if s.MTU != 0 && (s.MTU < 1280 || s.MTU > 10000) {
+		return nil, fault.Usagef("--mtu %d: give a number from 1280 to 10000", s.MTU)
 	}
-	if s.MTU != 0 {
-		if s.MTU < 1280 || s.MTU > 10000 {
-			return nil, fault.Usagef("--mtu %d: give a number from 1280 to 10000", s.MTU)
-		}
-		out["mtu"] = s.MTU
+	if s.RFC4193 || s.SixPlan {
+		p.V6 = &assignMode{RFC4193: s.RFC4193, SixPlan: s.SixPlan}
 	}
-	var routes, pools []map[string]any
-	v6 := map[string]bool{}
-	if s.RFC4193 {
-		v6["rfc4193"] = true
-	}
-	if s.SixPlan {
-		v6["6plane"] = true
-	}
-	addPool := func(first, last netip.Addr) {
-		pools = append(pools, map[string]any{"ipRangeStart": first.String(), "ipRangeEnd": last.String()})
-		if first.Is4() {
-			out["v4AssignMode"] = map[string]bool{"zt": true}
-		} else {
-			v6["zt"] = true
+	for _, part := range []func(*networkPatch) error{s.rules, s.subnet, s.pools, s.routes} {
+		if err := part(&p); err != nil {
+			return nil, err
 		}
 	}
-	if s.Subnet != "" {
-		p, err := config.ParsePrefix(s.Subnet)
-		if err != nil || p.Bits() > p.Addr().BitLen()-2 {
-			return nil, fault.Usagef("--subnet %q: give ADDRESS/BITS with room for hosts, as in 10.147.17.0/24", s.Subnet)
-		}
-		routes = append(routes, map[string]any{"target": p.String(), "via": nil})
-		addPool(p.Addr().Next(), lastOf(p))
+	return s.withJSON(p)
+}
+
+// withJSON adds the further keys; those of the flags win.
+func (s NetworkSpec) withJSON(p networkPatch) (json.RawMessage, error) {
+	own, err := json.Marshal(p)
+	if err != nil || s.JSON == "" {
+		return own, err
 	}
+	keys := map[string]json.RawMessage{}
+	if err := json.Unmarshal([]byte(s.JSON), &keys); err != nil {
+		return nil, fault.Usagef("--json-keys: %w", err)
+	}
+	if err := json.Unmarshal(own, &keys); err != nil {
+		return nil, err
+	}
+	return json.Marshal(keys)
+}
+
+func (s NetworkSpec) rules(p *networkPatch) error {
+	if s.Rules == "" {
+		return nil
+	}
+	b, err := os.ReadFile(s.Rules)
+	switch {
+	case err != nil:
+		return fault.Usagef("--rules: %w", err)
+	case len(bytes.TrimSpace(b)) == 0:
+		return fault.Usagef("--rules %s: the file is empty; write accept; to allow everything", s.Rules)
+	}
+	p.Rules = string(b)
+	return nil
+}
+
+// addPool has addresses assigned from a range.
+func (p *networkPatch) addPool(first, last netip.Addr) {
+	p.Pools = append(p.Pools, poolRecord{first, last})
+	mode := &p.V6
+	if first.Is4() {
+		mode = &p.V4
+	}
+	if *mode == nil {
+		*mode = &assignMode{}
+	}
+	(*mode).Pools = true
+}
+
+func (s NetworkSpec) subnet(p *networkPatch) error {
+	if s.Subnet == "" {
+		return nil
+	}
+	subnet, err := config.ParsePrefix(s.Subnet)
+	if err != nil || subnet.Bits() > subnet.Addr().BitLen()-2 {
+		return fault.Usagef("--subnet %q: give ADDRESS/BITS with room for hosts, as in 10.147.17.0/24", s.Subnet)
+	}
+	p.Routes = append(p.Routes, routeRecord{Target: subnet})
+	p.addPool(subnet.Addr().Next(), lastOf(subnet))
+	return nil
+}
+
+func (s NetworkSpec) pools(p *networkPatch) error {
 	for _, text := range s.Pools {
 		a, b, _ := strings.Cut(text, "-")
 		first, err1 := netip.ParseAddr(a)
 		last, err2 := netip.ParseAddr(b)
 		if err1 != nil || err2 != nil || first.BitLen() != last.BitLen() || last.Less(first) {
-			return nil, fault.Usagef("--pool %q: give FIRST-LAST, as in 10.147.17.10-10.147.17.99", text)
+			return fault.Usagef("--pool %q: give FIRST-LAST, as in 10.147.17.10-10.147.17.99", text)
 		}
-		addPool(first, last)
+		p.addPool(first, last)
 	}
+	return nil
+}
+
+func (s NetworkSpec) routes(p *networkPatch) error {
 	for _, text := range s.Routes {
 		target, via, hasVia := strings.Cut(text, "=")
-		p, err := config.ParsePrefix(target)
-		r := map[string]any{"target": p.String(), "via": nil}
-		if err == nil && hasVia {
-			var a netip.Addr
-			a, err = netip.ParseAddr(via)
-			r["via"] = a.String()
+		r := routeRecord{}
+		var err error
+		if r.Target, err = config.ParsePrefix(target); err == nil && hasVia {
+			r.Via = new(netip.Addr)
+			*r.Via, err = netip.ParseAddr(via)
 		}
 		if err != nil {
-			return nil, fault.Usagef("--route %q: give TARGET or TARGET=VIA, as in 10.0.0.0/24=10.147.17.5", text)
+			return fault.Usagef("--route %q: give TARGET or TARGET=VIA, as in 10.0.0.0/24=10.147.17.5", text)
 		}
-		routes = append(routes, r)
+		p.Routes = append(p.Routes, r)
 	}
-	if routes != nil {
-		out["routes"] = routes
-	}
-	if pools != nil {
-		out["ipAssignmentPools"] = pools
-	}
-	if len(v6) > 0 {
-		out["v6AssignMode"] = v6
-	}
-	return out, nil
+	return nil
 }
 
 // lastOf returns the last address of a prefix that a host may have: in IPv4 the
@@ -142,27 +187,25 @@ type MemberSpec struct {
 	Caps       []uint   // IDs of capabilities
 }
 
-// Patch returns the keys of the member record (chapter 04 §8).
-func (s MemberSpec) Patch() (map[string]any, error) {
-	out := map[string]any{}
-	if s.Authorized != nil {
-		out["authorized"] = *s.Authorized
-	}
-	if s.Name != "" {
-		out["name"] = s.Name
-	}
-	if s.Bridge {
-		out["activeBridge"] = true
-	}
+// memberPatch are the keys of a member record (docs/protocol/04 §8) that a spec may
+// set.
+type memberPatch struct {
+	Authorized   *bool       `json:"authorized,omitempty"`
+	Name         string      `json:"name,omitempty"`
+	Bridge       bool        `json:"activeBridge,omitempty"`
+	IPs          []string    `json:"ipAssignments,omitempty"`
+	Tags         [][2]uint32 `json:"tags,omitempty"`
+	Capabilities []uint      `json:"capabilities,omitempty"`
+}
+
+// Patch returns the keys of the member record that change, as a JSON object.
+func (s MemberSpec) Patch() (json.RawMessage, error) {
+	p := memberPatch{Authorized: s.Authorized, Name: s.Name, Bridge: s.Bridge, IPs: s.IPs, Capabilities: s.Caps}
 	for _, ip := range s.IPs {
 		if _, err := netip.ParseAddr(ip); err != nil {
 			return nil, fault.Usagef("--ip %q: give an IP address without bits", ip)
 		}
 	}
-	if len(s.IPs) > 0 {
-		out["ipAssignments"] = s.IPs
-	}
-	var tags [][2]uint32
 	for _, text := range s.Tags {
 		id, value, _ := strings.Cut(text, "=")
 		i, err1 := strconv.ParseUint(id, 10, 32)
@@ -170,40 +213,12 @@ func (s MemberSpec) Patch() (map[string]any, error) {
 		if err1 != nil || err2 != nil {
 			return nil, fault.Usagef("--tag %q: give ID=VALUE, numbers of a tag and its value, as in 1000=100", text)
 		}
-		tags = append(tags, [2]uint32{uint32(i), uint32(v)})
-	}
-	if tags != nil {
-		out["tags"] = tags
+		p.Tags = append(p.Tags, [2]uint32{uint32(i), uint32(v)})
 	}
 	for _, id := range s.Caps {
 		if uint64(id) > 1<<32-1 {
 			return nil, fault.Usagef("--capability %d: give the number of a capability", id)
 		}
 	}
-	if len(s.Caps) > 0 {
-		out["capabilities"] = s.Caps
-	}
-	return out, nil
-}
-
-// ParsePingTarget reads HOST, HOST:PORT, an IPv6 address or [IPv6]:PORT.
-func ParsePingTarget(s string) (control.PingRequest, error) {
-	if a, err := netip.ParseAddr(s); err == nil {
-		return control.PingRequest{Host: a.String()}, nil
-	}
-	if !strings.Contains(s, ":") {
-		if s == "" {
-			return control.PingRequest{}, fault.Usagef("give HOST or HOST:PORT")
-		}
-		return control.PingRequest{Host: s}, nil
-	}
-	host, port, err := net.SplitHostPort(s)
-	if err != nil {
-		return control.PingRequest{}, fault.Usagef("%q: give HOST or HOST:PORT, IPv6 as [ADDRESS]:PORT", s)
-	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || n == 0 || host == "" {
-		return control.PingRequest{}, fault.Usagef("%q: give a port from 1 to 65535", s)
-	}
-	return control.PingRequest{Host: host, Port: int(n)}, nil
+	return json.Marshal(p)
 }

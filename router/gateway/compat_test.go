@@ -60,10 +60,10 @@ func TestControllerAPIOfTheReference(t *testing.T) {
 		t.Fatal(err)
 	}
 	patch, err := admin.NetworkSpec{Name: "x", Rules: rules}.Patch()
-	if err != nil || patch["rulesSource"] == nil {
+	if err != nil || !strings.Contains(string(patch), `"rulesSource"`) {
 		t.Errorf("%v, %v", patch, err)
 	}
-	if p, err := (admin.MemberSpec{Tags: []string{"7=5"}, Caps: []uint{3}}).Patch(); err != nil || p["tags"] == nil || p["capabilities"] == nil {
+	if p, err := (admin.MemberSpec{Tags: []string{"7=5"}, Caps: []uint{3}}).Patch(); err != nil || !strings.Contains(string(p), `"tags"`) || !strings.Contains(string(p), `"capabilities"`) {
 		t.Errorf("%v, %v", p, err)
 	}
 	if _, err := (admin.MemberSpec{Tags: []string{"7"}}).Patch(); fault.ExitCode(err) != 2 {

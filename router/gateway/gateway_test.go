@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ztgate/internal/ownnet"
+	"ztgate/internal/testwait"
 	"ztgate/router/admin"
 	"ztgate/router/config"
 	"ztgate/router/control"
@@ -91,7 +93,7 @@ func setUp(t *testing.T, nl *netlink.Handle, name string, addresses ...string) {
 }
 
 // connect connects from a host of the VPC to one of the overlay, through the
-// kernel. Who is given no port gets any.
+// kernel. Port 0 of from stands for any.
 func connect(from, to string) (net.Conn, error) {
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(from)), Timeout: 5 * time.Second}
 	return d.Dial("tcp", to)
@@ -113,7 +115,7 @@ func startGateway(t *testing.T, cfg *config.Config, node *gatewaytest.Node) *sta
 	go func() {
 		g.done <- gateway.RunWith(ctx, cfg, slog.New(slog.NewTextHandler(g.logs, nil)), node.Start)
 	}()
-	eventually(t, "start", func() bool { _, err := g.client.Info(ctx); return err == nil })
+	testwait.For(t, patience, "start", func() bool { _, err := g.client.Info(ctx); return err == nil })
 	return g
 }
 
@@ -127,17 +129,8 @@ func (g *started) end(t *testing.T) {
 	}
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Errorf("%s did not happen", what)
-			return
-		}
-		time.Sleep(10 * time.Millisecond) // polls another goroutine's state
-	}
-}
+// patience is for what takes milliseconds on an idle machine.
+const patience = 10 * time.Second
 
 func TestGatewayLife(t *testing.T) { inNamespace(t, testGatewayLife) }
 
@@ -162,15 +155,15 @@ func testGatewayLife(t *testing.T, nl *netlink.Handle) {
 	node := gatewaytest.NewNode()
 	node.SetOffice(gatewaytest.NewOffice())
 	g := startGateway(t, cfg, node)
-	eventually(t, "join", func() bool { return len(node.Networks()) == 1 })
+	testwait.For(t, patience, "join", func() bool { return len(node.Networks()) == 1 })
 	node.SetOnline(true)
 	nw := okNetwork()
 	nw.Addresses = append(nw.Addresses, netip.MustParsePrefix("fd00:77::5/64"))
 	nw.Routes = append(nw.Routes, ztnode.Route{Target: netip.MustParsePrefix("172.16.0.0/12"), Via: netip.MustParseAddr("10.147.17.9")})
 	node.SetNetwork(nw)
-	eventually(t, "routes", func() bool { return strings.Join(routes(nl), " ") == "10.0.0.0/24 10.147.17.0/24" })
-	eventually(t, "groups", func() bool { return len(node.Groups(nwid)) == 1 })
-	eventually(t, "ready", func() bool { return strings.Contains(g.logs.String(), "msg=ready ") })
+	testwait.For(t, patience, "routes", func() bool { return strings.Join(routes(nl), " ") == "10.0.0.0/24 10.147.17.0/24" })
+	testwait.For(t, patience, "groups", func() bool { return len(node.Groups(nwid)) == 1 })
+	testwait.For(t, patience, "ready", func() bool { return strings.Contains(g.logs.String(), "msg=ready ") })
 	for from, to := range map[string]string{"172.31.0.10:4000": "10.0.0.10:443", "172.31.0.10:4001": "10.147.17.9:443"} {
 		c, err := connect(from, to)
 		if err != nil {
@@ -194,11 +187,11 @@ func testGatewayLife(t *testing.T, nl *netlink.Handle) {
 	node.Receive(nwid, []byte("frame"))
 	nw.Status = ztnode.StatusDenied
 	node.SetNetwork(nw)
-	eventually(t, "loss of routes", func() bool { return len(routes(nl)) == 0 })
+	testwait.For(t, patience, "loss of routes", func() bool { return len(routes(nl)) == 0 })
 	if got := guards(nl); strings.Join(got, " ") != "10.0.0.0/24 10.147.17.0/24" {
 		t.Errorf("without the network, guards %v keep its targets off other routes", got)
 	}
-	eventually(t, "loss of readiness", func() bool { return strings.Contains(g.logs.String(), "no longer ready") })
+	testwait.For(t, patience, "loss of readiness", func() bool { return strings.Contains(g.logs.String(), "no longer ready") })
 	g.end(t)
 	if _, err := nl.LinkByName("ztgt2"); err == nil {
 		t.Error("the TUN is still there")
@@ -276,8 +269,8 @@ func testGatewayTarget(t *testing.T, nl *netlink.Handle) {
 	node := gatewaytest.NewNode()
 	node.SetNetwork(okNetwork())
 	g := startGateway(t, cfg, node)
-	eventually(t, "routes", func() bool { return len(routes(nl)) == 2 })
-	eventually(t, "ARP request", func() bool { return len(node.Written()) > 0 })
+	testwait.For(t, patience, "routes", func() bool { return len(routes(nl)) == 2 })
+	testwait.For(t, patience, "ARP request", func() bool { return len(node.Written()) > 0 })
 	if f, err := g.client.Flows(t.Context(), control.FlowQuery{}); err != nil || f.Limit != 262144 {
 		t.Errorf("flows: %+v, %v", f, err)
 	}
@@ -312,7 +305,7 @@ func TestMemberLife(t *testing.T) {
 	go func() {
 		done <- gateway.RunMemberWith(ctx, cfg, slog.New(slog.NewJSONHandler(logs, nil)), node.Start)
 	}()
-	eventually(t, "ready", func() bool { return strings.Contains(logs.String(), `"msg":"ready"`) })
+	testwait.For(t, patience, "ready", func() bool { return strings.Contains(logs.String(), `"msg":"ready"`) })
 	client := control.NewClient(cfg.Socket)
 	if info, err := client.Info(ctx); err != nil || info.Mode != control.ModeNode || !info.Controller {
 		t.Errorf("info %+v, %v", info, err)
@@ -425,8 +418,9 @@ func TestNetworkSpec(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b, err := json.Marshal(p); err != nil || string(b) != tt.want {
-			t.Errorf("%s: %s, %v, want %s", name, b, err, tt.want)
+		var got, want any
+		if err := errors.Join(err, json.Unmarshal(p, &got), json.Unmarshal([]byte(tt.want), &want)); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %s, %v, want %s", name, p, err, tt.want)
 		}
 	}
 	for _, bad := range []admin.NetworkSpec{{Subnet: "10.0.0.1/24"}, {Subnet: "10.0.0.0/31"}, {Pools: []string{"10.0.0.9-10.0.0.1"}},
@@ -442,12 +436,12 @@ func TestParsePingTarget(t *testing.T) {
 		"10.0.0.1": {Host: "10.0.0.1"}, "10.0.0.1:443": {Host: "10.0.0.1", Port: 443}, "fd00::1": {Host: "fd00::1"},
 		"[fd00::1]:22": {Host: "fd00::1", Port: 22}, "web": {Host: "web"}, "web:80": {Host: "web", Port: 80},
 	} {
-		if got, err := admin.ParsePingTarget(in); err != nil || got != want {
+		if got, err := control.ParsePingTarget(in); err != nil || got != want {
 			t.Errorf("%s: %+v, %v, want %+v", in, got, err, want)
 		}
 	}
 	for _, bad := range []string{"", "web:", "web:99999", ":80", "a:b:c"} {
-		if _, err := admin.ParsePingTarget(bad); fault.ExitCode(err) != 2 {
+		if _, err := control.ParsePingTarget(bad); fault.ExitCode(err) != 2 {
 			t.Errorf("%q: %v, want a usage error", bad, err)
 		}
 	}

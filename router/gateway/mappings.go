@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -39,15 +40,15 @@ func readMappings(path string) (list []netstack.Mapping, err error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	in := &io.LimitedReader{R: f, N: maxMappingsFile}
-	dec := json.NewDecoder(in)
+	if fi, err := f.Stat(); err != nil || fi.Size() > maxMappingsFile {
+		return nil, cmp.Or(err, fmt.Errorf("%s: more than %d bytes", path, maxMappingsFile))
+	}
+	dec := json.NewDecoder(f)
 	for {
 		var m netstack.Mapping
 		switch err := dec.Decode(&m); {
-		case errors.Is(err, io.EOF) && in.N > 0:
+		case errors.Is(err, io.EOF):
 			return list, nil
-		case in.N <= 0:
-			return nil, fmt.Errorf("%s: more than %d bytes", path, maxMappingsFile)
 		case err != nil:
 			return nil, fmt.Errorf("%s: %w", path, err) // not the part that was read
 		}

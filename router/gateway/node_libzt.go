@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ztgate/bindings"
+	"ztgate/netstack"
 	"ztgate/router/fault"
 	"ztgate/zerotier/transport"
 )
@@ -92,6 +93,6 @@ func (c *libztCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(descFragments, s.RxFragments, "rx", "received")
 	for reason, n := range map[string]uint64{"node_batch_full": s.Full, "node_refused": s.Refused, "node_oversize": s.Oversize,
 		"node_own_mac": s.OwnMAC, "node_no_network": s.NoNetwork} {
-		counter(descDropped, n, "overlay", reason)
+		counter(netstack.DescDropped, n, "overlay", reason)
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"golang.org/x/sync/errgroup"
 
+	"ztgate/internal/testwait"
 	"ztgate/netstack"
 	"ztgate/router/admin"
 	"ztgate/router/config"
@@ -124,7 +125,7 @@ func (r *running) setNetwork(t *testing.T, n ztnode.Network) {
 	t.Helper()
 	r.node.SetNetwork(n)
 	gatewaytest.SetNetworks(t, r.engine, n)
-	eventually(t, "use of the network", func() bool {
+	testwait.For(t, patience, "use of the network", func() bool {
 		nets, err := r.client.Networks(t.Context())
 		return err == nil && slices.ContainsFunc(nets.Networks, func(v control.NetworkView) bool { return v.ID == n.ID && v.Device != "" })
 	})
@@ -192,7 +193,7 @@ func TestFlows(t *testing.T) {
 	r.vpc.Connect(t, ap("172.31.0.9:40000"), server, nil)
 	r.vpc.Connect(t, ap("172.31.0.9:40001"), server, make([]byte, 920))
 	// A packet that is handed over is not yet counted.
-	eventually(t, "count of the last packet", func() bool {
+	testwait.For(t, patience, "count of the last packet", func() bool {
 		return slices.ContainsFunc(r.engine.Flows(netstack.FlowFilter{}), func(f netstack.FlowInfo) bool { return f.BytesOut == 1000 })
 	})
 	f, err := r.client.Flows(t.Context(), control.FlowQuery{To: "", Top: 2})
@@ -249,7 +250,7 @@ func TestReadiness(t *testing.T) {
 		t.Errorf("wait for online: %v", err)
 	}
 	r.setNetwork(t, okNetwork())
-	eventually(t, "refusal by the target", func() bool {
+	testwait.For(t, patience, "refusal by the target", func() bool {
 		_, h = get()
 		return strings.Contains(strings.Join(h.Reasons, "\n"), "target tcp://10.0.0.10:443: ") && strings.Contains(strings.Join(h.Reasons, "\n"), "refused")
 	})

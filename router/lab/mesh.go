@@ -402,7 +402,7 @@ func (n *Node) setPort(ctx context.Context, link string, to ...string) error {
 
 // CreateNetwork makes a network at the controller. The patch has the keys
 // of chapter 04 §7.
-func (m *Mesh) CreateNetwork(ctx context.Context, patch map[string]any) (ztnode.NetworkID, error) {
+func (m *Mesh) CreateNetwork(ctx context.Context, patch any) (ztnode.NetworkID, error) {
 	if m.Controller.ref != nil {
 		rec, err := m.Controller.ref.createNetwork(ctx, patch)
 		if err != nil {
@@ -418,7 +418,7 @@ func (m *Mesh) CreateNetwork(ctx context.Context, patch map[string]any) (ztnode.
 }
 
 // SetNetwork changes a network at the controller.
-func (m *Mesh) SetNetwork(ctx context.Context, id ztnode.NetworkID, patch map[string]any) error {
+func (m *Mesh) SetNetwork(ctx context.Context, id ztnode.NetworkID, patch any) error {
 	if m.Controller.ref != nil {
 		return m.Controller.ref.setNetwork(ctx, id, patch)
 	}
@@ -427,7 +427,7 @@ func (m *Mesh) SetNetwork(ctx context.Context, id ztnode.NetworkID, patch map[st
 }
 
 // SetMember changes a member at the controller, with the keys of chapter 04 §8.
-func (m *Mesh) SetMember(ctx context.Context, id ztnode.NetworkID, n *Node, patch map[string]any) error {
+func (m *Mesh) SetMember(ctx context.Context, id ztnode.NetworkID, n *Node, patch any) error {
 	if m.Controller.ref != nil {
 		return m.Controller.ref.setMember(ctx, id, n.Address, patch)
 	}

@@ -173,7 +173,7 @@ func (a *referenceAPI) link(ctx context.Context, address string) (link, endpoint
 }
 
 // createNetwork makes a network on the node's controller.
-func (a *referenceAPI) createNetwork(ctx context.Context, patch map[string]any) (json.RawMessage, error) {
+func (a *referenceAPI) createNetwork(ctx context.Context, patch any) (json.RawMessage, error) {
 	address, err := a.address(ctx)
 	if err != nil {
 		return nil, err
@@ -183,11 +183,11 @@ func (a *referenceAPI) createNetwork(ctx context.Context, patch map[string]any) 
 	return rec, err
 }
 
-func (a *referenceAPI) setNetwork(ctx context.Context, id ztnode.NetworkID, patch map[string]any) error {
+func (a *referenceAPI) setNetwork(ctx context.Context, id ztnode.NetworkID, patch any) error {
 	return a.call(ctx, http.MethodPost, "/controller/network/"+id.String(), patch, nil)
 }
 
-func (a *referenceAPI) setMember(ctx context.Context, id ztnode.NetworkID, address string, patch map[string]any) error {
+func (a *referenceAPI) setMember(ctx context.Context, id ztnode.NetworkID, address string, patch any) error {
 	return a.call(ctx, http.MethodPost, fmt.Sprintf("/controller/network/%s/member/%s", id, address), patch, nil)
 }
 

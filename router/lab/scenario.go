@@ -321,7 +321,7 @@ func (s *Scenario) makeNetwork(ctx context.Context) error {
 	return nil
 }
 
-func (s *Scenario) createNetwork(ctx context.Context, patch map[string]any) (ztnode.NetworkID, error) {
+func (s *Scenario) createNetwork(ctx context.Context, patch any) (ztnode.NetworkID, error) {
 	if s.rootRef != nil {
 		rec, err := s.rootRef.createNetwork(ctx, patch)
 		if err != nil {
@@ -337,7 +337,7 @@ func (s *Scenario) createNetwork(ctx context.Context, patch map[string]any) (ztn
 }
 
 // SetMember changes a member of the network at whichever controller there is.
-func (s *Scenario) SetMember(ctx context.Context, node string, patch map[string]any) error {
+func (s *Scenario) SetMember(ctx context.Context, node string, patch any) error {
 	if s.rootRef != nil {
 		return s.rootRef.setMember(ctx, s.Network, node, patch)
 	}

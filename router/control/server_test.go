@@ -1,4 +1,4 @@
-package gateway
+package control
 
 import (
 	"log/slog"
@@ -6,15 +6,13 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"ztgate/router/control"
 )
 
 // TestErrorLog: complaints of HTTP servers are logged once a minute.
 func TestErrorLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out strings.Builder
-		l := &control.ErrorLog{Log: slog.New(slog.NewTextHandler(&out, nil))}
+		l := &ErrorLog{Log: slog.New(slog.NewTextHandler(&out, nil))}
 		for range 120 {
 			if _, err := l.Write([]byte("http: Accept error: too many open files\n")); err != nil {
 				t.Fatal(err)
