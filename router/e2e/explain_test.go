@@ -250,7 +250,7 @@ func TestMemberOff(t *testing.T) {
 		}
 		return nil
 	})
-	// The kernel's "host unreachable" is the answer, when the gateway has asked again.
+	// "Host unreachable" comes when the gateway has asked again.
 	x := agree(t, s, icmp, "reject", "unresolved", func() error { return pings(s.VPC, office, "-W", "10") })
 	if x.Member != s.OfficeAddr || !strings.Contains(x.Detail, "member "+s.OfficeAddr+" was last heard") {
 		t.Errorf("%+v", x)

@@ -163,7 +163,13 @@ func TestHostileController(t *testing.T) {
 	push(t, s, good...)
 	testwait.NoError(t, soon, func() error { return pings(s.VPC, "10.60.0.1") })
 
+	restore := func() { // also after a failure, for the next one
+		push(t, s, good...)
+		assign(t, s, s.GatewayMember, "10.0.0.1")
+	}
+
 	t.Run("routes into the VPC", func(t *testing.T) {
+		defer restore()
 		ctx, stop := context.WithCancel(t.Context())
 		var failed, fetched atomic.Int32
 		var loop sync.WaitGroup
@@ -208,6 +214,7 @@ func TestHostileController(t *testing.T) {
 	})
 
 	t.Run("routes to the world", func(t *testing.T) {
+		defer restore()
 		push(t, s, append(good, "169.254.169.254/32", "169.254.0.0/16", "10.0.0.0/1", "22.0.0.0/7", "fc00::/6")...)
 		refused(t, s, map[string]string{
 			"169.254.169.254/32": "169.254.0.0/16", "169.254.0.0/16": "never forwarded",
@@ -236,6 +243,7 @@ func TestHostileController(t *testing.T) {
 	})
 
 	t.Run("assigned addresses", func(t *testing.T) {
+		defer restore()
 		for _, c := range []struct{ route, ip, says string }{
 			{"172.31.0.0/24", "172.31.0.10", "assigned address 172.31.0.10/24 is not used: it lies inside the VPC's own 172.31.0.0/16 (vpc.sources)"},
 			{"0.0.0.0/1", "10.0.0.1", "assigned address 10.0.0.1/1 is not used: 0.0.0.0/8"},
