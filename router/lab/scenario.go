@@ -515,6 +515,6 @@ func (s *Scenario) hints() []string {
 		fmt.Sprintf("ztgate --socket %s flows", socket),
 		fmt.Sprintf("ztgate --socket %s controller members %s", filepath.Join(s.Dir, "root", "ztgate.sock"), s.Network),
 		fmt.Sprintf("ip netns exec %s curl http://%s/metrics", s.Gateway.Name, metricsListen),
-		"ztgate lab --down",
+		"ztgate lab down --prefix " + s.opts.Prefix,
 	}
 }

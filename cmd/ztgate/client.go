@@ -50,6 +50,9 @@ func (a *app) statusCommand() *cobra.Command {
 			}
 			fmt.Fprintln(w)
 			networkTable(w, s.Networks)
+			for _, p := range s.Problems {
+				fmt.Fprintln(w, "configuration: "+clean(p))
+			}
 			if len(s.Targets) > 0 {
 				fmt.Fprintln(w)
 				row(w, "TARGET", "STATE", "CONNECT", "ERROR")
