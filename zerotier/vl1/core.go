@@ -44,6 +44,8 @@ type Source struct {
 	Socket   SocketID
 	Endpoint netip.AddrPort
 	Hops     uint8 // 0 = direct
+
+	size int // bytes of the datagram, the last one of several
 }
 
 // Result is what the network layer found out about a packet.
@@ -139,6 +141,7 @@ const (
 	maxIntroductions  = 4096
 	maxSurface        = 64
 	maxContacts       = 64
+	echoBurst         = 16
 )
 
 // Times (chapter 02 §11 unless said otherwise).
@@ -162,7 +165,8 @@ const (
 	introduceEvery  = 30 * time.Second
 	pushRelayed     = 15 * time.Second
 	pushDirect      = 120 * time.Second
-	echoGate        = 166 * time.Millisecond
+	pushAgain       = time.Second           // to where it was refused
+	echoEvery       = 40 * time.Millisecond // answered, of one peer
 	whoisGate       = 100 * time.Millisecond
 	surfaceLifetime = 600 * time.Second
 	tickEvery       = 500 * time.Millisecond
@@ -199,6 +203,8 @@ type Core struct {
 	frags  packet.Reassembler
 	relays relayGates
 	budget *budget.Budget
+	credit credit
+	repeat repeats
 	stats  coreStats
 	worlds atomic.Pointer[worldSet]
 	best   atomic.Pointer[Peer] // best upstream with a path, nil without
@@ -290,6 +296,8 @@ func New(cfg Config) (*Core, error) {
 		strangers: strangers{answers: rate.NewTable[netip.Addr](answerSources)},
 		relays:    newRelayGates(),
 		budget:    budget.New(cfg.Clock),
+		credit:    newCredit(),
+		repeat:    newRepeats(),
 	}
 	if len(cfg.Physical) > maxPhysical {
 		return nil, fmt.Errorf("vl1: %d physical networks configured, %d are possible", len(cfg.Physical), maxPhysical)

@@ -34,13 +34,15 @@ type Peer struct {
 	paths         []*path
 	lastFullHello int64
 	lastWhois     int64
-	lastEcho      int64
+	echoes        rate.Bucket // answered
 	lastRedirect  int64
 	lastTry       int64
 	owed          *owedWorlds
+	owedEcho      owedEcho
 	lastWorlds    int64
 	whoisBytes    rate.Bucket // that may be asked for
 	pushes        rate.Bucket
+	pushed        []netip.AddrPort // told by the peer, to be probed once it is trusted
 	confirms      rate.Bucket
 	confirmed     map[netip.AddrPort]int64 // endpoints probed lately
 }
@@ -341,6 +343,14 @@ func (c *Core) learnPathLocked(p *Peer, sock SocketID, ep netip.AddrPort, t int6
 		}
 		p.paths[oldest] = pa
 	}
+	p.forgetLastLocked()
 	c.log.Debug("learned path", "peer", p.addr, "endpoint", ep)
 	return pa
+}
+
+// forgetLastLocked forgets the path on which the last packet came if it was removed.
+func (p *Peer) forgetLastLocked() {
+	if pa := p.lastPath.Load(); pa != nil && !slices.Contains(p.paths, pa) {
+		p.lastPath.Store(nil)
+	}
 }
