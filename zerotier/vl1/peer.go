@@ -18,6 +18,7 @@ type Peer struct {
 	keys *packet.Keys
 
 	removed        atomic.Bool
+	stored         atomic.Bool   // in the cache already
 	version        atomic.Uint64 // packed; 0 = unknown
 	route          atomic.Pointer[route]
 	lastPath       atomic.Pointer[path] // on which the last direct packet came

@@ -338,7 +338,7 @@ func (c *Core) evictLocked(t int64, most int) {
 // forgetLocked removes a peer and keeps what the cache wants of it.
 func (c *Core) forgetLocked(p *Peer) {
 	c.removePeer(p)
-	if r, ok := p.recordLocked(); ok && c.cfg.OnForgotten != nil {
+	if r, ok := c.recordLocked(p); ok && c.cfg.OnForgotten != nil {
 		c.forgotten = append(c.forgotten, r)
 	}
 }

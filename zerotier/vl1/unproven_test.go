@@ -213,10 +213,10 @@ func TestRepeats(t *testing.T) {
 		}
 		n.Run(time.Second)
 	}
-	if n.b.got > 1000+5 { // some places were taken by others
+	if n.b.got > 1000+45 { // three packets in one place: seldom, and 9 each time
 		t.Errorf("%d of 3,000 repeats were taken", n.b.got-1000)
 	}
-	if got := n.b.core.Stats().RejectedBy(vl1.RejectReplay) - before.RejectedBy(vl1.RejectReplay); got < 2990 {
+	if got := n.b.core.Stats().RejectedBy(vl1.RejectReplay) - before.RejectedBy(vl1.RejectReplay); got < 2950 {
 		t.Errorf("%d repeats counted", got)
 	}
 	for _, p := range n.b.core.Peers() {
