@@ -191,26 +191,34 @@ func note(have, more string) string {
 	return have + "; " + more
 }
 
-// memberPatience is how long a member that has no direct path may be silent before
-// it counts as dead. Peers say something at least once a minute.
+// memberPatience is how long a member may be silent before it counts as dead. Peers
+// say something at least once a minute.
 const memberPatience = 2 * time.Minute
 
 // silent says why packets to a peer don't arrive, "" if they should.
 func silent(p ztnode.Peer, now time.Time) string {
-	if _, ok := bestPath(p); ok || !p.LastReceive.IsZero() && now.Sub(p.LastReceive) < memberPatience {
-		return ""
-	}
 	if p.LastReceive.IsZero() {
+		if _, ok := bestPath(p); ok { // an implementation that doesn't know
+			return ""
+		}
 		return fmt.Sprintf("member %s has never been heard: is it on?", p.Address)
 	}
-	over := "through a root"
-	latest := time.Time{}
+	if now.Sub(p.LastReceive) < memberPatience {
+		return ""
+	}
+	return fmt.Sprintf("member %s was last heard %s ago %s: is it on?", p.Address, now.Sub(p.LastReceive).Round(time.Second), over(p))
+}
+
+// over says by which way a peer was last heard.
+func over(p ztnode.Peer) string {
+	way, latest := "through a root", time.Time{}
 	for _, path := range p.Paths {
-		if path.LastReceive.After(latest) {
-			latest, over = path.LastReceive, "over "+path.Endpoint.String()
+		// What comes through a root leaves the paths as they are.
+		if path.LastReceive.After(latest) && p.LastReceive.Sub(path.LastReceive) < time.Second {
+			latest, way = path.LastReceive, "over "+path.Endpoint.String()
 		}
 	}
-	return fmt.Sprintf("member %s was last heard %s ago %s: is it on?", p.Address, now.Sub(p.LastReceive).Round(time.Second), over)
+	return way
 }
 
 // followsIn follows a packet from the overlay into the VPC.
@@ -284,6 +292,9 @@ func (s *service) problemsAbout(a netip.Addr) string {
 // The ways of packets through the host of a gateway.
 
 func (g *gateway) fromClient(src, dst netip.Addr) (host.Way, error) {
+	if !src.IsValid() { // nobody in particular: as this host itself
+		return g.table.Way(src, dst, "")
+	}
 	in, err := g.comesBy(src)
 	if err != nil || in == "" {
 		return host.Way{}, err

@@ -80,6 +80,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 		}
 	}()
 	s := newService(cfg, log, node, begun)
+	s.notifier = newNotifier(log)
 	defer func() { r.close(err != nil) }()
 	if err := r.setUp(s, reg); err != nil {
 		return err
