@@ -294,7 +294,7 @@ func (s *service) probeFailure(t config.Target, last seenAt, err error) string {
 		if last.over != "" && len(p.Paths) == 0 {
 			way = last.over // the path is forgotten since
 		}
-		if silent(p, time.Now()) == "" {
+		if !dead(p, time.Now()) {
 			return text + " itself is heard " + way + ": is the service on, and does the host's firewall let it in?"
 		}
 		return text + " was last heard at " + clockTime(p.LastReceive) + " " + way + ": is it on?"

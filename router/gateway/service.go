@@ -112,7 +112,7 @@ const (
 )
 
 func linkOf(p ztnode.Peer, now time.Time) string {
-	if silent(p, now) != "" {
+	if dead(p, now) {
 		return linkNone
 	}
 	if _, ok := bestPath(p); ok && !p.Relayed {
