@@ -36,6 +36,9 @@ func (a *app) statusCommand() *cobra.Command {
 			if s.Limit > 0 {
 				fmt.Fprintf(w, "flows: %d of %d\n", s.Flows, s.Limit)
 			}
+			if s.MemoryLimit > 0 {
+				fmt.Fprintf(w, "memory limit: %d MiB\n", s.MemoryLimit>>20)
+			}
 			for _, c := range s.Health.Failed() {
 				fmt.Fprintf(w, "%s, %s: %s\n", c.Severity, c.Name, clean(c.String()))
 			}

@@ -99,6 +99,8 @@ type Status struct {
 	Problems []string      `json:"problems,omitempty"` // of the configuration; those of a network stand there
 	Flows    int           `json:"flows"`
 	Limit    int           `json:"flowsLimit"`
+
+	MemoryLimit int64 `json:"memoryLimitBytes,omitempty"` // of the runtime; 0 = none
 }
 
 // PeerCounts says how peers are reached.

@@ -26,6 +26,7 @@ type service struct {
 	log        *slog.Logger
 	start      time.Time
 	node       Node
+	memory     int64  // limit, bytes; 0 = none
 	plane      *plane // nil unless a gateway
 	targets    *prober
 	names      *names                     // nil = no names are looked up
@@ -150,7 +151,7 @@ func pathLabel(p ztnode.Peer, now time.Time) string {
 func (s *service) status() control.Status {
 	peers := s.peers()
 	st := control.Status{Schema: control.Schema, Info: s.info(), Health: s.health(), Networks: s.networkViews(),
-		Targets: s.targetStates(peers), Names: s.names.list()}
+		Targets: s.targetStates(peers), Names: s.names.list(), MemoryLimit: s.memory}
 	if now := s.state.Load(); now != nil {
 		st.Problems = now.problems[0]
 	}
