@@ -71,7 +71,7 @@ type Config struct {
 	DefaultTCPRelay bool
 	ForceTCPRelay   bool // never use UDP
 
-	// PortMapping asks routers in front of this host to lead a UDP port to it
+	// PortMapping asks routers in front of this host to map a UDP port to it
 	// (chapter 02 §8.3).
 	PortMapping bool
 
@@ -145,7 +145,7 @@ func newNode(cfg Config, open func(*Node) (sockets, error)) (_ *Node, err error)
 	if err != nil {
 		return nil, err
 	}
-	n.home = &store{dir, n.now}
+	n.home = newStore(dir, n.now)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -153,6 +153,9 @@ func newNode(cfg Config, open func(*Node) (sockets, error)) (_ *Node, err error)
 	}()
 	if n.id, err = n.home.identity(); err != nil {
 		return nil, err
+	}
+	if err := n.home.tidyPeers(n.now()); err != nil {
+		n.log.Warn("tidy the peer cache", "error", err)
 	}
 	planet, err := n.home.planet(cfg.Planet)
 	if err != nil {
@@ -220,6 +223,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	if err != nil {
 		n.log.Warn("some moons were not read", "error", err)
 	}
+	start := n.now()
 	n.core, err = vl1.New(vl1.Config{
 		Identity: n.id, Planet: planet, Moons: moons, Upper: n.layer, Logger: n.log,
 		LocalEndpoints:  n.localEndpoints,
@@ -234,7 +238,8 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 		PathAllowed:     func(a netip.Addr) bool { return !n.insideNetwork(a) },
 		Loopback:        onLoopback(n.cfg.Bind),
 		SoftwareVersion: [3]int{VersionMajor, VersionMinor, VersionRevision},
-		Start:           n.now(),
+		Start:           start,
+		Clock:           func() time.Duration { return n.now().Sub(start) },
 		OnWorld:         n.worldChanged,
 	})
 	if err != nil {
@@ -456,7 +461,7 @@ func (n *Node) worldChanged(w *vl1.World) {
 }
 
 func (n *Node) storePeer(r vl1.PeerRecord) {
-	if err := n.home.storePeer(r); err != nil {
+	if err := n.home.storePeer(r, n.now()); err != nil {
 		n.log.Warn("store peer", "peer", r.Identity.Address(), "error", err)
 	}
 }
@@ -512,7 +517,7 @@ func (n *Node) notify() { n.watchers.Notify() }
 
 // Join joins a network and remembers it in home.
 func (n *Node) Join(id ztnode.NetworkID) error {
-	if err := n.home.storeNetwork(id, nil); err != nil {
+	if err := n.home.rememberNetwork(id); err != nil {
 		return err
 	}
 	err := n.send(func(t *txWorker, now time.Time) error { return n.layer.Join(t.out, now, id, nil) })

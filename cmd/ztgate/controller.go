@@ -127,14 +127,14 @@ func (a *app) memberList(use string) *cobra.Command {
 func (a *app) memberSet(use string, authorized bool) *cobra.Command {
 	short, alias, done := "Let nodes into a network; they need not have asked yet", "authorise", "authorized"
 	if !authorized {
-		short, alias, done = "Put nodes out of a network", "deauthorise", "deauthorized"
+		short, alias, done = "Remove nodes from a network", "deauthorise", "deauthorized"
 	}
 	spec := admin.MemberSpec{Authorized: &authorized}
 	cmd := &cobra.Command{Use: use, Short: short, Aliases: []string{alias}, Args: cobra.MinimumNArgs(2)}
 	if authorized {
 		cmd.Flags().StringVar(&spec.Name, "name", "", "name of the member")
 		cmd.Flags().StringArrayVar(&spec.IPs, "ip", nil, "address for the member, repeatable")
-		cmd.Flags().BoolVar(&spec.Bridge, "bridge", false, "let it bridge")
+		cmd.Flags().BoolVar(&spec.Bridge, "bridge", false, "let the member bridge other hosts into the network")
 		cmd.Flags().StringArrayVar(&spec.Tags, "tag", nil, "ID=VALUE, tag of the member, repeatable; replaces those it has")
 		cmd.Flags().UintSliceVar(&spec.Caps, "capability", nil, "number of a capability of the network, repeatable; replaces those it has")
 	}

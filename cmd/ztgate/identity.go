@@ -81,7 +81,7 @@ next revision, which running nodes accept from their roots.`,
 	f.Uint64Var(&spec.ID, "id", 0, "ID of the planet (default: the key's)")
 	f.StringVarP(&out, "out", "o", "planet", "file to write")
 	f.StringVar(&key, "key", "planet.key", "file with the signing key")
-	f.BoolVar(&force, "force", false, "replace a planet that this is no revision of")
+	f.BoolVar(&force, "force", false, "replace the file even if it holds another planet")
 	showCmd := &cobra.Command{
 		Use: "show FILE", Short: "Print a planet file (- is standard input)", Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"time"
 )
 
 // FS are the operations on files that state is kept with. Names are paths of the
@@ -17,6 +18,7 @@ type FS interface {
 	Stat(name string) (fs.FileInfo, error)
 	MkdirAll(name string, perm fs.FileMode) error
 	Chmod(name string, perm fs.FileMode) error
+	Chtimes(name string, at time.Time) error
 	Remove(name string) error
 	RemoveAll(name string) error
 	Rename(from, to string) error
@@ -52,6 +54,7 @@ func (OS) ReadDir(name string) ([]fs.DirEntry, error)   { return os.ReadDir(name
 func (OS) Stat(name string) (fs.FileInfo, error)        { return os.Stat(name) }
 func (OS) MkdirAll(name string, perm fs.FileMode) error { return os.MkdirAll(name, perm) }
 func (OS) Chmod(name string, perm fs.FileMode) error    { return os.Chmod(name, perm) }
+func (OS) Chtimes(name string, at time.Time) error      { return os.Chtimes(name, at, at) }
 func (OS) Remove(name string) error                     { return os.Remove(name) }
 func (OS) RemoveAll(name string) error                  { return os.RemoveAll(name) }
 func (OS) Rename(from, to string) error                 { return os.Rename(from, to) }

@@ -26,12 +26,16 @@ import (
 // gateway forwards for a VPC.
 type gateway struct {
 	*service
-	disk  disk.FS // of home
-	dev   netstack.Device
-	link  *host.Link
-	table *host.Table
-	proxy *hostproxy.Proxy
-	kept  mappingFile
+	disk   disk.FS // of home
+	sysctl func(key string) string
+	dev    netstack.Device
+	link   *host.Link
+	table  *host.Table
+	proxy  *hostproxy.Proxy
+	kept   mappingFile
+	watch  *host.Watch
+	looker hostLooker
+	pulse  *pulse
 
 	planning sync.Mutex // one plan at a time is made and put into force
 }
@@ -44,7 +48,7 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	g.service = s
 	s.mode = control.ModeGateway
 	cfg := s.config()
-	g.disk = disk.OS{}
+	g.disk, g.sysctl = disk.OS{}, host.Sysctl
 	dev, err := tuntap.OpenTUN(cfg.VPC.TUN)
 	if err != nil {
 		return err
@@ -53,15 +57,14 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	if g.table, err = host.OpenTable(); err != nil {
 		return err
 	}
+	if g.watch, err = host.OpenWatch(); err != nil {
+		return err
+	}
 	if g.link, err = host.OpenLink(cfg.VPC.TUN, s.log); err != nil {
 		return err
 	}
 	g.link.Quiet()
-	if err := g.begin(netstack.Config{Registerer: reg}); err != nil {
-		return err
-	}
-	s.advise(checkHost(cfg.VPC))
-	return nil
+	return g.begin(netstack.Config{Registerer: reg})
 }
 
 // begin sets up the interface and makes the plane, whose other settings are in base.
@@ -87,12 +90,18 @@ func (g *gateway) begin(base netstack.Config) error {
 	s.reload, s.ways = g.apply, g
 	s.names = newNames(cfg.Names(), nameServers{networks: s.networks, dial: g.dial}.lookup, g.renamed, s.log)
 	g.proxy = hostproxy.New(s.plane, base.Registerer, s.log)
-	return g.proxy.Set(p.HostForwards)
+	if err := g.proxy.Set(p.HostForwards); err != nil {
+		return err
+	}
+	s.targets.send = g.sendProbe
+	g.pulse = &pulse{read: engine.Pulse, knock: g.knock}
+	s.alive = g.pulse.alive
+	return nil
 }
 
 // parts implements [role].
 func (g *gateway) parts() []func(context.Context) error {
-	return []func(context.Context) error{g.runPlane, g.reloadOnHangup, g.proxy.Run, g.names.run, g.watch}
+	return []func(context.Context) error{g.runPlane, g.reloadOnHangup, g.proxy.Run, g.names.run, g.watch.Run, g.pulse.run, g.run}
 }
 
 // close implements [role]. Guards stay behind after a failure.
@@ -106,6 +115,9 @@ func (g *gateway) close(failed bool) {
 	}
 	if g.table != nil {
 		g.table.Close()
+	}
+	if g.watch != nil {
+		g.watch.Close()
 	}
 	if g.dev != nil {
 		_ = g.dev.Close() // the plane closes it too; closing twice is harmless
@@ -130,9 +142,10 @@ func (g *gateway) runPlane(ctx context.Context) error {
 	return err
 }
 
-// watch carries changes of the networks to the kernel and the plane.
-func (g *gateway) watch(ctx context.Context) error {
-	return g.follow(ctx, g.sync, g.link.Toggled)
+// run carries changes of the networks to the kernel and the plane, and puts right what
+// others change there.
+func (g *gateway) run(ctx context.Context) error {
+	return g.follow(ctx, follower{sync: g.sync, look: g.look, changed: g.watch.Changed()})
 }
 
 // plan judges networks by a configuration and by the host as it is now.
@@ -141,6 +154,7 @@ func (g *gateway) plan(cfg *config.Config, nets []ztnode.Network) (*plan.Plan, e
 	if err != nil {
 		return nil, err
 	}
+	g.findClients(h)
 	h.Underlay = append(h.Underlay, g.rootEndpoints()...)
 	return plan.Make(plan.Input{Config: cfg, Networks: nets, Host: h, Held: g.planned().Held}), nil
 }
@@ -164,6 +178,7 @@ func (g *gateway) enforce(p *plan.Plan) error {
 	g.node.SetOverlayPrefixes(p.Targets())
 	fs, ms := translation(p.Forwards, p.Maps)
 	errs := []error{g.setMTU(p.MTU), g.plane.SetTranslation(fs, ms), g.plane.SetNetworks(planeNetworks(cfg, p))}
+	errs = append(errs, g.link.SetAddresses(cfg.VPC.Address))
 	routes := make([]ztnode.Route, len(p.Routes))
 	for i, r := range p.Routes {
 		routes[i] = r.Route

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -23,6 +22,7 @@ type Machine struct {
 	Device  netstack.Device // to the VPC; a stepped gateway only writes to it
 	Netlink host.Netlink
 	Disk    disk.FS
+	Sysctl  func(key string) string // as [host.Sysctl]
 	Now     func() time.Time
 }
 
@@ -40,6 +40,7 @@ type Stepped struct {
 
 // probing is what [prober.loop] is for one target.
 type probing struct {
+	up    bool // it answered once
 	wait  time.Duration
 	next  time.Time // of the next probe, or the end of this one
 	began time.Time
@@ -51,12 +52,13 @@ func NewStepped(cfg *config.Config, log *slog.Logger, m Machine, newNode NewNode
 	if err := plan.Check(cfg); err != nil {
 		return nil, err
 	}
-	g := &gateway{dev: m.Device, disk: m.Disk, table: host.OpenTableOf(m.Netlink)}
+	g := &gateway{dev: m.Device, disk: m.Disk, sysctl: m.Sysctl, table: host.OpenTableOf(m.Netlink)}
 	node, err := newNode(NodeConfig{Home: cfg.Home, Logger: log, OnFrames: g.receive})
 	if err != nil {
 		return nil, fmt.Errorf("start node: %w", err)
 	}
 	g.service = newService(cfg, log, node, m.Now())
+	g.now = m.Now
 	g.mode = control.ModeGateway
 	if g.link, err = host.OpenLinkOf(m.Netlink, cfg.VPC.TUN, log); err != nil {
 		return nil, err
@@ -80,7 +82,7 @@ func (s *Stepped) Sync() {
 	nets := s.g.networks()
 	s.g.logChanges(s.last, nets)
 	s.g.sync(nets)
-	s.g.observe(s.now())
+	s.look(true)
 	s.engine.Flush()
 }
 
@@ -97,11 +99,12 @@ func (s *Stepped) Changed() bool {
 }
 
 // Look is what is done every second.
-func (s *Stepped) Look() {
-	if s.g.link.Toggled() {
-		s.Sync()
-	}
-	s.g.observe(s.now())
+func (s *Stepped) Look() { s.look(false) }
+
+func (s *Stepped) look(changed bool) {
+	now := s.now()
+	s.g.look(now, changed)
+	s.g.observe(now)
 }
 
 // Tick is what the plane does every 500 ms.
@@ -145,11 +148,11 @@ func (s *Stepped) Probe() (next time.Time) {
 	for i, x := range s.probes {
 		switch {
 		case x.ping != nil && x.ping.Answered():
-			x.wait = probeEvery
+			x.up, x.wait = true, probeEvery
 			s.probed(i, x, nil)
 		case now.Before(x.next):
 		case x.ping != nil:
-			s.probed(i, x, errors.New("no answer in time"))
+			s.probed(i, x, netstack.ErrNoAnswer)
 		default:
 			x.began = now
 			var err error
@@ -173,7 +176,10 @@ func (s *Stepped) Probing() bool {
 
 func (s *Stepped) probed(i int, x *probing, err error) {
 	now := s.now()
-	s.g.targets.record(i, err, now.Sub(x.began), now)
+	if err != nil && x.up {
+		x.wait = probeAgain
+	}
+	s.g.targets.record(i, err, probed{took: now.Sub(x.began), through: throughPlane}, now)
 	if x.ping != nil {
 		x.ping.Close()
 	}

@@ -185,6 +185,14 @@ func (d *memDisk) Chmod(name string, perm fs.FileMode) error {
 	return nil
 }
 
+// Chtimes implements [disk.FS].
+func (d *memDisk) Chtimes(name string, at time.Time) error {
+	if n := d.files[filepath.Clean(name)]; n != nil {
+		n.at = at
+	}
+	return nil
+}
+
 // Remove implements [disk.FS].
 func (d *memDisk) Remove(name string) error {
 	name = filepath.Clean(name)

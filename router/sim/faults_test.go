@@ -98,12 +98,11 @@ var troubles = []fault{
 		return func() { m.move(old) }
 	}},
 	{"the interface goes down", func(w *world) func() {
-		w.unseen++
 		w.gate.kernel.setLink(tunIndex, false)
+		w.gate.hostChanged()
 		return func() {
-			w.unseen--
-			w.pings = nil
 			w.gate.kernel.setLink(tunIndex, true)
+			w.gate.hostChanged()
 		}
 	}},
 	{"a route is removed", func(w *world) func() {
@@ -111,6 +110,7 @@ var troubles = []fault{
 		for i := range k.routes {
 			if toPrefix(k.routes[i].Dst) == overlayPrefix && k.routes[i].LinkIndex == tunIndex {
 				k.routes = append(k.routes[:i:i], k.routes[i+1:]...)
+				w.gate.hostChanged()
 				break
 			}
 		}

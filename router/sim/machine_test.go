@@ -256,14 +256,15 @@ type claim struct {
 // gate is the machine with the gateway.
 type gate struct {
 	*machine
-	kernel *kernel
-	st     *gateway.Stepped // nil = it doesn't run
-	cfg    *config.Config
-	ready  bool
-	served bool // clients were served once: guards keep the way since
-	torn   bool // the file of mappings was cut
-	probe  time.Time
-	syncs  bool // a sync is on its way
+	kernel     *kernel
+	st         *gateway.Stepped // nil = it doesn't run
+	cfg        *config.Config
+	ready      bool
+	readySince time.Time
+	served     bool // clients were served once: guards keep the way since
+	torn       bool // the file of mappings was cut
+	probe      time.Time
+	syncs      bool // a sync is on its way
 }
 
 func (w *world) newGate(id *identity.Identity, at string) *gate {
@@ -288,7 +289,7 @@ func (g *gate) begin() (err error) {
 	g.kernel.addLink(tunIndex, tunName, false)
 	g.w.pings = nil
 	g.st, err = gateway.NewStepped(g.cfg, slog.New(logHandler{g.machine, ""}),
-		gateway.Machine{Device: tun{g}, Netlink: g.kernel, Disk: g.disk, Now: g.clock.now},
+		gateway.Machine{Device: tun{g}, Netlink: g.kernel, Disk: g.disk, Sysctl: sysctl, Now: g.clock.now},
 		func(nc gateway.NodeConfig) (gateway.Node, error) {
 			n, err := g.newNode(func(nwid uint64, frames [][]byte) {
 				g.w.toGateway(nwid, frames)
@@ -305,6 +306,24 @@ func (g *gate) begin() (err error) {
 	g.every(g.st.Keep)
 	g.every(func() time.Duration { return g.st.Probe().Sub(g.clock.now()) })
 	return nil
+}
+
+// sysctl are the settings of a kernel that is set up well.
+func sysctl(key string) string {
+	if strings.HasSuffix(key, "/rp_filter") {
+		return "2"
+	}
+	return "1"
+}
+
+// hostChanged is what follows when somebody changes the kernel's tables.
+func (g *gate) hostChanged() {
+	life := g.life
+	g.w.net.After(100*time.Millisecond, func() {
+		if g.life == life && g.st != nil {
+			g.do(g.sync)
+		}
+	})
 }
 
 func (g *gate) sync() {
@@ -337,7 +356,7 @@ func (g *gate) step() {
 func (g *gate) looked() {
 	h := g.st.Health()
 	if h.Ready != g.ready {
-		g.ready = h.Ready
+		g.ready, g.readySince = h.Ready, g.w.net.Now
 		g.w.event("ready %v: %s", h.Ready, strings.Join(h.Reasons, "; "))
 	}
 	g.step()

@@ -79,7 +79,6 @@ type world struct {
 	changes    []func(*controller.Controller) error // that the controller has yet to make
 	trouble    int                                  // faults that connections may fail by
 	quietSince time.Time                            // when the last of them ended
-	unseen     int                                  // faults that the gateway doesn't look for
 	hostile    int                                  // pushes that make network B useless
 	behindGone time.Duration                        // when the route to behindPrefix has been gone for long enough; 0 = it is there
 	revoked    time.Duration                        // when the rogue must no longer be heard; 0 = it may be
@@ -412,6 +411,9 @@ func (w *world) observe() {
 		w.found("bounds", "%d files in the gateway's home", n)
 	}
 	from := w.net.Now.Add(-readyWithin)
+	if w.gate.readySince.After(from) {
+		return
+	}
 	if len(w.pings) == 0 || w.pings[0].at.After(from) {
 		return
 	}
@@ -427,7 +429,7 @@ func (w *world) observe() {
 		return n >= 5
 	}
 	switch {
-	case w.gate.ready && all(false) && w.unseen == 0:
+	case w.gate.ready && all(false):
 		w.found("ready", "the gateway says that it is ready, and no client was served for %v", readyWithin)
 	case !w.gate.ready && all(true) && w.calm() && w.hostile == 0:
 		w.found("ready", "the gateway says that it isn't ready, and every client was served for %v: %v", readyWithin, w.gate.st.Health().Reasons)
