@@ -94,7 +94,7 @@ type Node struct {
 
 	mapper portMapper // nil = none
 
-	tx    sync.Pool // of *txWorker
+	tx    txPool
 	now   func() time.Time
 	ready chan struct{}
 	wake  chan struct{} // makes the timer goroutine look again
@@ -113,6 +113,16 @@ type Node struct {
 type txWorker struct {
 	vw  *vl1.Worker
 	out sender
+}
+
+func (n *Node) newTxWorker() any {
+	return &txWorker{vw: n.core.NewWorker(), out: n.udp.NewSender()}
+}
+
+// txPool has the txWorkers that nobody uses.
+type txPool interface {
+	Get() any
+	Put(any)
 }
 
 // rxWorker is what one receiving goroutine needs.
@@ -170,7 +180,7 @@ func newNode(cfg Config, open func(*Node) (sockets, error)) (_ *Node, err error)
 	if err := n.newLayers(planet); err != nil {
 		return nil, err
 	}
-	n.tx.New = func() any { return &txWorker{vw: n.core.NewWorker(), out: n.udp.NewSender()} }
+	n.tx = &sync.Pool{New: n.newTxWorker}
 	return n, n.joinStored()
 }
 

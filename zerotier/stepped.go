@@ -56,12 +56,31 @@ func NewStepped(cfg Config, s Sockets) (*Stepped, error) {
 	if err != nil {
 		return nil, err
 	}
+	n.tx = &txStack{n: n}
 	st := &Stepped{Node: n, rx: &rxWorker{vw: n.core.NewWorker(), nw: n.layer.NewWorker(), out: n.udp.NewSender()}}
 	st.rx.vw.User = st.rx.nw
 	st.pc.store = n.storePeer
 	close(n.ready)
 	return st, nil
 }
+
+// txStack is a pool that garbage collection doesn't touch: random numbers, of which each
+// new worker takes some, are then the same each time.
+type txStack struct {
+	n    *Node
+	idle []any
+}
+
+func (s *txStack) Get() any {
+	if n := len(s.idle); n > 0 {
+		t := s.idle[n-1]
+		s.idle = s.idle[:n-1]
+		return t
+	}
+	return s.n.newTxWorker()
+}
+
+func (s *txStack) Put(t any) { s.idle = append(s.idle, t) }
 
 // Receive takes a datagram.
 func (s *Stepped) Receive(sock vl1.SocketID, from netip.AddrPort, datagram []byte) {

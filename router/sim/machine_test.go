@@ -90,7 +90,7 @@ func (m *machine) every(f func() time.Duration) {
 		if m.life != life || m.port == nil {
 			return
 		}
-		m.do(func() { m.w.net.After(max(f(), time.Millisecond), step) })
+		m.do(func() { m.w.net.After(max(f(), m.w.grain, time.Millisecond), step) })
 	}
 	m.w.net.After(0, step)
 }
@@ -188,7 +188,7 @@ func (m *machine) Tick(vl1.Out, time.Time) time.Time {
 		wait = next.Sub(m.clock.now())
 		m.after()
 	})
-	return m.w.net.Now.Add(max(wait, 5*time.Millisecond))
+	return m.w.net.Now.Add(max(wait, m.w.grain, 5*time.Millisecond))
 }
 
 func (m *machine) after() {

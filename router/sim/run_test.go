@@ -28,7 +28,7 @@ func (w *world) run(rounds int, quiet time.Duration) {
 			w.annoy()
 		}
 	}
-	busy = false
+	busy, w.grain = false, 4*time.Second
 	for end := w.net.Now.Add(quiet); w.net.Now.Before(end) && len(w.findings) == 0; {
 		w.pass(min(10*time.Minute, end.Sub(w.net.Now)))
 	}
