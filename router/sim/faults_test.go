@@ -128,6 +128,10 @@ var troubles = []fault{
 	}},
 }
 
+// aloneOnly is how many nuisances, the last ones, tell when something must have happened,
+// and mean nothing when other things go wrong.
+const aloneOnly = 2
+
 // nuisances are faults that connections must not fail by.
 var nuisances = []fault{
 	{"a client floods", func(w *world) func() { return w.flood(w.greedy) }},
@@ -156,6 +160,7 @@ var nuisances = []fault{
 	{"a clock is set a bit", func(w *world) func() {
 		return w.setClock([]*machine{w.gate.machine, w.offices[0].machine, w.root}[w.rand.IntN(3)], 2*time.Hour)
 	}},
+	{"a member pretends", func(w *world) func() { return w.rogueTalk() }},
 	{"a route is withdrawn", func(w *world) func() {
 		w.routes(w.netA, routesA[0])
 		w.behindGone = w.net.Now.Sub(epoch) + pushWithin
@@ -174,7 +179,6 @@ var nuisances = []fault{
 			w.revoked = 0
 		}
 	}},
-	{"a member pretends", func(w *world) func() { return w.rogueTalk() }},
 }
 
 // pushWithin is how soon what a controller pushes is in force, while nothing is wrong.

@@ -116,6 +116,9 @@ func (m *machine) start() {
 			m.down(false)
 			return
 		}
+		if m == m.w.ctl && len(m.w.changes) == 0 {
+			m.w.checkRecords()
+		}
 		for _, n := range m.networks {
 			if err := m.node.Join(n); err != nil {
 				m.w.event("%s can't join: %v", m.name, err)

@@ -110,6 +110,9 @@ func (w *world) storm() {
 	longest := time.Duration(0)
 	for range 1 + w.rand.IntN(4) {
 		f := troubles[w.rand.IntN(len(troubles))]
+		if w.rand.IntN(5) == 0 {
+			f = nuisances[w.rand.IntN(len(nuisances)-aloneOnly)]
+		}
 		after, lasts := seconds(w.rand, 0, 60), seconds(w.rand, 1, 200)
 		longest = max(longest, after+lasts)
 		w.net.After(after, func() {

@@ -21,6 +21,7 @@ var (
 	seeds   = flag.Int("seeds", 0, "how many seeds to run; 0 = a few")
 	first   = flag.Uint64("first", 1, "the first seed")
 	lasts   = flag.Duration("sim", 0, "how long to run seeds, instead of a number of them")
+	until   = flag.Bool("until", false, "stop at the first world in which something is found")
 	traced  = flag.Bool("trace", false, "with -v, print every packet too")
 	rounds  = flag.Int("rounds", 12, "times that something goes wrong in a world")
 	quiet   = flag.Duration("quiet", 12*time.Hour, "how long worlds go on after that")
@@ -121,11 +122,12 @@ func TestWorlds(t *testing.T) {
 		return
 	}
 	n := *seeds
-	if n == 0 {
-		n = 10
-	}
-	if testing.Short() {
-		n = 2
+	switch {
+	case n > 0 || *lasts > 0:
+	case testing.Short():
+		n, *quiet = 2, 10*time.Minute
+	default:
+		n, *quiet = 12, 4*time.Hour
 	}
 	var sum totals
 	began := time.Now()
@@ -134,19 +136,30 @@ func TestWorlds(t *testing.T) {
 			break
 		}
 		w := s.play(t, seed, false)
-		sum.add(w)
+		sum.add(w, time.Since(began))
 		w.report(t)
+		if *lasts > 0 && sum.minutes() {
+			fmt.Printf("seeds from %d: %s\n", *first, &sum)
+		}
+		if *until && len(w.findings) > 0 {
+			t.Logf("first found: %s by seed %d after %v", w.findings[0].invariant, seed-*first+1, w.findings[0].at.Round(time.Second))
+			break
+		}
 	}
-	t.Log(sum.String(time.Since(began)))
+	if t.Log(&sum); *lasts > 0 {
+		fmt.Printf("seeds from %d: %s\n", *first, &sum)
+	}
 }
 
 // totals are what worlds did together.
 type totals struct {
 	worlds, events, connections, faults, findings int
 	simulated, slowest                            time.Duration
+	real, told                                    time.Duration
 }
 
-func (s *totals) add(w *world) {
+func (s *totals) add(w *world, real time.Duration) {
+	s.real = real
 	s.worlds++
 	s.events += w.log.n
 	s.connections += w.connections
@@ -158,10 +171,19 @@ func (s *totals) add(w *world) {
 	}
 }
 
-func (s *totals) String(real time.Duration) string {
+// minutes reports, once for each, that a minute has passed.
+func (s *totals) minutes() bool {
+	passed := s.real-s.told >= time.Minute
+	if passed {
+		s.told = s.real
+	}
+	return passed
+}
+
+func (s *totals) String() string {
 	days := s.simulated.Hours() / 24
 	return fmt.Sprintf("%d worlds, %.1f simulated days in %v (%.0f days an hour), %d faults, %d connections, %.0f events a second, slowest recovery %v, worlds with findings: %d",
-		s.worlds, days, real.Round(time.Millisecond), days/real.Hours(), s.faults, s.connections, float64(s.events)/real.Seconds(), s.slowest, s.findings)
+		s.worlds, days, s.real.Round(time.Millisecond), days/s.real.Hours(), s.faults, s.connections, float64(s.events)/s.real.Seconds(), s.slowest, s.findings)
 }
 
 // TestReplay runs a seed twice, and the same happens.

@@ -77,6 +77,7 @@ type world struct {
 	delay time.Duration
 	grain time.Duration // of timers: nobody hurries while nothing goes on
 
+	records    string                               // what the controller said is done
 	changes    []func(*controller.Controller) error // that the controller has yet to make
 	trouble    int                                  // faults that connections may fail by
 	quietSince time.Time                            // when the last of them ended
@@ -228,7 +229,9 @@ func (w *world) administrate() {
 				if err != nil && !w.ctl.disk.full {
 					w.found("administer", "%v", err)
 				}
-				done = err == nil
+				if done = err == nil; done {
+					w.records = w.recorded()
+				}
 				w.ctl.port.Wake()
 			})
 		}
@@ -238,6 +241,26 @@ func (w *world) administrate() {
 			return
 		}
 		w.changes = w.changes[1:]
+	}
+}
+
+// recorded is what the controller has been told, as text.
+func (w *world) recorded() string {
+	var b strings.Builder
+	c := w.ctl.node.Controller()
+	for _, n := range c.Networks() {
+		fmt.Fprintln(&b, n.ID, n.MTU, n.Routes)
+		for _, m := range c.Members(n.ID) {
+			fmt.Fprintln(&b, m.Address, m.Authorized, m.IPAssignments)
+		}
+	}
+	return b.String()
+}
+
+// checkRecords checks that a controller that was started knows what it said was done.
+func (w *world) checkRecords() {
+	if got := w.recorded(); w.records != "" && got != w.records {
+		w.found("disk", "the controller knows\n%snot\n%s", got, w.records)
 	}
 }
 
