@@ -314,13 +314,13 @@ func (t *Table) acquire(now uint32, c *client, id uint32, f *Flow, ext [16]byte,
 }
 
 // overPorts reports why a client can't have one more port of a class without giving
-// one up: unless limits are configured, it or its overlay member may have half of
-// them.
+// one up: unless limits are configured, it or its overlay member may have three quarters
+// of them.
 func (t *Table) overPorts(p *pool, c *client, pc int) Refusal {
 	if t.set.MaxPortsPerClient > 0 {
 		return Accepted
 	}
-	class, most := ClassOf(p.key.proto), max(p.size[pc]/2, 1)
+	class, most := ClassOf(p.key.proto), max(p.size[pc]*3/4, 1)
 	switch {
 	case int(c.ports[class][pc]) >= most:
 		return ClientPorts

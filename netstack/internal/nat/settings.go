@@ -109,7 +109,7 @@ const (
 type Settings struct {
 	MaxFlows          int // 0 = [DefaultMaxFlows]
 	MaxFlowsPerClient int // 0 = half of MaxFlows, also for all addresses of an overlay member together
-	MaxPortsPerClient int // external ports or identifiers, per protocol; 0 = half of those of an address, as for flows
+	MaxPortsPerClient int // external ports or identifiers, per protocol; 0 = three quarters of those of an address, as for flows
 	MaxHalfOpen       int // never-answered flows per client; its own oldest one makes room
 	FlowRatePerClient int // new flows a second; as many at once
 	PortSharing       PortSharing

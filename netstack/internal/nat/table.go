@@ -31,8 +31,7 @@ const (
 	slack = 8 << 10
 	// maxMembers is how many overlay members are told apart.
 	maxMembers = 256
-	// Of what a client or member may have half of, the last part is kept for clients
-	// that have few.
+	// The last part of ports and flows is kept for clients that have few.
 	keptPart = 64
 	fewPart  = 1024
 	fewLeast = 8
