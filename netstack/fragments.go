@@ -18,7 +18,7 @@ func (w *worker) fragment(side Side, at *attachment, v *ipkt.View) {
 		e.refuse(w.now, at, dropTTL, ipkt.TimeExceeded, v)
 		return
 	}
-	parts, res := e.frags.Add(w.now, uint32(at.nic()), v)
+	parts, res := e.frags.Add(w.now, uint32(at.nic()), w.member, v)
 	switch res {
 	case frag.Duplicate:
 		e.drop(side, dropDuplicate)
