@@ -28,6 +28,7 @@ const (
 	maxUninvited  = 64  // addresses of one MAC that nobody asked for
 	maxPending    = 256 // unresolved addresses
 	maxQueued     = 64  // packets per unresolved address
+	maxSilent     = 256 // addresses that never answered
 	maxContests   = 128 // addresses that two claim, at the same time
 	maxRivals     = 8   // of them by one MAC
 	lifetime      = int64(2 * time.Minute)
@@ -114,13 +115,14 @@ type Table struct {
 	guests   map[MAC]int // uninvited entries
 	waiting  map[netip.Addr]*pending
 	contests map[netip.Addr]*contest
+	silent   map[netip.Addr]struct{} // that are nobody's and didn't answer when they were asked last
 	cleaned  int64
 }
 
 // New makes the table of an attachment.
 func New(cfg Config, own []netip.Addr) *Table {
 	return &Table{cfg: cfg, mac: cfg.MAC, own: own, entries: make(map[netip.Addr]*entry), guests: make(map[MAC]int),
-		waiting: make(map[netip.Addr]*pending), contests: make(map[netip.Addr]*contest)}
+		waiting: make(map[netip.Addr]*pending), contests: make(map[netip.Addr]*contest), silent: make(map[netip.Addr]struct{})}
 }
 
 // SetOwn replaces the own addresses.
@@ -224,6 +226,34 @@ func (t *Table) Resolve(now int64, a netip.Addr, packet []byte, class uint8) (ke
 		t.ask(a, nil)
 	}
 	return kept
+}
+
+// Silent reports whether an address did not answer when it was asked last, and the
+// MAC that it is bound to, zero if it never had one.
+func (t *Table) Silent(a netip.Addr) (was MAC, silent bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if e := t.entries[a]; e != nil {
+		return e.mac, e.silent != 0
+	}
+	_, silent = t.silent[a]
+	return MAC{}, silent
+}
+
+// silence notes that an address doesn't answer: it stays its owner's until another claims
+// it. Of many that are nobody's any other is forgotten. t.mu is held.
+func (t *Table) silence(now int64, a netip.Addr) {
+	if e := t.entries[a]; e != nil {
+		t.entries[a] = &entry{mac: e.mac, silent: now, uninvited: e.uninvited}
+		return
+	}
+	if _, known := t.silent[a]; !known && len(t.silent) >= maxSilent {
+		for other := range t.silent {
+			delete(t.silent, other)
+			break
+		}
+	}
+	t.silent[a] = struct{}{}
 }
 
 // From judges a packet that a MAC sent from an address of its own. The first one binds
@@ -343,6 +373,7 @@ func (t *Table) bind(now int64, a netip.Addr, mac MAC, how said, uninvited bool)
 		}
 	}
 	t.unbind(a)
+	delete(t.silent, a)
 	e := &entry{mac: mac, uninvited: uninvited}
 	if !how.packet {
 		e.confirmed = now
@@ -461,9 +492,7 @@ func (t *Table) Tick(now int64) (failed []Waiting, ready []Resolved) {
 		if p.tries >= maxTries {
 			failed = append(failed, p.packets...)
 			delete(t.waiting, a)
-			if e := t.entries[a]; e != nil { // it keeps the address until another claims it
-				t.entries[a] = &entry{mac: e.mac, silent: now, uninvited: e.uninvited}
-			}
+			t.silence(now, a)
 			continue
 		}
 		p.asked = now

@@ -65,9 +65,33 @@ func TestRefresh(t *testing.T) {
 	if owner, ok := tab.Owner(peer); owner != mac || !ok || len(tab.waiting) != 0 {
 		t.Errorf("the address is %v's (%v), %d questions left", owner, ok, len(tab.waiting))
 	}
+	if was, silent := tab.Silent(peer); !silent || was != mac {
+		t.Errorf("silent %v, was %x", silent, was)
+	}
+	tab.Resolve(now, peer, []byte{0x45}, 0)
+	for range maxTries + 1 { // asked in vain again
+		pass(time.Second)
+		tab.Tick(now)
+	}
+	if was, silent := tab.Silent(peer); !silent || was != mac {
+		t.Errorf("silent %v, was %x", silent, was)
+	}
 	tab.Resolve(now, peer, []byte{0x45}, 0)
 	if ready, _, _ := tab.HandleARP(now, mac, answer()); len(ready) != 1 || !known() {
 		t.Error("a neighbour that is back isn't found")
+	}
+	if _, silent := tab.Silent(peer); silent {
+		t.Error("a neighbour that is back is silent")
+	}
+	for i := range 2 * maxSilent {
+		tab.Resolve(now, netip.AddrFrom4([4]byte{10, 0, 1 + byte(i>>8), byte(i)}), []byte{0x45}, 0)
+		for range maxTries + 1 {
+			pass(time.Second)
+			tab.Tick(now)
+		}
+	}
+	if len(tab.silent) != maxSilent {
+		t.Errorf("%d silent addresses are kept", len(tab.silent))
 	}
 }
 
