@@ -114,16 +114,19 @@ type AddressMap struct {
 
 // Config says how an engine works.
 type Config struct {
-	Device     Device
-	Overlay    Overlay
-	VPC        VPC
-	NAT        NAT
-	MaxFlows   int      // NAT.MaxFlows unless that is set
-	Timeouts   Timeouts // NAT.Timeouts unless that is set
-	Forwards   []PortForward
-	Maps       []AddressMap
-	Mappings   []Mapping      // of an earlier engine, quarantined for their owners
-	Policy     *policy.Policy // nil = accept what the VPC side opens
+	Device   Device
+	Overlay  Overlay
+	VPC      VPC
+	NAT      NAT
+	MaxFlows int      // NAT.MaxFlows unless that is set
+	Timeouts Timeouts // NAT.Timeouts unless that is set
+	Forwards []PortForward
+	Maps     []AddressMap
+	Mappings []Mapping      // of an earlier engine: endpoints are quarantined for their owners, flows go on
+	Policy   *policy.Policy // nil = accept what the VPC side opens
+	// Owns reports whether the network's controller certifies that an address is that of
+	// the member with a MAC; nil = nothing is certified.
+	Owns       func(network uint64, mac [6]byte, a netip.Addr) bool
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil = no metrics
 	Now        func() time.Time      // nil = time.Now

@@ -26,9 +26,6 @@ func (q *FlowFilter) matches(i *FlowInfo) bool {
 		q.Protocol != "" && q.Protocol != i.Protocol || q.State != "" && q.State != i.State || q.Network != 0 && q.Network != i.Network)
 }
 
-// Mappings lists the endpoint mappings, for the [Config] of a later engine.
-func (e *Engine) Mappings() []Mapping { return e.table.Mappings() }
-
 // Flows lists live flows.
 func (e *Engine) Flows(q FlowFilter) (out []FlowInfo) {
 	s := e.set.Load()

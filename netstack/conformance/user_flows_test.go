@@ -81,7 +81,8 @@ func userChanges() []row {
 				b.failf("new address: %v", err)
 			}
 			v, o := b.push(overlay, f.reply(), g.inSeg(psa, "x"))
-			want(b, "packets for the old address at the VPC", len(v), 0)
+			want(b, "RSTs at the VPC", len(v), 1)
+			want(b, "segment for the old address", v[0].tcp().Flags()&rst, rst)
 			want(b, "answers", len(o), 0)
 			want(b, "source now", b.out(f.outgoing()).src, fresh)
 			for _, p := range [][]byte{g.outSeg(psa, "x"), udp(at(v2, 1), at(o2, 2), "x")} {
@@ -116,7 +117,7 @@ func userRestarts() []row {
 			f := b.established()
 			f.talk()
 			b.restart()
-			b.none(overlay, tcp(f.out, f.ext, segment{flags: psa8, seq: f.irs, ack: f.iss, data: "first"}))
+			f.pass(overlay, f.inSeg(psa, "first"))
 			f.talk()
 			fw := func(s *setup) { s.forwards = []forward{{protoTCP, at(ro, 9050), at(v1, 90)}} }
 			f = b.forwarded()
@@ -124,7 +125,7 @@ func userRestarts() []row {
 			b.restart(fw)
 			f.pass(overlay, f.inSeg(psa, "outside first"))
 			f.talk()
-			b.note("silent, then survives; TB: survives at once")
+			b.note("survives at once, TA and TB")
 		}},
 		{"L-LOSS-COLLIDED", "restart, replaced port", func(b *bench) {
 			seed := func(s *setup) { s.seeded = true }

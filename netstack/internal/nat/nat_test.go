@@ -766,7 +766,7 @@ func TestErrors(t *testing.T) {
 		}
 		p.r.Enter()
 		defer p.r.Leave()
-		if f, _ := p.tab.TranslateError(p.now, side, &v); f == nil {
+		if f, _, _ := p.tab.TranslateError(p.now, side, &v); f == nil {
 			return ""
 		}
 		return pkttest.Describe(b)

@@ -64,6 +64,12 @@ type Timeouts struct {
 	Other          time.Duration // 10 min
 }
 
+// Established returns for how long answered flows of TCP and of UDP may be idle.
+func (t Timeouts) Established() (tcp, udp time.Duration) {
+	t.defaults()
+	return t.TCPEstablished, t.UDP
+}
+
 func (t *Timeouts) defaults() {
 	def := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {
