@@ -192,7 +192,7 @@ func TestProbeWay(t *testing.T) {
 		"as a client":            {nil, "kernel", ""},
 		"icmp":                   {map[string][]string{"target": {"icmp://10.0.0.10"}}, "kernel", ""},
 		"policy lets it through": {map[string][]string{"allow": {"tcp:10.0.0.10:443"}}, "kernel", ""},
-		"policy refuses all":     {map[string][]string{"allow": {"tcp:10.0.0.10:444"}}, "plane", "the policy (its default) refuses it to clients"},
+		"policy refuses all":     {map[string][]string{"allow": {"tcp:10.0.0.10:444"}}, "plane", "the policy (default drop) refuses it to clients"},
 		"no address":             {map[string][]string{"address": {"none"}}, "plane", ""},
 		"not translated":         {map[string][]string{"masquerade": {"false"}}, "plane", ""},
 	} {
