@@ -127,8 +127,8 @@ func (s *service) diagnose(ctx context.Context, req control.DiagnosisRequest) (c
 		{"links", named("tun", "interface_")},
 		{"data path", named("data_path", "flows")},
 		{"node", named("online")},
+		{"routes", named("routes", "kernel_routes")}, // before the networks, which complain of them too
 		{"networks", named("networks", "controller", "certificate")},
-		{"routes", named("routes", "kernel_routes")},
 	} {
 		w.step(l.name, func() control.Link { return linkOfChecks(checks, l.about) })
 	}
