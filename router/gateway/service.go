@@ -87,8 +87,7 @@ func (s *service) networkViews() []control.NetworkView {
 	}
 	out := make([]control.NetworkView, len(nets))
 	for i, n := range nets {
-		heard, _ := s.controllerHeard(n.ID)
-		out[i] = control.NetworkView{Network: n, Device: st.devices[n.ID], Problems: st.problems[n.ID], ControllerHeard: heard}
+		out[i] = control.NetworkView{Network: n, Device: st.devices[n.ID], Problems: st.problems[n.ID]}
 	}
 	return out
 }

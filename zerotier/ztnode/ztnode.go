@@ -86,6 +86,9 @@ type Network struct {
 	Revision    uint64         `json:"netconfRevision"`
 	Certificate time.Time      `json:"certificateExpiry,omitzero"` // zero without a certificate
 	AuthURL     string         `json:"authenticationURL,omitempty"`
+
+	// When the controller answered or sent something last; zero = not since the start.
+	LastController time.Time `json:"lastController,omitzero"`
 }
 
 // Route is a managed route. Without Via the target is on the network itself.
