@@ -202,6 +202,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	if err != nil {
 		n.log.Warn("some moons were not read", "error", err)
 	}
+	start := time.Now()
 	n.core, err = vl1.New(vl1.Config{
 		Identity: n.id, Planet: planet, Moons: moons, Upper: n.layer, Logger: n.log,
 		LocalEndpoints:  n.localEndpoints,
@@ -216,7 +217,8 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 		PathAllowed:     func(a netip.Addr) bool { return !n.insideNetwork(a) },
 		Loopback:        onLoopback(n.cfg.Bind),
 		SoftwareVersion: [3]int{VersionMajor, VersionMinor, VersionRevision},
-		Start:           time.Now(),
+		Start:           start,
+		Clock:           func() time.Duration { return time.Since(start) },
 		OnWorld:         n.worldChanged,
 	})
 	if err != nil {

@@ -22,6 +22,7 @@ import (
 
 	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/budget"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/ztnode"
 )
@@ -112,6 +113,8 @@ type Config struct {
 	// Background runs f on another goroutine. With it, identity checks that strangers
 	// cause in numbers do not hold up a receiving worker; one f at a time is run.
 	Background func(f func())
+	// Clock tells how long dear work takes; nil = each kind takes a fixed time.
+	Clock func() time.Duration
 
 	// Local settings (chapter 02 §8.6).
 	Physical     []PhysicalNetwork // at most 32
@@ -195,6 +198,7 @@ type Core struct {
 	count  atomic.Int64 // of peers
 	frags  packet.Reassembler
 	relays relayGates
+	budget *budget.Budget
 	stats  coreStats
 	worlds atomic.Pointer[worldSet]
 	best   atomic.Pointer[Peer] // best upstream with a path, nil without
@@ -285,6 +289,7 @@ func New(cfg Config) (*Core, error) {
 		recalled:  make(map[identity.Address]int64),
 		strangers: strangers{answers: rate.NewTable[netip.Addr](answerSources)},
 		relays:    newRelayGates(),
+		budget:    budget.New(cfg.Clock),
 	}
 	if len(cfg.Physical) > maxPhysical {
 		return nil, fmt.Errorf("vl1: %d physical networks configured, %d are possible", len(cfg.Physical), maxPhysical)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/budget"
 	"ztgate/zerotier/packet"
 )
 
@@ -72,6 +73,9 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 		return
 	}
 	peer := c.Peer(p.Source())
+	if peer == nil {
+		peer = c.recallSender(w, p.Source()) // its identity was checked before
+	}
 	known := peer != nil
 	switch {
 	case !known:
@@ -118,9 +122,15 @@ func (c *Core) acquaint(w *Worker, src Source, p packet.Packet, id *identity.Ide
 		w.stats.rejects[why].Add(1)
 		return nil
 	}
-	switch c.checkWhere(w, src, p, id) { // slow: only after the MAC, and rate-limited
+	work, ok := c.budget.Take(w.t, budget.Sender{}, budget.Identity, 1) // slow: only after the MAC
+	if !ok {
+		w.stats.rejects[RejectBudget].Add(1)
+		return nil
+	}
+	switch c.checkWhere(w, src, p, id) {
 	case checkHere:
 		peer, ok := c.checkIdentity(id, w.t)
+		work.Done()
 		if !ok {
 			w.stats.rejects[RejectIdentity].Add(1)
 			return nil
@@ -128,8 +138,12 @@ func (c *Core) acquaint(w *Worker, src Source, p packet.Packet, id *identity.Ide
 		return peer
 	case checkBackground:
 		t := w.t
-		c.cfg.Background(func() { c.checkInBackground(w.stats, id, t) })
+		c.cfg.Background(func() {
+			c.checkInBackground(w.stats, id, t)
+			work.Done()
+		})
 	default:
+		work.Cancel()
 		w.stats.rejects[RejectRate].Add(1)
 	}
 	return nil
@@ -138,10 +152,12 @@ func (c *Core) acquaint(w *Worker, src Source, p packet.Packet, id *identity.Ide
 // authenticate reports whether a stranger's HELLO was sealed by the identity in it, and
 // whether there is room for a peer; else why it is refused.
 func (c *Core) authenticate(w *Worker, src Source, p packet.Packet, id *identity.Identity) (why Reject, ok bool) {
-	if !c.mayAgree(w, src) {
-		return RejectRate, false
+	work, why, ok := c.mayAgree(w, src)
+	if !ok {
+		return why, false
 	}
 	session, err := c.id.Agree(id)
+	work.Done()
 	switch {
 	case err != nil:
 		return RejectIdentity, false
@@ -189,10 +205,16 @@ func (c *Core) checkInBackground(st *workerStats, id *identity.Identity, t int64
 	c.newcomers = append(c.newcomers, p)
 }
 
-func (c *Core) mayAgree(w *Worker, src Source) bool {
+// mayAgree decides whether a stranger may cause a key agreement, else why not.
+func (c *Core) mayAgree(w *Worker, src Source) (work budget.Work, why Reject, ok bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.strangers.mayAgree(w.t, src.Endpoint.Addr())
+	ok = c.strangers.mayAgree(w.t, src.Endpoint.Addr())
+	c.mu.Unlock()
+	if !ok {
+		return work, RejectRate, false
+	}
+	work, ok = c.budget.Take(w.t, budget.Sender{}, budget.Agreement, 1)
+	return work, RejectBudget, ok
 }
 
 // roomForPeer reports whether another peer may be remembered, after forgetting
@@ -213,10 +235,13 @@ func (c *Core) roomForPeer(t int64) bool {
 // collision answers a HELLO whose address belongs to another key.
 func (c *Core) collision(w *Worker, src Source, p packet.Packet, id *identity.Identity) {
 	w.stats.rejects[RejectCollision].Add(1)
-	if !c.mayAgree(w, src) {
+	work, why, ok := c.mayAgree(w, src)
+	if !ok {
+		w.stats.rejects[why].Add(1)
 		return
 	}
 	session, err := c.id.Agree(id)
+	work.Done()
 	if err != nil {
 		return
 	}
@@ -302,7 +327,10 @@ func (c *Core) okHello(w *Worker, from *Peer, b []byte, src Source, e *expectati
 			if err != nil {
 				return false
 			}
-			c.offer(world)
+			if work, ok := c.Afford(w, from, budget.Signature, 1); ok {
+				c.offer(world)
+				work.Done()
+			}
 			worlds = worlds[n:]
 		}
 	}

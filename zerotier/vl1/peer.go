@@ -26,6 +26,7 @@ type Peer struct {
 	lastData       atomic.Int64 // sent
 	lastTrust      atomic.Int64
 	lastRelayed    atomic.Int64
+	lastAsked      atomic.Int64 // by us, for something that it answers
 	nextPush       atomic.Int64
 	nextDoubt      atomic.Int64
 

@@ -94,12 +94,9 @@ func (c *Core) receivePacket(w *Worker, src Source, p packet.Packet) {
 		return
 	}
 	w.stats.opened[suite].Add(uint64(len(p)))
-	p, err := packet.Decompress(p, w.inflated)
-	if err != nil {
-		w.stats.rejects[RejectCompression].Add(1)
-		return
+	if p, ok := c.inflate(w, peer, p); ok {
+		c.dispatch(w, peer, p, src)
 	}
-	c.dispatch(w, peer, p, src)
 }
 
 // onTrustedPath reports whether a packet of suite 2 came directly from a network

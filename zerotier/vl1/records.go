@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/budget"
 	"ztgate/zerotier/internal/wire"
 	"ztgate/zerotier/packet"
 )
@@ -228,10 +229,20 @@ func (c *Core) greetAgain(w *Worker, p *Peer) {
 // §4.6). The packet may be forged, so that nothing is sent; and strangers
 // can't use up all of the table.
 func (c *Core) recallSender(w *Worker, a identity.Address) *Peer {
-	p, _ := c.fromCache(w.t, a, maxRecalled/2)
-	if p != nil {
-		c.peerLearned(w, p)
+	if c.cfg.StoredPeer == nil {
+		return nil
 	}
+	work, ok := c.budget.Take(w.t, budget.Sender{}, budget.Agreement, 1)
+	if !ok {
+		return nil
+	}
+	p, _ := c.fromCache(w.t, a, maxRecalled/2)
+	if p == nil {
+		work.Cancel()
+		return nil
+	}
+	work.Done()
+	c.peerLearned(w, p)
 	return p
 }
 

@@ -106,6 +106,7 @@ func (c *Core) sendNow(w *Worker, p *Peer, v packet.Verb, payload []byte, opts S
 	id := c.emit(w, p, r.path.sock, r.path.ep, v, w.control(payload, opts.Compress), c.suiteFor(p, r))
 	r.path.lastOut.Store(w.t)
 	if opts.ExpectReply {
+		touch(&p.lastAsked, w.t)
 		c.mu.Lock()
 		c.replies.expect(id, &expectation{peer: p.addr, verb: v, sent: w.t})
 		c.mu.Unlock()
