@@ -373,6 +373,8 @@ func TestDataPathAllocs(t *testing.T) {
 	n.Run(time.Second)
 	a.send(n, b, 10)
 	n.Run(3 * time.Second)
+	a.send(n, b, 1400)
+	n.Run(time.Second) // the path is known to carry as much in one datagram
 	sink := &sinkOut{}
 	peer := a.core.Peer(b.id.Address())
 	buf := make([]byte, packet.HeaderLen+1380)

@@ -94,6 +94,7 @@ func (c *Core) receivePacket(w *Worker, src Source, p packet.Packet) {
 		return
 	}
 	w.stats.opened[suite].Add(uint64(len(p)))
+	w.stats.carried(src.Hops > 0, rx, len(p))
 	if p, ok := c.inflate(w, peer, p); ok {
 		c.dispatch(w, peer, p, src)
 	}
@@ -214,6 +215,7 @@ func (c *Core) receiveOK(w *Worker, from *Peer, p packet.Packet, src Source) {
 		confirmed = e.ep == src.Endpoint
 		if confirmed && src.Hops == 0 {
 			c.noteLatency(from, src, since(w.t, e.sent))
+			c.noteSize(w, from, src, e, len(rest))
 		}
 	case packet.VerbWhois:
 		c.heard(w, from, src, packet.VerbOK, false, false)
@@ -260,7 +262,11 @@ func (c *Core) receiveError(w *Worker, from *Peer, p packet.Packet, src Source) 
 	c.toUpper(w, from, p, src)
 }
 
-const maxEcho = 1300 // bytes of payload answered
+// Bytes of an ECHO's payload that are answered: directly as much as any path may carry.
+const (
+	maxEcho        = packet.MaxPayload - replyLen
+	maxEchoRelayed = 1300
+)
 
 func (c *Core) receiveEcho(w *Worker, from *Peer, p packet.Packet, src Source) {
 	c.mu.Lock()
@@ -269,10 +275,16 @@ func (c *Core) receiveEcho(w *Worker, from *Peer, p packet.Packet, src Source) {
 		from.lastEcho = w.t
 	}
 	c.mu.Unlock()
-	if gated || len(p.Payload()) > maxEcho {
+	most := maxEcho
+	if src.Hops > 0 {
+		most = maxEchoRelayed
+	}
+	if gated || len(p.Payload()) > most {
 		w.stats.rejects[RejectRate].Add(1)
 		return
 	}
-	c.SendOK(w, from, src, packet.VerbEcho, p.ID(), p.Payload())
+	// In one datagram, however large: that it arrives is what the sender may want to know.
+	b := w.control(append(reply{packet.VerbEcho, p.ID()}.append(nil), p.Payload()...), false)
+	c.emit(w, from, way{sock: src.Socket, ep: src.Endpoint, size: len(b), relay: src.Hops > 0}, packet.VerbOK, b, from.suite())
 	c.heard(w, from, src, packet.VerbEcho, false, false)
 }
