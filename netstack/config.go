@@ -114,14 +114,17 @@ type AddressMap struct {
 
 // Config says how an engine works.
 type Config struct {
-	Device     Device
-	Overlay    Overlay
-	VPC        VPC
-	NAT        NAT
-	MaxFlows   int      // NAT.MaxFlows unless that is set
-	Timeouts   Timeouts // NAT.Timeouts unless that is set
-	Forwards   []PortForward
-	Maps       []AddressMap
+	Device   Device
+	Overlay  Overlay
+	VPC      VPC
+	NAT      NAT
+	MaxFlows int      // NAT.MaxFlows unless that is set
+	Timeouts Timeouts // NAT.Timeouts unless that is set
+	Forwards []PortForward
+	Maps     []AddressMap
+	// PathMTU returns the largest IP packet that reaches a member of a network in one
+	// datagram, 0 if that isn't known. Nil = never known.
+	PathMTU    func(nwid uint64, member [6]byte) int
 	Mappings   []Mapping      // of an earlier engine, quarantined for their owners
 	Policy     *policy.Policy // nil = accept what the VPC side opens
 	Logger     *slog.Logger

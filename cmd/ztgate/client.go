@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -121,7 +122,7 @@ func (a *app) peersCommand() *cobra.Command {
 	cmd := show(a, "peers", "List peers and their paths",
 		func(ctx context.Context, c *control.Client) (control.Peers, error) { return c.Peers(ctx) },
 		func(w io.Writer, p control.Peers) {
-			row(w, "ADDRESS", "VERSION", "ROLE", "LATENCY", "LINK", "LAST TX", "LAST RX", "PATH")
+			row(w, "ADDRESS", "VERSION", "ROLE", "LATENCY", "LINK", "LAST TX", "LAST RX", "MTU", "PATH")
 			for _, peer := range p.Peers {
 				var best ztnode.Path
 				for _, path := range peer.Paths {
@@ -133,7 +134,11 @@ func (a *app) peersCommand() *cobra.Command {
 				if best.Endpoint.IsValid() {
 					endpoint = best.Endpoint.String()
 				}
-				row(w, peer.Address, peer.Version, peer.Role, millis(peer.Latency), peer.Link, ago(best.LastSend), ago(best.LastReceive), endpoint)
+				mtu := ""
+				if best.MTU != 0 {
+					mtu = strconv.Itoa(best.MTU)
+				}
+				row(w, peer.Address, peer.Version, peer.Role, millis(peer.Latency), peer.Link, ago(best.LastSend), ago(best.LastReceive), mtu, endpoint)
 			}
 		})
 	cmd.Aliases = []string{"listpeers"}

@@ -248,3 +248,37 @@ func TestPathSizeConfigured(t *testing.T) {
 		}
 	}
 }
+
+// Who isn't a member and gets nothing large isn't asked.
+func TestPathSizeOfStrangers(t *testing.T) {
+	t.Parallel()
+	n := newInternet(t, 1, nats{})
+	n.Seen = func(from, to netip.AddrPort, d []byte) {
+		if len(d) > 300 {
+			t.Errorf("%d bytes from %v to %v", len(d), from, to)
+		}
+	}
+	n.online(t)
+	n.Run(5 * time.Minute)
+}
+
+// An answer counts if it came from where the question went, and only then.
+func TestPathSizeAnswers(t *testing.T) {
+	t.Parallel()
+	n := newInternet(t, 1, nats{})
+	a, b := n.a.port.Endpoints()[0], n.b.port.Endpoints()[0]
+	elsewhere := 0
+	n.Drop = func(from, to netip.AddrPort, d []byte) bool {
+		lost := len(d) > 1400 && from.Addr() == b.Addr()
+		if lost && to == a {
+			n.Inject(ap("66.0.0.1:1"), a, d)
+			elsewhere++
+		}
+		return lost
+	}
+	n.connect(t, 35*time.Second)
+	n.stream(n.a, n.b, 1390, 5*time.Second)
+	if got := mtu(n.a, n.b); got == 0 || got > 1400 || elsewhere < 2 {
+		t.Errorf("%d bytes found, %d answers came from elsewhere", got, elsewhere)
+	}
+}
