@@ -421,6 +421,8 @@ func BenchmarkSendData(b *testing.B) {
 	n.Run(time.Second)
 	x.send(n, y, 10)
 	n.Run(3 * time.Second)
+	x.send(n, y, 1404)
+	n.Run(time.Second)
 	sink := &sinkOut{}
 	peer := x.core.Peer(y.id.Address())
 	buf := make([]byte, packet.HeaderLen+1404)
