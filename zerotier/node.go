@@ -197,6 +197,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	if n.cfg.Controller {
 		n.ctl, err = controller.New(controller.Config{
 			Identity: n.id, Dir: n.home.Path("controller.d"), Send: n.controllerSend, Logger: n.log,
+			PacketLimit: func(a identity.Address) int { return n.core.PacketLimit(a) },
 		})
 		if err != nil {
 			return err
