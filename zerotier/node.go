@@ -27,6 +27,7 @@ import (
 	"ztgate/internal/watch"
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/clock"
 	"ztgate/zerotier/network"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/transport"
@@ -102,6 +103,7 @@ type Node struct {
 	overlay atomic.Pointer[[]netip.Prefix] // masked; see SetOverlayPrefixes
 
 	mu       sync.Mutex
+	clock    *clock.Watch
 	watchers watch.Watchers
 	online   bool
 	offline  time.Time // since when, or since the last remedy
@@ -151,6 +153,7 @@ func newNode(cfg Config, open func(*Node) (sockets, error)) (_ *Node, err error)
 	if n.now == nil {
 		n.now = time.Now
 	}
+	n.clock = clock.NewWatch(n.clocks(), n.log)
 	dir, err := home.OpenOn(cfg.Disk, cfg.Home)
 	if err != nil {
 		return nil, err
@@ -222,6 +225,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	if n.cfg.Controller {
 		n.ctl, err = controller.New(controller.Config{
 			Identity: n.id, Dir: n.home.Path("controller.d"), Disk: n.cfg.Disk, Send: n.controllerSend, Logger: n.log, Now: n.now,
+			PacketLimit: func(a identity.Address) int { return n.core.PacketLimit(a) },
 		})
 		if err != nil {
 			return err
@@ -372,6 +376,7 @@ func (n *Node) timers(ctx context.Context) {
 
 // tick does what is due, and returns when to do so again.
 func (n *Node) tick() (next time.Time) {
+	n.checkClock()
 	_ = n.send(func(tx *txWorker, now time.Time) error {
 		next = n.core.Tick(tx.out, now)
 		if l := n.layer.Tick(tx.out, now); l.Before(next) {
@@ -381,6 +386,32 @@ func (n *Node) tick() (next time.Time) {
 	})
 	n.checkOnline()
 	return next
+}
+
+// clocks looks at the host's clocks.
+func (n *Node) clocks() clock.Reading {
+	if n.cfg.Now != nil {
+		return clock.Reading{Now: n.cfg.Now()}
+	}
+	return clock.Read()
+}
+
+// checkClock notices that the host slept, when all that others know of us is old, and that
+// the wall clock was set.
+func (n *Node) checkClock() {
+	n.mu.Lock()
+	slept, set := n.clock.Look(n.clocks())
+	n.mu.Unlock()
+	if slept > 0 {
+		n.core.Slept(slept)
+		n.layer.Slept()
+		if n.mapper != nil {
+			n.mapper.NetworkChanged()
+		}
+	}
+	if slept > 0 || set {
+		n.notify()
+	}
 }
 
 // minTick keeps a layer that always wants to run now from spinning.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -45,8 +46,8 @@ func (a *app) statusCommand() *cobra.Command {
 			fmt.Fprintln(w)
 			networkTable(w, s.Networks)
 			for _, n := range s.Networks {
-				if !n.ControllerHeard.IsZero() {
-					fmt.Fprintf(w, "%s: controller %s last heard %s\n", n.ID, n.ID.Controller(), ago(n.ControllerHeard))
+				if !n.LastController.IsZero() {
+					fmt.Fprintf(w, "%s: controller %s last heard %s\n", n.ID, n.ID.Controller(), ago(n.LastController))
 				}
 			}
 			if len(s.Targets) > 0 {
@@ -117,7 +118,7 @@ func (a *app) peersCommand() *cobra.Command {
 	cmd := show(a, "peers", "List peers and their paths",
 		func(ctx context.Context, c *control.Client) (control.Peers, error) { return c.Peers(ctx) },
 		func(w io.Writer, p control.Peers) {
-			row(w, "ADDRESS", "VERSION", "ROLE", "LATENCY", "LINK", "LAST TX", "LAST RX", "PATH")
+			row(w, "ADDRESS", "VERSION", "ROLE", "LATENCY", "LINK", "LAST TX", "LAST RX", "MTU", "PATH")
 			for _, peer := range p.Peers {
 				var best ztnode.Path
 				for _, path := range peer.Paths {
@@ -133,7 +134,11 @@ func (a *app) peersCommand() *cobra.Command {
 				if heard.IsZero() {
 					heard = peer.LastReceive // by a way that isn't there any more
 				}
-				row(w, peer.Address, peer.Version, peer.Role, millis(peer.Latency), peer.Link, ago(best.LastSend), ago(heard), endpoint)
+				mtu := ""
+				if best.MTU != 0 {
+					mtu = strconv.Itoa(best.MTU)
+				}
+				row(w, peer.Address, peer.Version, peer.Role, millis(peer.Latency), peer.Link, ago(best.LastSend), ago(heard), mtu, endpoint)
 			}
 		})
 	cmd.Aliases = []string{"listpeers"}

@@ -182,6 +182,9 @@ func (s *service) throughMember(x *control.Explanation) {
 			continue
 		}
 		x.Path = p.Link
+		if path, ok := bestPath(p); ok {
+			x.PathMTU = path.MTU
+		}
 		switch now := s.now(); {
 		case unresolved:
 			x.Detail = note(x.Detail, lastHeard(p, now))

@@ -81,6 +81,7 @@ func (g *gateway) begin(base netstack.Config) error {
 	if err := g.link.SetAddresses(cfg.VPC.Address); err != nil {
 		return err
 	}
+	base.PathMTU = pathMTU(s.node)
 	base.Mappings, base.Logger, base.NAT.Seed = g.kept.load(s.log), s.log, natSeed(g.disk, cfg.Home)
 	engine, err := newEngine(cfg, p, g.dev, s.node, base)
 	if err != nil {
@@ -95,7 +96,7 @@ func (g *gateway) begin(base netstack.Config) error {
 	}
 	s.targets.send = g.sendProbe
 	g.pulse = &pulse{read: engine.Pulse, knock: g.knock}
-	s.alive = g.pulse.alive
+	s.alive, s.aClient, s.echo = g.pulse.alive, g.clientAddress, g.echoes
 	return nil
 }
 

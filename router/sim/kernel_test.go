@@ -187,6 +187,9 @@ func (k *kernel) AddrList(l netlink.Link, _ int) (out []netlink.Addr, err error)
 
 // AddrReplace implements [host.Netlink].
 func (k *kernel) AddrReplace(l netlink.Link, a *netlink.Addr) error {
+	if err := k.AddrDel(l, a); err != nil {
+		return err
+	}
 	k.addrs[l.Attrs().Index] = append(k.addrs[l.Attrs().Index], *a)
 	return nil
 }

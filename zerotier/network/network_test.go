@@ -138,7 +138,7 @@ func (c *authority) run(h *host, out vl1.Out, now time.Time) {
 		if c.config != nil {
 			c.config(cfg)
 		}
-		chunks, err := vl2.AppendChunks(h.id, q.n, cfg.Encode(), uint64(now.UnixNano()))
+		chunks, err := vl2.AppendChunks(h.id, q.n, cfg.Encode(), uint64(now.UnixNano()), 0)
 		if err != nil {
 			panic(err)
 		}
@@ -263,7 +263,7 @@ func (h *host) writeFrom(n *simnet.Net, id vl2.NetworkID, src, dst vl2.MAC, ethe
 	buf := make([]byte, 64, 64+14+len(payload))
 	buf = append(append(buf, dst[:]...), src[:]...)
 	buf = append(binary.BigEndian.AppendUint16(buf, etherType), payload...)
-	return h.layer.WriteFrames(h.tx.Begin(h.port, n.Now), id, [][]byte{buf}, []int{len(buf) - 64}, 64)
+	return h.layer.WriteFrames(h.tx.Begin(h.port, h.port.Clock()), id, [][]byte{buf}, []int{len(buf) - 64}, 64)
 }
 
 func (h *host) count(payload []byte) (n int) {
