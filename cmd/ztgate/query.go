@@ -40,6 +40,9 @@ func (a *app) statusCommand() *cobra.Command {
 			if s.Limit > 0 {
 				fmt.Fprintf(w, "flows: %d of %d\n", s.Flows, s.Limit)
 			}
+			for _, l := range s.Limited {
+				fmt.Fprintf(w, "over its limit: %s, %d %s refused\n", l.Client, l.Refused, l.What)
+			}
 			for _, r := range s.Health.Reasons {
 				fmt.Fprintln(w, "waiting for: "+clean(r))
 			}

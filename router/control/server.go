@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -20,11 +19,6 @@ import (
 	"ztgate/router/fault"
 	"ztgate/zerotier/ztnode"
 )
-
-func NewHTTPServer(h http.Handler, complaints *log.Logger) *http.Server {
-	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second,
-		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: complaints}
-}
 
 // errorLogEvery is how often the HTTP servers' complaints are logged: without
 // descriptors they complain at every attempt to accept a connection.

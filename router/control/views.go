@@ -110,6 +110,14 @@ type Status struct {
 	Problems []string      `json:"problems,omitempty"` // of the configuration; those of a network stand there
 	Flows    int           `json:"flows"`
 	Limit    int           `json:"flowsLimit"`
+	Limited  []Limited     `json:"limited,omitempty"`
+}
+
+// Limited is a client that was refused for what it has already.
+type Limited struct {
+	Client  netip.Prefix `json:"client"` // an address, or an IPv6 /64
+	What    string       `json:"what"`   // it wanted
+	Refused uint64       `json:"refused"`
 }
 
 // PeerCounts says how peers are reached.

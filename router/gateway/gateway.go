@@ -68,12 +68,24 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	s.usePlane(engine)
 	s.reload, s.ways = g.apply, g
 	s.names = newNames(cfg.Names(), nameServers{networks: s.networks, dial: g.dial}.lookup, g.renamed, s.log)
-	g.proxy = hostproxy.New(s.plane, reg, s.log)
+	g.proxy = hostproxy.New(s.plane, proxyLimits(cfg, s.log), reg, s.log)
+	s.limited = g.limitedClients
 	if err := g.proxy.Set(p.HostForwards); err != nil {
 		return err
 	}
 	s.advise(checkHost(cfg.VPC))
 	return nil
+}
+
+// maxLimited clients are shown.
+const maxLimited = 10
+
+// limitedClients lists who was refused for what he has already.
+func (g *gateway) limitedClients() (out []control.Limited) {
+	for _, r := range g.proxy.Refused() {
+		out = append(out, control.Limited{Client: r.Client, What: "connections to the host's own addresses", Refused: r.Count})
+	}
+	return out[:min(len(out), maxLimited)]
 }
 
 // parts implements [role].

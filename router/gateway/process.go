@@ -32,6 +32,7 @@ type service struct {
 	ways       hostWays                   // the host's kernel; nil = nothing of it matters
 	resync     chan struct{}              // a value makes the networks be looked at again
 	reload     func(*config.Config) error // puts a configuration into force; nil = this process can't
+	limited    func() []control.Limited   // clients that limits refuse, the greediest first; nil = there are none
 	reloading  sync.Mutex
 
 	mu      sync.Mutex
@@ -136,6 +137,9 @@ func (s *service) status() control.Status {
 		default:
 			st.Peers.None++
 		}
+	}
+	if s.limited != nil {
+		st.Limited = s.limited()
 	}
 	if s.plane != nil {
 		st.Flows = len(s.plane.Flows(control.FlowFilter{}))
