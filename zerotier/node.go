@@ -68,7 +68,7 @@ type Config struct {
 	DefaultTCPRelay bool
 	ForceTCPRelay   bool // never use UDP
 
-	// PortMapping asks routers in front of this host to lead a UDP port to it
+	// PortMapping asks routers in front of this host to map a UDP port to it
 	// (chapter 02 §8.3).
 	PortMapping bool
 

@@ -97,7 +97,7 @@ type Timeouts struct {
 // Side is a side of the gateway.
 type Side string
 
-// Sides.
+// The two sides.
 const (
 	SideVPC     Side = "vpc"
 	SideOverlay Side = "overlay"

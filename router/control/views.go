@@ -24,10 +24,10 @@ const (
 type Check struct {
 	Name   string `json:"name"`
 	OK     bool   `json:"ok"`
-	Reason string `json:"reason,omitempty"` // what it waits for, and the remedy if one is known
+	Reason string `json:"reason,omitempty"` // what ztgate is waiting for, and the remedy if one is known
 }
 
-// Health says whether the gateway is ready and, if not, what it waits for.
+// Health says whether the gateway is ready and, if not, what it is waiting for.
 type Health struct {
 	Schema  int      `json:"schema"`
 	Online  bool     `json:"online"`

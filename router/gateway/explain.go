@@ -106,7 +106,7 @@ func (s *service) throughHost(q control.Question) (x control.Explanation, done b
 			key = "net.ipv6.conf.all.forwarding"
 		}
 		return unasked(q, "drop", reasonForwarding, fmt.Sprintf("%s is 0, so that the kernel doesn't pass packets on to %s: run sysctl -w %s=1", key, tun, key)), true, nil
-	case !s.ways.isUp():
+	case (ours || s.heldBy(dst) != 0) && !s.ways.isUp():
 		return unasked(q, "drop", reasonInterface, fmt.Sprintf("%s is down: run ip link set %s up", tun, tun)), true, nil
 	case w.Refused == nil && w.Device == tun:
 		return x, false, nil
@@ -163,21 +163,30 @@ func (s *service) throughProxy(q control.Question) control.Explanation {
 
 // throughMember follows a packet that leaves into the overlay.
 func (s *service) throughMember(x *control.Explanation) {
-	if x.Verdict != "forward" || x.Network == 0 || !x.NextHop.IsValid() {
+	unresolved := x.Reason == reasonUnresolved
+	if x.Verdict != "forward" && !unresolved || x.Network == 0 || !x.NextHop.IsValid() {
 		return
 	}
-	if x.Member == "" {
+	switch {
+	case x.Member == "" && unresolved:
+		x.Detail = note(x.Detail, fmt.Sprintf("nobody answers for %s: is it on, and the right address?", x.NextHop))
+		return
+	case x.Member == "":
 		x.Detail = note(x.Detail, fmt.Sprintf("nobody has answered for %s yet: the first packet asks; ztgate ping %s does so now", x.NextHop, x.NextHop))
 		return
+	case unresolved:
+		x.Detail = note(x.Detail, fmt.Sprintf("member %s, which had %s, no longer answers for it", x.Member, x.NextHop))
 	}
 	for _, p := range s.peers() {
 		if p.Address != x.Member {
 			continue
 		}
 		x.Path = p.Link
-		if why := silent(p, time.Now()); why != "" {
-			x.Verdict, x.Reason = "drop", reasonUnreachable
-			x.Detail = note(x.Detail, why)
+		switch now := time.Now(); {
+		case unresolved:
+			x.Detail = note(x.Detail, lastHeard(p, now))
+		case dead(p, now):
+			x.Verdict, x.Reason, x.Detail = "drop", reasonUnreachable, note(x.Detail, lastHeard(p, now))
 		}
 		return
 	}
@@ -195,11 +204,14 @@ func note(have, more string) string {
 // it counts as dead. Peers say something at least once a minute.
 const memberPatience = 2 * time.Minute
 
-// silent says why packets to a peer don't arrive, "" if they should.
-func silent(p ztnode.Peer, now time.Time) string {
-	if _, ok := bestPath(p); ok || !p.LastReceive.IsZero() && now.Sub(p.LastReceive) < memberPatience {
-		return ""
-	}
+// dead reports that packets to a peer don't arrive, as far as its node knows.
+func dead(p ztnode.Peer, now time.Time) bool {
+	_, direct := bestPath(p)
+	return !direct && (p.LastReceive.IsZero() || now.Sub(p.LastReceive) >= memberPatience)
+}
+
+// lastHeard says when a peer that is silent was not.
+func lastHeard(p ztnode.Peer, now time.Time) string {
 	if p.LastReceive.IsZero() {
 		return fmt.Sprintf("member %s has never been heard: is it on?", p.Address)
 	}

@@ -18,6 +18,7 @@ Peers: {{.Peers.Direct}} direct, {{.Peers.Relay}} by relay. {{if .Limit}}Flows: 
 <h2>Networks</h2><table><tr><th>ID<th>Name<th>Status<th>Addresses<th>Problems</tr>
 {{range .Networks}}<tr><td>{{.ID}}<td>{{.Name}}<td>{{.Status}}<td>{{prefixes .Addresses}}<td>{{range .Problems}}{{.}}<br>{{end}}</tr>
 {{else}}<tr><td colspan="5">none</tr>{{end}}</table>
+{{with .Problems}}<h2>Problems of the configuration</h2><ul>{{range .}}<li>{{.}}</li>{{end}}</ul>{{end}}
 {{with .Targets}}<h2>Targets</h2><table><tr><th>Target<th>State<th>Connect time</tr>
 {{range .}}<tr><td>{{.Target}}<td>{{if .Up}}up{{else}}down: {{.Error}}{{end}}<td>{{if .Up}}{{.ConnectMS}} ms{{end}}</tr>{{end}}</table>{{end}}
 {{with .Names}}<h2>Names</h2><table><tr><th>Name<th>Addresses<th>Last answer<th>Error</tr>

@@ -51,7 +51,7 @@ type Controller interface {
 type Config struct {
 	Identity   *identity.Identity
 	Deliver    func(nwid vl2.NetworkID, frames [][]byte) // frames are valid until it returns
-	OnChange   func(nwid vl2.NetworkID, s Snapshot)      // called without locks
+	OnChange   func(nwid vl2.NetworkID, s Snapshot)      // must not join or leave networks
 	Controller Controller                                // nil: requests are refused
 	Wake       func()                                    // asks for Tick soon; nil = it comes by itself
 	Logger     *slog.Logger

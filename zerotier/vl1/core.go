@@ -521,3 +521,10 @@ func (c *Core) offer(w *World) bool {
 }
 
 func (c *Core) role(a identity.Address) Role { return c.worlds.Load().upstreams[a].role }
+
+// Reachable reports whether a packet for a could be sent now, directly or through a
+// root.
+func (c *Core) Reachable(a identity.Address) bool {
+	p := c.Peer(a)
+	return p != nil && p.route.Load() != nil
+}

@@ -343,3 +343,17 @@ func (c *Core) learnPathLocked(p *Peer, sock SocketID, ep netip.AddrPort, t int6
 	c.log.Debug("learned path", "peer", p.addr, "endpoint", ep)
 	return pa
 }
+
+// DirectLatency returns the latency of the direct path in use; false without one
+// or while it is unknown.
+func (p *Peer) DirectLatency() (time.Duration, bool) {
+	r := p.route.Load()
+	if r == nil || r.relay {
+		return 0, false
+	}
+	l := time.Duration(r.path.latency.Load())
+	return l, l > 0
+}
+
+// NewPeer makes a peer that belongs to no [Core]: for tests of the layer above.
+func NewPeer(id *identity.Identity) *Peer { return &Peer{id: id.Public(), addr: id.Address()} }

@@ -56,8 +56,9 @@ const (
 	MaxConnections = 2048
 	DefaultIdle    = 120 * time.Hour
 	DefaultIdleUDP = 5 * time.Minute // RFC 4787 REQ-5
-	// unanswered is how long a UDP session lasts that only its client has used.
-	unanswered = 30 * time.Second
+	// unanswered is how long a UDP session lasts that only its client has used
+	// (RFC 4787 REQ-5).
+	unanswered = 2 * time.Minute
 	// dialShare of the connections may wait for their hosts.
 	dialShare = 4
 	// expireEvery is how often idle ones are looked for.

@@ -53,6 +53,9 @@ func (a *app) statusCommand() *cobra.Command {
 			}
 			fmt.Fprintln(w)
 			networkTable(w, s.Networks)
+			for _, p := range s.Problems {
+				fmt.Fprintln(w, "configuration: "+clean(p))
+			}
 			if len(s.Targets) > 0 {
 				fmt.Fprintln(w)
 				row(w, "TARGET", "STATE", "CONNECT", "ERROR")
@@ -172,9 +175,9 @@ func (a *app) flowsCommand() *cobra.Command {
 	f.StringVar(&q.To, "to", "", "only flows to an address or prefix")
 	f.StringVar(&q.From, "from", "", "only flows that an address or prefix opened")
 	f.StringVar(&q.Protocol, "proto", "", "only flows of a protocol: tcp, udp, icmp")
-	f.StringVar(&q.State, "state", "", "only flows in a state, as the table names it")
+	f.StringVar(&q.State, "state", "", "only flows in a state, as the column STATE shows it")
 	f.StringVar(&q.Network, "network", "", "only flows of a network")
-	f.IntVar(&q.Top, "top", 0, "only so many, the busiest")
+	f.IntVar(&q.Top, "top", 0, "show only so many flows")
 	return cmd
 }
 
