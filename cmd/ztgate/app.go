@@ -16,6 +16,7 @@ import (
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/fault"
+	"ztgate/zerotier/ztnode"
 )
 
 // app is one invocation with its streams, so that it can be tested without a
@@ -182,24 +183,13 @@ func row(w io.Writer, cells ...any) {
 		if i > 0 {
 			fmt.Fprint(w, "\t")
 		}
-		text := clean(fmt.Sprint(c))
+		text := ztnode.Printable(fmt.Sprint(c))
 		if text == "" {
 			text = "-"
 		}
 		fmt.Fprint(w, text)
 	}
 	fmt.Fprintln(w)
-}
-
-// clean keeps control characters, which names from the network may contain, from
-// the terminal.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
-			return '?'
-		}
-		return r
-	}, s)
 }
 
 // show asks the running process and prints the answer.

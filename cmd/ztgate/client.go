@@ -44,17 +44,17 @@ func (a *app) statusCommand() *cobra.Command {
 				fmt.Fprintf(w, "over its limit: %s, %d %s refused\n", l.Client, l.Refused, l.What)
 			}
 			for _, r := range s.Health.Reasons {
-				fmt.Fprintln(w, "waiting for: "+clean(r))
+				fmt.Fprintln(w, "waiting for: "+ztnode.Printable(r))
 			}
 			for _, c := range s.Health.Checks {
 				if !c.OK && !strings.Contains(strings.Join(s.Health.Reasons, "\n"), c.Reason) {
-					fmt.Fprintln(w, "host setting: "+clean(c.Reason))
+					fmt.Fprintln(w, "host setting: "+ztnode.Printable(c.Reason))
 				}
 			}
 			fmt.Fprintln(w)
 			networkTable(w, s.Networks)
 			for _, p := range s.Problems {
-				fmt.Fprintln(w, "configuration: "+clean(p))
+				fmt.Fprintln(w, "configuration: "+ztnode.Printable(p))
 			}
 			if len(s.Targets) > 0 {
 				fmt.Fprintln(w)
@@ -91,7 +91,7 @@ func networkTable(w io.Writer, nets []control.NetworkView) {
 	}
 	for _, n := range nets {
 		for _, p := range n.Problems {
-			fmt.Fprintf(w, "%s: %s\n", n.ID, clean(p))
+			fmt.Fprintf(w, "%s: %s\n", n.ID, ztnode.Printable(p))
 		}
 	}
 }
@@ -233,7 +233,7 @@ func (a *app) pingCommand() *cobra.Command {
 						return err
 					}
 					last = err
-					fmt.Fprintln(a.errOut, clean(err.Error()))
+					fmt.Fprintln(a.errOut, ztnode.Printable(err.Error()))
 					continue
 				}
 				answered++

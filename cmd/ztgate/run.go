@@ -14,6 +14,7 @@ import (
 	"ztgate/router/control"
 	"ztgate/router/gateway"
 	"ztgate/router/plan"
+	"ztgate/zerotier/ztnode"
 )
 
 func (a *app) runCommand() *cobra.Command {
@@ -158,7 +159,7 @@ func (a *app) configCommand() *cobra.Command {
 		}
 		return a.print(v, func(w io.Writer) {
 			for _, warning := range v.Warnings {
-				fmt.Fprintln(w, "warning: "+clean(warning))
+				fmt.Fprintln(w, "warning: "+ztnode.Printable(warning))
 			}
 			fmt.Fprintln(w, "the configuration is valid")
 		})

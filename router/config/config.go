@@ -198,6 +198,15 @@ func (t Target) String() string {
 	return t.Scheme + "://" + t.Addr.String()
 }
 
+// NetworkIDs lists the networks to join.
+func (c *Config) NetworkIDs() []ztnode.NetworkID {
+	out := make([]ztnode.NetworkID, len(c.Networks))
+	for i, n := range c.Networks {
+		out[i] = n.ID
+	}
+	return out
+}
+
 // Network returns the options of a network, which may have been joined at run
 // time and then has the defaults.
 func (c *Config) Network(id ztnode.NetworkID) NetworkConfig {
@@ -326,6 +335,9 @@ func (c *Config) check() []error {
 			bad("networks", "%s is listed twice: remove one", n.ID)
 		}
 		seen = append(seen, n.ID)
+	}
+	if n := len(c.Networks); n > ztnode.MaxNetworks {
+		bad("networks", "%d are too many: a node can be in %d", n, ztnode.MaxNetworks)
 	}
 	if c.IdentityPublic != "" && c.IdentitySecret == "" {
 		bad("identity.public", "is of no use without identity.secret: give both or none")

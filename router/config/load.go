@@ -184,7 +184,7 @@ func (l *loader) environment() {
 	slices.Sort(unknown)
 	for _, name := range unknown {
 		w := name + " is set but means nothing"
-		if near := nearest(name, mapKeys(known)); near != "" {
+		if near := Nearest(name, mapKeys(known)); near != "" {
 			w += ": did you mean " + near + "?"
 		}
 		l.cfg.Warnings = append(l.cfg.Warnings, w)

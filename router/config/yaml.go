@@ -107,7 +107,7 @@ func (f *yamlFile) value(key, full string, n *yaml.Node) {
 
 func (f *yamlFile) unknown(n *yaml.Node, full string, known []string) {
 	hint := ""
-	if near := nearest(full, known); near != "" {
+	if near := Nearest(full, known); near != "" {
 		hint = near
 	} else { // right name, wrong section
 		leaf := full[strings.LastIndex(full, ".")+1:]

@@ -61,7 +61,7 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	if err := g.link.SetAddresses(cfg.VPC.Address); err != nil {
 		return err
 	}
-	engine, err := newEngine(cfg, p, g.dev, s.node, netstack.Config{Mappings: loadMappings(cfg.Home, s.log), Logger: s.log, Registerer: reg})
+	engine, err := newEngine(cfg, p, g.dev, s.node.Node, netstack.Config{Mappings: loadMappings(cfg.Home, s.log), Logger: s.log, Registerer: reg})
 	if err != nil {
 		return fmt.Errorf("start forwarding plane: %w", err)
 	}

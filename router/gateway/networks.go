@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"ztgate/router/plan"
@@ -120,6 +121,10 @@ func (s *service) use(st *state, errs map[ztnode.NetworkID]error) {
 		st.problems[p.Network] = append(st.problems[p.Network], p.String())
 	}
 	st.problems[0] = append(st.problems[0], s.config().Unresolved...)
+	if left := s.node.leftOut(); len(left) > 0 {
+		st.problems[0] = append(st.problems[0], fmt.Sprintf("%d networks that home remembers are not joined, since a node can be in %d: leave some and restart: %s",
+			len(left), ztnode.MaxNetworks, joinIDs(left)))
+	}
 	for id, err := range errs {
 		if err != nil {
 			st.problems[id] = append(st.problems[id], err.Error())
@@ -137,6 +142,14 @@ func (s *service) use(st *state, errs map[ztnode.NetworkID]error) {
 			}
 		}
 	}
+}
+
+func joinIDs(list []ztnode.NetworkID) string {
+	out := make([]string, len(list))
+	for i, id := range list {
+		out[i] = id.String()
+	}
+	return strings.Join(out, ", ")
 }
 
 // planned returns the plan in force, an empty one before the first.

@@ -68,7 +68,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 		return err
 	}
 	reg := newRegistry(cfg)
-	node, err := newNode(NodeConfig{Implementation: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller,
+	node, err := newNode(NodeConfig{Implementation: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Networks: cfg.NetworkIDs(),
 		Underlay: cfg.Underlay, Logger: log, Registerer: reg, OnFrames: r.receive})
 	if err != nil {
 		return fmt.Errorf("start node: %w", err)

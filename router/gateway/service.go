@@ -24,7 +24,7 @@ type service struct {
 	mode       string
 	log        *slog.Logger
 	start      time.Time
-	node       Node
+	node       clean
 	plane      *plane // nil unless a gateway
 	targets    *prober
 	names      *names                     // nil = no names are looked up
@@ -43,7 +43,7 @@ type service struct {
 }
 
 func newService(cfg *config.Config, log *slog.Logger, node Node, start time.Time) *service {
-	s := &service{resync: make(chan struct{}, 1), log: log, start: start, node: node}
+	s := &service{resync: make(chan struct{}, 1), log: log, start: start, node: clean{node}}
 	s.conf.Store(cfg)
 	s.targets = newProber(cfg.Targets, hostDialer{}, log)
 	return s
