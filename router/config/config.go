@@ -50,6 +50,8 @@ type Config struct {
 
 	origin  map[string]string
 	sources Sources
+	file    string // that was read, "" = none, or one without content
+	noFile  bool   // on purpose
 	written written
 	answers map[string][]netip.Addr // that the names were replaced by
 }
@@ -233,6 +235,26 @@ type Value struct {
 	Origin string `json:"origin"`
 }
 
+// Key is a key of the configuration file.
+type Key struct {
+	Name    string
+	Section string // that lists the record it belongs to, "" = none
+	Live    bool   // a running gateway takes a change
+}
+
+// Keys lists all keys of the file that have a value.
+func Keys() (out []Key) {
+	for _, s := range settings {
+		out = append(out, Key{Name: s.key, Live: s.live})
+	}
+	for _, part := range sections {
+		for _, k := range part.keys() {
+			out = append(out, Key{k, part.name(), part.isLive()})
+		}
+	}
+	return out
+}
+
 // Values returns the effective configuration with the origin of every value.
 // Secrets are not shown.
 func (c *Config) Values() []Value {
@@ -271,6 +293,10 @@ func (c *Config) Values() []Value {
 	}
 	return out
 }
+
+// File returns the path of the configuration file that was read, "" if there was none
+// with anything in it, and whether the operator wanted none.
+func (c *Config) File() (path string, none bool) { return c.file, c.noFile }
 
 // Origin says where the value of a key came from.
 func (c *Config) Origin(key string) string {

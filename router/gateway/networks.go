@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"ztgate/router/config"
 	"ztgate/router/plan"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/ztnode"
@@ -26,6 +27,17 @@ func (s *service) joinConfigured() error {
 		if err := s.node.Join(n.ID); err != nil {
 			return fmt.Errorf("join network %s: %w", n.ID, err)
 		}
+	}
+	return nil
+}
+
+// leaveGone leaves the networks that the configuration file doesn't name any more.
+func (s *service) leaveGone(cfg *config.Config) error {
+	for _, id := range s.memory.gone(cfg) {
+		if err := s.node.Leave(id); err != nil {
+			return fmt.Errorf("leave network %s, which isn't configured any more: %w", id, err)
+		}
+		s.log.Info("network is not configured any more", "network", id)
 	}
 	return nil
 }

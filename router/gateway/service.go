@@ -32,6 +32,7 @@ type service struct {
 	ways       hostWays                   // the host's kernel; nil = nothing of it matters
 	resync     chan struct{}              // a value makes the networks be looked at again
 	reload     func(*config.Config) error // puts a configuration into force; nil = this process can't
+	memory     *memory                    // nil = what was in force last isn't remembered
 	limited    func() []control.Limited   // clients that limits refuse, the greediest first; nil = there are none
 	reloading  sync.Mutex
 
