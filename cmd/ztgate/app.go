@@ -47,7 +47,9 @@ func (a *app) main(ctx context.Context, args []string) int {
 	if !a.running {
 		err = fault.Usage(err)
 	}
-	if a.json || slices.Contains(args, "-j") || slices.Contains(args, "--json") {
+	if log := a.finalLog(args); log != nil {
+		log.Error("ztgate ends", "error", err, "exit_code", fault.ExitCode(err))
+	} else if a.json || slices.Contains(args, "-j") || slices.Contains(args, "--json") {
 		_ = json.NewEncoder(a.errOut).Encode(control.NewErrorView(err)) // nobody left to tell
 	} else {
 		text := err.Error()
@@ -62,6 +64,28 @@ func (a *app) main(ctx context.Context, args []string) int {
 		}
 	}
 	return fault.ExitCode(err)
+}
+
+// finalLog returns the log of a process that logs as JSON, so that its last line is
+// read by what reads the others; nil for other commands.
+func (a *app) finalLog(args []string) *slog.Logger {
+	i := slices.IndexFunc(args, func(s string) bool { return s == "run" || s == "member" })
+	if i < 0 || slices.ContainsFunc(args[:i], func(s string) bool { return !strings.HasPrefix(s, "-") }) {
+		return nil
+	}
+	src := a.sources()
+	src.NoFile = args[i] == "member"
+	for j, s := range args { // flags behind a faulty one aren't parsed
+		if v, ok := strings.CutPrefix(s, "--log-format="); ok {
+			src.Flags["log-format"] = []string{v}
+		} else if s == "--log-format" && j+1 < len(args) {
+			src.Flags["log-format"] = args[j+1 : j+2]
+		}
+	}
+	if log, asJSON := config.NewFinalLogger(a.errOut, src); asJSON {
+		return log
+	}
+	return nil
 }
 
 // command returns the command tree.

@@ -68,17 +68,8 @@ func Load(src Sources) (*Config, error) { return load(src, "") }
 // load makes the configuration. It must come from a file if one is running.
 func load(src Sources, running string) (*Config, error) {
 	l := newLoader(src)
-	for _, s := range settings {
-		if err := s.set(l.cfg, l.def(s)); err != nil {
-			return nil, fmt.Errorf("default of %s: %w", s.key, err)
-		}
-	}
-	l.file(src, running)
-	l.environment()
-	for _, s := range settings {
-		if v, ok := src.Flags[s.flag]; ok && s.flag != "" {
-			l.apply(s, v, "flag --"+s.flag)
-		}
+	if err := l.read(running); err != nil {
+		return nil, err
 	}
 	l.secrets()
 	if len(l.errs) == 0 { // otherwise these would be consequences
@@ -88,6 +79,24 @@ func load(src Sources, running string) (*Config, error) {
 		return nil, fault.Usage(errors.Join(l.errs...))
 	}
 	return l.finish(), nil
+}
+
+// read applies all sources, the weakest first.
+func (l *loader) read(running string) error {
+	src := l.cfg.sources
+	for _, s := range settings {
+		if err := s.set(l.cfg, l.def(s)); err != nil {
+			return fmt.Errorf("default of %s: %w", s.key, err)
+		}
+	}
+	l.file(src, running)
+	l.environment()
+	for _, s := range settings {
+		if v, ok := src.Flags[s.flag]; ok && s.flag != "" {
+			l.apply(s, v, "flag --"+s.flag)
+		}
+	}
+	return nil
 }
 
 // finish returns the configuration as it is before any name is resolved.

@@ -139,7 +139,7 @@ var settings = []*setting{
 		}
 		return nil
 	}, func(c *Config) string { return strings.ToLower(c.LogLevel.String()) }),
-	word("log.format", "log-format", "how to log: text or json", "text", []string{"text", "json"}, func(c *Config) *string { return &c.LogFormat }),
+	word("log.format", "log-format", "how to log: text or json", "text", []string{"text", formatJSON}, func(c *Config) *string { return &c.LogFormat }),
 	nodeSetting(),
 	text("planet", "planet", "planet file of your own roots", "", func(c *Config) *string { return &c.Planet }),
 	boolean("controller", "controller", "also be a network controller", false, func(c *Config) *bool { return &c.Controller }),
