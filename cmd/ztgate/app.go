@@ -108,12 +108,30 @@ Exit codes: 0 done, 1 the operation failed, 2 wrong usage or configuration,
 		a.healthCommand(), a.identityCommand(), a.planetCommand(), a.controllerCommand(), a.configCommand(),
 		a.versionCommand())
 	a.addLab(root)
+	root.SetHelpCommand(helpCommand())
+	root.SetOut(a.out)
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if !c.Runnable() { // cobra shows its help, whatever is asked for
+			sub := c
+			c.RunE = func(_ *cobra.Command, args []string) error {
+				return unknownCommand(sub, strings.Join(args, " "))
+			}
+			c.Args = cobra.ArbitraryArgs
+		}
+	}
+	strict(root)
 	return root
 }
 
 // group returns a command that only holds others.
 func group(use, short string, sub ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: use, Short: short, Args: func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return unknownCommand(cmd, args[0])
+		}
+		return nil
+	}}
 	var names []string
 	for _, s := range sub {
 		names = append(names, s.Name())

@@ -150,12 +150,18 @@ func (s *service) status() control.Status {
 	return st
 }
 
-// maxFlowsShown bounds an answer; the table itself may be far larger.
-const maxFlowsShown = 10000
-
 func (s *service) flows(f control.FlowFilter) (control.Flows, error) {
 	if s.plane == nil {
 		return control.Flows{}, fault.Usagef("this process is a %s and has no flows: ask a gateway", s.mode)
+	}
+	if states := netstack.FlowStates(); f.State != "" && !slices.Contains(states, f.State) {
+		if near := config.Nearest(f.State, states); near != "" {
+			return control.Flows{}, fault.Usagef("--state %q: did you mean %s?", f.State, near)
+		}
+		return control.Flows{}, fault.Usagef("--state %q: use one of %s", f.State, strings.Join(states, ", "))
+	}
+	if f.Network != 0 && len(s.only(f.Network)) == 0 {
+		return control.Flows{}, s.notJoined(f.Network)
 	}
 	top := f.Top
 	f.Top = 0
@@ -164,7 +170,7 @@ func (s *service) flows(f control.FlowFilter) (control.Flows, error) {
 	slices.SortStableFunc(list, func(a, b control.Flow) int {
 		return cmp.Compare(b.BytesIn+b.BytesOut, a.BytesIn+a.BytesOut)
 	})
-	limit := maxFlowsShown
+	limit := control.MaxFlows
 	if top > 0 {
 		limit = min(limit, top)
 	}
