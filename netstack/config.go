@@ -16,7 +16,7 @@
 // What happens to a packet:
 //
 //	parse and check -> fragments: wait for the rest -> look up the flow
-//	  known: follow its state -> size, TTL, MSS -> translate -> next hop -> batch out
+//	  known: track its state -> size, TTL, MSS -> translate -> next hop -> batch out
 //	  unknown: decide -> refuse, hand to the gateway itself, or open a flow
 //
 // Every packet that enters is forwarded, for the gateway itself, or dropped with a

@@ -184,6 +184,21 @@ func TestQueries(t *testing.T) {
 	}
 }
 
+func TestProblems(t *testing.T) {
+	h := newHarness(t)
+	path := filepath.Join(h.dir, "ztgate.yaml")
+	if err := os.WriteFile(path, []byte(`forwards: [{listen: tcp/8443, to: "192.168.7.1:443"}]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.environ = append(h.environ, "ZTGATE_CONFIG="+path)
+	h.serve(t)
+	h.populate(t)
+	want := "configuration: forward tcp/0.0.0.0:8443 to 192.168.7.1:443: no joined network has a route to 192.168.7.1; see ztgate networks"
+	if r := h.run(t, "", "status"); !strings.Contains(r.out, want) {
+		t.Errorf("status lacks %q:\n%s", want, r.out)
+	}
+}
+
 func TestNotReady(t *testing.T) {
 	h := newHarness(t)
 	h.serve(t)

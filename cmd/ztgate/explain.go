@@ -56,8 +56,8 @@ func (a *app) explainCommand() *cobra.Command {
 			return a.print(x, func(w io.Writer) { explanation(w, x) })
 		},
 	}
-	cmd.Flags().StringVar(&q.Protocol, "proto", "", "tcp, udp, icmp or a number (default: tcp with a port, else icmp)")
-	cmd.Flags().StringVar(&network, "network", "", "the packet comes from this network instead of the VPC")
+	cmd.Flags().StringVar(&q.Protocol, "proto", "", "protocol of the packet: tcp, udp, icmp or a number (default: tcp with a port, else icmp)")
+	cmd.Flags().StringVar(&network, "network", "", "network that the packet comes from, instead of the VPC")
 	return cmd
 }
 

@@ -60,8 +60,8 @@ a VPC. Needs root.`,
 	f.StringVar(&opts.LogLevel, "log-level", "info", "what the processes log: debug, info, warn, error")
 	f.StringVar(&opts.ZeroTierOne, "zerotier-one", "", "path of a zerotier-one that plays the parts named by --real")
 	f.StringSliceVar(&parts, "real", nil, "parts that zerotier-one plays: root, office, gateway (with nftables)")
-	f.StringSliceVar(&nodes, "node", nil, "implementation of the nodes of office and gateway: go or libzt; with office= or gateway= before it, of that one")
-	cmd.PersistentFlags().StringVar(&opts.Prefix, "prefix", lab.DefaultPrefix, "of the names of namespaces and files")
+	f.StringSliceVar(&nodes, "node", nil, "implementation of the nodes of office and gateway: go or libzt; office=libzt sets only that of the office")
+	cmd.PersistentFlags().StringVar(&opts.Prefix, "prefix", lab.DefaultPrefix, "beginning of the names of namespaces and files")
 	cmd.AddCommand(&cobra.Command{Use: "down", Short: "Remove what --keep or a killed lab left", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return a.labDown(opts.Prefix) }})
 	var address string

@@ -104,7 +104,7 @@ type setup struct {
 	engine           func(*netstack.Config)
 }
 
-// forward is a port of the router that leads to a host on the other side.
+// forward is a port of the router that is forwarded to a host on the other side.
 type forward struct {
 	proto    uint8
 	port, to netip.AddrPort

@@ -52,6 +52,7 @@ type Config struct {
 	sources Sources
 	written written
 	answers map[string][]netip.Addr // that the names were replaced by
+	fitted  bool                    // by [Config.FitFlows]
 }
 
 // NetworkConfig is a network to join.
@@ -97,7 +98,7 @@ type Timeouts struct {
 // Side is a side of the gateway.
 type Side string
 
-// Sides.
+// The two sides.
 const (
 	SideVPC     Side = "vpc"
 	SideOverlay Side = "overlay"

@@ -173,7 +173,7 @@ var settings = []*setting{
 	boolean("nat.pickup", "", "", true, func(c *Config) *bool { return &c.NAT.Pickup }),
 	boolean("nat.window_check", "", "", true, func(c *Config) *bool { return &c.NAT.WindowCheck }),
 	duration("nat.port_rest", "", "", 2*time.Minute, func(c *Config) *time.Duration { return &c.NAT.PortRest }),
-	number("nat.max_flows", "max-flows", "bound of the flow table", 262144, 1024, 16<<20, func(c *Config) *int { return &c.NAT.MaxFlows }),
+	number(keyMaxFlows, "max-flows", "bound of the flow table", 262144, 1024, 16<<20, func(c *Config) *int { return &c.NAT.MaxFlows }),
 	duration("nat.timeouts.tcp_established", "", "", 120*time.Hour, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPEstablished }),
 	duration("nat.timeouts.tcp_transitory", "", "", 4*time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPTransitory }),
 	duration("nat.timeouts.tcp_opening", "", "", 0, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPOpening }),
@@ -184,7 +184,7 @@ var settings = []*setting{
 	duration("nat.timeouts.udp", "", "", 5*time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.UDP }),
 	duration("nat.timeouts.icmp", "", "", time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.ICMP }),
 	live(word("policy.default", "policy-default", "what happens to flows that no rule matches: accept, drop, reject", "accept", actions, func(c *Config) *string { return &c.Policy.Default })),
-	live(list("policy.allow", "allow", "what the VPC may open, as in tcp:10.0.0.10:443 or icmp:10.0.0.10; repeatable; with one of them, the policy's default is drop", nil, ParseAllow, func(c *Config) *[]Allow { return &c.Policy.Allow })),
+	live(list("policy.allow", "allow", "what the VPC may open, as in tcp:10.0.0.10:443 or icmp:10.0.0.10; repeatable; with it, the policy drops the rest unless policy-default says otherwise", nil, ParseAllow, func(c *Config) *[]Allow { return &c.Policy.Allow })),
 	live(list("targets", "target", "overlay service that must answer before the gateway is ready, as in tcp://10.0.0.10:443; repeatable", nil, ParseTarget, func(c *Config) *[]Target { return &c.written.targets })),
 }
 

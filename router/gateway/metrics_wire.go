@@ -23,7 +23,7 @@ func collectWire(s transport.Stats, counter func(d *prometheus.Desc, v uint64, l
 }
 
 // wireCollector reads the node's counters at scrape time. It describes nothing
-// in advance, since other legs share some of its names.
+// in advance, since other sides share some of its names.
 type wireCollector struct{ n *zerotier.Node }
 
 func (*wireCollector) Describe(chan<- *prometheus.Desc) {}
@@ -33,7 +33,7 @@ var (
 	descQueueMax  = prometheus.NewDesc("ztgate_queue_limit", "Most entries that a queue takes.", []string{"queue"}, nil)
 	descCrypto    = prometheus.NewDesc("ztgate_wire_crypto_bytes_total", "Bytes sealed and opened, by cipher suite.", []string{"cipher", "direction"}, nil)
 	descRejected  = prometheus.NewDesc("ztgate_wire_rejected_packets_total", "Packets from the wire that were refused, by reason.", []string{"reason"}, nil)
-	descMappings  = prometheus.NewDesc("ztgate_port_mappings", "UDP ports that routers in front of this host lead to it.", []string{"protocol"}, nil)
+	descMappings  = prometheus.NewDesc("ztgate_port_mappings", "UDP ports that routers in front of this host map to it.", []string{"protocol"}, nil)
 	descMapped    = prometheus.NewDesc("ztgate_port_mapping_requests_total", "Requests to routers for a port mapping, by what became of them.", []string{"result"}, nil)
 	descFragments = prometheus.NewDesc("ztgate_fragments_total", "Fragments of overlay packets, by what became of them.", []string{"direction", "result"}, nil)
 )
