@@ -208,7 +208,7 @@ func BenchmarkMemory(b *testing.B) {
 	for b.Loop() {
 		const n = 100000
 		before := heap()
-		r := newRig(b, netstack.NAT{MaxFlows: n + 1})
+		r := newRig(b, netstack.NAT{MaxFlows: n + 1, MaxFlowsPerClient: n})
 		empty := heap()
 		out := make([][]byte, 0, 128)
 		for i := range n {
