@@ -45,7 +45,8 @@ type Engine struct {
 	set    atomic.Pointer[netSet]
 	errors limiter
 	ids    idTable
-	logged atomic.Int64 // when refused flows were last logged, ns
+	logged atomic.Int64  // when refused flows were last logged, ns
+	rounds atomic.Uint64 // of the timers
 
 	idleMu sync.Mutex
 	idle   []*worker
@@ -136,6 +137,7 @@ func (e *Engine) timers(ctx context.Context) {
 			return
 		case <-t.C:
 			e.tick(e.clock())
+			e.rounds.Add(1)
 		}
 	}
 }

@@ -135,7 +135,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n.home = &store{dir}
+	n.home = newStore(dir)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -143,6 +143,9 @@ func New(cfg Config) (_ *Node, err error) {
 	}()
 	if n.id, err = n.home.identity(); err != nil {
 		return nil, err
+	}
+	if err := n.home.tidyPeers(time.Now()); err != nil {
+		n.log.Warn("tidy the peer cache", "error", err)
 	}
 	planet, err := n.home.planet(cfg.Planet)
 	if err != nil {
@@ -202,6 +205,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	if err != nil {
 		n.log.Warn("some moons were not read", "error", err)
 	}
+	start := time.Now()
 	n.core, err = vl1.New(vl1.Config{
 		Identity: n.id, Planet: planet, Moons: moons, Upper: n.layer, Logger: n.log,
 		LocalEndpoints:  n.localEndpoints,
@@ -216,7 +220,8 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 		PathAllowed:     func(a netip.Addr) bool { return !n.insideNetwork(a) },
 		Loopback:        onLoopback(n.cfg.Bind),
 		SoftwareVersion: [3]int{VersionMajor, VersionMinor, VersionRevision},
-		Start:           time.Now(),
+		Start:           start,
+		Clock:           func() time.Duration { return time.Since(start) },
 		OnWorld:         n.worldChanged,
 	})
 	if err != nil {
@@ -434,7 +439,7 @@ func (n *Node) worldChanged(w *vl1.World) {
 }
 
 func (n *Node) storePeer(r vl1.PeerRecord) {
-	if err := n.home.storePeer(r); err != nil {
+	if err := n.home.storePeer(r, time.Now()); err != nil {
 		n.log.Warn("store peer", "peer", r.Identity.Address(), "error", err)
 	}
 }
@@ -490,7 +495,7 @@ func (n *Node) notify() { n.watchers.Notify() }
 
 // Join joins a network and remembers it in home.
 func (n *Node) Join(id ztnode.NetworkID) error {
-	if err := n.home.storeNetwork(id, nil); err != nil {
+	if err := n.home.rememberNetwork(id); err != nil {
 		return err
 	}
 	err := n.send(func(t *txWorker, now time.Time) error { return n.layer.Join(t.out, now, id, nil) })

@@ -251,23 +251,6 @@ func (c *Client) lastHealth(ctx context.Context) (Health, error) {
 	return c.Health(rctx)
 }
 
-func (h Health) reason(check string) string {
-	for _, c := range h.Checks {
-		if c.Name == check {
-			return c.Reason
-		}
-	}
-	return ""
-}
-
-// Err returns nil if the gateway is ready.
-func (h Health) Err() error {
-	if h.Ready {
-		return nil
-	}
-	return fault.NotReady("not ready: %s", strings.Join(h.Reasons, "; "))
-}
-
 const controllerPath = "/v1/controller/networks"
 
 func networkPath(id string) string { return controllerPath + "/" + url.PathEscape(id) }

@@ -28,7 +28,7 @@ func Serve(ctx context.Context, cfg *config.Config, mode string, log *slog.Logge
 		return err
 	}
 	defer srv.close()
-	return runAll(ctx, log, srv.run, s.targets.Run, func(ctx context.Context) error { return s.follow(ctx, s.judge, undisturbed) })
+	return runAll(ctx, log, srv.run, s.targets.Run, func(ctx context.Context) error { return s.follow(ctx, follower{sync: s.judge}) })
 }
 
 // judge makes a plan by the configuration alone.

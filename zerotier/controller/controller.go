@@ -47,6 +47,7 @@ const (
 	maxGates         = 65536
 	unknownGates     = 15 // mask: requests per second and node for networks there aren't
 	maxUnauthorized  = 1000
+	maxMembers       = 65536 // records that requests may cause, per network
 	maxRevocations   = 1000  // kept per network
 	maxOutbox        = 512   // revocations waiting for one node
 	maxPerPacket     = 62    // revocations of 152 bytes

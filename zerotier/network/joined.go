@@ -49,6 +49,7 @@ type state struct {
 	login      vl2.SSO // if the controller wants one
 	generation uint64
 	updated    time.Time // when cfg came to be; zero for a cached one
+	installed  int64     // the same as an instant, 0 for a cached one
 	open       bool      // frames pass
 	bridge     bool      // we are an active bridge
 
@@ -63,6 +64,9 @@ type state struct {
 func (n *joined) newStateLocked(cfg *vl2.NetworkConfig, status Status, updated time.Time) *state {
 	n.generation++
 	s := &state{cfg: cfg, status: status, generation: n.generation, updated: updated, open: cfg != nil && status == StatusOK}
+	if !updated.IsZero() {
+		s.installed = n.l.instant(updated)
+	}
 	if cfg != nil {
 		s.acceptAll = cfg.AcceptsAll()
 		s.acceptIPv4 = cfg.AcceptsEtherType(vl2.EtherTypeIPv4)
@@ -115,7 +119,7 @@ func (n *joined) ensureMember(a identity.Address, now time.Time) *member {
 			return nil
 		}
 		m = &member{addr: a}
-		m.used.Store(now.UnixNano())
+		m.used.Store(n.l.instant(now))
 		n.members[a] = m
 	}
 	return m
@@ -167,7 +171,7 @@ func (n *joined) expire(now time.Time) {
 	s := n.snap.Load()
 	n.memberMu.Lock()
 	for _, m := range n.members {
-		if now.UnixNano()-m.used.Load() >= int64(recordLifetime) && !n.vital(s, m) {
+		if since(n.l.instant(now), m.used.Load()) >= recordLifetime && !n.vital(s, m) {
 			n.forgetLocked(m)
 			continue
 		}
@@ -362,7 +366,16 @@ func (l *Layer) receiveConfig(w *vl1.Worker, from *vl1.Peer, p packet.Packet, sr
 	if signer == nil {
 		return vl1.Result{}
 	}
-	if !chunk.Verify(signer) {
+	if n.hasChunk(w.Now(), chunk) {
+		return vl1.Result{}
+	}
+	work, ok := l.afford(w, from, 1)
+	if !ok {
+		return vl1.Result{}
+	}
+	genuine := chunk.Verify(signer)
+	work.Done()
+	if !genuine {
 		l.stats.badSignatures.Add(1)
 		return vl1.Result{}
 	}
@@ -390,6 +403,14 @@ func (n *joined) controllerIdentity() *identity.Identity {
 		return p.Identity()
 	}
 	return nil
+}
+
+// hasChunk reports whether a chunk is known, so that its signature need not be checked
+// again.
+func (n *joined) hasChunk(now time.Time, chunk vl2.Chunk) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.updates.Knows(now, chunk)
 }
 
 // assemble takes in a chunk that is genuine, and passes it on if it asks for that. It
@@ -497,7 +518,7 @@ func (l *Layer) refused(w *vl1.Worker, n *joined, from identity.Address, code pa
 		s := n.snap.Load()
 		if m := n.member(from); m != nil && s.open && s.cfg.COM != nil {
 			last := m.lastPush.Load()
-			if last < s.updated.UnixNano() || w.Now().UnixNano()-last > int64(pushOnRequest) {
+			if last < s.installed || last == 0 || since(l.instant(w.Now()), last) > pushOnRequest {
 				n.push(w, m, s)
 				n.inVain(from, w.Now())
 			}

@@ -16,6 +16,7 @@ import (
 
 	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/budget"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
@@ -36,6 +37,8 @@ type Peers interface {
 	IsRoot() bool
 	Reachable(a identity.Address) bool
 	KeepContact(list []identity.Address) (refused int)
+	// Afford begins dear work for a peer; false if the peer may cause no more now.
+	Afford(w *vl1.Worker, from *vl1.Peer, k budget.Kind, pieces int) (budget.Work, bool)
 	NewWorker() *vl1.Worker
 }
 
@@ -155,6 +158,7 @@ type Layer struct {
 	nets   atomic.Pointer[map[vl2.NetworkID]*joined]
 	groups groupTable
 	stats  stats
+	start  atomic.Pointer[time.Time] // of the first call: what instants reckon from
 
 	creds   rate.Map[identity.Address] // credentials looked at, per sender
 	needs   rate.Map[identity.Address] // certificates asked for, per member
@@ -200,6 +204,37 @@ func (l *Layer) wake() {
 func (l *Layer) SetPeers(p Peers) {
 	l.peers = p
 	l.control = p.NewWorker()
+}
+
+// instant turns a time into nanoseconds above 0, which a set clock does not move.
+func (l *Layer) instant(t time.Time) int64 {
+	start := l.start.Load()
+	if start == nil {
+		first := t // what escapes is this
+		l.start.CompareAndSwap(nil, &first)
+		start = l.start.Load()
+	}
+	return int64(t.Sub(*start)) + int64(24*time.Hour)
+}
+
+// timeOf is the inverse of instant; the zero time for 0.
+func (l *Layer) timeOf(at int64) time.Time {
+	if at == 0 {
+		return time.Time{}
+	}
+	return l.start.Load().Add(time.Duration(at) - 24*time.Hour)
+}
+
+// afford begins dear work for a peer, nil for our own controller.
+func (l *Layer) afford(w *vl1.Worker, from *vl1.Peer, pieces int) (budget.Work, bool) {
+	if from == nil {
+		return budget.Work{}, true
+	}
+	work, ok := l.peers.Afford(w, from, budget.Signature, pieces)
+	if !ok {
+		l.stats.budget.Add(1)
+	}
+	return work, ok
 }
 
 func (l *Layer) net(id vl2.NetworkID) *joined { return (*l.nets.Load())[id] }

@@ -60,6 +60,7 @@ func (silent) SendError(*vl1.Worker, *vl1.Peer, vl1.Source, packet.Verb, packet.
 type recorder struct {
 	*vl1.Core
 	replies []string // verb and payload without the packet ID
+	checked int      // signatures
 }
 
 func (r *recorder) SendOK(w *vl1.Worker, to *vl1.Peer, src vl1.Source, inRe packet.Verb, id packet.ID, payload []byte) {

@@ -22,6 +22,7 @@ import (
 
 	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/budget"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/ztnode"
 )
@@ -43,6 +44,8 @@ type Source struct {
 	Socket   SocketID
 	Endpoint netip.AddrPort
 	Hops     uint8 // 0 = direct
+
+	size int // bytes of the datagram, the last one of several
 }
 
 // Result is what the network layer found out about a packet.
@@ -112,6 +115,8 @@ type Config struct {
 	// Background runs f on another goroutine. With it, identity checks that strangers
 	// cause in numbers do not hold up a receiving worker; one f at a time is run.
 	Background func(f func())
+	// Clock tells how long dear work takes; nil = each kind takes a fixed time.
+	Clock func() time.Duration
 
 	// Local settings (chapter 02 §8.6).
 	Physical     []PhysicalNetwork // at most 32
@@ -136,6 +141,7 @@ const (
 	maxIntroductions  = 4096
 	maxSurface        = 64
 	maxContacts       = 64
+	echoBurst         = 16
 )
 
 // Times (chapter 02 §11 unless said otherwise).
@@ -159,7 +165,8 @@ const (
 	introduceEvery  = 30 * time.Second
 	pushRelayed     = 15 * time.Second
 	pushDirect      = 120 * time.Second
-	echoGate        = 166 * time.Millisecond
+	pushAgain       = time.Second           // to where it was refused
+	echoEvery       = 40 * time.Millisecond // answered, of one peer
 	whoisGate       = 100 * time.Millisecond
 	surfaceLifetime = 600 * time.Second
 	tickEvery       = 500 * time.Millisecond
@@ -195,6 +202,9 @@ type Core struct {
 	count  atomic.Int64 // of peers
 	frags  packet.Reassembler
 	relays relayGates
+	budget *budget.Budget
+	credit credit
+	repeat repeats
 	stats  coreStats
 	worlds atomic.Pointer[worldSet]
 	best   atomic.Pointer[Peer] // best upstream with a path, nil without
@@ -285,6 +295,9 @@ func New(cfg Config) (*Core, error) {
 		recalled:  make(map[identity.Address]int64),
 		strangers: strangers{answers: rate.NewTable[netip.Addr](answerSources)},
 		relays:    newRelayGates(),
+		budget:    budget.New(cfg.Clock),
+		credit:    newCredit(),
+		repeat:    newRepeats(),
 	}
 	if len(cfg.Physical) > maxPhysical {
 		return nil, fmt.Errorf("vl1: %d physical networks configured, %d are possible", len(cfg.Physical), maxPhysical)

@@ -22,6 +22,7 @@ const (
 	maxEntries  = 4096
 	maxPending  = 256 // unresolved addresses
 	maxQueued   = 64  // packets per unresolved address
+	maxSilent   = 256 // addresses that didn't answer
 	lifetime    = int64(2 * time.Minute)
 	refreshFrom = int64(30 * time.Second) // a used entry of this age is asked for again
 	retryEvery  = int64(time.Second)
@@ -56,11 +57,13 @@ type Table struct {
 	proxy   []netip.Prefix // answered for, too
 	entries map[netip.Addr]*entry
 	waiting map[netip.Addr]*pending
+	silent  map[netip.Addr]MAC // that didn't answer when they were asked last, with the MAC that they had
 }
 
 // New makes the table of an attachment.
 func New(mac MAC, own []netip.Addr, send func(frame []byte)) *Table {
-	return &Table{mac: mac, own: own, send: send, entries: make(map[netip.Addr]*entry), waiting: make(map[netip.Addr]*pending)}
+	return &Table{mac: mac, own: own, send: send, entries: make(map[netip.Addr]*entry), waiting: make(map[netip.Addr]*pending),
+		silent: make(map[netip.Addr]MAC)}
 }
 
 // SetOwn replaces the own addresses.
@@ -149,6 +152,31 @@ func (t *Table) Resolve(now int64, a netip.Addr, packet []byte, class uint8) (ke
 	return kept
 }
 
+// Silent reports whether an address did not answer when it was asked last, and the
+// MAC that it had before, zero if it never had one.
+func (t *Table) Silent(a netip.Addr) (was MAC, silent bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	was, silent = t.silent[a]
+	return was, silent
+}
+
+// silence notes that an address doesn't answer. With many of them any other is
+// forgotten.
+func (t *Table) silence(a netip.Addr) {
+	was, known := t.silent[a]
+	if e := t.entries[a]; e != nil {
+		was = e.mac
+	}
+	if !known && len(t.silent) >= maxSilent {
+		for other := range t.silent {
+			delete(t.silent, other)
+			break
+		}
+	}
+	t.silent[a] = was
+}
+
 // learn stores a mapping and returns the packets that waited for it. Only
 // addresses we asked about or know already are stored, unless the message was
 // directed at us.
@@ -175,6 +203,7 @@ func (t *Table) learn(now int64, a netip.Addr, mac MAC, directed bool) []Waiting
 	}
 	t.entries[a] = &entry{mac: mac, confirmed: now}
 	delete(t.waiting, a)
+	delete(t.silent, a)
 	if p == nil {
 		return nil
 	}
@@ -192,6 +221,7 @@ func (t *Table) Tick(now int64) (failed []Waiting) {
 		}
 		if p.tries >= maxTries {
 			failed = append(failed, p.packets...)
+			t.silence(a)
 			delete(t.waiting, a)
 			delete(t.entries, a)
 			continue

@@ -61,8 +61,32 @@ func TestRefresh(t *testing.T) {
 	if tab.Len() != 0 || len(tab.waiting) != 0 {
 		t.Errorf("%d entries and %d questions left", tab.Len(), len(tab.waiting))
 	}
+	if was, silent := tab.Silent(peer); !silent || was != mac {
+		t.Errorf("silent %v, was %x", silent, was)
+	}
+	tab.Resolve(now, peer, []byte{0x45}, 0)
+	for range maxTries + 1 { // asked in vain again
+		pass(time.Second)
+		tab.Tick(now)
+	}
+	if was, silent := tab.Silent(peer); !silent || was != mac {
+		t.Errorf("silent %v, was %x", silent, was)
+	}
 	tab.Resolve(now, peer, []byte{0x45}, 0)
 	if ready, _ := tab.HandleARP(now, answer()); len(ready) != 1 || !known() {
 		t.Error("a neighbour that is back isn't found")
+	}
+	if _, silent := tab.Silent(peer); silent {
+		t.Error("a neighbour that is back is silent")
+	}
+	for i := range 2 * maxSilent {
+		tab.Resolve(now, netip.AddrFrom4([4]byte{10, 0, 1 + byte(i>>8), byte(i)}), []byte{0x45}, 0)
+		for range maxTries + 1 {
+			pass(time.Second)
+			tab.Tick(now)
+		}
+	}
+	if len(tab.silent) != maxSilent {
+		t.Errorf("%d silent addresses are kept", len(tab.silent))
 	}
 }
