@@ -65,14 +65,19 @@ func TestAttack(t *testing.T) {
 	w := newWorld(t)
 	var results []*result
 	for _, r := range rows {
-		t.Run(r.name, func(t *testing.T) {
-			outer := w.t
-			defer func() { w.t = outer }()
-			w.t = t
+		t.Run(r.name, func(row *testing.T) {
+			if w.Context().Err() != nil { // the gateway has ended, and with it the lab
+				ids := w.ids
+				w.close()
+				w = newWorld(t)
+				w.ids = ids
+			}
+			w.t = row
+			defer func() { w.t = t }()
 			res := w.try(r)
 			results = append(results, res)
 			if res.err != nil {
-				t.Error(res.err)
+				row.Error(res.err)
 			}
 		})
 	}

@@ -72,7 +72,7 @@ func (w *world) join(name string, ip string) *hostile {
 	h.done.Go(h.receive)
 	h.done.Go(func() { h.tick(ctx) })
 	w.members[name] = h
-	w.run.Cleanup(func() {
+	w.atEnd(func() {
 		cancel()
 		_ = h.conn.Close()
 		h.done.Wait()

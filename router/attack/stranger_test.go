@@ -15,7 +15,7 @@ import (
 
 // fresh is how many identities a stranger has whose addresses are right, besides any
 // number whose aren't.
-const fresh, firstFresh = 24, 16
+const fresh, firstFresh = 20, 4
 
 // hellos are HELLOs of strangers.
 func (w *world) hellos() (list [][]byte) {

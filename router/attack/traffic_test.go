@@ -127,10 +127,10 @@ func (w *world) startTraffic() *traffic {
 	tr.group.Go(func() { tr.runBulk(bulk) })
 	tr.group.Go(func() { tr.runStream(stream) })
 	for name, f := range map[string]func() error{
-		"TCP to the office":   func() error { return tr.connect(w.VPC, client, office+":80") },
-		"UDP to the office":   func() error { return tr.askUDP(w.VPC, client, office+":"+strconv.Itoa(echoPort)) },
-		"TCP by the host":     func() error { return tr.connect(w.VPC, client, gwVPC+":"+strconv.Itoa(hostPort)) },
-		"TCP from the office": func() error { return tr.connect(w.Office, office, gwOverlay+":"+strconv.Itoa(entryPort)) },
+		"TCP to the office":   func() error { return connect(w.VPC, client, office+":80") },
+		"UDP to the office":   func() error { return askUDP(w.VPC, client, office+":"+strconv.Itoa(echoPort)) },
+		"TCP by the host":     func() error { return connect(w.VPC, client, gwVPC+":"+strconv.Itoa(hostPort)) },
+		"TCP from the office": func() error { return connect(w.Office, office, gwOverlay+":"+strconv.Itoa(entryPort)) },
 	} {
 		t := newTally()
 		tr.kinds[name] = t
@@ -192,7 +192,7 @@ func dialFrom(n *lab.Namespace, network, from, to string) (c net.Conn, err error
 }
 
 // connect opens a connection, gets something through it, and closes it.
-func (tr *traffic) connect(n *lab.Namespace, from, to string) error {
+func connect(n *lab.Namespace, from, to string) error {
 	c, err := dialFrom(n, "tcp4", from, to)
 	if err != nil {
 		return err
@@ -207,7 +207,7 @@ func (tr *traffic) connect(n *lab.Namespace, from, to string) error {
 }
 
 // askUDP sends a datagram from a new port and waits for the answer.
-func (tr *traffic) askUDP(n *lab.Namespace, from, to string) error {
+func askUDP(n *lab.Namespace, from, to string) error {
 	c, err := dialFrom(n, "udp4", from, to)
 	if err != nil {
 		return err

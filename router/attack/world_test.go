@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -58,7 +59,6 @@ const configuration = `forwards:
 // world is a scenario with a stranger on the wire, and legitimate traffic.
 type world struct {
 	*lab.Scenario
-	run      *testing.T // of all rows
 	t        *testing.T // of the row
 	binary   string
 	stranger *lab.Namespace
@@ -70,6 +70,7 @@ type world struct {
 	officeID *identity.Identity   // with its secret
 	ids      []*identity.Identity // of attackers; making one takes a quarter of a second
 	members  map[string]*hostile  // in-process nodes, by name
+	ends     []func()             // what close does
 	limited  string               // a file: with it the gateway starts with few descriptors
 }
 
@@ -96,7 +97,7 @@ func cleanUp() (err error) {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{run: t, t: t, binary: os.Getenv("ZTGATE"), members: map[string]*hostile{}}
+	w := &world{t: t, binary: os.Getenv("ZTGATE"), members: map[string]*hostile{}}
 	if w.binary == "" {
 		t.Fatal("set ZTGATE to the path of the program to test (make attack does)")
 	}
@@ -113,9 +114,12 @@ func newWorld(t *testing.T) *world {
 		Prefix: fmt.Sprintf("%s%d", labName, os.Getpid()), LogLevel: "warn"})
 	w.Scenario = s
 	if s != nil {
-		t.Cleanup(func() {
+		t.Cleanup(w.close)
+		w.atEnd(func() {
 			if t.Failed() { // the processes of all gateways have the same log
-				t.Log("\n" + s.GatewayProcess.Tail(40))
+				for line := range strings.Lines(s.GatewayProcess.Tail(20)) {
+					t.Log(strings.TrimSpace(line[:min(len(line), 300)]))
+				}
 			}
 			if err := s.Close(); err != nil {
 				t.Error(err)
@@ -152,6 +156,17 @@ func newWorld(t *testing.T) *world {
 	w.must(err)
 	w.startServers()
 	return w
+}
+
+// atEnd runs f when the world is closed, the last one first.
+func (w *world) atEnd(f func()) { w.ends = append(w.ends, f) }
+
+// close takes it all down. Closing twice does nothing.
+func (w *world) close() {
+	for _, f := range slices.Backward(w.ends) {
+		f()
+	}
+	w.ends = nil
 }
 
 // addStranger puts a host on the wire, with networks behind it.
@@ -287,7 +302,7 @@ func (w *world) startServers() {
 		_ = u.(*net.UDPConn).SetReadBuffer(8 << 20)
 		go serveTCP(l)
 		go serveUDP(u)
-		w.t.Cleanup(func() {
+		w.atEnd(func() {
 			_ = l.Close()
 			_ = u.Close()
 		})
