@@ -26,6 +26,7 @@ import (
 	"ztgate/internal/watch"
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/clock"
 	"ztgate/zerotier/network"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/transport"
@@ -98,6 +99,7 @@ type Node struct {
 	overlay atomic.Pointer[[]netip.Prefix] // masked; see SetOverlayPrefixes
 
 	mu       sync.Mutex
+	clock    *clock.Watch
 	watchers watch.Watchers
 	online   bool
 	offline  time.Time // since when, or since the last remedy
@@ -131,6 +133,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
+	n.clock = clock.NewWatch(clock.Read(), n.log)
 	dir, err := home.Open(cfg.Home)
 	if err != nil {
 		return nil, err
@@ -338,6 +341,7 @@ func (n *Node) timers(ctx context.Context) {
 		case <-n.wake:
 		case <-t.C:
 		}
+		n.checkClock()
 		var next time.Time
 		_ = n.send(func(tx *txWorker, now time.Time) error {
 			next = n.core.Tick(tx.out, now)
@@ -348,6 +352,24 @@ func (n *Node) timers(ctx context.Context) {
 		})
 		n.checkOnline()
 		t.Reset(max(time.Until(next), minTick))
+	}
+}
+
+// checkClock notices that the host slept, when all that others know of us is old, and that
+// the wall clock was set.
+func (n *Node) checkClock() {
+	n.mu.Lock()
+	slept, set := n.clock.Look(clock.Read())
+	n.mu.Unlock()
+	if slept > 0 {
+		n.core.Slept(slept)
+		n.layer.Slept()
+		if n.mapper != nil {
+			n.mapper.NetworkChanged()
+		}
+	}
+	if slept > 0 || set {
+		n.notify()
 	}
 }
 

@@ -45,8 +45,8 @@ func (a *app) statusCommand() *cobra.Command {
 			fmt.Fprintln(w)
 			networkTable(w, s.Networks)
 			for _, n := range s.Networks {
-				if !n.ControllerHeard.IsZero() {
-					fmt.Fprintf(w, "%s: controller %s last heard %s\n", n.ID, n.ID.Controller(), ago(n.ControllerHeard))
+				if !n.LastController.IsZero() {
+					fmt.Fprintf(w, "%s: controller %s last heard %s\n", n.ID, n.ID.Controller(), ago(n.LastController))
 				}
 			}
 			if len(s.Targets) > 0 {

@@ -185,6 +185,11 @@ func (c *Client) Explain(ctx context.Context, q Question) (Explanation, error) {
 	return call[Explanation](ctx, c, "POST", "/v1/explain", q)
 }
 
+// Doctor walks along the ways to targets.
+func (c *Client) Doctor(ctx context.Context, req DiagnosisRequest) (Diagnosis, error) {
+	return call[Diagnosis](ctx, c, "POST", "/v1/doctor", req)
+}
+
 // Moons lists the moons in use.
 func (c *Client) Moons(ctx context.Context) (Moons, error) {
 	return call[Moons](ctx, c, "GET", "/v1/moons", nil)

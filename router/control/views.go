@@ -41,9 +41,8 @@ func (i Info) State() string {
 // NetworkView is a joined network and what became of it on this host.
 type NetworkView struct {
 	ztnode.Network
-	Device          string    `json:"portDeviceName,omitempty"`
-	Problems        []string  `json:"problems,omitempty"`           // routes not installed, and why
-	ControllerHeard time.Time `json:"controllerLastHeard,omitzero"` // zero = not known
+	Device   string   `json:"portDeviceName,omitempty"`
+	Problems []string `json:"problems,omitempty"` // routes not installed, and why
 }
 
 // Networks lists the joined networks.

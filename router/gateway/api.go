@@ -67,6 +67,13 @@ func (s *service) controlHandler() http.Handler {
 		}
 		return s.explain(q)
 	})
+	get("POST /v1/doctor", func(r *http.Request) (any, error) {
+		var req control.DiagnosisRequest
+		if err := control.ReadJSON(r, &req); err != nil {
+			return nil, err
+		}
+		return s.diagnose(r.Context(), req)
+	})
 	get("GET /v1/moons", func(*http.Request) (any, error) { return s.moons() })
 	get("POST /v1/moons/{id}", func(r *http.Request) (any, error) { return s.orbit(r.PathValue("id"), r.FormValue("seed")) })
 	get("DELETE /v1/moons/{id}", func(r *http.Request) (any, error) { return s.deorbit(r.PathValue("id")) })

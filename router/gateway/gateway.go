@@ -80,7 +80,7 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	}
 	s.targets.send = g.sendProbe
 	g.pulse = &pulse{read: engine.Pulse, knock: g.knock}
-	s.alive = g.pulse.alive
+	s.alive, s.aClient, s.echo = g.pulse.alive, g.clientAddress, g.echoes
 	return nil
 }
 

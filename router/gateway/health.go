@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/plan"
 	"ztgate/zerotier/ztnode"
@@ -26,14 +27,6 @@ const (
 	controllerPatience    = 10 * time.Minute
 	controllerPatienceLow = 3 * time.Hour
 )
-
-// controllerListener is a node that knows when the controllers of its networks were
-// last heard.
-type controllerListener interface {
-	// ControllerLastHeard returns the zero time for a network whose controller hasn't
-	// spoken since the start.
-	ControllerLastHeard(id ztnode.NetworkID) time.Time
-}
 
 // health says whether clients are served and what is wrong. Everything that tells of
 // health asks here: the control API, /readyz, the metrics, the log and systemd.
@@ -188,14 +181,17 @@ func (s *service) targetChecks(peers []ztnode.Peer) []control.Check {
 
 func (s *service) controllerCheck(nets []ztnode.Network, now time.Time) control.Check {
 	const name = "controller"
+	if s.config().Node == config.NodeLibzt { // it doesn't tell
+		return control.Passed(name)
+	}
 	patience := controllerPatience
 	if s.config().Underlay.LowBandwidth {
 		patience = controllerPatienceLow
 	}
 	var reasons []string
 	for _, n := range nets {
-		since, known := s.controllerHeard(n.ID)
-		if !known || n.Status != ztnode.StatusOK || n.ID.AdHoc() {
+		since := n.LastController
+		if n.Status != ztnode.StatusOK || n.ID.AdHoc() {
 			continue
 		}
 		how := "has been silent since " + clockTime(since)
@@ -215,16 +211,6 @@ func (s *service) controllerCheck(nets []ztnode.Network, now time.Time) control.
 		return control.Passed(name)
 	}
 	return control.Failed(name, control.Degraded, strings.Join(reasons, "; "), "start it, or open the way to it")
-}
-
-// controllerHeard returns when the controller of a network was last heard, if the node
-// knows such things.
-func (s *service) controllerHeard(id ztnode.NetworkID) (at time.Time, known bool) {
-	l, ok := s.node.(controllerListener)
-	if !ok {
-		return time.Time{}, false
-	}
-	return l.ControllerLastHeard(id), true
 }
 
 func (s *service) certificateCheck(nets []ztnode.Network, now time.Time) control.Check {

@@ -3,11 +3,13 @@ package gateway_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -192,7 +194,7 @@ func TestProbeWay(t *testing.T) {
 		"as a client":            {nil, "kernel", ""},
 		"icmp":                   {map[string][]string{"target": {"icmp://10.0.0.10"}}, "kernel", ""},
 		"policy lets it through": {map[string][]string{"allow": {"tcp:10.0.0.10:443"}}, "kernel", ""},
-		"policy refuses all":     {map[string][]string{"allow": {"tcp:10.0.0.10:444"}}, "plane", "the policy (its default) refuses it to clients"},
+		"policy refuses all":     {map[string][]string{"allow": {"tcp:10.0.0.10:444"}}, "plane", "the policy (default drop) refuses it to clients"},
 		"no address":             {map[string][]string{"address": {"none"}}, "plane", ""},
 		"not translated":         {map[string][]string{"masquerade": {"false"}}, "plane", ""},
 	} {
@@ -255,5 +257,99 @@ func testRootDown(t *testing.T, nl *netlink.Handle) {
 	}
 	if body := get(t, "http://"+cfg.Listen+"/metrics"); !strings.Contains(body, "\nztgate_peers{path=\"none\",role=\"LEAF\"} 1\n") {
 		t.Errorf("metrics:\n%s", body)
+	}
+}
+
+// TestDegraded: what is wrong without keeping clients from anything doesn't take the
+// gateway out of service, and is said everywhere in the same words.
+func TestDegraded(t *testing.T) {
+	silent := time.Now().Add(-time.Hour)
+	for name, tt := range map[string]struct {
+		breaks      func(t *testing.T, node *gatewaytest.Node)
+		check, says string
+	}{
+		"controller": {func(t *testing.T, node *gatewaytest.Node) {
+			n := okNetwork()
+			n.LastController = silent
+			node.SetNetwork(n)
+		},
+			"controller", "its controller 8056c2e21c has been silent since " + silent.UTC().Format("2006-01-02 15:04:05 UTC") + ", and the certificate ends at 2033-05-18 03:33:20 UTC"},
+		"certificate": {func(t *testing.T, node *gatewaytest.Node) {
+			n := okNetwork()
+			n.Certificate = time.Now().Add(2 * time.Minute)
+			node.SetNetwork(n)
+		}, "certificate", "and isn't renewed"},
+		"certificate ended": {func(t *testing.T, node *gatewaytest.Node) {
+			n := okNetwork()
+			n.Certificate = time.Now().Add(-time.Minute)
+			node.SetNetwork(n)
+		}, "certificate", "the certificate ended at "},
+		"relay": {func(t *testing.T, node *gatewaytest.Node) {
+			node.SetPeers(ztnode.Peer{Address: gatewaytest.OfficeAddress.String(), Role: ztnode.RoleLeaf, Latency: -1, Relayed: true, LastReceive: time.Now()})
+		}, "paths", "is reached through a root"},
+		"route refused": {func(t *testing.T, node *gatewaytest.Node) {
+			n := okNetwork()
+			n.Routes = append(n.Routes, ztnode.Route{Target: netip.MustParsePrefix("172.31.0.0/28")})
+			node.SetNetwork(n)
+		}, "routes", "172.31.0.0/28 is not used"},
+		"flows": {func(t *testing.T, node *gatewaytest.Node) {
+			for _, from := range []string{"172.31.0.1", "100.127.255.1"} {
+				for port := range 450 {
+					c, err := (&net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}}).Dial("udp", net.JoinHostPort("10.0.0.20", strconv.Itoa(1000+port)))
+					if err != nil {
+						t.Fatal(err)
+					}
+					_, _ = c.Write([]byte("x"))
+					_ = c.Close()
+				}
+			}
+		}, "flows", "of 1024 flows"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inNamespace(t, func(t *testing.T, nl *netlink.Handle) {
+				vpcHost(t, nl)
+				g, cfg, node, _ := startInVPC(t, map[string][]string{"max-flows": {"1024"}})
+				testwait.For(t, patience, "all well", func() bool { _, h := readiness(t, cfg); return h.State == control.Ready })
+				tt.breaks(t, node)
+				var h control.Health
+				code := 0
+				if !testwait.Poll(patience, func() bool { code, h = readiness(t, cfg); return h.State != control.Ready }) {
+					t.Fatalf("nothing is wrong: %+v", h)
+				}
+				failed := h.Failed()
+				if code != http.StatusOK || h.State != control.Degraded || len(failed) != 1 || failed[0].Name != tt.check || !strings.Contains(h.Reasons[0], tt.says) {
+					t.Errorf("%d %+v, want %s that says %q", code, h, tt.check, tt.says)
+				}
+				body := get(t, "http://"+cfg.Listen+"/metrics")
+				for _, want := range []string{`ztgate_health_state{state="degraded"} 1`, `ztgate_health_status{check="` + tt.check + `"} 0`} {
+					if !strings.Contains(body, "\n"+want+"\n") {
+						t.Errorf("metrics lack %s", want)
+					}
+				}
+				st, err := g.client.Status(t.Context())
+				if err != nil || !slices.Equal(st.Health.Reasons, h.Reasons) {
+					t.Errorf("status says %q, %v", st.Health.Reasons, err)
+				}
+				testwait.For(t, patience, "the log", func() bool { return strings.Contains(g.logs.String(), "msg=degraded check="+tt.check+" ") })
+				if name == "controller" && (!strings.Contains(body, "ztgate_network_controller_last_heard_timestamp_seconds{network=\"8056c2e21c000001\"} ") ||
+					!st.Networks[0].LastController.Equal(silent)) {
+					t.Errorf("when the controller was heard: %+v\n%s", st.Networks[0], body)
+				}
+			})
+		})
+	}
+}
+
+// TestRTT: each new measurement is one observation.
+func TestRTT(t *testing.T) {
+	r := serve(t, control.ModeGateway, nil)
+	peer := ztnode.Peer{Address: "778cde7190", Role: ztnode.RolePlanet, Paths: []ztnode.Path{{Endpoint: netip.MustParseAddrPort("198.51.100.1:9993"), Preferred: true}}}
+	for i, latency := range []float64{12, 12, 13, -1, 13} {
+		peer.Latency = latency
+		r.node.SetPeers(peer)
+		want := fmt.Sprintf("\nztgate_peer_rtt_seconds_count{path=\"direct_ipv4\"} %d\n", [...]int{1, 1, 2, 2, 3}[i])
+		if body := get(t, "http://"+r.cfg.Listen+"/metrics"); !strings.Contains(body, want) {
+			t.Errorf("after %v: want %s", latency, want)
+		}
 	}
 }

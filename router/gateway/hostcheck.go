@@ -133,7 +133,7 @@ func (g *gateway) wayCheck(p *plan.Plan) control.Check {
 		if n++; n > maxWays {
 			break
 		}
-		x, done, err := g.throughHost(control.Question{Source: netip.AddrPortFrom(g.aClient(dst.Is6()), 0), Destination: netip.AddrPortFrom(dst, 0)})
+		x, done, err := g.throughHost(control.Question{Source: netip.AddrPortFrom(g.clientAddress(dst.Is6()), 0), Destination: netip.AddrPortFrom(dst, 0)})
 		switch {
 		case err != nil:
 			reasons[err.Error()] = true
@@ -179,7 +179,7 @@ func (g *gateway) destinations(p *plan.Plan) (out []netip.Addr) {
 
 // noWayBack says why answers of an overlay host don't get to clients, "" if they do.
 func (g *gateway) noWayBack(from netip.Addr) string {
-	client := g.aClient(from.Is6())
+	client := g.clientAddress(from.Is6())
 	if !client.IsValid() {
 		return ""
 	}
@@ -195,9 +195,9 @@ func (g *gateway) noWayBack(from netip.Addr) string {
 	return ""
 }
 
-// aClient returns an address as hosts of the VPC have it, invalid if none is known. It
+// clientAddress returns an address as hosts of the VPC have it, invalid if none is known. It
 // stays the same when the VPC's interface goes down.
-func (g *gateway) aClient(v6 bool) netip.Addr {
+func (g *gateway) clientAddress(v6 bool) netip.Addr {
 	if c := g.looker.clients[family(v6)].Load(); c != nil {
 		return *c
 	}

@@ -161,3 +161,60 @@ func (e *echo) ask(seq, size int) (time.Duration, error) {
 		}
 	}
 }
+
+// echoTimeout is how long one answer may take where several sizes are tried.
+const echoTimeout = time.Second
+
+// pathMTU returns the size in bytes of the largest packet, up to first, that gets to a
+// host and back without fragments. Routers on the way that say what fits are believed;
+// [netstack.ErrNoAnswer] says that packets of the size returned vanish.
+func (d hostDialer) pathMTU(ctx context.Context, dst netip.Addr, first int) (int, error) {
+	e, err := d.openEcho(dst)
+	if err != nil {
+		return 0, err
+	}
+	defer e.conn.Close()
+	level, discover, always, known, headers := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO, unix.IP_MTU, ipv4.HeaderLen+8
+	if e.v6 {
+		level, discover, always, known, headers = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO, unix.IPV6_MTU, ipv6.HeaderLen+8
+	}
+	raw, err := e.conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	option := func(f func(fd int) error) error {
+		var err error
+		if cerr := raw.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil {
+			return cerr
+		}
+		return err
+	}
+	if err := option(func(fd int) error { return unix.SetsockoptInt(fd, level, discover, always) }); err != nil {
+		return 0, fmt.Errorf("forbid fragments: %w", err)
+	}
+	size := first
+	for seq := range 8 { // each router says something smaller
+		deadline := time.Now().Add(echoTimeout)
+		if end, ok := ctx.Deadline(); ok && end.Before(deadline) {
+			deadline = end
+		}
+		if err := e.conn.SetDeadline(deadline); err != nil {
+			return 0, err
+		}
+		_, err := e.ask(seq+1, size-headers)
+		if !errors.Is(err, unix.EMSGSIZE) {
+			return size, err
+		}
+		mtu := 0
+		if err := option(func(fd int) (err error) { mtu, err = unix.GetsockoptInt(fd, level, known); return err }); err != nil {
+			return 0, fmt.Errorf("ask for the path's MTU: %w", err)
+		}
+		if mtu >= size {
+			mtu = size - 8 // the router didn't say how much
+		}
+		if size = mtu; size < headers {
+			break
+		}
+	}
+	return 0, netstack.ErrNoAnswer
+}

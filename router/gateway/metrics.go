@@ -129,8 +129,8 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 		if !n.Certificate.IsZero() {
 			gauge(descCert, unixTime(n.Certificate), n.ID.String())
 		}
-		if heard, _ := c.s.controllerHeard(n.ID); !heard.IsZero() {
-			gauge(descHeard, unixTime(heard), n.ID.String())
+		if !n.LastController.IsZero() {
+			gauge(descHeard, unixTime(n.LastController), n.ID.String())
 		}
 	}
 	for _, t := range c.s.targets.states() {

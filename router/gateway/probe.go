@@ -27,6 +27,10 @@ const (
 	probeTimeout = 3 * time.Second
 )
 
+// heardLately is within how long a member that works is heard: two signs of life of a
+// direct path, and a little.
+const heardLately = 30 * time.Second
+
 // prober probes the targets through the data path.
 type prober struct {
 	targets []config.Target
@@ -294,7 +298,7 @@ func (s *service) probeFailure(t config.Target, last seenAt, err error) string {
 		if last.over != "" && len(p.Paths) == 0 {
 			way = last.over // the path is forgotten since
 		}
-		if !dead(p, time.Now()) {
+		if time.Since(p.LastReceive) < heardLately {
 			return text + " itself is heard " + way + ": is the service on, and does the host's firewall let it in?"
 		}
 		return text + " was last heard at " + clockTime(p.LastReceive) + " " + way + ": is it on?"

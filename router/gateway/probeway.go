@@ -23,7 +23,7 @@ import (
 // client's, the probe starts behind the interface instead.
 func (g *gateway) sendProbe(ctx context.Context, t config.Target) (probed, error) {
 	dst := t.Addr
-	q := control.Question{Protocol: t.Scheme, Source: netip.AddrPortFrom(g.aClient(dst.Addr().Is6()), 0), Destination: dst}
+	q := control.Question{Protocol: t.Scheme, Source: netip.AddrPortFrom(g.clientAddress(dst.Addr().Is6()), 0), Destination: dst}
 	_, routed := g.planned().Route(dst.Addr())
 	if routed {
 		x, done, err := g.throughHost(q)
@@ -51,15 +51,6 @@ func (g *gateway) sendProbe(ctx context.Context, t config.Target) (probed, error
 // probePort stands for the ports that connections come from.
 const probePort = 49152
 
-// ask asks the plane about a packet to a target.
-func (g *gateway) ask(t config.Target, src netip.Addr) control.Explanation {
-	port := uint16(probePort)
-	if t.Scheme == "icmp" {
-		port = 0
-	}
-	return g.plane.Explain(control.Question{Protocol: t.Scheme, Source: netip.AddrPortFrom(src, port), Destination: t.Addr})
-}
-
 // treatsAsClient reports whether the plane does with packets from an address of ours
 // what it does with clients'. An address that isn't translated nobody answers.
 func (g *gateway) treatsAsClient(t config.Target, src netip.Addr) bool {
@@ -74,7 +65,7 @@ const reasonPolicy = "policy"
 // asks for a neighbour, and for somebody that each rule names.
 func (g *gateway) policyNote(t config.Target) string {
 	v6 := t.Addr.Addr().Is6()
-	clients := []netip.Addr{g.aClient(v6)}
+	clients := []netip.Addr{g.clientAddress(v6)}
 	for _, r := range g.config().Policy.Rules {
 		for _, p := range r.From {
 			clients = append(clients, p.Addr())
@@ -89,11 +80,7 @@ func (g *gateway) policyNote(t config.Target) string {
 		if x.Reason != reasonPolicy {
 			return ""
 		}
-		rule := "its default"
-		if rules := g.config().Policy.Rules; x.Rule >= 0 && x.Rule < len(rules) {
-			rule = "rule " + rules[x.Rule].String()
-		}
-		note = fmt.Sprintf("the policy (%s) refuses it to clients as %s", rule, c)
+		note = fmt.Sprintf("the policy (%s) refuses it to clients as %s", g.ruleText(x), c)
 	}
 	return note
 }

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"cmp"
+	"context"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -39,9 +40,11 @@ type service struct {
 	hostChecks atomic.Pointer[[]control.Check] // of the host and the data path; nil = nobody looks
 	lastReload reloadResult
 	clock      clockWatch
-	rtt        *rtts       // nil = nobody asks
-	notifier   *notifier   // nil = no service manager
-	alive      func() bool // whether the data path goes on; nil = there is none
+	rtt        *rtts                                                                 // nil = nobody asks
+	notifier   *notifier                                                             // nil = no service manager
+	aClient    func(v6 bool) netip.Addr                                              // how clients' addresses are; nil or invalid = unknown
+	echo       func(ctx context.Context, dst netip.Addr) (full, fits int, err error) // see [gateway.echoes]; nil = there is no interface
+	alive      func() bool                                                           // whether the data path goes on; nil = there is none
 
 	// served are the prefixes that were in use, by network, until the configuration
 	// changes. Whoever makes plans known uses it.
@@ -84,8 +87,7 @@ func (s *service) networkViews() []control.NetworkView {
 	}
 	out := make([]control.NetworkView, len(nets))
 	for i, n := range nets {
-		heard, _ := s.controllerHeard(n.ID)
-		out[i] = control.NetworkView{Network: n, Device: st.devices[n.ID], Problems: st.problems[n.ID], ControllerHeard: heard}
+		out[i] = control.NetworkView{Network: n, Device: st.devices[n.ID], Problems: st.problems[n.ID]}
 	}
 	return out
 }

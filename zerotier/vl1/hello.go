@@ -27,7 +27,7 @@ func (c *Core) relayHelloLocked(w *Worker, p *Peer) {
 func (c *Core) helloLocked(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.AddrPort) {
 	set := c.worlds.Load()
 	h := hello{
-		version: c.version, timestamp: w.now.UnixMilli(), identity: c.id, sentTo: sentTo,
+		version: c.version, timestamp: c.clock.stamp(w.t), identity: c.id, sentTo: sentTo,
 		planetID: set.planet.ID, planetTimestamp: set.planet.Timestamp,
 	}
 	h.moons = c.moonRefsLocked()

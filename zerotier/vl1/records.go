@@ -175,7 +175,7 @@ func (c *Core) reviveDueLocked(t int64) bool {
 		r.done, r.all = true, nil
 		return false
 	case r.rounds == 0:
-		return since(t, at(c.start, c.start)) >= reviveAfter
+		return since(t, int64(time.Hour)) >= reviveAfter
 	}
 	return since(t, r.last) >= reviveAfter<<r.rounds
 }

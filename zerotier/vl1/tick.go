@@ -30,6 +30,7 @@ func retryAfter(n int) time.Duration {
 // Tick does what is due and returns when it wants to be called next.
 func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	w := c.tick.Begin(out, now)
+	c.clock.look.Store(&look{now, w.t})
 	c.mu.Lock()
 	c.followLocalLocked(w)
 	c.tickRootsLocked(w)
