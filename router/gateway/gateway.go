@@ -61,7 +61,11 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	if err := g.link.SetAddresses(cfg.VPC.Address); err != nil {
 		return err
 	}
-	engine, err := newEngine(cfg, p, g.dev, s.node, netstack.Config{Mappings: loadMappings(cfg.Home, s.log), Logger: s.log, Registerer: reg})
+	base := netstack.Config{Mappings: loadMappings(cfg.Home, s.log), Logger: s.log, Registerer: reg}
+	if c, ok := s.node.(certifier); ok {
+		base.Owns = c.Owns
+	}
+	engine, err := newEngine(cfg, p, g.dev, s.node, base)
 	if err != nil {
 		return fmt.Errorf("start forwarding plane: %w", err)
 	}
