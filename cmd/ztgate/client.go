@@ -71,6 +71,10 @@ func (a *app) statusCommand() *cobra.Command {
 					row(w, n.Name, join(n.Addresses), ago(n.LastAnswer), n.Error)
 				}
 			}
+			if len(s.Drops) > 0 {
+				fmt.Fprintln(w)
+				dropsTable(w, s.Drops)
+			}
 		})
 }
 
@@ -176,6 +180,28 @@ func (a *app) flowsCommand() *cobra.Command {
 	f.StringVar(&q.Network, "network", "", "only flows of a network")
 	f.IntVar(&q.Top, "top", 0, "show only so many flows")
 	return cmd
+}
+
+func (a *app) dropsCommand() *cobra.Command {
+	return show(a, "drops", "List the packets that were dropped last, and why",
+		func(ctx context.Context, c *control.Client) (control.Drops, error) { return c.Drops(ctx) },
+		func(w io.Writer, d control.Drops) {
+			dropsTable(w, d.Drops)
+			seen := map[string]bool{}
+			for _, x := range d.Drops {
+				if !seen[x.Reason] {
+					seen[x.Reason] = true
+					fmt.Fprintf(w, "%s: %s %s\n", clean(x.Reason), clean(x.Meaning), clean(x.Remedy))
+				}
+			}
+		})
+}
+
+func dropsTable(w io.Writer, list []control.Drop) {
+	row(w, "DROPPED BECAUSE", "FROM", "MEMBER", "PROTO", "SOURCE", "DESTINATION", "PACKETS", "LAST", "FIRST")
+	for _, x := range list {
+		row(w, x.Reason, x.Side, x.Member, x.Protocol, endpoint(x.Source), endpoint(x.Destination), x.Count, ago(x.Last), ago(x.First))
+	}
 }
 
 func endpoint(ap netip.AddrPort) string {

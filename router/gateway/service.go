@@ -139,10 +139,21 @@ func (s *service) status() control.Status {
 	}
 	if s.plane != nil {
 		st.Flows = len(s.plane.Flows(control.FlowFilter{}))
+		st.Drops = s.plane.drops(dropsInStatus)
 	} else {
 		st.Limit = 0
 	}
 	return st
+}
+
+// dropsInStatus is how many refusals one screen shows.
+const dropsInStatus = 5
+
+func (s *service) drops() (control.Drops, error) {
+	if s.plane == nil {
+		return control.Drops{}, fault.Usagef("this process is a %s and forwards nothing: ask a gateway", s.mode)
+	}
+	return control.Drops{Schema: control.Schema, Drops: s.plane.drops(-1)}, nil
 }
 
 // maxFlowsShown bounds an answer; the table itself may be far larger.
