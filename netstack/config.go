@@ -168,6 +168,18 @@ type FlowFilter struct {
 	Network  uint64       // 0 = all
 }
 
+// Greedy is what a client has of the flow table, or all clients of a network.
+type Greedy struct {
+	Prefix          netip.Prefix // one address, or a /24 or /64
+	FromVPC         bool
+	Network         uint64 // overlay network that it is in; 0 = the VPC
+	Flows, HalfOpen int
+	Ports           int    // external ones, of a client
+	Clients         int    // of a network
+	Evicted         uint64 // flows that made room for others, of a client
+	Refused         uint64 // flows that were not opened, of a client as long as it has others
+}
+
 // FlowInfo describes a flow.
 type FlowInfo struct {
 	Protocol             string

@@ -48,7 +48,8 @@ type Engine struct {
 	kept   keptFlows
 	ring   refusals
 	ids    idTable
-	logged atomic.Int64 // when refused flows were last logged, ns
+	logged atomic.Int64  // when refused flows were last logged, ns
+	rounds atomic.Uint64 // of the timers
 
 	idleMu sync.Mutex
 	idle   []*worker
@@ -143,6 +144,7 @@ func (e *Engine) timers(ctx context.Context) {
 			return
 		case <-t.C:
 			e.tick(e.clock())
+			e.rounds.Add(1)
 		}
 	}
 }

@@ -208,6 +208,11 @@ func (w *worker) explainNew(x *Explanation, q *Question, at *attachment, v *ipkt
 			x.Source = netip.AddrPortFrom(ipkt.Addr(d.flow.Address), d.flow.Port)
 		}
 	}
+	if at != nil { // who has the address, as far as is known
+		if mac, known := at.neigh.Lookup(w.now, at.hop(t.src)); known {
+			d.flow.Member = macNumber(mac)<<16 | uint64(at.slot)
+		}
+	}
 	switch why := e.table.MayOpen(w.now, k, v, &d.flow); {
 	case why != nat.Accepted:
 		reason, full := dropOfRefusal(v.Proto, why)

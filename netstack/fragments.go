@@ -22,7 +22,7 @@ func (w *worker) fragment(side Side, at *attachment, v *ipkt.View) {
 		w.refuse(at, dropTTL, ipkt.TimeExceeded, v)
 		return
 	}
-	parts, res := e.frags.Add(w.now, uint32(at.nic()), v)
+	parts, res := e.frags.Add(w.now, uint32(at.nic()), w.member, v)
 	switch res {
 	case frag.Duplicate:
 		w.drop(dropDuplicate)

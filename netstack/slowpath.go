@@ -47,7 +47,7 @@ func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*
 		w.drop(dropChecksum)
 		return nil, 0
 	}
-	d.flow.Generation = w.set.generation
+	d.flow.Generation, d.flow.Member = w.set.generation, w.member
 	f, dir, why := e.table.Open(w.now, k, v, &d.flow)
 	if why != nat.Accepted {
 		w.refused(at, v, why)
@@ -87,7 +87,7 @@ func dropOfRefusal(proto uint8, why nat.Refusal) (d drop, full bool) {
 	switch why {
 	case nat.TableFull:
 		return dropTableFull, true
-	case nat.ClientFull, nat.ClientPorts, nat.ClientRate:
+	case nat.ClientFull, nat.ClientPorts, nat.ClientRate, nat.MemberFull, nat.MemberPorts:
 		return dropClientLimit, true
 	case nat.NoPort, nat.Clash:
 		return dropNoPort, true

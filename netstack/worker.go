@@ -18,6 +18,7 @@ type worker struct {
 	set    *netSet
 	view   ipkt.View // of the packet that takes the slow path
 	key    nat.Key   // and its tuple
+	member uint64    // and who sent it; 0 = the VPC
 	// What the fast path needs of all this:
 	table      *nat.Table
 	coarse     uint32 // now
@@ -186,6 +187,10 @@ func (w *worker) frame(at *attachment, f []byte) {
 // packet handles a packet of any kind. buf is as in known.
 func (w *worker) packet(side Side, at *attachment, b, buf []byte) {
 	v := &w.view
+	w.member = 0
+	if at != nil {
+		w.member = macAt(buf[6:])<<16 | uint64(at.slot)
+	}
 	r := ipkt.Parse(b, v)
 	if side == VPCSide {
 		w.who = whose{side: VPCSide}

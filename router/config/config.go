@@ -52,6 +52,7 @@ type Config struct {
 	sources Sources
 	written written
 	answers map[string][]netip.Addr // that the names were replaced by
+	fitted  bool                    // by [Config.FitFlows]
 }
 
 // NetworkConfig is a network to join.

@@ -28,7 +28,7 @@ func Serve(ctx context.Context, cfg *config.Config, mode string, log *slog.Logge
 		return err
 	}
 	defer srv.close()
-	return runAll(ctx, log, srv.run, s.targets.Run, func(ctx context.Context) error { return s.follow(ctx, s.judge, undisturbed) })
+	return runAll(ctx, log, srv.run, s.targets.Run, func(ctx context.Context) error { return s.follow(ctx, follower{sync: s.judge}) })
 }
 
 // judge makes a plan by the configuration alone.
@@ -67,6 +67,13 @@ func (s *service) controlHandler() http.Handler {
 			return nil, err
 		}
 		return s.explain(q)
+	})
+	get("POST /v1/doctor", func(r *http.Request) (any, error) {
+		var req control.DiagnosisRequest
+		if err := control.ReadJSON(r, &req); err != nil {
+			return nil, err
+		}
+		return s.diagnose(r.Context(), req)
 	})
 	get("GET /v1/moons", func(*http.Request) (any, error) { return s.moons() })
 	get("POST /v1/moons/{id}", func(r *http.Request) (any, error) { return s.orbit(r.PathValue("id"), r.FormValue("seed")) })

@@ -25,10 +25,13 @@ import (
 // gateway forwards for a VPC.
 type gateway struct {
 	*service
-	dev   *tuntap.TUN
-	link  *host.Link
-	table *host.Table
-	proxy *hostproxy.Proxy
+	dev    *tuntap.TUN
+	link   *host.Link
+	table  *host.Table
+	proxy  *hostproxy.Proxy
+	watch  *host.Watch
+	looker hostLooker
+	pulse  *pulse
 
 	planning sync.Mutex // one plan at a time is made and put into force
 }
@@ -45,6 +48,9 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 		return err
 	}
 	if g.table, err = host.OpenTable(); err != nil {
+		return err
+	}
+	if g.watch, err = host.OpenWatch(); err != nil {
 		return err
 	}
 	if g.link, err = host.OpenLink(cfg.VPC.TUN, s.log); err != nil {
@@ -76,13 +82,15 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	if err := g.proxy.Set(p.HostForwards); err != nil {
 		return err
 	}
-	s.advise(checkHost(cfg.VPC))
+	s.targets.send = g.sendProbe
+	g.pulse = &pulse{read: engine.Pulse, knock: g.knock}
+	s.alive, s.aClient, s.echo = g.pulse.alive, g.clientAddress, g.echoes
 	return nil
 }
 
 // parts implements [role].
 func (g *gateway) parts() []func(context.Context) error {
-	return []func(context.Context) error{g.runPlane, g.reloadOnHangup, g.proxy.Run, g.names.run, g.watch}
+	return []func(context.Context) error{g.runPlane, g.reloadOnHangup, g.proxy.Run, g.names.run, g.watch.Run, g.pulse.run, g.run}
 }
 
 // close implements [role]. Guards stay behind after a failure.
@@ -96,6 +104,9 @@ func (g *gateway) close(failed bool) {
 	}
 	if g.table != nil {
 		g.table.Close()
+	}
+	if g.watch != nil {
+		g.watch.Close()
 	}
 	if g.dev != nil {
 		_ = g.dev.Close() // the plane closes it too; closing twice is harmless
@@ -121,9 +132,10 @@ func (g *gateway) runPlane(ctx context.Context) error {
 	return err
 }
 
-// watch carries changes of the networks to the kernel and the plane.
-func (g *gateway) watch(ctx context.Context) error {
-	return g.follow(ctx, g.sync, g.link.Toggled)
+// run carries changes of the networks to the kernel and the plane, and puts right what
+// others change there.
+func (g *gateway) run(ctx context.Context) error {
+	return g.follow(ctx, follower{sync: g.sync, look: g.look, changed: g.watch.Changed()})
 }
 
 // plan judges networks by a configuration and by the host as it is now.
@@ -132,6 +144,7 @@ func (g *gateway) plan(cfg *config.Config, nets []ztnode.Network) (*plan.Plan, e
 	if err != nil {
 		return nil, err
 	}
+	g.findClients(h)
 	h.Underlay = append(h.Underlay, g.rootEndpoints()...)
 	return plan.Make(plan.Input{Config: cfg, Networks: nets, Host: h, Held: g.planned().Held}), nil
 }
@@ -155,6 +168,7 @@ func (g *gateway) enforce(p *plan.Plan) error {
 	g.node.SetOverlayPrefixes(p.Targets())
 	fs, ms := translation(p.Forwards, p.Maps)
 	errs := []error{g.setMTU(p.MTU), g.plane.SetTranslation(fs, ms), g.plane.SetNetworks(planeNetworks(cfg, p))}
+	errs = append(errs, g.link.SetAddresses(cfg.VPC.Address))
 	routes := make([]ztnode.Route, len(p.Routes))
 	for i, r := range p.Routes {
 		routes[i] = r.Route

@@ -63,6 +63,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 	if err := plan.Check(cfg); err != nil {
 		return err
 	}
+	cfg, memory := limitMemory(cfg, log)
 	planet, err := prepare(cfg)
 	if err != nil {
 		return err
@@ -80,6 +81,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 		}
 	}()
 	s := newService(cfg, log, node, begun)
+	s.notifier, s.memory = newNotifier(log), memory
 	defer func() { r.close(err != nil) }()
 	if err := r.setUp(s, reg); err != nil {
 		return err

@@ -81,7 +81,7 @@ func (t *Table) Import(now int64, list []Mapping) (n int) {
 		if _, ok := t.byAddr[key]; !ok && len(t.pools) > maxImportedPools {
 			continue
 		}
-		p, owner := t.pools[t.poolOf(key.ext, key.proto)], ipkt.Bytes(client)
+		p, owner := t.pools[t.poolOf(key.ext, key.proto)], clientKey{addr: ipkt.Bytes(client)}
 		if !p.free(m.External.Port()) || p.find(t, &owner, m.Client.Port()) != 0 {
 			continue
 		}
