@@ -506,6 +506,12 @@ func (n *Node) WriteFrames(nwid uint64, bufs [][]byte, sizes []int, offset int) 
 	return ok, nil
 }
 
+// Owns reports whether an address of a network is proven to be that of the member with
+// a MAC.
+func (n *Node) Owns(nwid uint64, mac [6]byte, a netip.Addr) bool {
+	return n.layer.Owns(vl2.NetworkID(nwid), mac, a)
+}
+
 func (n *Node) deliver(nwid vl2.NetworkID, frames [][]byte) {
 	if n.cfg.OnFrames != nil {
 		n.cfg.OnFrames(uint64(nwid), frames)

@@ -71,6 +71,10 @@ func (a *app) statusCommand() *cobra.Command {
 					row(w, n.Name, join(n.Addresses), ago(n.LastAnswer), n.Error)
 				}
 			}
+			if len(s.Drops) > 0 {
+				fmt.Fprintln(w)
+				dropsTable(w, s.Drops)
+			}
 		})
 }
 
@@ -184,6 +188,28 @@ func (a *app) flowsCommand() *cobra.Command {
 	networkFlag(f, &q.Network, "network", "only flows of a network")
 	countFlag(f, &q.Top, "top", "", 0, 1, control.MaxFlows, "show only so many flows")
 	return cmd
+}
+
+func (a *app) dropsCommand() *cobra.Command {
+	return show(a, "drops", "List the packets that were dropped last, and why",
+		func(ctx context.Context, c *control.Client) (control.Drops, error) { return c.Drops(ctx) },
+		func(w io.Writer, d control.Drops) {
+			dropsTable(w, d.Drops)
+			seen := map[string]bool{}
+			for _, x := range d.Drops {
+				if !seen[x.Reason] {
+					seen[x.Reason] = true
+					fmt.Fprintf(w, "%s: %s %s\n", x.Reason, x.Meaning, x.Remedy)
+				}
+			}
+		})
+}
+
+func dropsTable(w io.Writer, list []control.Drop) {
+	row(w, "DROPPED BECAUSE", "FROM", "MEMBER", "PROTO", "SOURCE", "DESTINATION", "PACKETS", "LAST", "FIRST")
+	for _, x := range list {
+		row(w, x.Reason, x.Side, x.Member, x.Protocol, endpoint(x.Source), endpoint(x.Destination), x.Count, ago(x.Last), ago(x.First))
+	}
 }
 
 func endpoint(ap netip.AddrPort) string {

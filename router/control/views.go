@@ -96,6 +96,7 @@ type Status struct {
 	Names    []NameState   `json:"names,omitempty"`
 	Peers    PeerCounts    `json:"peers"`
 	Problems []string      `json:"problems,omitempty"` // of the configuration; those of a network stand there
+	Drops    []Drop        `json:"drops,omitempty"`    // the last few
 	Flows    int           `json:"flows"`
 	Limit    int           `json:"flowsLimit"`
 

@@ -59,6 +59,7 @@ func (s *service) controlHandler() http.Handler {
 		}
 		return s.flows(f)
 	})
+	get("GET /v1/drops", func(*http.Request) (any, error) { return s.drops() })
 	get("POST /v1/networks/{id}", func(r *http.Request) (any, error) { return s.join(r.PathValue("id")) })
 	get("DELETE /v1/networks/{id}", func(r *http.Request) (any, error) { return s.leave(r.PathValue("id")) })
 	get("POST /v1/reload", func(*http.Request) (any, error) { return s.reloadConfig() })

@@ -83,6 +83,9 @@ func (g *gateway) begin(base netstack.Config) error {
 	}
 	base.PathMTU = pathMTU(s.node.Node)
 	base.Mappings, base.Logger, base.NAT.Seed = g.kept.load(s.log), s.log, natSeed(g.disk, cfg.Home)
+	if c, ok := s.node.Node.(certifier); ok {
+		base.Owns = c.Owns
+	}
 	engine, err := newEngine(cfg, p, g.dev, s.node.Node, base)
 	if err != nil {
 		return fmt.Errorf("start forwarding plane: %w", err)

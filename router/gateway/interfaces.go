@@ -51,6 +51,13 @@ type NodeConfig struct {
 	Registerer prometheus.Registerer
 }
 
+// certifier is a node that sees the network controllers' certificates.
+type certifier interface {
+	// Owns reports whether an address of a network is proven to be that of the member
+	// with a MAC.
+	Owns(nwid uint64, mac [6]byte, a netip.Addr) bool
+}
+
 // orbiter is a node that can use moons.
 type orbiter interface {
 	// Orbit begins to use a moon; seed is one of its roots.

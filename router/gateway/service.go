@@ -176,8 +176,19 @@ func (s *service) status() control.Status {
 	}
 	if s.plane != nil {
 		st.Flows, st.Limit = s.plane.Load()
+		st.Drops = s.plane.drops(dropsInStatus)
 	}
 	return st
+}
+
+// dropsInStatus is how many refusals one screen shows.
+const dropsInStatus = 5
+
+func (s *service) drops() (control.Drops, error) {
+	if s.plane == nil {
+		return control.Drops{}, fault.Usagef("this process is a %s and forwards nothing: ask a gateway", s.mode)
+	}
+	return control.Drops{Schema: control.Schema, Drops: s.plane.drops(-1)}, nil
 }
 
 func (s *service) flows(f control.FlowFilter) (control.Flows, error) {
