@@ -356,6 +356,7 @@ func (n *joined) offer(w *vl1.Worker, from *vl1.Peer, c vl2.Credential) offerRes
 				}
 				return offerGood
 			case vl2.OfferRejected:
+				n.older(w, from, own, c)
 				return offerBad
 			}
 		}
@@ -395,11 +396,23 @@ func (n *joined) offer(w *vl1.Worker, from *vl1.Peer, c vl2.Credential) offerRes
 	if res == vl2.OfferRejected {
 		return offerBad
 	}
+	if com, ok := c.(*vl2.COM); ok && res == vl2.OfferNew {
+		n.renew(own, com)
+	}
 	if res == vl2.OfferNew && c.IsRevocation() {
 		n.l.log.Info("credential revoked", "network", n.id, "member", holder)
 		n.passOn(w, from, c)
 	}
 	return offerGood
+}
+
+// older handles a certificate that is older than what we have of its holder. If the holder
+// shows it itself, the controller's clock may have been set back, and ours is to be renewed.
+func (n *joined) older(w *vl1.Worker, from *vl1.Peer, own *vl2.NetworkConfig, c vl2.Credential) {
+	com, ok := c.(*vl2.COM)
+	if ok && from != nil && from.Address() == com.Holder() && own != nil && !own.Near(com.Timestamp()) && n.verify(w, from, c) == offerGood {
+		n.renew(own, com)
+	}
 }
 
 // offerOwn considers the certificate that came with a frame: of its sender, else it proves

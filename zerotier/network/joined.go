@@ -27,7 +27,9 @@ type joined struct {
 	generation    uint64
 	updates       vl2.Assembler
 	lastRequest   time.Time
-	requests      int // since the last configuration or refusal
+	outdated      bool  // the configuration: the controller's clock seems to have been set
+	heardFrom     int64 // instant: the controller answered, or sent something by itself
+	requests      int   // since the last configuration or refusal
 	refusedSince  time.Time
 	hostGroups    []vl2.MulticastGroup
 	groupsChanged bool
@@ -88,6 +90,9 @@ func (n *joined) snapshot() Snapshot {
 		out.SSO = s.cfg.SSO
 	}
 	out.AuthURL = out.SSO.URL()
+	n.mu.Lock()
+	out.LastController = n.l.timeOf(n.heardFrom)
+	n.mu.Unlock()
 	if s.status != StatusOK {
 		// After a refusal addresses and routes must go (chapter 03 §1.2).
 		out.Config = nil
@@ -233,6 +238,8 @@ func (n *joined) requestDue(now time.Time) bool {
 	switch {
 	case n.lastRequest.IsZero():
 		wait = 0
+	case n.outdated:
+		n.outdated = now.Sub(n.lastRequest) < wait
 	case s.status == StatusOK && !s.updated.IsZero():
 		if now.Sub(s.updated) < p.refresh {
 			return false
@@ -298,6 +305,26 @@ func (n *joined) configureAdHoc(now time.Time) {
 	case !ok:
 		n.refuse(StatusNotFound, vl2.SSO{}, now)
 	}
+}
+
+// renew asks for a configuration before it is due if a genuine certificate of another member
+// is of another time than ours: the controller's clock was set, or we slept.
+func (n *joined) renew(own *vl2.NetworkConfig, theirs *vl2.COM) {
+	if own == nil || own.Near(theirs.Timestamp()) {
+		return
+	}
+	n.mu.Lock()
+	n.outdated = true
+	n.mu.Unlock()
+	n.l.wake()
+}
+
+// heard notes that the controller spoke.
+func (n *joined) heard(now time.Time) {
+	at := n.l.instant(now)
+	n.mu.Lock()
+	n.heardFrom = at
+	n.mu.Unlock()
 }
 
 // install makes cfg the current configuration.
@@ -386,6 +413,9 @@ func (l *Layer) receiveConfig(w *vl1.Worker, from *vl1.Peer, p packet.Packet, sr
 	if !solicited && from != nil {
 		ack := n.id.Append(nil)
 		l.peers.SendOK(w, from, src, packet.VerbEcho, p.ID(), appendU64(ack, chunk.UpdateID))
+	}
+	if solicited || from.Address() == n.id.Controller() {
+		n.heard(w.Now())
 	}
 	if n.wants(cfg, solicited) {
 		n.install(cfg, w.Now())
@@ -513,6 +543,9 @@ func (l *Layer) receiveError(w *vl1.Worker, from *vl1.Peer, p packet.Packet, src
 
 func (l *Layer) refused(w *vl1.Worker, n *joined, from identity.Address, code packet.ErrorCode, data []byte) bool {
 	byController := from == n.id.Controller()
+	if byController {
+		n.heard(w.Now())
+	}
 	switch code {
 	case packet.ErrorNeedMembershipCertificate:
 		s := n.snap.Load()

@@ -86,6 +86,8 @@ type Snapshot struct {
 	Stored  bool               // worth keeping on disk: from a controller, not made up
 	SSO     vl2.SSO            // how to log in, of networks that want it
 	AuthURL string             // where, to be shown to the user
+
+	LastController time.Time // when the controller spoke last; zero = not since we joined
 }
 
 // Status is the state of a membership (chapter 03 §1.2).
@@ -159,6 +161,7 @@ type Layer struct {
 	groups groupTable
 	stats  stats
 	start  atomic.Pointer[time.Time] // of the first call: what instants reckon from
+	look   atomic.Pointer[time.Time] // of the latest tick: what times that are shown reckon from
 
 	creds   rate.Map[identity.Address] // credentials looked at, per sender
 	needs   rate.Map[identity.Address] // certificates asked for, per member
@@ -217,12 +220,13 @@ func (l *Layer) instant(t time.Time) int64 {
 	return int64(t.Sub(*start)) + int64(24*time.Hour)
 }
 
-// timeOf is the inverse of instant; the zero time for 0.
+// timeOf is the inverse of instant by the wall clock as it is now; the zero time for 0.
 func (l *Layer) timeOf(at int64) time.Time {
-	if at == 0 {
+	look := l.look.Load()
+	if at == 0 || look == nil {
 		return time.Time{}
 	}
-	return l.start.Load().Add(time.Duration(at) - 24*time.Hour)
+	return look.Add(time.Duration(at - l.instant(*look)))
 }
 
 // afford begins dear work for a peer, nil for our own controller.
@@ -318,6 +322,7 @@ func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	w := l.control.Begin(out, now)
+	l.look.Store(&now)
 	next := now.Add(time.Second)
 	for _, n := range *l.nets.Load() {
 		if t := n.tick(w); t.Before(next) {
@@ -335,6 +340,16 @@ func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
 		}
 	}
 	return next
+}
+
+// Slept says that the host slept for long: what we have may be outdated, so that all
+// networks ask for configurations at once.
+func (l *Layer) Slept() {
+	for _, n := range *l.nets.Load() {
+		n.mu.Lock()
+		n.lastRequest = time.Time{}
+		n.mu.Unlock()
+	}
 }
 
 // PeerLearned implements [vl1.Upper]: who says HELLO may have been started anew and

@@ -263,7 +263,7 @@ func (h *host) writeFrom(n *simnet.Net, id vl2.NetworkID, src, dst vl2.MAC, ethe
 	buf := make([]byte, 64, 64+14+len(payload))
 	buf = append(append(buf, dst[:]...), src[:]...)
 	buf = append(binary.BigEndian.AppendUint16(buf, etherType), payload...)
-	return h.layer.WriteFrames(h.tx.Begin(h.port, n.Now), id, [][]byte{buf}, []int{len(buf) - 64}, 64)
+	return h.layer.WriteFrames(h.tx.Begin(h.port, h.port.Clock()), id, [][]byte{buf}, []int{len(buf) - 64}, 64)
 }
 
 func (h *host) count(payload []byte) (n int) {

@@ -27,7 +27,7 @@ func (c *Core) relayHelloLocked(w *Worker, p *Peer) {
 func (c *Core) helloLocked(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.AddrPort) {
 	set := c.worlds.Load()
 	h := hello{
-		version: c.version, timestamp: w.now.UnixMilli(), identity: c.id, sentTo: sentTo,
+		version: c.version, timestamp: c.clock.stamp(w.t), identity: c.id, sentTo: sentTo,
 		planetID: set.planet.ID, planetTimestamp: set.planet.Timestamp,
 	}
 	h.moons = c.moonRefsLocked()
@@ -51,10 +51,20 @@ func (c *Core) greetLocked(w *Worker, p *Peer, pa *path) {
 			c.answerHelloLocked(w, p, o.src, o.id, &o.hello, o.moons, true)
 		}
 	}
+	if o := p.owedEcho; o.at != 0 && o.src.Endpoint == pa.ep && since(w.t, o.at) < owedLifetime {
+		p.owedEcho = owedEcho{}
+		c.okEchoLocked(w, p, o.src, o.id, nil)
+	}
 	if since(w.t, p.lastFullHello) >= time.Second {
 		p.lastFullHello = w.t
 		c.sendHelloLocked(w, p, pa.sock, pa.ep)
 	}
+}
+
+// helloSizeLocked is at least the size of the HELLO that we send.
+func (c *Core) helloSizeLocked() int {
+	const fixed = 13 + 19 + 16 + 2
+	return packet.HeaderLen + fixed + len(c.id.AppendBinary(nil)) + 17*len(c.moonRefsLocked())
 }
 
 // receiveHello handles HELLO in suite 0, the only packet a stranger may send
@@ -93,6 +103,11 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 		}
 	}
 	w.stats.opened[packet.SuitePoly1305].Add(uint64(len(p)))
+	if c.repeat.seen(p.ID()) {
+		w.stats.rejects[RejectReplay].Add(1)
+		return
+	}
+	c.deposit(w, peer, src)
 	var moons []worldRef
 	if h.masked != 0 {
 		peer.keys.MaskHello(p, h.masked, &w.scratch)
@@ -249,6 +264,7 @@ func (c *Core) collision(w *Worker, src Source, p packet.Packet, id *identity.Id
 	if other.keys.Open(p, &w.scratch) != nil {
 		return
 	}
+	c.deposit(w, other, src)
 	b := append(reply{packet.VerbHello, p.ID()}.append(nil), byte(packet.ErrorIdentityCollision))
 	c.reply(w, other, src, packet.VerbError, b, false, packet.SuiteSalsa)
 }
@@ -267,11 +283,6 @@ type owedWorlds struct {
 	id    packet.ID
 	hello hello
 	moons []worldRef
-}
-
-// provenLocked reports whether the endpoint of a packet is that of a path.
-func (c *Core) provenLocked(p *Peer, src Source, t int64) bool {
-	return src.Hops > 0 || slices.ContainsFunc(p.paths, func(pa *path) bool { return pa.ep == src.Endpoint && !pa.expired(t) })
 }
 
 // newerWorlds returns the worlds of which the sender of a HELLO has older
@@ -309,7 +320,7 @@ func (c *Core) answerHelloLocked(w *Worker, peer *Peer, src Source, id packet.ID
 		}
 	}
 	b := o.append(reply{packet.VerbHello, id}.append(nil))
-	c.reply(w, peer, src, packet.VerbOK, b, false, peer.suite())
+	c.replyLocked(w, peer, src, packet.VerbOK, b, false, peer.suite())
 }
 
 func (c *Core) okHello(w *Worker, from *Peer, b []byte, src Source, e *expectation) bool {

@@ -18,6 +18,7 @@ type Peer struct {
 	keys *packet.Keys
 
 	removed        atomic.Bool
+	stored         atomic.Bool   // in the cache already
 	version        atomic.Uint64 // packed; 0 = unknown
 	route          atomic.Pointer[route]
 	lastPath       atomic.Pointer[path] // on which the last direct packet came
@@ -34,13 +35,15 @@ type Peer struct {
 	paths         []*path
 	lastFullHello int64
 	lastWhois     int64
-	lastEcho      int64
+	echoes        rate.Bucket // answered
 	lastRedirect  int64
 	lastTry       int64
 	owed          *owedWorlds
+	owedEcho      owedEcho
 	lastWorlds    int64
 	whoisBytes    rate.Bucket // that may be asked for
 	pushes        rate.Bucket
+	pushed        []netip.AddrPort // told by the peer, to be probed once it is trusted
 	confirms      rate.Bucket
 	confirmed     map[netip.AddrPort]int64 // endpoints probed lately
 }
@@ -129,11 +132,6 @@ func (p *Peer) Identity() *identity.Identity { return p.id }
 
 // ProtocolVersion returns what the peer announced, 0 if nothing yet.
 func (p *Peer) ProtocolVersion() int { return int(p.version.Load() >> 32 & 0xff) }
-
-// answersEcho reports whether the peer is known to answer ECHO (chapter 02 §2.6).
-func (p *Peer) answersEcho() bool {
-	return p.ProtocolVersion() >= 5 && p.version.Load()>>8&0xffffff != 0x010100
-}
 
 func packVersion(v version) uint64 {
 	return uint64(v.protocol)<<32 | uint64(v.major)<<24 | uint64(v.minor)<<16 | uint64(v.revision)
@@ -360,8 +358,16 @@ func (c *Core) learnPathLocked(p *Peer, sock SocketID, ep netip.AddrPort, t int6
 		}
 		p.paths[oldest] = pa
 	}
+	p.forgetLastLocked()
 	c.log.Debug("learned path", "peer", p.addr, "endpoint", ep)
 	return pa
+}
+
+// forgetLastLocked forgets the path on which the last packet came if it was removed.
+func (p *Peer) forgetLastLocked() {
+	if pa := p.lastPath.Load(); pa != nil && !slices.Contains(p.paths, pa) {
+		p.lastPath.Store(nil)
+	}
 }
 
 // DirectLatency returns the latency of the direct path in use; false without one

@@ -179,12 +179,12 @@ func (m *Membership) revoke(r *Revocation) {
 // inside. The older one counts then, else members could not talk to each other
 // until the clock has caught up.
 func (own *NetworkConfig) setBack(held, offered int64) bool {
-	return own != nil && !own.near(held) && own.near(offered)
+	return own != nil && !own.Near(held) && own.Near(offered)
 }
 
-// near reports whether a time is within the window of the own configuration (chapter 03
+// Near reports whether a time is within the window of the own configuration (chapter 03
 // §3.6).
-func (own *NetworkConfig) near(ts int64) bool {
+func (own *NetworkConfig) Near(ts int64) bool {
 	return uint64(max(ts, own.Timestamp))-uint64(min(ts, own.Timestamp)) <= uint64(own.TimeDelta)
 }
 
@@ -214,7 +214,7 @@ func (m *Membership) Agrees(own *NetworkConfig, id *identity.Identity) bool {
 
 // usable applies the time window of the own configuration (chapter 03 §3.6).
 func (m *Membership) usable(own *NetworkConfig, typ uint8, id uint32, timestamp int64) bool {
-	return own.near(timestamp) && timestamp > m.voidUntil(typ, id)
+	return own.Near(timestamp) && timestamp > m.voidUntil(typ, id)
 }
 
 func (m *Membership) voidUntil(typ uint8, id uint32) int64 {
