@@ -627,3 +627,21 @@ func TestReviveFromCache(t *testing.T) {
 		})
 	}
 }
+
+// What takes the way through a root is counted apart from what goes directly.
+func TestRelayedBytes(t *testing.T) {
+	n := newInternet(t, 1, nats{mapping(simnet.Symmetric), mapping(simnet.Symmetric)})
+	n.online(t)
+	n.traffic(20 * time.Second)
+	st := n.a.core.Stats()
+	if st.TxRelayedBytes == 0 || st.RxRelayedBytes == 0 || st.TxRelayedBytes >= st.TxBytes || st.RxRelayedBytes >= st.RxBytes {
+		t.Errorf("relayed %d of %d out, %d of %d in", st.TxRelayedBytes, st.TxBytes, st.RxRelayedBytes, st.RxBytes)
+	}
+	n = newInternet(t, 1, nats{})
+	n.connect(t, 10*time.Second)
+	before := n.a.core.Stats()
+	n.traffic(20 * time.Second)
+	if after := n.a.core.Stats(); after.TxRelayedBytes != before.TxRelayedBytes || after.RxRelayedBytes != before.RxRelayedBytes {
+		t.Error("direct traffic counts as relayed")
+	}
+}

@@ -22,6 +22,9 @@ func (c *Core) SendData(w *Worker, p *Peer, v packet.Verb, buf []byte) bool {
 		return false
 	}
 	buf[packet.HeaderLen-1] = 0 // else what was there, e.g. of a MAC, could mark it as compressed
+	if r.relay {
+		w.stats.txRelayed.Add(uint64(len(buf)))
+	}
 	c.emit(w, p, r.path.sock, r.path.ep, v, packet.Packet(buf), c.suiteFor(p, r))
 	touch(&r.path.lastOut, w.t)
 	touch(&p.lastData, w.t)
@@ -103,7 +106,11 @@ func (c *Core) sendNow(w *Worker, p *Peer, v packet.Verb, payload []byte, opts S
 	if r == nil {
 		return false
 	}
-	id := c.emit(w, p, r.path.sock, r.path.ep, v, w.control(payload, opts.Compress), c.suiteFor(p, r))
+	b := w.control(payload, opts.Compress)
+	if r.relay {
+		w.stats.txRelayed.Add(uint64(len(b)))
+	}
+	id := c.emit(w, p, r.path.sock, r.path.ep, v, b, c.suiteFor(p, r))
 	r.path.lastOut.Store(w.t)
 	if opts.ExpectReply {
 		touch(&p.lastAsked, w.t)

@@ -65,6 +65,7 @@ type workerStats struct {
 	rxPackets, rxBytes, txPackets, txBytes atomic.Uint64
 	sealed, opened                         [numSuites]atomic.Uint64 // bytes
 	fragmentsIn, fragmentsOut              atomic.Uint64
+	rxRelayed, txRelayed                   atomic.Uint64 // bytes
 	rejects                                [numRejects]atomic.Uint64
 
 	_ [64]byte // keeps another worker's counters off the cache line
@@ -78,6 +79,8 @@ func (sum *workerStats) add(st *workerStats) {
 	sum.txBytes.Add(st.txBytes.Load())
 	sum.fragmentsIn.Add(st.fragmentsIn.Load())
 	sum.fragmentsOut.Add(st.fragmentsOut.Load())
+	sum.rxRelayed.Add(st.rxRelayed.Load())
+	sum.txRelayed.Add(st.txRelayed.Load())
 	for i := range sum.sealed {
 		sum.sealed[i].Add(st.sealed[i].Load())
 		sum.opened[i].Add(st.opened[i].Load())
@@ -96,6 +99,7 @@ type Stats struct {
 	RxDatagrams, RxBytes, TxPackets, TxBytes                   uint64
 	SealedBytes, OpenedBytes                                   [numSuites]uint64 // by suite
 	FragmentsIn, FragmentsOut                                  uint64
+	RxRelayedBytes, TxRelayedBytes                             uint64 // of packets to and from us that took the way through a root
 	Reassembled, FragmentsExpired, FragmentsDisplaced, TooLong uint64
 	Rejected                                                   [numRejects]uint64
 	Relayed                                                    uint64
@@ -147,6 +151,7 @@ func (c *Core) Stats() (s Stats) {
 	s.OutQueueLimit, s.HeldQueueLimit, s.RetryQueueLimit = maxOutQueue, maxHeld, maxRetry
 	s.RxDatagrams, s.RxBytes = sum.rxPackets.Load(), sum.rxBytes.Load()
 	s.TxPackets, s.TxBytes = sum.txPackets.Load(), sum.txBytes.Load()
+	s.RxRelayedBytes, s.TxRelayedBytes = sum.rxRelayed.Load(), sum.txRelayed.Load()
 	s.FragmentsIn, s.FragmentsOut = sum.fragmentsIn.Load(), sum.fragmentsOut.Load()
 	for i := range s.SealedBytes {
 		s.SealedBytes[i], s.OpenedBytes[i] = sum.sealed[i].Load(), sum.opened[i].Load()
@@ -171,6 +176,7 @@ type PeerInfo struct {
 	Latency         time.Duration // of the preferred path, < 0 = unknown
 	Relayed         bool
 	LastReceive     time.Time
+	LastRelayed     time.Time // received through a root
 	Paths           []PathInfo
 }
 
@@ -197,7 +203,7 @@ func (c *Core) peerInfoLocked(p *Peer) PeerInfo {
 	info := PeerInfo{
 		Address: p.addr, Role: c.role(p.addr), ProtocolVersion: p.ProtocolVersion(),
 		Version: [3]int{int(v >> 24 & 0xff), int(v >> 16 & 0xff), int(v & 0xffff)},
-		Suite:   p.suite(), Latency: -1, LastReceive: c.timeOf(p.lastReceive.Load()),
+		Suite:   p.suite(), Latency: -1, LastReceive: c.timeOf(p.lastReceive.Load()), LastRelayed: c.timeOf(p.lastRelayed.Load()),
 	}
 	r := p.route.Load()
 	info.Relayed = r == nil || r.relay
