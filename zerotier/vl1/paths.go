@@ -206,7 +206,7 @@ func (c *Core) receiveRendezvous(w *Worker, from *Peer, p packet.Packet, src Sou
 			c.punchLocked(w, peer, src.Socket, v.at)
 		}
 		c.mu.Unlock()
-	} else if !v.peer.Reserved() {
+	} else if !v.peer.Reserved() && v.peer != c.self {
 		c.mu.Lock()
 		c.hints.add(v.peer, hint{src.Socket, v.at, w.t})
 		c.mu.Unlock()

@@ -17,7 +17,7 @@ func (c *Core) Receive(w *Worker, sock SocketID, from netip.AddrPort, datagram [
 	case packet.KindPacket:
 		p := packet.Packet(datagram)
 		if p.Source() == c.self {
-			w.stats.rejects[RejectOwnAddress].Add(1)
+			c.receiveSelf(w, src, p)
 			return
 		}
 		if p.Destination() != c.self {
@@ -258,8 +258,9 @@ func (c *Core) receiveError(w *Worker, from *Peer, p packet.Packet, src Source) 
 	}
 	if code == packet.ErrorIdentityCollision {
 		if c.IsUpstream(from.addr) {
-			c.log.Error("another node uses the address of our identity; this node is not reachable until one of them gets a new identity",
-				"address", c.self, "root", from.addr)
+			c.mu.Lock()
+			c.seeTwinLocked(w.t, Duplicate{Collision: true})
+			c.mu.Unlock()
 		}
 		c.heard(w, from, src, packet.VerbError, false, false)
 		return
