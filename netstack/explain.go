@@ -28,7 +28,7 @@ type Explanation struct {
 	To           Side           // to which it leaves
 	Route        netip.Prefix   // by which it leaves; invalid = the VPC side
 	NextHop      netip.Addr     // on the network
-	NextHopMAC   [6]byte        // zero = not known yet
+	NextHopMAC   [6]byte        // zero = not known yet; of one that doesn't answer, the last
 	Source       netip.AddrPort // as it leaves; port 0 = chosen when the flow opens
 	Destination  netip.AddrPort
 	SourceHow    string       // keep | masquerade | map
@@ -45,7 +45,7 @@ func (x *Explanation) refuse(verdict string, d drop) { x.Verdict, x.Reason = ver
 // Explain says what would happen now to a packet: the first of a flow, unless it
 // belongs to one. It changes and counts nothing. Limits are those of this moment.
 // What depends on the rest of a packet isn't known to it: its size, hop limit, TCP
-// flags and checksums; nor whether the next hop will answer.
+// flags and checksums. Of the next hop it knows whether it answered last.
 func (e *Engine) Explain(q Question) Explanation {
 	w := e.worker()
 	defer e.release(w)
@@ -163,6 +163,16 @@ func (w *worker) explainKnown(x *Explanation, at *attachment, f *nat.Flow, dir i
 func (w *worker) explainNew(x *Explanation, q *Question, at *attachment, v *ipkt.View, k *nat.Key) {
 	e := w.e
 	t := tupleOf(v)
+	if m, _, found, same := e.resumption(w.now, w.set, at.side(), at, &t); found && same {
+		x.Established, x.SourceHow = true, "map"
+		x.Source, x.Destination, x.Redirected = m.Target, m.Client, m.Client != m.External
+		to := (*attachment)(nil)
+		if m.From == OverlaySide {
+			to = w.set.attachments[m.Network]
+		}
+		x.leave(w, m.From, to, m.Client.Addr())
+		return
+	}
 	d := e.decide(w.set, at.side(), at, &t)
 	x.Rule, x.Forward, x.SourceMap, x.TargetMap = d.rule, d.forward, d.source, d.target
 	if d.at != nil {
@@ -198,6 +208,11 @@ func (w *worker) explainNew(x *Explanation, q *Question, at *attachment, v *ipkt
 			x.Source = netip.AddrPortFrom(ipkt.Addr(d.flow.Address), d.flow.Port)
 		}
 	}
+	if at != nil { // who has the address, as far as is known
+		if mac, known := at.neigh.Lookup(w.now, at.hop(t.src)); known {
+			d.flow.Member = macNumber(mac)<<16 | uint64(at.slot)
+		}
+	}
 	switch why := e.table.MayOpen(w.now, k, v, &d.flow); {
 	case why != nat.Accepted:
 		reason, full := dropOfRefusal(v.Proto, why)
@@ -221,6 +236,13 @@ func (x *Explanation) leave(w *worker, to Side, at *attachment, host netip.Addr)
 	x.MTU = at.MTU
 	if r := at.routes.lookup(host); r != nil {
 		x.Route, x.NextHop = r.target, r.hop(host)
-		x.NextHopMAC, _ = at.neigh.Lookup(w.now, x.NextHop)
+		mac, ok := at.neigh.Lookup(w.now, x.NextHop)
+		if !ok {
+			var silent bool
+			if mac, silent = at.neigh.Silent(x.NextHop); silent {
+				x.refuse("reject", dropUnresolved)
+			}
+		}
+		x.NextHopMAC = mac
 	}
 }

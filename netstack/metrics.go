@@ -9,11 +9,11 @@ import (
 	"ztgate/netstack/internal/nat"
 )
 
-// Metrics that collectors of other legs share.
+// Metrics that collectors of other sides share.
 var (
-	DescPackets = prometheus.NewDesc("ztgate_packets_total", "Packets that entered or left the process, by leg.", []string{"leg", "direction"}, nil)
-	DescBytes   = prometheus.NewDesc("ztgate_bytes_total", "Bytes that entered or left the process, by leg.", []string{"leg", "direction"}, nil)
-	DescDropped = prometheus.NewDesc("ztgate_dropped_packets_total", "Packets dropped, by leg and reason.", []string{"leg", "reason"}, nil)
+	DescPackets = prometheus.NewDesc("ztgate_packets_total", "Packets that entered or left the process, by side: vpc, overlay or wire.", []string{"leg", "direction"}, nil)
+	DescBytes   = prometheus.NewDesc("ztgate_bytes_total", "Bytes that entered or left the process, by side: vpc, overlay or wire.", []string{"leg", "direction"}, nil)
+	DescDropped = prometheus.NewDesc("ztgate_dropped_packets_total", "Packets dropped, by side and reason.", []string{"leg", "reason"}, nil)
 )
 
 var (
@@ -25,17 +25,19 @@ var (
 	descRemoved     = prometheus.NewDesc("ztgate_flows_removed_total", "Flows that ended, by reason.", []string{"protocol", "reason"}, nil)
 	descPorts       = prometheus.NewDesc("ztgate_nat_ports_in_use", "External ports and identifiers in use.", []string{"network", "protocol"}, nil)
 	descQuarantined = prometheus.NewDesc("ztgate_nat_ports_resting", "External ports and identifiers that are quarantined for their last user.", []string{"network", "protocol"}, nil)
-	descNoPort      = prometheus.NewDesc("ztgate_nat_allocation_failures_total", "Flows refused for want of a port.", []string{"network", "protocol"}, nil)
+	descNoPort      = prometheus.NewDesc("ztgate_nat_allocation_failures_total", "Flows refused because no external port was left.", []string{"network", "protocol"}, nil)
 	descRefused     = prometheus.NewDesc("ztgate_flows_refused_total", "Flows refused by the table, by reason.", []string{"protocol", "reason"}, nil)
 	descLocal       = prometheus.NewDesc("ztgate_local_packets_total", "Packets for the gateway itself.", nil, nil)
-	descConflicts   = prometheus.NewDesc("ztgate_route_conflicts", "Overlay routes that are not used because they overlap the VPC or a route of the kernel.", nil, nil)
+	descConflicts   = prometheus.NewDesc("ztgate_route_conflicts", "Routes and addresses of networks that are not used; ztgate status says why.", nil, nil)
 	descRules       = prometheus.NewDesc("ztgate_policy_rule_hits_total", "Flows that a rule of the policy decided.", []string{"rule"}, nil)
 	descFragBytes   = prometheus.NewDesc("ztgate_fragment_bytes", "Bytes of fragments that wait for the rest of their packets.", nil, nil)
-	descPanics      = prometheus.NewDesc("ztgate_local_stack_panics_total", "Packets on which the stack for the gateway itself panicked.", nil, nil)
-	descDevice      = prometheus.NewDesc("ztgate_device_write_errors_total", "Batches that the VPC device did not take as a whole.", nil, nil)
+	descPanics      = prometheus.NewDesc("ztgate_local_stack_panics_total", "Packets on which the gateway's own TCP/IP stack panicked.", nil, nil)
+	descDevice      = prometheus.NewDesc("ztgate_device_write_errors_total", "Batches of which the VPC device took a part only, or nothing.", nil, nil)
 	descHits        = prometheus.NewDesc("ztgate_flow_cache_hits_total", "Packets of established flows.", nil, nil)
 	descMisses      = prometheus.NewDesc("ztgate_flow_cache_misses_total", "Packets that belong to no flow.", nil, nil)
-	descErrors      = prometheus.NewDesc("ztgate_icmp_errors_sent_total", "ICMP errors sent, by leg and kind.", []string{"leg", "kind"}, nil)
+	descErrors      = prometheus.NewDesc("ztgate_icmp_errors_sent_total", "ICMP errors sent, by side and kind.", []string{"leg", "kind"}, nil)
+	descResets      = prometheus.NewDesc("ztgate_tcp_resets_sent_total", "RSTs sent to ends of connections that are refused or over, by side.", []string{"leg"}, nil)
+	descConnect     = prometheus.NewDesc("ztgate_flow_connect_seconds", "Time from the first SYN of a TCP flow to the answer, as both pass.", []string{"path"}, nil)
 	descClamped     = prometheus.NewDesc("ztgate_tcp_mss_clamped_total", "SYN segments whose MSS was lowered.", []string{"leg"}, nil)
 	descBatch       = prometheus.NewDesc("ztgate_batch_size", "Packets per batch received.", []string{"leg", "direction"}, nil)
 )
@@ -65,6 +67,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		for k := range ipkt.NumErrorKinds {
 			counter(descErrors, s.errors[side][k].Load(), sideNames[side], ipkt.ErrorKind(k).String())
 		}
+		counter(descResets, s.resets[side].Load(), sideNames[side])
 		counter(descClamped, s.clamped[side].Load(), sideNames[side])
 		ch <- s.batches[side].metric(sideNames[side])
 	}
@@ -80,7 +83,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		local += at.fwd.local()
 	}
 	counter(descLocal, local)
-	c.table(counter, gauge, labels)
+	c.table(ch, counter, gauge, labels)
 	counter(descHits, s.hits.Load())
 	counter(descMisses, s.misses.Load())
 	counter(descPanics, e.local.Panics.Load())
@@ -116,9 +119,13 @@ func (c *collector) forwarded(counter countFunc, f *pathCounters, network string
 }
 
 // table collects what the flow table holds. labels are the networks by slot.
-func (c *collector) table(counter countFunc, gauge gaugeFunc, labels []string) {
+func (c *collector) table(ch chan<- prometheus.Metric, counter countFunc, gauge gaugeFunc, labels []string) {
 	ts := c.e.table.Stats()
 	gauge(descLimit, float64(c.e.table.Limit()))
+	for side, path := range [...]int{VPCSide: pathVPCToOverlay, OverlaySide: pathOverlayToVPC} {
+		count, seconds, buckets := ts.Connect[side].Read()
+		ch <- prometheus.MustNewConstHistogram(descConnect, count, seconds, buckets, pathNames[path])
+	}
 	for class, proto := range nat.ClassNames {
 		gauge(descFlows, float64(ts.Live[class].Load()), proto)
 		counter(descCreated, uint64(ts.Created[class].Load()), proto)

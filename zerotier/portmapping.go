@@ -54,8 +54,8 @@ func (n *Node) openMappedPort() (uint16, error) {
 	return uint16(port), err
 }
 
-// localEndpoints lists where we can be reached: our sockets, and what routers lead to
-// them.
+// localEndpoints lists where we can be reached: our sockets, and the ports that
+// routers map to them.
 func (n *Node) localEndpoints() []netip.AddrPort {
 	eps := n.udp.LocalEndpoints()
 	for _, m := range n.PortMappings() {
@@ -64,7 +64,7 @@ func (n *Node) localEndpoints() []netip.AddrPort {
 	return eps
 }
 
-// PortMappings lists the ports that routers in front of this host lead to it.
+// PortMappings lists the ports that routers in front of this host map to it.
 func (n *Node) PortMappings() []portmap.Mapping {
 	if n.mapper == nil {
 		return nil

@@ -48,7 +48,7 @@ func (a *app) orbitCommand() *cobra.Command {
 }
 
 func (a *app) deorbitCommand() *cobra.Command {
-	return &cobra.Command{Use: "deorbit MOON", Short: "No longer use a moon", Args: cobra.ExactArgs(1),
+	return &cobra.Command{Use: "deorbit MOON", Short: "Stop using a moon", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m, err := a.client().Deorbit(cmd.Context(), args[0])
 			if err != nil {

@@ -12,8 +12,10 @@ import (
 
 	"ztgate/router/config"
 	"ztgate/router/control"
+	"ztgate/router/fault"
 	"ztgate/router/gateway"
 	"ztgate/router/plan"
+	"ztgate/zerotier/ztnode"
 )
 
 func (a *app) runCommand() *cobra.Command {
@@ -90,23 +92,23 @@ func (a *app) waitCommand() *cobra.Command {
 			return a.print(h, func(w io.Writer) { fmt.Fprintln(w, what) })
 		},
 	}
-	cmd.Flags().StringVar(&what, "for", "ready", "what to wait for: online or ready")
-	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to wait at most")
+	wordFlag(cmd.Flags(), &what, "for", "ready", []string{"online", "ready"}, "what to wait for: online or ready")
+	durationFlag(cmd.Flags(), &timeout, "timeout", "", time.Minute, time.Millisecond, 7*24*time.Hour, "how long to wait at most")
 	return cmd
 }
 
 func (a *app) healthCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "health", Short: "Check health: exit code 0 if ready, 4 if not", Args: cobra.NoArgs,
+		Use: "health", Short: "Check health: exit code 0 if ready or degraded, 4 if down", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			h, err := a.client().Health(cmd.Context())
 			if err != nil {
 				return err
 			}
 			if err := a.print(h, func(w io.Writer) {
-				row(w, "CHECK", "STATE", "REASON")
+				row(w, "CHECK", "STATE", "REASON", "REMEDY")
 				for _, c := range h.Checks {
-					row(w, c.Name, okWord(c.OK), c.Reason)
+					row(w, c.Name, c.Word(), c.Reason, c.Remedy)
 				}
 			}); err != nil {
 				return err
@@ -114,13 +116,6 @@ func (a *app) healthCommand() *cobra.Command {
 			return h.Err()
 		},
 	}
-}
-
-func okWord(ok bool) string {
-	if ok {
-		return "ok"
-	}
-	return "failed"
 }
 
 func (a *app) versionCommand() *cobra.Command {
@@ -137,6 +132,9 @@ func (a *app) configCommand() *cobra.Command {
 		cmd.Args = cobra.MaximumNArgs(1)
 		cmd.RunE = func(_ *cobra.Command, args []string) error {
 			if len(args) == 1 {
+				if a.flags["config"] != nil {
+					return fault.Usagef("config: given twice, as FILE and by --config: leave one out")
+				}
 				a.flags["config"] = args
 			}
 			cfg, err := config.Load(a.sources())
@@ -158,7 +156,7 @@ func (a *app) configCommand() *cobra.Command {
 		}
 		return a.print(v, func(w io.Writer) {
 			for _, warning := range v.Warnings {
-				fmt.Fprintln(w, "warning: "+clean(warning))
+				fmt.Fprintln(w, "warning: "+ztnode.Printable(warning))
 			}
 			fmt.Fprintln(w, "the configuration is valid")
 		})

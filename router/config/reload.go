@@ -1,16 +1,20 @@
 package config
 
 import (
+	"maps"
 	"slices"
 )
 
 // Reload reads the configuration again from where it came from. It returns what a
 // running gateway may put into force, the keys and sections that differ from c in
 // it, and those that wait for a restart: there next has c's values. Names keep the
-// addresses that they have in c.
+// addresses that they have in c. Without the file that c came from there is no next.
 func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
-	if next, err = Load(c.sources); err != nil {
+	if next, err = load(c.sources, c.file); err != nil {
 		return nil, nil, nil, err
+	}
+	if c.fitted {
+		next = next.FitFlows(c.NAT.MaxFlows, c.Origin(keyMaxFlows))
 	}
 	changed, restart = []string{}, []string{}
 	for _, s := range settings {
@@ -21,14 +25,15 @@ func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
 			changed = append(changed, s.key)
 		default:
 			restart = append(restart, s.key)
+			next.origin[s.key] = c.origin[s.key]
 			if err := s.set(next, was); err != nil {
 				return nil, nil, nil, err
 			}
 		}
 	}
 	for _, part := range sections {
-		switch was, is := part.texts(c), part.texts(next); {
-		case slices.Equal(was, is):
+		switch {
+		case part.same(c, next):
 		case !part.isLive():
 			restart = append(restart, part.name())
 		case !slices.Contains(changed, part.name()): // the IDs of networks are a setting too
@@ -37,4 +42,20 @@ func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
 	}
 	next.Underlay = c.Underlay
 	return next.Resolve(c.answers), changed, restart, nil
+}
+
+// keyMaxFlows is the bound of the flow table.
+const keyMaxFlows = "nat.max_flows"
+
+// FitFlows returns c with a smaller bound of the flow table, and says where that came
+// from. A bound that the operator gave stays.
+func (c *Config) FitFlows(n int, origin string) *Config {
+	if c.Origin(keyMaxFlows) != "default" || n >= c.NAT.MaxFlows {
+		return c
+	}
+	next := *c
+	next.NAT.MaxFlows, next.fitted = n, true
+	next.origin = map[string]string{keyMaxFlows: origin}
+	maps.Copy(next.origin, c.origin)
+	return &next
 }

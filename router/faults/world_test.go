@@ -624,9 +624,6 @@ func (w *world) authorise(member string, yes bool, ips ...string) {
 	w.t.Helper()
 	patch, err := admin.MemberSpec{Authorized: &yes, IPs: ips}.Patch()
 	w.must(err)
-	if ips == nil {
-		delete(patch, "ipAssignments")
-	}
 	w.must(w.SetMember(context.Background(), member, patch))
 }
 

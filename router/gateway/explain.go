@@ -49,6 +49,9 @@ func (s *service) explain(q control.Question) (any, error) {
 	if err := q.Check(); err != nil {
 		return nil, fault.Usage(err)
 	}
+	if q.FromOverlay && len(s.only(q.Network)) == 0 {
+		return nil, s.notJoined(q.Network)
+	}
 	x, err := s.follows(q)
 	if err != nil {
 		return nil, err
@@ -106,7 +109,7 @@ func (s *service) throughHost(q control.Question) (x control.Explanation, done b
 			key = "net.ipv6.conf.all.forwarding"
 		}
 		return unasked(q, "drop", reasonForwarding, fmt.Sprintf("%s is 0, so that the kernel doesn't pass packets on to %s: run sysctl -w %s=1", key, tun, key)), true, nil
-	case !s.ways.isUp():
+	case (ours || s.heldBy(dst) != 0) && !s.ways.isUp():
 		return unasked(q, "drop", reasonInterface, fmt.Sprintf("%s is down: run ip link set %s up", tun, tun)), true, nil
 	case w.Refused == nil && w.Device == tun:
 		return x, false, nil
@@ -163,21 +166,33 @@ func (s *service) throughProxy(q control.Question) control.Explanation {
 
 // throughMember follows a packet that leaves into the overlay.
 func (s *service) throughMember(x *control.Explanation) {
-	if x.Verdict != "forward" || x.Network == 0 || !x.NextHop.IsValid() {
+	unresolved := x.Reason == reasonUnresolved
+	if x.Verdict != "forward" && !unresolved || x.Network == 0 || !x.NextHop.IsValid() {
 		return
 	}
-	if x.Member == "" {
+	switch {
+	case x.Member == "" && unresolved:
+		x.Detail = note(x.Detail, fmt.Sprintf("nobody answers for %s: is it on, and the right address?", x.NextHop))
+		return
+	case x.Member == "":
 		x.Detail = note(x.Detail, fmt.Sprintf("nobody has answered for %s yet: the first packet asks; ztgate ping %s does so now", x.NextHop, x.NextHop))
 		return
+	case unresolved:
+		x.Detail = note(x.Detail, fmt.Sprintf("member %s, which had %s, no longer answers for it", x.Member, x.NextHop))
 	}
 	for _, p := range s.peers() {
 		if p.Address != x.Member {
 			continue
 		}
 		x.Path = p.Link
-		if why := silent(p, time.Now()); why != "" {
-			x.Verdict, x.Reason = "drop", reasonUnreachable
-			x.Detail = note(x.Detail, why)
+		if path, ok := bestPath(p); ok {
+			x.PathMTU = path.MTU
+		}
+		switch now := time.Now(); {
+		case unresolved:
+			x.Detail = note(x.Detail, lastHeard(p, now))
+		case dead(p, now):
+			x.Verdict, x.Reason, x.Detail = "drop", reasonUnreachable, note(x.Detail, lastHeard(p, now))
 		}
 		return
 	}
@@ -191,26 +206,37 @@ func note(have, more string) string {
 	return have + "; " + more
 }
 
-// memberPatience is how long a member that has no direct path may be silent before
-// it counts as dead. Peers say something at least once a minute.
+// memberPatience is how long a member may be silent before it counts as dead. Peers
+// say something at least once a minute.
 const memberPatience = 2 * time.Minute
 
-// silent says why packets to a peer don't arrive, "" if they should.
-func silent(p ztnode.Peer, now time.Time) string {
-	if _, ok := bestPath(p); ok || !p.LastReceive.IsZero() && now.Sub(p.LastReceive) < memberPatience {
-		return ""
+// dead reports that nothing comes from a peer any more, as far as its node knows.
+func dead(p ztnode.Peer, now time.Time) bool {
+	if p.LastReceive.IsZero() {
+		_, direct := bestPath(p) // then its node doesn't know
+		return !direct
 	}
+	return now.Sub(p.LastReceive) >= memberPatience
+}
+
+// lastHeard says when a peer that is silent was not.
+func lastHeard(p ztnode.Peer, now time.Time) string {
 	if p.LastReceive.IsZero() {
 		return fmt.Sprintf("member %s has never been heard: is it on?", p.Address)
 	}
-	over := "through a root"
-	latest := time.Time{}
+	return fmt.Sprintf("member %s was last heard %s ago %s: is it on?", p.Address, now.Sub(p.LastReceive).Round(time.Second), over(p))
+}
+
+// over says by which way a peer was last heard.
+func over(p ztnode.Peer) string {
+	way, latest := "through a root", time.Time{}
 	for _, path := range p.Paths {
-		if path.LastReceive.After(latest) {
-			latest, over = path.LastReceive, "over "+path.Endpoint.String()
+		// What comes through a root leaves the paths as they are.
+		if path.LastReceive.After(latest) && p.LastReceive.Sub(path.LastReceive) < time.Second {
+			latest, way = path.LastReceive, "over "+path.Endpoint.String()
 		}
 	}
-	return fmt.Sprintf("member %s was last heard %s ago %s: is it on?", p.Address, now.Sub(p.LastReceive).Round(time.Second), over)
+	return way
 }
 
 // followsIn follows a packet from the overlay into the VPC.
@@ -284,6 +310,9 @@ func (s *service) problemsAbout(a netip.Addr) string {
 // The ways of packets through the host of a gateway.
 
 func (g *gateway) fromClient(src, dst netip.Addr) (host.Way, error) {
+	if !src.IsValid() { // nobody in particular: as this host itself
+		return g.table.Way(src, dst, "")
+	}
 	in, err := g.comesBy(src)
 	if err != nil || in == "" {
 		return host.Way{}, err

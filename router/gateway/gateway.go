@@ -25,10 +25,13 @@ import (
 // gateway forwards for a VPC.
 type gateway struct {
 	*service
-	dev   *tuntap.TUN
-	link  *host.Link
-	table *host.Table
-	proxy *hostproxy.Proxy
+	dev    *tuntap.TUN
+	link   *host.Link
+	table  *host.Table
+	proxy  *hostproxy.Proxy
+	watch  *host.Watch
+	looker hostLooker
+	pulse  *pulse
 
 	planning sync.Mutex // one plan at a time is made and put into force
 }
@@ -47,6 +50,9 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	if g.table, err = host.OpenTable(); err != nil {
 		return err
 	}
+	if g.watch, err = host.OpenWatch(); err != nil {
+		return err
+	}
 	if g.link, err = host.OpenLink(cfg.VPC.TUN, s.log); err != nil {
 		return err
 	}
@@ -61,24 +67,38 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	if err := g.link.SetAddresses(cfg.VPC.Address); err != nil {
 		return err
 	}
-	engine, err := newEngine(cfg, p, g.dev, s.node, netstack.Config{Mappings: loadMappings(cfg.Home, s.log), Logger: s.log, Registerer: reg})
+	engine, err := newEngine(cfg, p, g.dev, s.node.Node, netstack.Config{PathMTU: pathMTU(s.node.Node), Mappings: loadMappings(cfg.Home, s.log), Logger: s.log, Registerer: reg})
 	if err != nil {
 		return fmt.Errorf("start forwarding plane: %w", err)
 	}
 	s.usePlane(engine)
 	s.reload, s.ways = g.apply, g
 	s.names = newNames(cfg.Names(), nameServers{networks: s.networks, dial: g.dial}.lookup, g.renamed, s.log)
-	g.proxy = hostproxy.New(s.plane, reg, s.log)
+	g.proxy = hostproxy.New(s.plane, proxyLimits(cfg, s.log), reg, s.log)
+	s.limited = g.limitedClients
 	if err := g.proxy.Set(p.HostForwards); err != nil {
 		return err
 	}
-	s.advise(checkHost(cfg.VPC))
+	s.targets.send = g.sendProbe
+	g.pulse = &pulse{read: engine.Pulse, knock: g.knock}
+	s.alive, s.aClient, s.echo = g.pulse.alive, g.clientAddress, g.echoes
 	return nil
+}
+
+// maxLimited clients are shown.
+const maxLimited = 10
+
+// limitedClients lists who was refused for what he has already.
+func (g *gateway) limitedClients() (out []control.Limited) {
+	for _, r := range g.proxy.Refused() {
+		out = append(out, control.Limited{Client: r.Client, What: "connections to the host's own addresses", Refused: r.Count})
+	}
+	return out[:min(len(out), maxLimited)]
 }
 
 // parts implements [role].
 func (g *gateway) parts() []func(context.Context) error {
-	return []func(context.Context) error{g.runPlane, g.reloadOnHangup, g.proxy.Run, g.names.run, g.watch}
+	return []func(context.Context) error{g.runPlane, g.reloadOnHangup, g.proxy.Run, g.names.run, g.watch.Run, g.pulse.run, g.run}
 }
 
 // close implements [role]. Guards stay behind after a failure.
@@ -92,6 +112,9 @@ func (g *gateway) close(failed bool) {
 	}
 	if g.table != nil {
 		g.table.Close()
+	}
+	if g.watch != nil {
+		g.watch.Close()
 	}
 	if g.dev != nil {
 		_ = g.dev.Close() // the plane closes it too; closing twice is harmless
@@ -117,9 +140,10 @@ func (g *gateway) runPlane(ctx context.Context) error {
 	return err
 }
 
-// watch carries changes of the networks to the kernel and the plane.
-func (g *gateway) watch(ctx context.Context) error {
-	return g.follow(ctx, g.sync, g.link.Toggled)
+// run carries changes of the networks to the kernel and the plane, and puts right what
+// others change there.
+func (g *gateway) run(ctx context.Context) error {
+	return g.follow(ctx, follower{sync: g.sync, look: g.look, changed: g.watch.Changed()})
 }
 
 // plan judges networks by a configuration and by the host as it is now.
@@ -128,6 +152,7 @@ func (g *gateway) plan(cfg *config.Config, nets []ztnode.Network) (*plan.Plan, e
 	if err != nil {
 		return nil, err
 	}
+	g.findClients(h)
 	h.Underlay = append(h.Underlay, g.rootEndpoints()...)
 	return plan.Make(plan.Input{Config: cfg, Networks: nets, Host: h, Held: g.planned().Held}), nil
 }
@@ -151,6 +176,7 @@ func (g *gateway) enforce(p *plan.Plan) error {
 	g.node.SetOverlayPrefixes(p.Targets())
 	fs, ms := translation(p.Forwards, p.Maps)
 	errs := []error{g.setMTU(p.MTU), g.plane.SetTranslation(fs, ms), g.plane.SetNetworks(planeNetworks(cfg, p))}
+	errs = append(errs, g.link.SetAddresses(cfg.VPC.Address))
 	routes := make([]ztnode.Route, len(p.Routes))
 	for i, r := range p.Routes {
 		routes[i] = r.Route

@@ -4,5 +4,5 @@ package gateway
 
 import "ztgate/router/config"
 
-// newLibztNode is never called: [checkNode] refuses a node that isn't built in.
+// newLibztNode is never called: [config.CheckNode] refuses a node that isn't built in.
 func newLibztNode(NodeConfig) (Node, error) { return nil, config.CheckNode(config.NodeLibzt) }

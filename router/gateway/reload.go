@@ -2,10 +2,14 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -13,6 +17,7 @@ import (
 	"ztgate/router/control"
 	"ztgate/router/fault"
 	"ztgate/router/plan"
+	"ztgate/zerotier/ztnode"
 )
 
 // reloadConfig reads and applies the configuration. A faulty one changes nothing.
@@ -22,16 +27,53 @@ func (s *service) reloadConfig() (any, error) {
 	}
 	s.reloading.Lock()
 	defer s.reloading.Unlock()
-	next, changed, restart, err := s.config().Reload()
+	s.notifier.reloading()
+	defer s.notifier.started()
+	r, err := s.reloadNow()
+	s.lastReload.note(time.Now(), err)
 	if err != nil {
-		return nil, err
-	}
-	r := control.Reloaded{Schema: control.Schema, Changed: changed, Restart: restart}
-	if err := s.reload(next); err != nil {
 		return nil, err
 	}
 	s.log.Info("configuration reloaded", "changed", strings.Join(r.Changed, ","), "restart", strings.Join(r.Restart, ","))
 	return r, nil
+}
+
+func (s *service) reloadNow() (r control.Reloaded, err error) {
+	next, changed, restart, err := s.config().Reload()
+	if err != nil {
+		return r, err
+	}
+	return control.Reloaded{Schema: control.Schema, Changed: changed, Restart: restart}, s.reload(next)
+}
+
+// reloadResult remembers how the last reload ended.
+type reloadResult struct {
+	mu  sync.Mutex
+	at  time.Time // of the last one that was put into force; zero = none
+	err error     // of the last one
+}
+
+func (r *reloadResult) note(now time.Time, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err = err; err == nil {
+		r.at = now
+	}
+}
+
+// failure returns why what is in force isn't what the file says, nil if it is.
+func (r *reloadResult) failure() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+// succeeded returns when a configuration was last put into force by a reload, the zero
+// time if none was.
+func (r *reloadResult) succeeded() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.at
 }
 
 // apply puts a configuration into force. With an error the old one stays.
@@ -41,24 +83,51 @@ func (g *gateway) apply(next *config.Config) error {
 	}
 	g.planning.Lock()
 	defer g.planning.Unlock()
+	clear(g.served)                        // what the operator himself gives up isn't lost
 	next = next.Resolve(g.names.answers()) // which may have come since next was read
-	if err := g.enact(next); err != nil {
+	stay := g.staying(next)
+	if err := checkRoom(next, stay); err != nil {
+		return err
+	}
+	if err := g.enact(next, stay); err != nil {
 		return err
 	}
 	g.names.set(next.Names())
-	return g.joinConfigured()
+	return errors.Join(g.leaveGone(next), g.joinConfigured(), g.remembered.keep(next))
+}
+
+// staying lists the networks without those that a configuration doesn't name any more.
+func (s *service) staying(next *config.Config) []ztnode.Network {
+	gone := s.remembered.gone(next)
+	return slices.DeleteFunc(s.networks(), func(n ztnode.Network) bool { return slices.Contains(gone, n.ID) })
+}
+
+// checkRoom says whether a node that is in some networks can join the configured ones.
+func checkRoom(next *config.Config, in []ztnode.Network) error {
+	all := len(in)
+	for _, id := range next.NetworkIDs() {
+		if !slices.ContainsFunc(in, func(n ztnode.Network) bool { return n.ID == id }) {
+			all++
+		}
+	}
+	if all > ztnode.MaxNetworks {
+		return fault.Usagef("networks (from %s): with those that were joined by command they are %d, and a node can be in %d: leave some with ztgate leave NWID",
+			next.Origin("networks"), all, ztnode.MaxNetworks)
+	}
+	return nil
 }
 
 // renamed takes the addresses of names.
 func (g *gateway) renamed(answers map[string][]netip.Addr) error {
 	g.planning.Lock()
 	defer g.planning.Unlock()
-	return g.enact(g.config().Resolve(answers))
+	return g.enact(g.config().Resolve(answers), g.networks())
 }
 
-// enact makes a configuration that of the process, with planning held.
-func (g *gateway) enact(next *config.Config) error {
-	p, err := g.plan(next, g.networks())
+// enact makes a configuration that of the process, for these networks, with planning
+// held.
+func (g *gateway) enact(next *config.Config, nets []ztnode.Network) error {
+	p, err := g.plan(next, nets)
 	if err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ type MeshMember struct {
 	Spare       bool   // it is on the spare underlay network too
 
 	// Gateway says that it has a VPC of its own with one host. Forwarded are the
-	// ports of TCP that lead from its overlay address to the same ports of that host.
+	// TCP ports that are forwarded from its overlay address to the same ports of that host.
 	Gateway   bool
 	Forwarded []uint16
 

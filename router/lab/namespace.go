@@ -83,6 +83,26 @@ func removeNamespace(name string) error {
 	}
 }
 
+// etcDir holds what `ip netns exec` puts in the place of files in /etc.
+const etcDir = "/etc/netns"
+
+// Etc gives programs that are started in the namespace from now on a file of their
+// own in the place of one in /etc, as `ip netns exec` does. Written again, it changes
+// for those that run, too.
+func (n *Namespace) Etc(name, content string) error {
+	dir := filepath.Join(etcDir, n.Name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644)
+}
+
+// ownEtc reports whether [Namespace.Etc] was called.
+func (n *Namespace) ownEtc() bool {
+	_, err := os.Stat(filepath.Join(etcDir, n.Name))
+	return err == nil
+}
+
 // close frees the handles; the namespace itself stays.
 func (n *Namespace) close() {
 	if n.nl != nil {

@@ -60,6 +60,10 @@ func (t *Topology) StartPlain(n *Namespace, name, binary string, args ...string)
 		return nil, fmt.Errorf("open log: %w", err)
 	}
 	defer log.Close()
+	if n.ownEtc() { // ip becomes the program, with the same process number
+		args = append([]string{"netns", "exec", n.Name, binary}, args...)
+		binary = "ip"
+	}
 	p.cmd = n.Command(context.Background(), binary, args...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.Env = environ()

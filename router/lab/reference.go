@@ -209,7 +209,7 @@ func masquerade(ctx context.Context, n *Namespace, device string) error {
 }
 
 // handMade makes a zerotier-one a gateway between its networks and a VPC, whatever
-// their interfaces will be called, with ports that lead to the host behind it.
+// their interfaces will be called, with ports that are forwarded to the host behind it.
 func handMade(ctx context.Context, n *Namespace, ports []uint16) error {
 	if err := masquerade(ctx, n, "zt*"); err != nil {
 		return err

@@ -54,7 +54,12 @@ type Options struct {
 	Keep     bool          // leave all up at the end
 	LogLevel string        // of the processes, default info
 	Progress io.Writer     // says what is being done; nil = silence
-	Config   string        // of our gateway, the text of its configuration file
+
+	// Of our gateway:
+	Config  string                // text of its configuration file; flags go before it
+	Sources []string              // its vpc.sources, default the VPC's subnet
+	Targets []string              // default the office's HTTPS; empty but not nil = those of Config
+	Prepare func(*Scenario) error // changes namespaces before anything runs in them
 
 	// Who plays root and controller, office and gateway.
 	Root, Office, Gateway Program
@@ -91,6 +96,12 @@ func (o *Options) defaults() error {
 	}
 	if o.Progress == nil {
 		o.Progress = io.Discard
+	}
+	if o.Sources == nil {
+		o.Sources = []string{vpcSources.String()}
+	}
+	if o.Targets == nil {
+		o.Targets = []string{fmt.Sprintf("tcp://%s:443", officeOverlay)}
 	}
 	return nil
 }
@@ -217,12 +228,16 @@ func (s *Scenario) build(context.Context) (err error) {
 	if err := Connect(s.Gateway, "eth-vpc", s.VPC, "eth0"); err != nil {
 		return err
 	}
-	return errors.Join(
+	err = errors.Join(
 		s.Gateway.AddAddress("eth-vpc", gwVPC),
 		s.VPC.AddAddress("eth0", clientVPC),
 		s.VPC.AddRoute(overlay, gwVPC.Addr()),
 		s.Gateway.Sysctl("net/ipv4/ip_forward", "1"),
 	)
+	if err == nil && s.opts.Prepare != nil {
+		err = s.opts.Prepare(s)
+	}
+	return err
 }
 
 // credentials makes the identities, which are needed before anything runs: the
@@ -367,9 +382,14 @@ func (s *Scenario) StartGateway(ctx context.Context) (err error) {
 		}
 		return masquerade(ctx, s.Gateway, gatewayTUN)
 	}
-	s.GatewayProcess, s.GatewayAPI, err = s.spawn(s.Gateway, "gw", s.opts.Gateway, "run", "--network", s.Network.String(),
-		"--tun", gatewayTUN, "--listen", metricsListen, "--source", vpcSources.String(), "--interface", "eth-vpc",
-		"--target", fmt.Sprintf("tcp://%s:443", officeOverlay), "--config", s.configPath())
+	args := []string{"run", "--network", s.Network.String(), "--tun", gatewayTUN, "--listen", metricsListen, "--interface", "eth-vpc", "--config", s.configPath()}
+	for _, p := range s.opts.Sources {
+		args = append(args, "--source", p)
+	}
+	for _, t := range s.opts.Targets {
+		args = append(args, "--target", t)
+	}
+	s.GatewayProcess, s.GatewayAPI, err = s.spawn(s.Gateway, "gw", s.opts.Gateway, args...)
 	return err
 }
 
@@ -495,6 +515,6 @@ func (s *Scenario) hints() []string {
 		fmt.Sprintf("ztgate --socket %s flows", socket),
 		fmt.Sprintf("ztgate --socket %s controller members %s", filepath.Join(s.Dir, "root", "ztgate.sock"), s.Network),
 		fmt.Sprintf("ip netns exec %s curl http://%s/metrics", s.Gateway.Name, metricsListen),
-		"ztgate lab --down",
+		"ztgate lab down --prefix " + s.opts.Prefix,
 	}
 }

@@ -222,10 +222,11 @@ func removeLeftovers(prefix string) error {
 			errs = append(errs, fmt.Errorf("remove network namespace %q: %w", e.Name(), err))
 		}
 	}
-	if err := os.RemoveAll(dirOf(prefix)); err != nil {
-		errs = append(errs, err)
+	etc, err := filepath.Glob(filepath.Join(etcDir, prefix+"-*"))
+	for _, dir := range append(etc, dirOf(prefix)) {
+		err = errors.Join(err, os.RemoveAll(dir))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, err)...)
 }
 
 // stopLeftProcesses stops the processes that were given a path within dir on

@@ -1,4 +1,4 @@
-// Package portmap asks the router in front of this host to lead a UDP port to it
+// Package portmap asks the router in front of this host to map a UDP port to it
 // (chapter 02 §8.3): by PCP (RFC 6887), NAT-PMP (RFC 6886) or UPnP (Internet
 // Gateway Device). A [Mapper] keeps the mapping and gives it back at the end.
 //
@@ -7,7 +7,7 @@
 // so is the search for UPnP devices, since goupnp's doesn't tell who answered.
 //
 // Whatever the local network says is taken as hostile: answers count only if they
-// come from the router that was asked, are bounded in size and time, and lead to
+// come from the router that was asked, are bounded in size and time, and point to
 // no other host; only public addresses are taken for external ones.
 package portmap
 
@@ -60,7 +60,7 @@ const (
 	Mapped    Result = iota // made or renewed
 	NoAnswer                // the router speaks none of the protocols
 	Refused                 // it said no
-	BadAnswer               // malformed, too late, or leads elsewhere
+	BadAnswer               // malformed, too late, or points elsewhere
 	NotPublic               // the router's own external address isn't public
 	BadLease                // too short
 	NoPort                  // our own port can't be opened

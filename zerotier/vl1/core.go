@@ -234,7 +234,8 @@ type Core struct {
 	roots     map[identity.Address]*rootState
 	local     []netip.AddrPort // endpoints of the sockets as last looked at
 	lastLocal int64
-	untrusted int // peers, as of the last count
+	nextSize  int64 // when an answer about a path's size is due, of this tick
+	untrusted int   // peers, as of the last count
 	lastEvict int64
 	lastPing  int64
 	lastHouse int64
@@ -569,3 +570,10 @@ func (c *Core) offer(w *World) bool {
 }
 
 func (c *Core) role(a identity.Address) Role { return c.worlds.Load().upstreams[a].role }
+
+// Reachable reports whether a packet for a could be sent now, directly or through a
+// root.
+func (c *Core) Reachable(a identity.Address) bool {
+	p := c.Peer(a)
+	return p != nil && p.route.Load() != nil
+}

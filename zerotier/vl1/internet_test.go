@@ -633,15 +633,16 @@ func TestRelayedBytes(t *testing.T) {
 	n := newInternet(t, 1, nats{mapping(simnet.Symmetric), mapping(simnet.Symmetric)})
 	n.online(t)
 	n.traffic(20 * time.Second)
-	st := n.a.core.Stats()
-	if st.TxRelayedBytes == 0 || st.RxRelayedBytes == 0 || st.TxRelayedBytes >= st.TxBytes || st.RxRelayedBytes >= st.RxBytes {
-		t.Errorf("relayed %d of %d out, %d of %d in", st.TxRelayedBytes, st.TxBytes, st.RxRelayedBytes, st.RxBytes)
+	for direction, relayed := range n.a.core.Stats().RelayBytes {
+		if relayed == 0 {
+			t.Errorf("nothing relayed in direction %d", direction)
+		}
 	}
 	n = newInternet(t, 1, nats{})
 	n.connect(t, 10*time.Second)
 	before := n.a.core.Stats()
 	n.traffic(20 * time.Second)
-	if after := n.a.core.Stats(); after.TxRelayedBytes != before.TxRelayedBytes || after.RxRelayedBytes != before.RxRelayedBytes {
+	if n.a.core.Stats().RelayBytes != before.RelayBytes {
 		t.Error("direct traffic counts as relayed")
 	}
 }

@@ -66,6 +66,7 @@ type path struct {
 	lastOut  atomic.Int64
 	latency  atomic.Int64 // ns, 0 = unknown
 	dead     atomic.Bool  // probes stay unanswered
+	size     datagramSize
 
 	// Guarded by Core.mu.
 	probed  int64 // last probe
@@ -112,6 +113,18 @@ type route struct {
 	relay bool // the path is a root's
 }
 
+// way is where a packet goes.
+type way struct {
+	sock  SocketID
+	ep    netip.AddrPort
+	size  int  // of the largest datagram
+	relay bool // a root is to pass it on
+}
+
+func (r *route) way() way {
+	return way{sock: r.path.sock, ep: r.path.ep, size: r.path.size.get(), relay: r.relay}
+}
+
 // Address returns the peer's address.
 func (p *Peer) Address() identity.Address { return p.addr }
 
@@ -120,6 +133,11 @@ func (p *Peer) Identity() *identity.Identity { return p.id }
 
 // ProtocolVersion returns what the peer announced, 0 if nothing yet.
 func (p *Peer) ProtocolVersion() int { return int(p.version.Load() >> 32 & 0xff) }
+
+// answersEcho reports whether the peer is known to answer ECHO (chapter 02 §2.6).
+func (p *Peer) answersEcho() bool {
+	return p.ProtocolVersion() >= 5 && p.version.Load()>>8&0xffffff != 0x010100
+}
 
 func packVersion(v version) uint64 {
 	return uint64(v.protocol)<<32 | uint64(v.major)<<24 | uint64(v.minor)<<16 | uint64(v.revision)
@@ -329,6 +347,7 @@ func (c *Core) learnPathLocked(p *Peer, sock SocketID, ep netip.AddrPort, t int6
 	if c.cfg.LowBandwidth {
 		pa.patience = pathSilentLow
 	}
+	pa.size.begin(c.mtu(ep.Addr()))
 	pa.aliveLocked(t)
 	if i := slices.IndexFunc(p.paths, func(o *path) bool {
 		return o.sock == sock && o.ep.Addr() == ep.Addr() && o.silent(t)
@@ -349,6 +368,20 @@ func (c *Core) learnPathLocked(p *Peer, sock SocketID, ep netip.AddrPort, t int6
 	c.log.Debug("learned path", "peer", p.addr, "endpoint", ep)
 	return pa
 }
+
+// DirectLatency returns the latency of the direct path in use; false without one
+// or while it is unknown.
+func (p *Peer) DirectLatency() (time.Duration, bool) {
+	r := p.route.Load()
+	if r == nil || r.relay {
+		return 0, false
+	}
+	l := time.Duration(r.path.latency.Load())
+	return l, l > 0
+}
+
+// NewPeer makes a peer that belongs to no [Core]: for tests of the layer above.
+func NewPeer(id *identity.Identity) *Peer { return &Peer{id: id.Public(), addr: id.Address()} }
 
 // forgetLastLocked forgets the path on which the last packet came if it was removed.
 func (p *Peer) forgetLastLocked() {

@@ -65,10 +65,25 @@ type workerStats struct {
 	rxPackets, rxBytes, txPackets, txBytes atomic.Uint64
 	sealed, opened                         [numSuites]atomic.Uint64 // bytes
 	fragmentsIn, fragmentsOut              atomic.Uint64
-	rxRelayed, txRelayed                   atomic.Uint64 // bytes
 	rejects                                [numRejects]atomic.Uint64
+	directBytes, relayBytes                [2]atomic.Uint64 // by direction
 
 	_ [64]byte // keeps another worker's counters off the cache line
+}
+
+// Directions of what is counted.
+const (
+	rx = iota
+	tx
+)
+
+// carried counts the bytes of an encrypted packet, by the way that it takes or took.
+func (st *workerStats) carried(relay bool, direction, n int) {
+	if relay {
+		st.relayBytes[direction].Add(uint64(n))
+	} else {
+		st.directBytes[direction].Add(uint64(n))
+	}
 }
 
 // add adds the counters of st.
@@ -79,11 +94,13 @@ func (sum *workerStats) add(st *workerStats) {
 	sum.txBytes.Add(st.txBytes.Load())
 	sum.fragmentsIn.Add(st.fragmentsIn.Load())
 	sum.fragmentsOut.Add(st.fragmentsOut.Load())
-	sum.rxRelayed.Add(st.rxRelayed.Load())
-	sum.txRelayed.Add(st.txRelayed.Load())
 	for i := range sum.sealed {
 		sum.sealed[i].Add(st.sealed[i].Load())
 		sum.opened[i].Add(st.opened[i].Load())
+	}
+	for i := range sum.directBytes {
+		sum.directBytes[i].Add(st.directBytes[i].Load())
+		sum.relayBytes[i].Add(st.relayBytes[i].Load())
 	}
 	for i := range sum.rejects {
 		sum.rejects[i].Add(st.rejects[i].Load())
@@ -91,7 +108,8 @@ func (sum *workerStats) add(st *workerStats) {
 }
 
 type coreStats struct {
-	relayed atomic.Uint64
+	relayed    atomic.Uint64
+	blackHoles atomic.Uint64
 }
 
 // Stats is a snapshot of counters.
@@ -99,10 +117,11 @@ type Stats struct {
 	RxDatagrams, RxBytes, TxPackets, TxBytes                   uint64
 	SealedBytes, OpenedBytes                                   [numSuites]uint64 // by suite
 	FragmentsIn, FragmentsOut                                  uint64
-	RxRelayedBytes, TxRelayedBytes                             uint64 // of packets to and from us that took the way through a root
 	Reassembled, FragmentsExpired, FragmentsDisplaced, TooLong uint64
 	Rejected                                                   [numRejects]uint64
 	Relayed                                                    uint64
+	BlackHoles                                                 uint64    // found on paths, for large datagrams
+	DirectBytes, RelayBytes                                    [2]uint64 // of encrypted packets for us and from us, received and sent, by the way
 	OutQueue, HeldQueue, RetryQueue                            int
 	OutQueueLimit, HeldQueueLimit, RetryQueueLimit             int
 	Peers                                                      int
@@ -151,7 +170,6 @@ func (c *Core) Stats() (s Stats) {
 	s.OutQueueLimit, s.HeldQueueLimit, s.RetryQueueLimit = maxOutQueue, maxHeld, maxRetry
 	s.RxDatagrams, s.RxBytes = sum.rxPackets.Load(), sum.rxBytes.Load()
 	s.TxPackets, s.TxBytes = sum.txPackets.Load(), sum.txBytes.Load()
-	s.RxRelayedBytes, s.TxRelayedBytes = sum.rxRelayed.Load(), sum.txRelayed.Load()
 	s.FragmentsIn, s.FragmentsOut = sum.fragmentsIn.Load(), sum.fragmentsOut.Load()
 	for i := range s.SealedBytes {
 		s.SealedBytes[i], s.OpenedBytes[i] = sum.sealed[i].Load(), sum.opened[i].Load()
@@ -161,7 +179,10 @@ func (c *Core) Stats() (s Stats) {
 	}
 	s.Reassembled, s.FragmentsExpired = c.frags.Completed.Load(), c.frags.Expired.Load()
 	s.FragmentsDisplaced, s.TooLong = c.frags.Displaced.Load(), c.frags.TooLong.Load()
-	s.Relayed = c.stats.relayed.Load()
+	s.Relayed, s.BlackHoles = c.stats.relayed.Load(), c.stats.blackHoles.Load()
+	for i := range s.DirectBytes {
+		s.DirectBytes[i], s.RelayBytes[i] = sum.directBytes[i].Load(), sum.relayBytes[i].Load()
+	}
 	s.Peers = int(c.count.Load())
 	return s
 }
@@ -186,6 +207,7 @@ type PathInfo struct {
 	Preferred, Expired    bool
 	LastSend, LastReceive time.Time
 	Latency               time.Duration // < 0 = unknown
+	MTU                   int           // largest datagram that is known to arrive, 0 = unknown
 }
 
 // Peers describes all peers, ordered by address.
@@ -216,6 +238,7 @@ func (c *Core) peerInfoLocked(p *Peer) PeerInfo {
 		if l := pa.latency.Load(); l > 0 {
 			pi.Latency = time.Duration(l)
 		}
+		pi.MTU = int(pa.size.known.Load())
 		if pi.Preferred {
 			info.Latency = pi.Latency
 		}

@@ -2,6 +2,7 @@ package nat
 
 import (
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"ztgate/netstack/internal/ipkt"
@@ -31,6 +32,17 @@ const refusedFor = time.Second
 
 var stateNames = [numStates]string{"", "new", "opening", "established", "closing", "closed", "reset", "closed", "dead"}
 
+// States lists the names of the states of flows.
+func States() []string {
+	var out []string
+	for _, s := range stateNames[stateNew:stateDead] {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
 // finBit of a direction is beside the state.
 func finBit(dir int) uint32 { return 0x100 << dir }
 
@@ -41,6 +53,9 @@ func isClosed(s uint32) bool {
 	s &= stateMask
 	return s == stateClosed || s == stateReset || s == stateRefused
 }
+
+// isFirm reports a flow that never makes room for others (decision D4).
+func isFirm(s uint32) bool { return !isHalfOpen(s) && !isClosed(s) }
 
 // Verdict says whether a packet of a flow may pass.
 type Verdict uint8
@@ -96,11 +111,12 @@ func (t *Table) setState(now int64, f *Flow, old, to uint32) {
 		return // only a removed flow cannot be found
 	}
 	id := ref >> 1
-	t.leaveLists(f, old)
+	c := t.clientOf(f)
+	t.leaveLists(c, f, old)
 	if isClosed(old) && !isClosed(to) {
-		t.clientOf(f.Client()).live++
+		t.addLive(c, 1)
 	} else if !isClosed(old) && isClosed(to) {
-		t.clientOf(f.Client()).live--
+		t.addLive(c, -1)
 	}
 	last := Coarse(now)
 	if s := to & stateMask; s == stateReset || s == stateRefused {
@@ -112,7 +128,10 @@ func (t *Table) setState(now int64, f *Flow, old, to uint32) {
 	}
 	f.state.Store(to)
 	f.last.Store(last)
-	t.joinLists(id, f)
+	t.joinLists(c, id, f)
+	if f.Mapped() && isFirm(old) != isFirm(to) {
+		t.rechain(c, id, f)
+	}
 	t.wheel.remove(t, f)
 	t.wheel.add(t, id, f)
 }
@@ -254,6 +273,7 @@ func (t *Table) trackSYN(now int64, f *Flow, dir int, v *ipkt.View, s *segment, 
 			t.reopen(now, f)
 			fallthrough
 		case isHalfOpen(state):
+			f.noteSYN(now)
 			d.announce(v, s)
 			t.refresh(now, f)
 			if f.flags&flagFiltered != 0 && st == stateNew {
@@ -277,6 +297,9 @@ func (t *Table) trackSYN(now int64, f *Flow, dir int, v *ipkt.View, s *segment, 
 		w := other.window.Load()
 		if !t.set.NoWindow && w&winSeen != 0 && w&winLiberal == 0 && s.ack != other.end.Load() {
 			return OutOfWindow
+		}
+		if dir == FromServer && state&stateMask == stateNew {
+			t.noteConnected(now, f)
 		}
 		syn := d.window.Load() & winSYN
 		d.announce(v, s)
