@@ -633,15 +633,16 @@ func TestRelayedBytes(t *testing.T) {
 	n := newInternet(t, 1, nats{mapping(simnet.Symmetric), mapping(simnet.Symmetric)})
 	n.online(t)
 	n.traffic(20 * time.Second)
-	st := n.a.core.Stats()
-	if st.RelayBytes[1] == 0 || st.RelayBytes[0] == 0 || st.RelayBytes[1] >= st.TxBytes || st.RelayBytes[0] >= st.RxBytes {
-		t.Errorf("relayed %d of %d out, %d of %d in", st.RelayBytes[1], st.TxBytes, st.RelayBytes[0], st.RxBytes)
+	for direction, relayed := range n.a.core.Stats().RelayBytes {
+		if relayed == 0 {
+			t.Errorf("nothing relayed in direction %d", direction)
+		}
 	}
 	n = newInternet(t, 1, nats{})
 	n.connect(t, 10*time.Second)
 	before := n.a.core.Stats()
 	n.traffic(20 * time.Second)
-	if after := n.a.core.Stats(); after.RelayBytes[1] != before.RelayBytes[1] || after.RelayBytes[0] != before.RelayBytes[0] {
+	if n.a.core.Stats().RelayBytes != before.RelayBytes {
 		t.Error("direct traffic counts as relayed")
 	}
 }
