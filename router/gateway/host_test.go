@@ -202,10 +202,13 @@ func TestProbeWay(t *testing.T) {
 			inNamespace(t, func(t *testing.T, nl *netlink.Handle) {
 				vpcHost(t, nl)
 				g, _, _, _ := startInVPC(t, tt.flags)
-				st, err := g.client.Status(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
+				var st control.Status
+				testwait.NoError(t, patience, func() (err error) { // the first probe may be early
+					if st, err = g.client.Status(t.Context()); err == nil && st.Targets[0].Member == "" {
+						err = errors.New("no member is known")
+					}
+					return err
+				})
 				got := st.Targets[0]
 				if !got.Up || got.Through != tt.through || !strings.HasPrefix(got.PolicyNote, tt.note) || (tt.note == "") != (got.PolicyNote == "") ||
 					got.Member != gatewaytest.OfficeAddress.String() || got.Path != "DIRECT" {

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -25,6 +26,8 @@ const (
 	settleEvery = 500 * time.Millisecond
 	// maxWays bounds how many ways the kernel is asked for in one look.
 	maxWays = 128
+	// maxReasons bounds what is told of them.
+	maxReasons = 4
 	// waysEvery is how often ways are asked for without a change of routes or rules.
 	waysEvery = 5 * time.Second
 )
@@ -102,9 +105,7 @@ func (g *gateway) look(now time.Time, changed bool) {
 		g.looker.ways, g.looker.asked = g.wayCheck(p), now
 	}
 	checks = append(checks, g.looker.ways, g.pulse.check())
-	if old := g.hostChecks.Swap(&checks); old == nil || !slices.Equal(*old, checks) {
-		g.log.Debug("the host changed")
-	}
+	g.hostChecks.Store(&checks)
 }
 
 func (g *gateway) tunCheck(p *plan.Plan) control.Check {
@@ -148,11 +149,10 @@ func (g *gateway) wayCheck(p *plan.Plan) control.Check {
 	if len(reasons) == 0 {
 		return control.Passed(name)
 	}
-	list := make([]string, 0, len(reasons))
-	for r := range reasons {
-		list = append(list, r)
+	list := slices.Sorted(maps.Keys(reasons))
+	if more := len(list) - maxReasons; more > 0 { // most likely of the same cause
+		list = append(list[:maxReasons], fmt.Sprintf("and %d more", more))
 	}
-	slices.Sort(list)
 	return control.Failed(name, control.Down, strings.Join(list, "; "), "see ip route and ip rule")
 }
 
