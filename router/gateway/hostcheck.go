@@ -43,9 +43,13 @@ func checkHost(vpc config.VPCConfig) []control.Check {
 			out = append(out, control.Failed(name, severity, reason, remedy))
 		}
 	}
-	add("ip_forward", host.Forwards(false), control.Down,
+	v4 := control.Down
+	if len(vpc.Sources) > 0 && !sends(vpc, netip.Addr.Is4) {
+		v4 = control.Degraded // nobody there needs it
+	}
+	add("ip_forward", host.Forwards(false), v4,
 		"net.ipv4.ip_forward is 0, and the kernel doesn't pass VPC packets on to "+tun, "run sysctl -w net.ipv4.ip_forward=1")
-	if sends6(vpc) {
+	if sends(vpc, netip.Addr.Is6) {
 		add("ipv6_forward", host.Forwards(true), control.Down,
 			"net.ipv6.conf.all.forwarding is 0, and the kernel doesn't pass IPv6 packets of the VPC on to "+tun, "run sysctl -w net.ipv6.conf.all.forwarding=1")
 	}
@@ -77,9 +81,9 @@ func checkHost(vpc config.VPCConfig) []control.Check {
 	return out
 }
 
-// sends6 reports whether the VPC is said to have IPv6.
-func sends6(vpc config.VPCConfig) bool {
-	return slices.ContainsFunc(vpc.Sources, func(p netip.Prefix) bool { return p.Addr().Is6() })
+// sends reports whether the VPC is said to have addresses of a family.
+func sends(vpc config.VPCConfig, is func(netip.Addr) bool) bool {
+	return slices.ContainsFunc(vpc.Sources, func(p netip.Prefix) bool { return is(p.Addr()) })
 }
 
 // hostLooker looks at the host of a gateway.
@@ -93,7 +97,7 @@ type hostLooker struct {
 
 // look makes known what is wrong with the host and with the data path. changed says
 // that routes or rules may have changed since the last time. Only the goroutine of
-// watch calls it.
+// run calls it.
 func (g *gateway) look(now time.Time, changed bool) {
 	cfg, p := g.config(), g.planned()
 	checks := append(checkHost(cfg.VPC), g.tunCheck(p))
@@ -171,8 +175,10 @@ func (g *gateway) destinations(p *plan.Plan) (out []netip.Addr) {
 		}
 		out = append(out, a)
 	}
-	if !sends6(g.config().VPC) {
+	if vpc := g.config().VPC; !sends(vpc, netip.Addr.Is6) {
 		out = slices.DeleteFunc(out, netip.Addr.Is6)
+	} else if !sends(vpc, netip.Addr.Is4) {
+		out = slices.DeleteFunc(out, netip.Addr.Is4)
 	}
 	return out
 }
