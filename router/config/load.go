@@ -77,6 +77,7 @@ func Load(src Sources) (*Config, error) {
 			l.apply(s, v, "flag --"+s.flag)
 		}
 	}
+	l.localConf()
 	l.secrets()
 	if len(l.errs) == 0 { // otherwise these would be consequences
 		l.errs = append(l.errs, l.cfg.check()...)
