@@ -287,6 +287,9 @@ func TestDegraded(t *testing.T) {
 			n.Certificate = time.Now().Add(-time.Minute)
 			node.SetNetwork(n)
 		}, "certificate", "the certificate ended at "},
+		"clock": {func(t *testing.T, node *gatewaytest.Node) {
+			node.SetInfo(func(i *ztnode.Info) { i.ClockSet, i.ClockSetBy = time.Now(), -3600 })
+		}, "clock", "the clock was set by -1h0m0s at "},
 		"relay": {func(t *testing.T, node *gatewaytest.Node) {
 			node.SetPeers(ztnode.Peer{Address: gatewaytest.OfficeAddress.String(), Role: ztnode.RoleLeaf, Latency: -1, Relayed: true, LastReceive: time.Now()})
 		}, "paths", "is reached through a root"},
