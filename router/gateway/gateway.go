@@ -67,14 +67,15 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	if err := g.link.SetAddresses(cfg.VPC.Address); err != nil {
 		return err
 	}
-	engine, err := newEngine(cfg, p, g.dev, s.node, netstack.Config{Mappings: loadMappings(cfg.Home, s.log), Logger: s.log, Registerer: reg})
+	engine, err := newEngine(cfg, p, g.dev, s.node.Node, netstack.Config{PathMTU: pathMTU(s.node.Node), Mappings: loadMappings(cfg.Home, s.log), Logger: s.log, Registerer: reg})
 	if err != nil {
 		return fmt.Errorf("start forwarding plane: %w", err)
 	}
 	s.usePlane(engine)
 	s.reload, s.ways = g.apply, g
 	s.names = newNames(cfg.Names(), nameServers{networks: s.networks, dial: g.dial}.lookup, g.renamed, s.log)
-	g.proxy = hostproxy.New(s.plane, reg, s.log)
+	g.proxy = hostproxy.New(s.plane, proxyLimits(cfg, s.log), reg, s.log)
+	s.limited = g.limitedClients
 	if err := g.proxy.Set(p.HostForwards); err != nil {
 		return err
 	}
@@ -82,6 +83,17 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	g.pulse = &pulse{read: engine.Pulse, knock: g.knock}
 	s.alive, s.aClient, s.echo = g.pulse.alive, g.clientAddress, g.echoes
 	return nil
+}
+
+// maxLimited clients are shown.
+const maxLimited = 10
+
+// limitedClients lists who was refused for what he has already.
+func (g *gateway) limitedClients() (out []control.Limited) {
+	for _, r := range g.proxy.Refused() {
+		out = append(out, control.Limited{Client: r.Client, What: "connections to the host's own addresses", Refused: r.Count})
+	}
+	return out[:min(len(out), maxLimited)]
 }
 
 // parts implements [role].

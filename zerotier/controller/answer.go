@@ -264,7 +264,11 @@ func (c *Controller) deliver(cfg *vl2.NetworkConfig, to identity.Address, id pac
 	for update == 0 {
 		update = randomUint64()
 	}
-	chunks, err := vl2.AppendChunks(c.cfg.Identity, cfg.ID, dict, update)
+	limit := 0
+	if c.cfg.PacketLimit != nil {
+		limit = c.cfg.PacketLimit(to)
+	}
+	chunks, err := vl2.AppendChunks(c.cfg.Identity, cfg.ID, dict, update, limit)
 	if err != nil {
 		return err
 	}

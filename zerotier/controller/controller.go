@@ -63,6 +63,10 @@ type Config struct {
 	// It is called without locks, by one goroutine at a time.
 	Send func(dst identity.Address, v packet.Verb, payload []byte, compress bool)
 
+	// PacketLimit returns the size of the largest packet that reaches a node; nil = any size
+	// does.
+	PacketLimit func(dst identity.Address) int
+
 	Logger *slog.Logger     // nil = none
 	Now    func() time.Time // nil = time.Now
 }

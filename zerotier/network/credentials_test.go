@@ -158,7 +158,7 @@ func TestRevocationOutlivesIdleRecord(t *testing.T) {
 func TestOldConfigurationStaysVoid(t *testing.T) {
 	n, r, a, _, id := up(t)
 	s, _ := a.layer.Network(id)
-	chunks, err := vl2.AppendChunks(r.id, id, s.Config.Encode(), 4711)
+	chunks, err := vl2.AppendChunks(r.id, id, s.Config.Encode(), 4711, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

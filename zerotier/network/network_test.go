@@ -138,7 +138,7 @@ func (c *authority) run(h *host, out vl1.Out, now time.Time) {
 		if c.config != nil {
 			c.config(cfg)
 		}
-		chunks, err := vl2.AppendChunks(h.id, q.n, cfg.Encode(), uint64(now.UnixNano()))
+		chunks, err := vl2.AppendChunks(h.id, q.n, cfg.Encode(), uint64(now.UnixNano()), 0)
 		if err != nil {
 			panic(err)
 		}
