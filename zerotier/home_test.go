@@ -23,7 +23,7 @@ func testStore(t *testing.T) *store {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = dir.Close() })
-	return newStore(dir)
+	return newStore(dir, time.Now)
 }
 
 func record(t *testing.T, a identity.Address) vl1.PeerRecord {
@@ -104,7 +104,7 @@ func TestPeerCacheIsBounded(t *testing.T) {
 	if err := os.Chtimes(h.Path("peers.d", vl1.PeerFile(60)), future, future); err != nil {
 		t.Fatal(err)
 	}
-	again := newStore(h.Dir)
+	again := newStore(h.Dir, time.Now)
 	again.cached.most = 10
 	start := time.Now().Add(time.Minute)
 	if err := again.tidyPeers(start); err != nil {

@@ -56,7 +56,7 @@ func newEngine(cfg *config.Config, p *plan.Plan, dev netstack.Device, overlay ne
 	base.Device, base.Overlay = dev, overlay
 	// The address on the TUN is the kernel's, not one of the engine's own stack.
 	base.VPC = netstack.VPC{Sources: sources, MTU: p.MTU}
-	base.NAT = natSettings(cfg.NAT, natSeed(cfg.Home))
+	base.NAT = natSettings(cfg.NAT, base.NAT.Seed)
 	base.Forwards, base.Maps = translation(p.Forwards, p.Maps)
 	base.Policy = compilePolicy(cfg.Policy)
 	return netstack.New(base)

@@ -30,7 +30,7 @@ func (s *service) reloadConfig() (any, error) {
 	s.notifier.reloading()
 	defer s.notifier.started()
 	r, err := s.reloadNow()
-	s.lastReload.note(time.Now(), err)
+	s.lastReload.note(s.now(), err)
 	if err != nil {
 		return nil, err
 	}

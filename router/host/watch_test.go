@@ -52,9 +52,9 @@ func TestWatch(t *testing.T) {
 	}{
 		{"address", func() error { return k.SetAddresses(nettest.Prefixes("100.127.255.1/32")) }},
 		{"route", func() error { return k.SetRoutes(many[:1]) }},
-		{"rule", func() error { return k.nl.RuleAdd(rule) }},
+		{"rule", func() error { return netlink.RuleAdd(rule) }},
 		{"MTU", func() error { return k.SetMTU(1400) }},
-		{"down", func() error { return k.nl.LinkSetDown(k.l) }},
+		{"down", func() error { return netlink.LinkSetDown(k.l) }},
 		{"up", func() error { return k.nl.LinkSetUp(k.l) }},
 	} {
 		for len(w.Changed()) > 0 { // of the one before

@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"ztgate/zerotier/identity"
-	"ztgate/zerotier/internal/simnet"
 	"ztgate/zerotier/internal/testvec"
 	"ztgate/zerotier/packet"
+	"ztgate/zerotier/simnet"
 	"ztgate/zerotier/vl1"
 )
 
