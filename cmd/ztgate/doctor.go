@@ -30,7 +30,7 @@ Exit codes: 0 all links hold, 3 only the gateway isn't running, 4 a link is brok
 			if from != "" {
 				a, err := netip.ParseAddr(from)
 				if err != nil || a.Zone() != "" {
-					return fault.Usagef("--from %q: give the ADDRESS of a host in the VPC", from)
+					return fault.Usagef("--from %q: give an address of a host in the VPC", from)
 				}
 				client = a.Unmap()
 			}
