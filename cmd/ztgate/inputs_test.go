@@ -48,6 +48,13 @@ var inputs = map[string]string{
 	"flows --network 12":               `want 16 hex digits`,
 	"flows --network 8056c2e21c000002": `did you mean 8056c2e21c000001?`,
 	// explain
+	"doctor --from office":                                     `give an address of a host in the VPC`,
+	"doctor --from=":                                           `is empty`,
+	"doctor --from fe80::1%eth0 10.0.0.10":                     `give an address of a host in the VPC`,
+	"doctor --from fd00::1 10.0.0.10":                          `different families`,
+	"doctor 10.0.0.10:0":                                       `port from 1 to 65535`,
+	"doctor http://10.0.0.10":                                  `give tcp://HOST:PORT or icmp://HOST`,
+	"doctor tcp://10.0.0.10":                                   `give tcp://HOST:PORT or icmp://HOST`,
 	"explain 172.31.0.10":                                      `2 arg`,
 	"explain 172.31.0.10 office":                               `give ADDRESS or ADDRESS:PORT`,
 	"explain 172.31.0.10 10.0.0.10:0":                          `port from 1 to 65535`,

@@ -114,7 +114,8 @@ func TestGateway(t *testing.T) {
 		for _, name := range []string{"ztgate_packets_total", "ztgate_bytes_total", "ztgate_forwarded_packets_total",
 			"ztgate_flows", "ztgate_flows_limit", "ztgate_flows_created_total", "ztgate_flow_cache_hits_total", "ztgate_peers",
 			"ztgate_network_status", "ztgate_network_certificate_expiry_timestamp_seconds", "ztgate_wire_crypto_bytes_total",
-			"ztgate_target_up", "ztgate_health_status", "ztgate_build_info", "process_cpu_seconds_total", "go_goroutines"} {
+			"ztgate_target_up", "ztgate_health_status", "ztgate_health_state", "ztgate_network_controller_last_heard_timestamp_seconds",
+			"ztgate_build_info", "process_cpu_seconds_total", "go_goroutines"} {
 			if len(m[name]) == 0 {
 				t.Errorf("metric %s is missing", name)
 			}

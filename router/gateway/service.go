@@ -42,7 +42,6 @@ type service struct {
 
 	hostChecks atomic.Pointer[[]control.Check] // of the host and the data path; nil = nobody looks
 	lastReload reloadResult
-	clock      clockWatch
 	rtt        *rtts                                                                 // nil = nobody asks
 	notifier   *notifier                                                             // nil = no service manager
 	aClient    func(v6 bool) netip.Addr                                              // how clients' addresses are; nil or invalid = unknown

@@ -60,6 +60,9 @@ func (n *Node) Start(cfg gateway.NodeConfig) (gateway.Node, error) {
 // SetOnline changes the state of the node.
 func (n *Node) SetOnline(v bool) { n.change(func() { n.info.Online = v }) }
 
+// SetInfo changes what the node says of itself.
+func (n *Node) SetInfo(edit func(*ztnode.Info)) { n.change(func() { edit(&n.info) }) }
+
 // SetNetwork adds or changes a network.
 func (n *Node) SetNetwork(nw ztnode.Network) { n.change(func() { n.networks[nw.ID] = nw }) }
 
