@@ -29,6 +29,13 @@ func (at *attachment) isBroadcast(a netip.Addr) bool { return slices.Contains(at
 // onLink reports an address of the network's own subnets.
 func (at *attachment) onLink(a netip.Addr) bool { return contains(at.Addresses, a) }
 
+// standsFor reports an address by which a network knows a VPC host, so that the gateway
+// answers for it there.
+func (s *netSet) standsFor(at *attachment, a netip.Addr) bool {
+	m, _ := s.translate(VPCSide, true, at.ID, a)
+	return m != nil
+}
+
 // isServed reports an address that a forward names for clients of a side.
 func (s *netSet) isServed(from Side, a netip.Addr) bool { _, ok := s.served[from][a]; return ok }
 

@@ -114,16 +114,19 @@ type AddressMap struct {
 
 // Config says how an engine works.
 type Config struct {
-	Device     Device
-	Overlay    Overlay
-	VPC        VPC
-	NAT        NAT
-	MaxFlows   int      // NAT.MaxFlows unless that is set
-	Timeouts   Timeouts // NAT.Timeouts unless that is set
-	Forwards   []PortForward
-	Maps       []AddressMap
-	Mappings   []Mapping      // of an earlier engine, quarantined for their owners
-	Policy     *policy.Policy // nil = accept what the VPC side opens
+	Device   Device
+	Overlay  Overlay
+	VPC      VPC
+	NAT      NAT
+	MaxFlows int      // NAT.MaxFlows unless that is set
+	Timeouts Timeouts // NAT.Timeouts unless that is set
+	Forwards []PortForward
+	Maps     []AddressMap
+	Mappings []Mapping      // of an earlier engine: endpoints are quarantined for their owners, flows go on
+	Policy   *policy.Policy // nil = accept what the VPC side opens
+	// Owns reports whether the network's controller certifies that an address is that of
+	// the member with a MAC; nil = nothing is certified.
+	Owns       func(network uint64, mac [6]byte, a netip.Addr) bool
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil = no metrics
 	Now        func() time.Time      // nil = time.Now
@@ -163,6 +166,18 @@ type FlowFilter struct {
 	Protocol string       // tcp, udp, icmp or a number; "" = all
 	State    string       // "" = all
 	Network  uint64       // 0 = all
+}
+
+// Greedy is what a client has of the flow table, or all clients of a network.
+type Greedy struct {
+	Prefix          netip.Prefix // one address, or a /24 or /64
+	FromVPC         bool
+	Network         uint64 // overlay network that it is in; 0 = the VPC
+	Flows, HalfOpen int
+	Ports           int    // external ones, of a client
+	Clients         int    // of a network
+	Evicted         uint64 // flows that made room for others, of a client
+	Refused         uint64 // flows that were not opened, of a client as long as it has others
 }
 
 // FlowInfo describes a flow.

@@ -153,6 +153,7 @@ type counters struct {
 	drops        [numSides][numDrops]atomic.Uint64
 	hits, misses atomic.Uint64
 	clamped      [numSides]atomic.Uint64
+	resets       [numSides]atomic.Uint64 // RSTs sent
 	errors       [numSides][ipkt.NumErrorKinds]atomic.Uint64
 	deviceErrors atomic.Uint64
 	batches      [numSides]histogram

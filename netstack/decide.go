@@ -70,6 +70,9 @@ func (e *Engine) decideVPC(s *netSet, t *tuple) decision {
 	if d.server != t.dst || d.forward != nil {
 		d.flow.Server = ipkt.Bytes(d.server)
 	}
+	if d.at != nil && s.standsFor(d.at, d.server) { // nobody else would answer there
+		return tellWith(dropNoRoute, ipkt.NoRoute)
+	}
 	switch {
 	case !forwardable(d.server), s.isBroadcastOn(d.at, d.server), s.isOwnOn(d.at, d.server), d.at == nil && s.isServed(VPCSide, d.server):
 		return refuseWith(dropForbidden)
@@ -152,41 +155,11 @@ func (e *Engine) hairpin(s *netSet, t *tuple, d decision) decision {
 			return d
 		}
 	}
-	if host, port, ok := e.table.Quarantined(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
-		return e.resume(s, t, d, ipkt.Addr(host), port)
+	if _, _, ok := e.table.Quarantined(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
+		return refuseWith(dropNoFlow) // the mapping's owner may go on
 	}
 	d.do = actLocal
 	return d
-}
-
-// resume judges a packet to a mapping without flows. The target of a masquerading
-// forward that speaks before its client does after a restart is answering that
-// client; to others nothing is said, since the mapping's owner may go on.
-func (e *Engine) resume(s *netSet, t *tuple, d decision, host netip.Addr, port uint16) decision {
-	for i := range s.forwards {
-		f := &s.forwards[i]
-		if f.From != OverlaySide || f.Proto != t.proto || !f.Masquerade || f.To != netip.AddrPortFrom(t.src, t.sport) {
-			continue
-		}
-		for _, at := range s.slots {
-			listen := f.Listen.Addr()
-			if at == nil || !at.hop(host).IsValid() {
-				continue
-			}
-			if listen.IsUnspecified() {
-				listen = at.address(host.Is6())
-			}
-			if !s.mayServe(at, listen) {
-				continue
-			}
-			d.at, d.hop, d.server = at, at.hop(host), host
-			d.flow = nat.NewFlow{Slot: at.slot, To: OverlaySide, Server: ipkt.Bytes(host), ServerPort: port,
-				Source: nat.Map, Address: ipkt.Bytes(listen), Port: f.Listen.Port()}
-			s.allow(&d, t, host, port, policy.Out)
-			return d
-		}
-	}
-	return refuseWith(dropNoFlow)
 }
 
 // decideOverlay judges what comes from a network.
@@ -244,7 +217,15 @@ func (e *Engine) openMapping(t *tuple) (host [16]byte, port uint16, ok bool) {
 	if e.table.Filter(t.proto) != nat.EndpointIndependent {
 		return host, 0, false
 	}
-	return e.table.Owner(ipkt.Bytes(t.dst), t.proto, t.dport)
+	if host, port, ok = e.table.Owner(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
+		return host, port, true
+	}
+	client, ok := e.kept.owner(t.proto, OverlaySide, netip.AddrPortFrom(t.dst, t.dport))
+	if !ok {
+		return host, 0, false
+	}
+	host, port, ok = e.table.Quarantined(ipkt.Bytes(t.dst), t.proto, t.dport)
+	return host, port, ok && client == netip.AddrPortFrom(ipkt.Addr(host), port)
 }
 
 // localFromOverlay lets through to ourselves what we answer or asked for. Ports
@@ -302,7 +283,7 @@ func (s *netSet) checkVPC(src, dst netip.Addr) drop {
 func (s *netSet) checkOverlay(at *attachment, src, dst netip.Addr) drop {
 	seen, _ := s.seen(at, src)
 	switch {
-	case at.isOwn(src) || s.isOwn(seen):
+	case at.isOwn(src) || s.isOwn(seen) || s.standsFor(at, src):
 		return dropSpoofed
 	case !forwardable(dst) || at.isBroadcast(dst) || s.isBroadcast(dst):
 		return dropForbidden

@@ -44,8 +44,12 @@ type Engine struct {
 	start  time.Time
 	set    atomic.Pointer[netSet]
 	errors limiter
+	claims claims // of addresses that are others'
+	kept   keptFlows
+	ring   refusals
 	ids    idTable
-	logged atomic.Int64 // when refused flows were last logged, ns
+	logged atomic.Int64  // when refused flows were last logged, ns
+	rounds atomic.Uint64 // of the timers
 
 	idleMu sync.Mutex
 	idle   []*worker
@@ -82,11 +86,15 @@ func New(cfg Config) (*Engine, error) {
 	if in.policy == nil {
 		in.policy = policy.New(policy.Accept, nil)
 	}
-	if n := e.table.Import(e.clock(), cfg.Mappings); len(cfg.Mappings) > 0 {
-		e.log.Info("kept ports for earlier mappings", "mappings", n, "left_out", len(cfg.Mappings)-n)
+	if len(cfg.Mappings) > 0 {
+		flows := e.kept.init(e.clock(), cfg.Mappings, &cfg.NAT.Timeouts)
+		n := e.table.Import(e.clock(), cfg.Mappings)
+		e.log.Info("kept ports and flows of the last run", "mappings", n, "flows", flows, "left_out", len(cfg.Mappings)-n-flows)
 	}
 	e.cfg.Mappings = nil
 	e.errors.init()
+	e.claims.init()
+	e.ring.init()
 	e.frags = frag.New(func(from uint32, n int) {
 		side := OverlaySide
 		if from == uint32(vpcNIC) {
@@ -136,6 +144,7 @@ func (e *Engine) timers(ctx context.Context) {
 			return
 		case <-t.C:
 			e.tick(e.clock())
+			e.rounds.Add(1)
 		}
 	}
 }
@@ -143,9 +152,14 @@ func (e *Engine) timers(ctx context.Context) {
 func (e *Engine) tick(now int64) {
 	e.table.Sweep(now)
 	e.frags.Expire(now)
+	e.kept.expire(now)
 	for _, at := range e.set.Load().attachments {
-		for _, packet := range at.neigh.Tick(now) {
-			e.unresolved(now, packet)
+		failed, ready := at.neigh.Tick(now)
+		for _, packet := range failed {
+			e.unresolved(now, at, packet)
+		}
+		for _, r := range ready {
+			e.sendReady(now, at, r.Packets, r.Address)
 		}
 	}
 }

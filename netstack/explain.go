@@ -163,6 +163,16 @@ func (w *worker) explainKnown(x *Explanation, at *attachment, f *nat.Flow, dir i
 func (w *worker) explainNew(x *Explanation, q *Question, at *attachment, v *ipkt.View, k *nat.Key) {
 	e := w.e
 	t := tupleOf(v)
+	if m, _, found, same := e.resumption(w.now, w.set, at.side(), at, &t); found && same {
+		x.Established, x.SourceHow = true, "map"
+		x.Source, x.Destination, x.Redirected = m.Target, m.Client, m.Client != m.External
+		to := (*attachment)(nil)
+		if m.From == OverlaySide {
+			to = w.set.attachments[m.Network]
+		}
+		x.leave(w, m.From, to, m.Client.Addr())
+		return
+	}
 	d := e.decide(w.set, at.side(), at, &t)
 	x.Rule, x.Forward, x.SourceMap, x.TargetMap = d.rule, d.forward, d.source, d.target
 	if d.at != nil {
@@ -196,6 +206,11 @@ func (w *worker) explainNew(x *Explanation, q *Question, at *attachment, v *ipkt
 		x.SourceHow, x.Source = "map", netip.AddrPortFrom(ipkt.Addr(d.flow.Address), q.Src.Port())
 		if d.flow.Port != 0 {
 			x.Source = netip.AddrPortFrom(ipkt.Addr(d.flow.Address), d.flow.Port)
+		}
+	}
+	if at != nil { // who has the address, as far as is known
+		if mac, known := at.neigh.Lookup(w.now, at.hop(t.src)); known {
+			d.flow.Member = macNumber(mac)<<16 | uint64(at.slot)
 		}
 	}
 	switch why := e.table.MayOpen(w.now, k, v, &d.flow); {

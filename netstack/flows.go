@@ -29,9 +29,6 @@ func (q *FlowFilter) matches(i *FlowInfo) bool {
 		q.Protocol != "" && q.Protocol != i.Protocol || q.State != "" && q.State != i.State || q.Network != 0 && q.Network != i.Network)
 }
 
-// Mappings lists the endpoint mappings, for the [Config] of a later engine.
-func (e *Engine) Mappings() []Mapping { return e.table.Mappings() }
-
 // Flows lists live flows.
 func (e *Engine) Flows(q FlowFilter) (out []FlowInfo) {
 	s := e.set.Load()
@@ -62,4 +59,31 @@ func (e *Engine) Flows(q FlowFilter) (out []FlowInfo) {
 		return true
 	})
 	return out
+}
+
+// Greedy lists the clients, and the networks of several clients, that have most flows: at
+// most n of each, most first. It looks at all flows, so it is for people who ask, not
+// for every scrape.
+func (e *Engine) Greedy(n int) (clients, networks []Greedy) {
+	s := e.set.Load()
+	ids := make([]uint64, len(s.numbers))
+	for id, slot := range s.numbers {
+		ids[slot] = id
+	}
+	w := e.worker()
+	defer e.release(w)
+	list := func(in []nat.Greedy) []Greedy {
+		out := make([]Greedy, 0, len(in))
+		for _, g := range in {
+			x := Greedy{Prefix: g.Prefix, FromVPC: g.Side == VPCSide, Flows: g.Flows, HalfOpen: g.HalfOpen,
+				Ports: g.Ports, Clients: g.Clients, Evicted: g.Evicted, Refused: g.Refused}
+			if !x.FromVPC && int(g.Slot) < len(ids) {
+				x.Network = ids[g.Slot]
+			}
+			out = append(out, x)
+		}
+		return out
+	}
+	c, nets := e.table.Greedy(n)
+	return list(c), list(nets)
 }

@@ -14,18 +14,22 @@ import (
 // each by itself.
 func (w *worker) fragment(side Side, at *attachment, v *ipkt.View) {
 	e := w.e
-	if v.First && v.TTL <= 1 && !w.set.isOwnOn(at, v.Destination()) {
-		e.refuse(w.now, at, dropTTL, ipkt.TimeExceeded, v)
+	if at != nil && !w.fromMember(at, nil, v) {
+		w.drop(dropMember)
 		return
 	}
-	parts, res := e.frags.Add(w.now, uint32(at.nic()), v)
+	if v.First && v.TTL <= 1 && !w.set.isOwnOn(at, v.Destination()) {
+		w.refuse(at, dropTTL, ipkt.TimeExceeded, v)
+		return
+	}
+	parts, res := e.frags.Add(w.now, uint32(at.nic()), w.member, v)
 	switch res {
 	case frag.Duplicate:
-		e.drop(side, dropDuplicate)
+		w.drop(dropDuplicate)
 	case frag.Overlap:
-		e.drop(side, dropOverlap)
+		w.drop(dropOverlap)
 	case frag.TooMany:
-		e.drop(side, dropFragment)
+		w.drop(dropFragment)
 	}
 	if len(parts) > 0 {
 		w.forwardFragments(side, at, parts)
@@ -38,7 +42,7 @@ func (w *worker) forwardFragments(side Side, at *attachment, parts [][]byte) {
 	var first, v ipkt.View
 	var k nat.Key
 	if ipkt.Parse(parts[0], &first) != ipkt.OK || !e.table.KeyOf(side, &first, &k) {
-		e.dropN(side, dropICMPType, len(parts)) // a fragmented ICMP error
+		w.dropN(dropICMPType, len(parts)) // a fragmented ICMP error
 		return
 	}
 	f, dir := e.table.Find(w.now, &k)
@@ -57,17 +61,17 @@ func (w *worker) forwardFragments(side Side, at *attachment, parts [][]byte) {
 			return
 		}
 		if f, dir = w.unknown(side, at, &first, &k); f == nil {
-			e.dropN(side, dropFragment, len(parts)-1)
+			w.dropN(dropFragment, len(parts)-1)
 			return
 		}
 	}
 	if at != nil && f.Slot != at.slot {
-		e.dropN(side, dropSpoofed, len(parts))
+		w.dropN(dropSpoofed, len(parts))
 		return
 	}
 	for _, b := range parts {
 		if ipkt.Parse(b, &v) != ipkt.OK { // it did before
-			e.drop(side, dropMalformed)
+			w.drop(dropMalformed)
 			continue
 		}
 		w.forward(side, f, dir, &v, nil)

@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"encoding/binary"
 	"net/netip"
 
 	"ztgate/netstack/internal/ipkt"
@@ -13,12 +14,14 @@ import (
 func (w *worker) icmpError(side Side, at *attachment, v *ipkt.View) {
 	e, s := w.e, w.set
 	src, dst := v.Source(), v.Destination()
-	// Whoever sent it, it is about a flow or it isn't: only impossible sources are
-	// refused (RFC 4787 REQ-12 a).
+	// Any router on the flow's way may have sent it (RFC 4787 REQ-12 a): impossible sources
+	// are refused, and members that the flow's packets don't go to.
 	bad := drop(0)
 	switch {
 	case v.Proto == ipkt.ICMP && v.ICMPType == 4: // source quench (RFC 6633)
 		bad = dropICMPType
+	case impossibleMTU(v):
+		bad = dropErrorUnlikely
 	case s.isOwnOn(at, src):
 		bad = dropSpoofed
 	case !forwardable(dst):
@@ -31,25 +34,37 @@ func (w *worker) icmpError(side Side, at *attachment, v *ipkt.View) {
 		bad = dropSpoofed
 	}
 	if bad != 0 {
-		e.drop(side, bad)
+		w.drop(bad)
 		return
 	}
-	f, dir := e.table.TranslateError(w.now, side, v)
+	f, dir, verdict := e.table.TranslateError(w.now, side, v)
 	if f == nil {
 		if s.isOwnOn(at, dst) {
+			if at != nil && !w.onTheWay(at, v) {
+				w.drop(dropErrorMember)
+				return
+			}
 			w.toLocal(at, v)
 			return
 		}
-		e.drop(side, dropNoFlow)
+		w.drop(dropNoFlow)
 		return
 	}
 	if at != nil && f.Slot != at.slot {
-		e.drop(side, dropSpoofed)
+		w.drop(dropSpoofed)
+		return
+	}
+	if at != nil && f.Hop.Load()>>16 != w.who.mac && !w.ownerOf(at, serverOf(f, 1-dir)) {
+		w.drop(dropErrorMember)
+		return
+	}
+	if verdict != nat.Pass {
+		w.drop(dropErrorUnlikely)
 		return
 	}
 	if at != nil && v.Source() == src { // the receiver sees who sent it
 		if s.likeVPC(at, src) {
-			e.drop(side, dropSpoofed)
+			w.drop(dropSpoofed)
 			return
 		}
 		if alias, m := s.seen(at, src); m != nil {
@@ -57,7 +72,7 @@ func (w *worker) icmpError(side Side, at *attachment, v *ipkt.View) {
 		}
 	}
 	if v.TTL <= 1 {
-		e.drop(side, dropTTL)
+		w.drop(dropTTL)
 		return
 	}
 	v.DecrementTTL()
@@ -71,10 +86,30 @@ func (w *worker) icmpError(side Side, at *attachment, v *ipkt.View) {
 	case exit == VPCSide:
 		w.toVPC(out, class, v, 65535, nil)
 	case out == nil:
-		e.drop(side, dropNetwork)
+		w.drop(dropNetwork)
 	default:
 		w.toOverlay(out, f, dir, class, v, nil)
 	}
+}
+
+// impossibleMTU reports an error that asks for packets smaller than any link's
+// (RFC 1191 §3, RFC 8201 §4). Without a size, the receiver has to guess (RFC 1191 §5).
+func impossibleMTU(v *ipkt.View) bool {
+	b := v.B[v.L4:]
+	switch {
+	case v.Proto == ipkt.ICMP && v.ICMPType == 3 && v.ICMPCode == 4:
+		mtu := binary.BigEndian.Uint16(b[6:])
+		return mtu != 0 && mtu < 68
+	case v.Proto == ipkt.ICMPv6 && v.ICMPType == 2:
+		return binary.BigEndian.Uint32(b[4:]) < minMTU6
+	}
+	return false
+}
+
+// onTheWay reports an error about a packet of our own from the member it went to.
+func (w *worker) onTheWay(at *attachment, v *ipkt.View) bool {
+	host, ok := nat.QuotedTarget(v)
+	return ok && w.ownerOf(at, host)
 }
 
 // sendError sends an ICMP error about a packet back to its sender, from our address
@@ -118,17 +153,34 @@ func reversed(v *ipkt.View) *ipkt.View {
 	return &r
 }
 
+// sendReset sends the RST that answers a segment, from where it was sent to.
+func (e *Engine) sendReset(now int64, from *attachment, v *ipkt.View) {
+	if e.errors.allow(now, v.Source(), false) {
+		e.sendRST(now, from, ipkt.AppendReset(nil, v))
+	}
+}
+
+// sendRST sends a RST to a network, or to the VPC if to is nil.
+func (e *Engine) sendRST(now int64, to *attachment, b []byte) {
+	var r ipkt.View
+	if ipkt.Parse(b, &r) == ipkt.OK {
+		e.stats.resets[to.side()].Add(1)
+		e.sendIP(now, to, &r)
+	}
+}
+
 // unresolved tells the sender of a packet that its next hop doesn't answer.
-func (e *Engine) unresolved(now int64, p neigh.Waiting) {
+func (e *Engine) unresolved(now int64, at *attachment, p neigh.Waiting) {
 	if p.Class == noClass {
 		return // our own: it never came in
 	}
 	w := e.worker()
 	defer e.release(w)
 	// All that goes to the overlay comes from the VPC.
+	w.who = whose{side: VPCSide, at: at}
 	var v ipkt.View
 	if ipkt.Parse(p.Packet, &v) != ipkt.OK {
-		e.drop(VPCSide, dropUnresolved)
+		w.drop(dropUnresolved)
 		return
 	}
 	// The packet is translated already: turn that back for its sender.
@@ -136,9 +188,11 @@ func (e *Engine) unresolved(now int64, p neigh.Waiting) {
 	if r := reversed(&v); e.table.KeyOf(OverlaySide, r, &k) {
 		if f, dir := e.table.Find(now, &k); f != nil {
 			f.Undo(1-dir, &v)
-			e.refuse(now, nil, dropUnresolved, ipkt.HostUnreachable, &v)
+			w.who.view = &v
+			w.refuse(nil, dropUnresolved, ipkt.HostUnreachable, &v)
 			return
 		}
 	}
-	e.drop(VPCSide, dropUnresolved)
+	w.who.view = &v
+	w.drop(dropUnresolved)
 }

@@ -318,6 +318,9 @@ func (e *Engine) DialUDP(_ context.Context, dst netip.AddrPort) (net.Conn, error
 	return c, nil
 }
 
+// ErrNoAnswer says that nobody answered an echo request in time.
+var ErrNoAnswer = errors.New("no answer in time")
+
 // Ping sends an echo request to an overlay host, which is found as by
 // [Engine.DialTCP], and waits for the reply.
 func (e *Engine) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error) {
@@ -356,7 +359,7 @@ func (e *Engine) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error
 		select {
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return 0, errors.New("no answer in time")
+				return 0, ErrNoAnswer
 			}
 			return 0, ctx.Err()
 		case <-notify:

@@ -36,6 +36,7 @@ var (
 	descHits        = prometheus.NewDesc("ztgate_flow_cache_hits_total", "Packets of established flows.", nil, nil)
 	descMisses      = prometheus.NewDesc("ztgate_flow_cache_misses_total", "Packets that belong to no flow.", nil, nil)
 	descErrors      = prometheus.NewDesc("ztgate_icmp_errors_sent_total", "ICMP errors sent, by side and kind.", []string{"leg", "kind"}, nil)
+	descResets      = prometheus.NewDesc("ztgate_tcp_resets_sent_total", "RSTs sent to ends of connections that are refused or over, by side.", []string{"leg"}, nil)
 	descClamped     = prometheus.NewDesc("ztgate_tcp_mss_clamped_total", "SYN segments whose MSS was lowered.", []string{"leg"}, nil)
 	descBatch       = prometheus.NewDesc("ztgate_batch_size", "Packets per batch received.", []string{"leg", "direction"}, nil)
 )
@@ -65,6 +66,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		for k := range ipkt.NumErrorKinds {
 			counter(descErrors, s.errors[side][k].Load(), sideNames[side], ipkt.ErrorKind(k).String())
 		}
+		counter(descResets, s.resets[side].Load(), sideNames[side])
 		counter(descClamped, s.clamped[side].Load(), sideNames[side])
 		ch <- s.batches[side].metric(sideNames[side])
 	}

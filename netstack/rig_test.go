@@ -51,7 +51,9 @@ type fakeOverlay struct {
 	mu     sync.Mutex
 	e      *Engine
 	silent map[netip.Addr]bool
-	out    [][]byte // IP packets
+	out    [][]byte               // IP packets
+	to     [][6]byte              // where the last ones of them went
+	macs   map[netip.Addr][6]byte // of those that aren't at hostMAC
 	arps   int
 	refuse bool
 }
@@ -69,21 +71,25 @@ func (o *fakeOverlay) WriteFrames(nwid uint64, bufs [][]byte, sizes []int, offse
 		case 0x0806:
 			o.arps++
 			target := netip.AddrFrom4([4]byte(f[38:42]))
-			if f[21] == 1 && !o.silent[target] {
+			if f[21] == 1 && !o.silent[target] && !slices.Equal(f[28:32], f[38:42]) {
 				r := slices.Clone(f)
+				mac := o.macOf(target)
 				copy(r, f[6:12])
-				copy(r[6:], hostMAC[:])
+				copy(r[6:], mac[:])
 				r[21] = 2
-				copy(r[22:], hostMAC[:])
+				copy(r[22:], mac[:])
 				copy(r[28:], f[38:42])
 				copy(r[32:], f[22:32])
 				replies = append(replies, r)
 			}
 		default:
 			if nd := f[14:]; nd[0]>>4 == 6 && nd[6] == 58 && len(nd) >= 64 && nd[40] == 135 {
-				replies = append(replies, advertise(f))
+				if target := netip.AddrFrom16([16]byte(nd[48:64])); !o.silent[target] {
+					replies = append(replies, advertise(f, o.macOf(target)))
+				}
 				continue
 			}
+			o.to = append(o.to, [6]byte(f))
 			o.out = append(o.out, slices.Clone(f[ethernetLen:]))
 		}
 	}
@@ -92,6 +98,13 @@ func (o *fakeOverlay) WriteFrames(nwid uint64, bufs [][]byte, sizes []int, offse
 		o.e.Deliver(nwid, [][]byte{r})
 	}
 	return len(bufs), nil
+}
+
+func (o *fakeOverlay) macOf(a netip.Addr) [6]byte {
+	if mac, ok := o.macs[a]; ok {
+		return mac
+	}
+	return hostMAC
 }
 
 var (
@@ -113,7 +126,7 @@ type rig struct {
 func newRig(t testing.TB, edit ...func(*Config)) *rig {
 	t.Helper()
 	r := &rig{t: t, dev: &fakeDevice{feed: make(chan [][]byte), done: make(chan struct{})},
-		overlay: &fakeOverlay{silent: map[netip.Addr]bool{}}, now: time.Unix(1e9, 0)}
+		overlay: &fakeOverlay{silent: map[netip.Addr]bool{}, macs: map[netip.Addr][6]byte{}}, now: time.Unix(1e9, 0)}
 	cfg := Config{Device: r.dev, Overlay: r.overlay, Now: func() time.Time { return r.now },
 		VPC: VPC{Addresses: []netip.Prefix{netip.MustParsePrefix("172.31.0.1/24"), netip.MustParsePrefix("fd77:1::1/64")},
 			Sources: []netip.Prefix{netip.MustParsePrefix("172.31.0.0/16"), netip.MustParsePrefix("fd77:1::/64")}}}
@@ -159,9 +172,15 @@ func (r *rig) fromVPC(packets ...[]byte) (overlay, vpc []string) {
 // fromOverlay sends packets from an overlay host.
 func (r *rig) fromOverlay(packets ...[]byte) (overlay, vpc []string) {
 	r.t.Helper()
+	return r.fromMember(hostMAC, packets...)
+}
+
+// fromMember sends packets from the overlay host with a MAC.
+func (r *rig) fromMember(mac [6]byte, packets ...[]byte) (overlay, vpc []string) {
+	r.t.Helper()
 	frames := make([][]byte, len(packets))
 	for i, p := range packets {
-		h := ethernetHeader(ourMAC, hostMAC, p[0]>>4 == 6)
+		h := ethernetHeader(ourMAC, mac, p[0]>>4 == 6)
 		frames[i] = append(h[:], p...)
 	}
 	r.e.Deliver(testNet, frames)
@@ -172,6 +191,7 @@ func (r *rig) fromOverlay(packets ...[]byte) (overlay, vpc []string) {
 func (r *rig) takeRaw() (overlay, vpc [][]byte) {
 	r.overlay.mu.Lock()
 	overlay, r.overlay.out = r.overlay.out, nil
+	r.overlay.to = r.overlay.to[max(0, len(r.overlay.to)-len(overlay)):]
 	r.overlay.mu.Unlock()
 	r.dev.mu.Lock()
 	vpc, r.dev.out = r.dev.out, nil
@@ -201,11 +221,11 @@ func (r *rig) want(what string, got []string, want ...string) {
 func (r *rig) drops(side Side, d drop) uint64 { return r.e.stats.drops[side][d].Load() }
 
 // advertise answers a neighbour solicitation frame.
-func advertise(f []byte) []byte {
+func advertise(f []byte, mac [6]byte) []byte {
 	nd := f[ethernetLen:]
 	p := pkttest.Packet{Proto: 58, Src: netip.AddrPortFrom(netip.AddrFrom16([16]byte(nd[48:64])), 0),
 		Dst: netip.AddrPortFrom(netip.AddrFrom16([16]byte(nd[8:24])), 0), TTL: 255, Type: 136, Seq: 0x60000000,
-		Payload: append(append(slices.Clone(nd[48:64]), 2, 1), hostMAC[:]...)}
-	h := ethernetHeader(ourMAC, hostMAC, true)
+		Payload: append(append(slices.Clone(nd[48:64]), 2, 1), mac[:]...)}
+	h := ethernetHeader(ourMAC, mac, true)
 	return append(h[:], p.Bytes()...)
 }

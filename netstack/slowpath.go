@@ -13,10 +13,13 @@ import (
 func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*nat.Flow, int) {
 	e := w.e
 	t := tupleOf(v)
+	if f, ended := w.resume(side, at, v, &t); f != nil || ended {
+		return f, nat.FromServer
+	}
 	d := e.decide(w.set, side, at, &t)
 	if d.do == actOpen || d.do == actReject && d.reason == dropPolicy {
 		if v.TTL <= 1 { // before the policy answers: traceroute shows this hop
-			e.refuse(w.now, at, dropTTL, ipkt.TimeExceeded, v)
+			w.refuse(at, dropTTL, ipkt.TimeExceeded, v)
 			return nil, 0
 		}
 	}
@@ -26,27 +29,31 @@ func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*
 		return nil, 0
 	case actDrop:
 		w.set.countRule(&d)
-		e.drop(side, d.reason)
+		w.drop(d.reason)
+		if d.reason == dropNoFlow {
+			w.over(at, v)
+		}
 		return nil, 0
 	case actReject:
 		w.set.countRule(&d)
 		if d.reason == dropPolicy && v.Proto == ipkt.TCP {
-			e.reset(w.now, at, v)
+			w.reset(at, v)
 		} else {
-			e.refuse(w.now, at, d.reason, d.answer, v)
+			w.refuse(at, d.reason, d.answer, v)
 		}
 		return nil, 0
 	}
 	if !v.ChecksumOK() {
-		e.drop(side, dropChecksum)
+		w.drop(dropChecksum)
 		return nil, 0
 	}
-	d.flow.Generation = w.set.generation
+	d.flow.Generation, d.flow.Member = w.set.generation, w.member
 	f, dir, why := e.table.Open(w.now, k, v, &d.flow)
 	if why != nat.Accepted {
-		e.refused(w.now, at, v, why)
+		w.refused(at, v, why)
 		return nil, 0
 	}
+	e.kept.forget(f)
 	w.set.countRule(&d)
 	return f, dir
 }
@@ -59,16 +66,19 @@ func (s *netSet) countRule(d *decision) {
 
 // refused counts why a flow couldn't be opened and tells the sender, if it came
 // from the VPC, that there is no room (decision D3).
-func (e *Engine) refused(now int64, from *attachment, v *ipkt.View, why nat.Refusal) {
+func (w *worker) refused(from *attachment, v *ipkt.View, why nat.Refusal) {
 	d, full := dropOfRefusal(v.Proto, why)
 	if full {
-		e.logRefusals(now, d)
+		w.e.logRefusals(w.now, d)
 	}
 	if full && from == nil {
-		e.refuse(now, from, d, ipkt.HostUnreachable, v)
+		w.refuse(from, d, ipkt.HostUnreachable, v)
 		return
 	}
-	e.drop(from.side(), d)
+	w.drop(d)
+	if why == nat.NotFirst {
+		w.tell(from, v)
+	}
 }
 
 // dropOfRefusal returns why a flow couldn't be opened, and whether that is for want of
@@ -77,7 +87,7 @@ func dropOfRefusal(proto uint8, why nat.Refusal) (d drop, full bool) {
 	switch why {
 	case nat.TableFull:
 		return dropTableFull, true
-	case nat.ClientFull, nat.ClientPorts, nat.ClientRate:
+	case nat.ClientFull, nat.ClientPorts, nat.ClientRate, nat.MemberFull, nat.MemberPorts:
 		return dropClientLimit, true
 	case nat.NoPort, nat.Clash:
 		return dropNoPort, true
@@ -87,32 +97,64 @@ func dropOfRefusal(proto uint8, why nat.Refusal) (d drop, full bool) {
 	return dropOfProtocol(proto), false
 }
 
-func (e *Engine) refuse(now int64, from *attachment, d drop, kind ipkt.ErrorKind, v *ipkt.View) {
-	e.drop(from.side(), d)
-	e.sendError(now, from, kind, v, 0)
+func (w *worker) refuse(from *attachment, d drop, kind ipkt.ErrorKind, v *ipkt.View) {
+	w.drop(d)
+	w.e.sendError(w.now, from, kind, v, 0)
 }
 
 // reset refuses a TCP connection as its opener understands it best.
-func (e *Engine) reset(now int64, from *attachment, v *ipkt.View) {
-	e.drop(from.side(), dropPolicy)
-	if v.Flags&ipkt.RST != 0 || !e.errors.allow(now, v.Source(), false) {
+func (w *worker) reset(from *attachment, v *ipkt.View) {
+	w.drop(dropPolicy)
+	if v.Flags&ipkt.RST == 0 {
+		w.e.sendReset(w.now, from, v)
+	}
+}
+
+// tell says at once to the sender of a TCP segment without a flow that the connection is
+// over; to connections that begin nothing is said (RFC 5382 REQ-4). On a network only
+// in the name of addresses that are the gateway's there.
+func (w *worker) tell(from *attachment, v *ipkt.View) {
+	if v.Proto != ipkt.TCP || !v.First || v.Flags&(ipkt.RST|ipkt.ACK) != ipkt.ACK || v.Flags&(ipkt.SYN|ipkt.FIN) == ipkt.SYN|ipkt.FIN || !v.ChecksumOK() {
 		return
 	}
-	var r ipkt.View
-	if ipkt.Parse(ipkt.AppendReset(nil, v), &r) == ipkt.OK {
-		e.sendIP(now, from, &r)
+	if from != nil && !w.set.answersFor(from, v.Destination()) {
+		return
 	}
+	w.e.sendReset(w.now, from, v)
+}
+
+// over tells the ends of a connection whose flow is gone, as far as they are known. A
+// bare acknowledgement wants no answer: if its receiver sends on, the flow is back.
+func (w *worker) over(from *attachment, v *ipkt.View) {
+	if v.Proto != ipkt.TCP || !v.First || v.Flags&(ipkt.SYN|ipkt.FIN) == 0 && v.TCPData() == 0 {
+		return
+	}
+	w.tell(from, v)
+	if from == nil {
+		return
+	}
+	if host, port, ok := w.e.table.Quarantined(v.Dst, v.Proto, v.DPort); ok {
+		server, _ := w.set.seen(from, v.Source())
+		w.tellClient(nil, v, netip.AddrPortFrom(server, v.SPort), netip.AddrPortFrom(ipkt.Addr(host), port))
+	}
+}
+
+// answersFor reports an address at which members of a network reach the gateway, or
+// through it the VPC.
+func (s *netSet) answersFor(at *attachment, a netip.Addr) bool {
+	return at.isOwn(a) || s.standsFor(at, a) || s.isServed(OverlaySide, a) && s.mayServe(at, a)
 }
 
 // toLocal hands a packet to the gateway's own stack. From the overlay only what is
 // expected there: the stack would answer everything else.
 func (w *worker) toLocal(at *attachment, v *ipkt.View) {
 	if !w.e.takesLocal(at, v) {
-		w.e.drop(at.side(), dropNoFlow)
+		w.drop(dropNoFlow)
+		w.over(at, v)
 		return
 	}
 	if !w.e.local.inject(at.nic(), v.B) {
-		w.e.drop(at.side(), dropLocal)
+		w.drop(dropLocal)
 		return
 	}
 	w.countLocal(at, uint16(v.Proto), len(v.B), v.V6)
@@ -141,13 +183,12 @@ func isNDP(v *ipkt.View) bool { return neigh.IsNDP(v) }
 // group handles what came to all members of a network, and neighbour discovery:
 // nothing of it is forwarded (RFC 1812 §5.3.4).
 func (w *worker) group(at *attachment, v *ipkt.View) {
-	if isNDP(v) {
-		w.countLocal(at, ipkt.ICMPv6, len(v.B), true)
-		ready, from := at.neigh.HandleNDP(w.now, v)
-		w.e.sendReady(w.now, at, ready, from)
+	if !isNDP(v) {
+		w.drop(dropForbidden)
 		return
 	}
-	w.e.drop(OverlaySide, dropForbidden)
+	ready, from, verdict := at.neigh.HandleNDP(w.now, macBytes(w.who.mac), v)
+	w.neighbour(at, ipkt.ICMPv6, len(v.B), ready, from, verdict)
 }
 
 // untupled handles fragments and ICMP messages that are no queries.
@@ -158,7 +199,7 @@ func (w *worker) untupled(side Side, at *attachment, v *ipkt.View) {
 	case v.IsICMPError():
 		w.icmpError(side, at, v)
 	default:
-		w.e.drop(side, dropICMPType)
+		w.drop(dropICMPType)
 	}
 }
 

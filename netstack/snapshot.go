@@ -127,12 +127,12 @@ func (s *netSet) conflicts() (n int) {
 	return n
 }
 
-// sendFrame sends one frame to a network.
-type sendFrame func(network uint64, frame []byte) bool
+// surroundings is what the neighbours on a network need of the engine.
+type surroundings func(Network) neigh.Config
 
 // build makes a snapshot from settings. It changes nothing: what goes on from the
 // snapshot before, neighbours and counters, is shared with it.
-func build(in settings, old *netSet, send sendFrame) (*netSet, error) {
+func build(in settings, old *netSet, around surroundings) (*netSet, error) {
 	s := &netSet{settings: in, attachments: make(map[uint64]*attachment), numbers: make(map[uint64]uint16),
 		own: make(map[netip.Addr]*attachment), broadcasts: make(map[netip.Addr]struct{})}
 	if old != nil {
@@ -144,7 +144,7 @@ func build(in settings, old *netSet, send sendFrame) (*netSet, error) {
 	}
 	s.addVPC()
 	for _, n := range in.networks {
-		if err := s.addNetwork(n, old, send); err != nil {
+		if err := s.addNetwork(n, old, around); err != nil {
 			return nil, err
 		}
 	}
@@ -169,7 +169,7 @@ func (e *Engine) change(edit func(*settings)) error {
 
 // swap puts settings into force. e.mu is held, unless nobody knows the engine yet.
 func (e *Engine) swap(in settings, old *netSet) error {
-	s, err := build(in, old, e.writeFrame)
+	s, err := build(in, old, e.surroundings)
 	if err != nil {
 		return err
 	}
@@ -224,7 +224,7 @@ func (s *netSet) local() map[tcpip.NICID][]netip.Addr {
 }
 
 // addNetwork attaches a network.
-func (s *netSet) addNetwork(n Network, old *netSet, send sendFrame) error {
+func (s *netSet) addNetwork(n Network, old *netSet, around surroundings) error {
 	if err := checkMTU("network "+networkLabel(n.ID), n.MTU, n.Addresses); err != nil {
 		return err
 	}
@@ -237,7 +237,7 @@ func (s *netSet) addNetwork(n Network, old *netSet, send sendFrame) error {
 		slot = uint16(len(s.numbers))
 		s.numbers[n.ID] = slot
 	}
-	at := newAttachment(n, slot, old, send)
+	at := newAttachment(n, slot, old, around)
 	s.attachments[n.ID] = at
 	for _, a := range n.Addresses {
 		at.routes = append(at.routes, overlayRoute{target: a.Masked(), at: at})
@@ -375,7 +375,7 @@ func checkMTU(what string, mtu int, addresses []netip.Prefix) error {
 
 // newAttachment makes the attachment to a network, with the neighbours and counters
 // of the one before.
-func newAttachment(n Network, slot uint16, old *netSet, send sendFrame) *attachment {
+func newAttachment(n Network, slot uint16, old *netSet, around surroundings) *attachment {
 	at := &attachment{Network: n, mac: macNumber(n.MAC), slot: slot}
 	for _, a := range at.own() {
 		if a.Is4() && !at.v4.IsValid() {
@@ -391,7 +391,7 @@ func newAttachment(n Network, slot uint16, old *netSet, send sendFrame) *attachm
 		}
 	}
 	at.fwd = &pathCounters{}
-	at.neigh = neigh.New(n.MAC, at.own(), func(frame []byte) { send(n.ID, frame) })
+	at.neigh = neigh.New(around(n), at.own())
 	return at
 }
 

@@ -18,6 +18,7 @@ type worker struct {
 	set    *netSet
 	view   ipkt.View // of the packet that takes the slow path
 	key    nat.Key   // and its tuple
+	member uint64    // and who sent it; 0 = the VPC
 	// What the fast path needs of all this:
 	table      *nat.Table
 	coarse     uint32 // now
@@ -29,6 +30,9 @@ type worker struct {
 	sink       uint32 // keeps the compiler from dropping loads that only warm the cache
 	out        outBatch
 	vpc        vpcBatch
+	who        whose     // the packet that takes the slow path
+	unread     ipkt.View // stands for one that has no header
+	noted      noted
 	rx         [numSides]struct{ packets, bytes uint64 }
 	hits       uint64
 }
@@ -90,6 +94,7 @@ func (e *Engine) release(w *worker) {
 		e.stats.hits.Add(w.hits)
 		w.hits = 0
 	}
+	e.ring.take(w)
 	w.set, w.slots = nil, nil
 	e.idleMu.Lock()
 	e.idle = append(e.idle, w)
@@ -154,36 +159,48 @@ func (e *Engine) deliver(nwid uint64, frames [][]byte) {
 
 // frame judges an Ethernet frame.
 func (w *worker) frame(at *attachment, f []byte) {
-	e := w.e
+	w.who = whose{side: OverlaySide, at: at}
 	switch {
 	case at == nil:
-		e.drop(OverlaySide, dropNetwork)
+		w.drop(dropNetwork)
 		return
 	case len(f) < ethernetLen:
-		e.drop(OverlaySide, dropMalformed)
+		w.drop(dropMalformed)
 		return
-	case macAt(f) != at.mac && f[0]&1 == 0:
-		e.drop(OverlaySide, dropNotForUs)
+	}
+	w.who.mac = macAt(f[6:])
+	if macAt(f) != at.mac && f[0]&1 == 0 {
+		w.drop(dropNotForUs)
 		return
 	}
 	switch uint16(f[12])<<8 | uint16(f[13]) {
 	case 0x0800, 0x86dd:
 		w.packet(OverlaySide, at, f[ethernetLen:], f)
 	case 0x0806:
-		w.countLocal(at, 0x0806, len(f)-ethernetLen, false)
-		ready, from := at.neigh.HandleARP(w.now, f[ethernetLen:])
-		e.sendReady(w.now, at, ready, from)
+		ready, from, v := at.neigh.HandleARP(w.now, [6]byte(f[6:]), f[ethernetLen:])
+		w.neighbour(at, 0x0806, len(f)-ethernetLen, ready, from, v)
 	default:
-		e.drop(OverlaySide, dropEtherType)
+		w.drop(dropEtherType)
 	}
 }
 
 // packet handles a packet of any kind. buf is as in known.
 func (w *worker) packet(side Side, at *attachment, b, buf []byte) {
 	v := &w.view
-	switch r := ipkt.Parse(b, v); {
-	case r != ipkt.OK:
-		w.e.drop(side, drop(r))
+	w.member = 0
+	if at != nil {
+		w.member = macAt(buf[6:])<<16 | uint64(at.slot)
+	}
+	r := ipkt.Parse(b, v)
+	if side == VPCSide {
+		w.who = whose{side: VPCSide}
+	}
+	if r != ipkt.OK {
+		w.drop(drop(r))
+		return
+	}
+	w.who.view = v
+	switch {
 	case at != nil && (buf[0]&1 != 0 || isNDP(v)):
 		w.group(at, v)
 	case v.Fragment || !w.table.KeyOf(side, v, &w.key):
@@ -198,8 +215,8 @@ func (w *worker) packet(side Side, at *attachment, b, buf []byte) {
 func (w *worker) known(side Side, at *attachment, v *ipkt.View, k *nat.Key, buf []byte) {
 	e := w.e
 	f, dir := e.table.Find(w.now, k)
-	if at != nil && (f == nil || f.Hop.Load()>>16 != macAt(buf[6:])) && w.otherMember(at, f, v, [6]byte(buf[6:12])) {
-		e.drop(OverlaySide, dropSpoofed)
+	if at != nil && (f == nil || f.Hop.Load()>>16 != w.who.mac) && !w.fromMember(at, f, v) {
+		w.drop(dropMember)
 		return
 	}
 	if f != nil && f.Generation.Load() != w.set.generation && !e.stillAllowed(w.set, f) {
@@ -215,25 +232,10 @@ func (w *worker) known(side Side, at *attachment, v *ipkt.View, k *nat.Key, buf 
 		w.hits++
 	}
 	if at != nil && f.Slot != at.slot {
-		e.drop(OverlaySide, dropSpoofed)
+		w.drop(dropSpoofed)
 		return
 	}
 	w.forward(side, f, dir, v, buf)
-}
-
-// otherMember reports a source on the link that belongs to another MAC, as far as
-// we know: what a member may send was judged by its MAC. If it is the right one,
-// answers of the flow go to it too.
-func (w *worker) otherMember(at *attachment, f *nat.Flow, v *ipkt.View, mac [6]byte) bool {
-	src := v.Source()
-	if at.hop(src) != src {
-		return false
-	}
-	owner, known := at.neigh.Lookup(w.now, src)
-	if known && owner == mac && f != nil && f.Slot == at.slot {
-		f.Hop.Store(packHop(w.second, mac))
-	}
-	return known && owner != mac
 }
 
 var verdictDrops = [...]drop{nat.BadFlags: dropFlags, nat.OutOfWindow: dropWindow, nat.Filtered: dropNoFlow}
@@ -254,22 +256,22 @@ func (w *worker) forward(side Side, f *nat.Flow, dir int, v *ipkt.View, buf []by
 	mtu := w.vpcMTU
 	if exit == OverlaySide {
 		if at == nil {
-			e.drop(side, dropNetwork)
+			w.drop(dropNetwork)
 			return
 		}
 		mtu = at.MTU
 	}
 	if v.TTL <= 1 {
-		e.refuse(w.now, from, dropTTL, ipkt.TimeExceeded, v)
+		w.refuse(from, dropTTL, ipkt.TimeExceeded, v)
 		return
 	}
 	if len(v.B) > mtu && v.DontFrag {
-		e.drop(side, dropTooBig)
+		w.drop(dropTooBig)
 		e.sendError(w.now, from, ipkt.TooBig, v, mtu)
 		return
 	}
 	if verdict := e.table.Track(w.now, f, dir, v); verdict != nat.Pass {
-		e.drop(side, verdictDrops[verdict])
+		w.drop(verdictDrops[verdict])
 		return
 	}
 	if v.Proto == ipkt.TCP && v.Flags&ipkt.SYN != 0 && at != nil {
@@ -321,14 +323,14 @@ func (w *worker) toOverlay(at *attachment, f *nat.Flow, dir int, class uint8, v 
 	if !ok {
 		hop := at.hop(serverOf(f, dir))
 		if !hop.IsValid() {
-			w.e.drop(f.Exit(1-dir), dropNoRoute)
+			w.drop(dropNoRoute)
 			return
 		}
 		owner, known := at.neigh.Lookup(w.now, hop)
 		if !known {
 			w.out.flush() // so that what comes later stays behind
 			if !at.neigh.Resolve(w.now, hop, v.B, class) {
-				w.e.drop(f.Exit(1-dir), dropUnresolved)
+				w.drop(dropUnresolved)
 			}
 			return
 		}
@@ -345,7 +347,7 @@ func (w *worker) toOverlay(at *attachment, f *nat.Flow, dir int, class uint8, v 
 		if w.e.writeFrame(at.ID, append(header[:], b...)) {
 			at.fwd.countClass(class, 1, uint64(len(b)))
 		} else {
-			w.e.drop(f.Exit(1-dir), dropOverlay)
+			w.drop(dropOverlay)
 		}
 		class = noClass
 	}

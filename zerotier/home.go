@@ -19,7 +19,14 @@ import (
 )
 
 // store is the home of a node (chapter 04 §16). Files it doesn't know are left alone.
-type store struct{ *home.Dir }
+type store struct {
+	*home.Dir
+	cached peerFiles
+}
+
+func newStore(dir *home.Dir) *store {
+	return &store{Dir: dir, cached: peerFiles{m: make(map[identity.Address]time.Time), most: maxPeerFiles}}
+}
 
 // identity loads the identity, or makes a new one if the home has none.
 func (s *store) identity() (*identity.Identity, error) {
@@ -84,57 +91,6 @@ func (s *store) removeMoon(id uint64) error {
 	return nil
 }
 
-// peer looks a peer up in the cache (chapter 02 §4.11); nil if it isn't there.
-func (s *store) peer(a identity.Address) *vl1.PeerRecord {
-	b, err := os.ReadFile(s.Path("peers.d", vl1.PeerFile(a)))
-	if err != nil {
-		return nil
-	}
-	r, err := vl1.ParsePeerRecord(b)
-	if err != nil || r.Identity.Address() != a {
-		return nil
-	}
-	return r
-}
-
-// peers lists the newest records of the peer cache, of at most so many peers.
-func (s *store) peers(most int) (out []identity.Address) {
-	entries, err := os.ReadDir(s.Path("peers.d"))
-	if err != nil {
-		return nil
-	}
-	type file struct {
-		peer identity.Address
-		at   time.Time
-	}
-	var files []file
-	for _, e := range entries {
-		a, ok := vl1.ParsePeerFile(e.Name())
-		if !ok {
-			continue
-		}
-		if fi, err := e.Info(); err == nil && time.Since(fi.ModTime()) < vl1.PeerRecordLifetime {
-			files = append(files, file{a, fi.ModTime()})
-		}
-	}
-	slices.SortFunc(files, func(a, b file) int { return b.at.Compare(a.at) })
-	for _, f := range files[:min(len(files), most)] {
-		out = append(out, f.peer)
-	}
-	return out
-}
-
-// storePeer keeps the endpoints of an older record if a peer has none any more: they may
-// do again.
-func (s *store) storePeer(r vl1.PeerRecord) error {
-	if len(r.Endpoints) == 0 {
-		if old := s.peer(r.Identity.Address()); old != nil {
-			r.Endpoints = old.Endpoints
-		}
-	}
-	return atomicfile.Write(s.Path("peers.d", vl1.PeerFile(r.Identity.Address())), r.Append(nil), 0o600)
-}
-
 // storedNetwork is a network to join, with the cached configuration if one can be
 // read.
 type storedNetwork struct {
@@ -182,16 +138,21 @@ func (s *store) networkPath(id vl2.NetworkID) string {
 	return s.Path("networks.d", id.String()+".conf")
 }
 
-// storeNetwork remembers that the network is joined, with its configuration if
-// there is one.
-func (s *store) storeNetwork(id vl2.NetworkID, cfg *vl2.NetworkConfig) error {
-	content := []byte("\n")
-	if cfg != nil {
-		content = cfg.Encode()
-	} else if _, err := os.Stat(s.networkPath(id)); err == nil {
-		return nil // keep the cached configuration
+// rememberNetwork remembers that the network is joined. A cached configuration is kept.
+func (s *store) rememberNetwork(id vl2.NetworkID) error {
+	if _, err := os.Stat(s.networkPath(id)); err == nil {
+		return nil
 	}
-	return atomicfile.Write(s.networkPath(id), content, 0o600)
+	return atomicfile.Write(s.networkPath(id), []byte("\n"), 0o600)
+}
+
+// storeNetwork keeps the configuration of a network that is remembered: one that comes
+// while the network is left must not make it joined again.
+func (s *store) storeNetwork(id vl2.NetworkID, cfg *vl2.NetworkConfig) error {
+	if _, err := os.Stat(s.networkPath(id)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return atomicfile.Write(s.networkPath(id), cfg.Encode(), 0o600)
 }
 
 func (s *store) removeNetwork(id vl2.NetworkID) error {

@@ -24,6 +24,9 @@ type Stats struct {
 // Info describes the node.
 func (n *Node) Info() ztnode.Info {
 	planet := n.core.Planet()
+	n.mu.Lock()
+	jump := n.clock.Jump()
+	n.mu.Unlock()
 	first, second, third := n.udp.PortNumbers()
 	return ztnode.Info{
 		Address: n.id.Address().String(), Identity: n.id.String(), Online: n.core.Online(),
@@ -32,6 +35,7 @@ func (n *Node) Info() ztnode.Info {
 		Root: n.core.IsRoot(), Controller: n.ctl != nil,
 		Surface: n.core.Surface(), Listening: n.udp.LocalEndpoints(),
 		PortMapping: n.mapper != nil, PortMappings: n.PortMappings(),
+		ClockSet: jump.At, ClockSetBy: jump.By.Seconds(),
 	}
 }
 
@@ -76,7 +80,7 @@ func (n *Node) Network(id ztnode.NetworkID) (ztnode.Network, bool) {
 }
 
 func describe(s network.Snapshot) ztnode.Network {
-	v := ztnode.Network{ID: s.ID, Status: s.Status.String(), Type: ztnode.TypePrivate, MAC: s.MAC, MTU: vl2.DefaultMTU, AuthURL: s.AuthURL}
+	v := ztnode.Network{ID: s.ID, Status: s.Status.String(), Type: ztnode.TypePrivate, MAC: s.MAC, MTU: vl2.DefaultMTU, AuthURL: s.AuthURL, LastController: s.LastController}
 	c := s.Config
 	if c == nil {
 		return v

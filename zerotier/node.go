@@ -26,6 +26,7 @@ import (
 	"ztgate/internal/watch"
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/clock"
 	"ztgate/zerotier/network"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/transport"
@@ -101,6 +102,7 @@ type Node struct {
 	overlay atomic.Pointer[[]netip.Prefix] // masked; see SetOverlayPrefixes
 
 	mu       sync.Mutex
+	clock    *clock.Watch
 	watchers watch.Watchers
 	online   bool
 	offline  time.Time          // since when, or since the last remedy
@@ -137,11 +139,12 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
+	n.clock = clock.NewWatch(clock.Read(), n.log)
 	dir, err := home.Open(cfg.Home)
 	if err != nil {
 		return nil, err
 	}
-	n.home = &store{dir}
+	n.home = newStore(dir)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -149,6 +152,9 @@ func New(cfg Config) (_ *Node, err error) {
 	}()
 	if n.id, err = n.home.identity(); err != nil {
 		return nil, err
+	}
+	if err := n.home.tidyPeers(time.Now()); err != nil {
+		n.log.Warn("tidy the peer cache", "error", err)
 	}
 	planet, err := n.home.planet(cfg.Planet)
 	if err != nil {
@@ -208,6 +214,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	if err != nil {
 		n.log.Warn("some moons were not read", "error", err)
 	}
+	start := time.Now()
 	n.core, err = vl1.New(vl1.Config{
 		Identity: n.id, Planet: planet, Moons: moons, Upper: n.layer, Logger: n.log,
 		LocalEndpoints:  n.localEndpoints,
@@ -222,7 +229,8 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 		PathAllowed:     func(a netip.Addr) bool { return !n.insideNetwork(a) },
 		Loopback:        onLoopback(n.cfg.Bind),
 		SoftwareVersion: [3]int{VersionMajor, VersionMinor, VersionRevision},
-		Start:           time.Now(),
+		Start:           start,
+		Clock:           func() time.Duration { return time.Since(start) },
 		OnWorld:         n.worldChanged,
 	})
 	if err != nil {
@@ -368,6 +376,7 @@ func (n *Node) timers(ctx context.Context) {
 		case <-n.wake:
 		case <-t.C:
 		}
+		n.checkClock()
 		var next time.Time
 		_ = n.send(func(tx *txWorker, now time.Time) error {
 			next = n.core.Tick(tx.out, now)
@@ -378,6 +387,24 @@ func (n *Node) timers(ctx context.Context) {
 		})
 		n.checkOnline()
 		t.Reset(max(time.Until(next), minTick))
+	}
+}
+
+// checkClock notices that the host slept, when all that others know of us is old, and that
+// the wall clock was set.
+func (n *Node) checkClock() {
+	n.mu.Lock()
+	slept, set := n.clock.Look(clock.Read())
+	n.mu.Unlock()
+	if slept > 0 {
+		n.core.Slept(slept)
+		n.layer.Slept()
+		if n.mapper != nil {
+			n.mapper.NetworkChanged()
+		}
+	}
+	if slept > 0 || set {
+		n.notify()
 	}
 }
 
@@ -469,7 +496,7 @@ func (n *Node) worldChanged(w *vl1.World) {
 }
 
 func (n *Node) storePeer(r vl1.PeerRecord) {
-	if err := n.home.storePeer(r); err != nil {
+	if err := n.home.storePeer(r, time.Now()); err != nil {
 		n.log.Warn("store peer", "peer", r.Identity.Address(), "error", err)
 	}
 }
@@ -532,7 +559,7 @@ func (n *Node) Join(id ztnode.NetworkID) error {
 	if err != nil {
 		return err
 	}
-	if err := n.home.storeNetwork(id, nil); err != nil {
+	if err := n.home.rememberNetwork(id); err != nil {
 		if !joined {
 			n.layer.Leave(id)
 		}

@@ -139,6 +139,7 @@ func TestQueries(t *testing.T) {
 		{"ping 10.147.17.9:443 -c 2 -i 1ms", []string{"answer from 10.147.17.9:443"}, []string{`"port": 443`}},
 		{"explain 172.31.0.9:50000 10.147.17.9:443", []string{"forward", "10.147.17.5 (masquerade)", "10.147.17.0/24 in 8056c2e21c000001, next hop 10.147.17.9", gatewaytest.OfficeAddress.String() + " RELAY"}, []string{`"verdict": "forward"`}},
 		{"explain 10.9.0.1 10.147.17.9:443", []string{"drop, reason source_not_allowed"}, []string{`"reason": "source_not_allowed"`}},
+		{"doctor 10.147.17.9:443 --from 172.31.0.9", []string{"ok", "gateway", "to tcp://10.147.17.9:443", gatewaytest.OfficeAddress.String() + " has 10.147.17.9", "answers in"}, []string{`"running": true`, `"state": "ok"`}},
 		{"join 9778dd29dd246907", []string{"joined 9778dd29dd246907"}, []string{`"9778dd29dd246907"`}},
 		{"leave 9778dd29dd246907", []string{"left 9778dd29dd246907"}, nil},
 		{"orbit 8056c2e21c", []string{"0000008056c2e21c", "waiting for 8056c2e21c"}, []string{`"waiting": true`}},
@@ -211,6 +212,9 @@ func TestNotReady(t *testing.T) {
 		if r.code != 4 || !strings.Contains(r.err, want) {
 			t.Errorf("%s: exit code %d, %q, want 4 and %q", args, r.code, r.err, want)
 		}
+	}
+	if r := h.run(t, "", "doctor"); r.code != 4 || !strings.Contains(r.err, "node: node fcd8055969 is OFFLINE") || !strings.Contains(r.out, "not reached") {
+		t.Errorf("doctor: %+v, want exit code 4 and the first broken link", r)
 	}
 	h.populate(t)
 	h.office.SwitchOff(true)

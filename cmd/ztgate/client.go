@@ -27,11 +27,7 @@ func (a *app) statusCommand() *cobra.Command {
 	return show(a, "status", "Show the state on one screen",
 		func(ctx context.Context, c *control.Client) (control.Status, error) { return c.Status(ctx) },
 		func(w io.Writer, s control.Status) {
-			state := "not ready"
-			if s.Health.Ready {
-				state = "ready"
-			}
-			fmt.Fprintf(w, "%s %s, %s (%s, version %s, up %v)\n", s.Info.Address, s.Info.State(), state, s.Info.Mode,
+			fmt.Fprintf(w, "%s %s, %s (%s, version %s, up %v)\n", s.Info.Address, s.Info.State(), s.Health.State, s.Info.Mode,
 				s.Info.Build.Version, time.Since(s.Info.Started).Round(time.Second))
 			fmt.Fprintf(w, "peers: %d direct, %d by relay, %d without path\n", s.Peers.Direct, s.Peers.Relay, s.Peers.None)
 			for _, m := range s.Info.PortMappings {
@@ -43,28 +39,28 @@ func (a *app) statusCommand() *cobra.Command {
 			for _, l := range s.Limited {
 				fmt.Fprintf(w, "over its limit: %s, %d %s refused\n", l.Client, l.Refused, l.What)
 			}
-			for _, r := range s.Health.Reasons {
-				fmt.Fprintln(w, "waiting for: "+ztnode.Printable(r))
+			if s.MemoryLimit > 0 {
+				fmt.Fprintf(w, "memory limit: %d MiB\n", s.MemoryLimit>>20)
 			}
-			for _, c := range s.Health.Checks {
-				if !c.OK && !strings.Contains(strings.Join(s.Health.Reasons, "\n"), c.Reason) {
-					fmt.Fprintln(w, "host setting: "+ztnode.Printable(c.Reason))
-				}
+			for _, c := range s.Health.Failed() {
+				fmt.Fprintf(w, "%s, %s: %s\n", c.Severity, c.Name, ztnode.Printable(c.String()))
 			}
 			fmt.Fprintln(w)
 			networkTable(w, s.Networks)
-			for _, p := range s.Problems {
-				fmt.Fprintln(w, "configuration: "+ztnode.Printable(p))
+			for _, n := range s.Networks {
+				if !n.LastController.IsZero() {
+					fmt.Fprintf(w, "%s: controller %s last heard %s\n", n.ID, n.ID.Controller(), ago(n.LastController))
+				}
 			}
 			if len(s.Targets) > 0 {
 				fmt.Fprintln(w)
-				row(w, "TARGET", "STATE", "CONNECT", "ERROR")
+				row(w, "TARGET", "STATE", "CONNECT", "THROUGH", "MEMBER", "LINK", "ERROR")
 				for _, t := range s.Targets {
 					up, ms := "down", ""
 					if t.Up {
 						up, ms = "up", millis(t.ConnectMS)
 					}
-					row(w, t.Target, up, ms, t.Error)
+					row(w, t.Target, up, ms, t.Through, t.Member, t.Path, t.Error)
 				}
 			}
 			if len(s.Names) > 0 {
@@ -136,7 +132,11 @@ func (a *app) peersCommand() *cobra.Command {
 				if best.Endpoint.IsValid() {
 					endpoint = best.Endpoint.String()
 				}
-				row(w, peer.Address, peer.Version, peer.Role, millis(peer.Latency), peer.Link, ago(best.LastSend), ago(best.LastReceive), endpoint)
+				heard := best.LastReceive
+				if heard.IsZero() {
+					heard = peer.LastReceive // by a way that isn't there any more
+				}
+				row(w, peer.Address, peer.Version, peer.Role, millis(peer.Latency), peer.Link, ago(best.LastSend), ago(heard), endpoint)
 			}
 		})
 	cmd.Aliases = []string{"listpeers"}

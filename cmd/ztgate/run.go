@@ -99,16 +99,16 @@ func (a *app) waitCommand() *cobra.Command {
 
 func (a *app) healthCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "health", Short: "Check health: exit code 0 if ready, 4 if not", Args: cobra.NoArgs,
+		Use: "health", Short: "Check health: exit code 0 if ready or degraded, 4 if down", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			h, err := a.client().Health(cmd.Context())
 			if err != nil {
 				return err
 			}
 			if err := a.print(h, func(w io.Writer) {
-				row(w, "CHECK", "STATE", "REASON")
+				row(w, "CHECK", "STATE", "REASON", "REMEDY")
 				for _, c := range h.Checks {
-					row(w, c.Name, okWord(c.OK), c.Reason)
+					row(w, c.Name, c.Word(), c.Reason, c.Remedy)
 				}
 			}); err != nil {
 				return err
@@ -116,13 +116,6 @@ func (a *app) healthCommand() *cobra.Command {
 			return h.Err()
 		},
 	}
-}
-
-func okWord(ok bool) string {
-	if ok {
-		return "ok"
-	}
-	return "failed"
 }
 
 func (a *app) versionCommand() *cobra.Command {

@@ -251,6 +251,9 @@ func (b *bench) frame(p []byte) []byte {
 		typ = 0x86dd
 	}
 	src := playerMAC(mm)
+	if typ == 0x86dd {
+		src = playerMAC(mm6)
+	}
 	if len(p) >= 20 {
 		if a := parse40(p); a.IsValid() && (prefix("10.77.0.0/16").Contains(a) || prefix("fd77::/16").Contains(a)) && !prefix("10.77.200.0/23").Contains(a) && !prefix("fd77:200::/64").Contains(a) {
 			src = playerMAC(a)
@@ -466,6 +469,24 @@ func (b *bench) describe(frames [][]byte) string {
 	return s
 }
 
+// over sends a segment of a connection that the router doesn't know, which tells its
+// sender so and nobody else.
+func (b *bench) over(from side, p []byte) {
+	b.t.Helper()
+	b.ready()
+	before := b.r.accounted()
+	v, o := b.push(from, p)
+	told, others := o, v
+	if from == vpc {
+		told, others = v, o
+	}
+	s := parse(p)
+	if len(told) != 1 || told[0].proto != protoTCP || told[0].tcp().Flags() != rst || told[0].from() != s.to() || told[0].to() != s.from() || len(others) > 0 {
+		b.failf("from the %s: %s: want a RST, got at the VPC %s, on the overlay %s", from, s, list(v), list(o))
+	}
+	b.counted(before, 1, from, [][]byte{b.frame(p)})
+}
+
 // counted checks that n packets more are accounted for.
 func (b *bench) counted(before map[string]float64, n int, from side, frames [][]byte) {
 	b.t.Helper()
@@ -620,7 +641,7 @@ func (f *flow) refusedNow(reply []byte) {
 		f.b.failf("%v", err)
 	}
 	if parse(reply).proto == protoTCP {
-		f.b.none(overlay, reply)
+		f.b.over(overlay, reply)
 	} else {
 		f.b.unwanted(reply)
 	}

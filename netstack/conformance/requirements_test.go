@@ -269,7 +269,7 @@ var requirements = []requirement{
 	{250, "L-WG", "user", "yes"},
 	{251, "L-SSH", "user", "yes"},
 	{252, "L-HALFCLOSE", "user", "yes"},
-	{253, "L-ICMP-SEQ", "MAY", "no"},
+	{253, "L-ICMP-SEQ", "MAY", "yes"},
 	{254, "L-NEIGH", "user", "yes"},
 	{255, "L-UDPBIG", "user", "yes"},
 	{256, "3168-a", "MUST", "yes"},

@@ -152,10 +152,10 @@ func updateIdentifiers() []row {
 func sharing(b *bench) {
 	b.start(func(s *setup) { s.sharing = true })
 	b.engineOnly()
-	b.fillPorts(protoUDP, v1, at(o1, 5000), 1, 1023)
+	b.fillLowPorts(at(o1, 5000))
 	p := b.out(udp(at(v2, 500), at(o2, 5000), "x"))
 	want(b, "class", class(p.sport), "0-1023")
 	want(b, "back", b.in(udp(at(o2, 5000), p.from(), "y")).to(), at(v2, 500))
-	want(b, "existing mapping", b.out(udp(at(v1, 500), at(o1, 5000), "x")).sport, 500)
+	want(b, "existing mapping", b.out(udp(at(lowPortHost(500), 500), at(o1, 5000), "x")).sport, 500)
 	b.note("V2 shares port %d towards another destination", p.sport)
 }

@@ -58,10 +58,10 @@ func userPrograms() []row {
 		{"L-WG", "WireGuard", func(b *bench) {
 			f := b.udpFlow(at(v1, 51820), at(o1, 51820)).answered()
 			b.restart()
-			b.unwanted(f.reply())
+			f.answer()
 			want(b, "outside end", f.send().from(), f.ext)
 			f.answer()
-			b.note("the flow is back on its port after a restart, at the first packet from inside")
+			b.note("the flow is back on its port after a restart, at the first packet from either side")
 		}},
 		{"L-SSH", "idle ssh", func(b *bench) {
 			b.both(func(f *flow) {
@@ -92,7 +92,15 @@ func userNeighbours() []row {
 			f.pass(vpc, f.outSeg(psa, pad(1400)))
 			b.note("200 segments and one an hour later after the half close")
 		}},
-		{"L-ICMP-SEQ", "quoted sequence number", na("optional: the quoted sequence number isn't checked, the flow's state isn't touched (5382-REQ-10)")},
+		{"L-ICMP-SEQ", "quoted sequence number", func(b *bench) {
+			f := b.tcpFlow(at(v1, b.port()), at(o1, 80))
+			quote := func(seq uint32) []byte { return tcp(f.ext, f.out, segment{flags: psa8, seq: seq, ack: f.irs}) }
+			for _, off := range []uint32{1, 1 << 20, 1 << 31, ^uint32(0) - 1<<20} {
+				b.none(overlay, icmpError(o1, 3, 3, 0, quote(f.iss+off), 8))
+			}
+			translated(b, b.in(icmpError(o1, 3, 3, 0, quote(f.iss), 8)), f, o1, 3, 3)
+			b.note("dropped, counted")
+		}},
 		{"L-NEIGH", "neighbours", neighbours},
 		{"L-UDPBIG", "large datagrams", func(b *bench) {
 			payload := b.random(8000)

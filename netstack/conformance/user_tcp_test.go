@@ -69,12 +69,13 @@ func userSegments() []row {
 			f.talk()
 			b.start(func(s *setup) { s.strictTCP = true })
 			b.engineOnly()
-			b.none(vpc, tcp(at(v1, 4000), at(o1, 80), segment{flags: ack | psh, seq: 1, ack: 1, data: "x"}))
-			b.note("on by default, port preserved; off: dropped")
+			b.over(vpc, tcp(at(v1, 4000), at(o1, 80), segment{flags: ack | psh, seq: 1, ack: 1, data: "x"}))
+			b.note("on by default, port preserved; off: RST")
 		}},
 		{"L-TCP-INMID", "not picked up from outside", func(b *bench) {
-			b.none(overlay, tcp(at(o1, 80), at(ro, b.port()), segment{flags: ack | psh, seq: 1, ack: 1, data: "x"}))
-			b.note("silent")
+			b.none(overlay, tcp(at(o1, 80), at(ro, b.port()), segment{flags: ack, seq: 1, ack: 1}))
+			b.over(overlay, tcp(at(o1, 80), at(ro, b.port()), segment{flags: ack | psh, seq: 1, ack: 1, data: "x"}))
+			b.note("data: RST; bare acknowledgement: silent")
 		}},
 		{"L-TCP-FLAGS", "impossible flags", func(b *bench) {
 			for i, fl := range impossibleFlags {

@@ -54,6 +54,7 @@ type Config struct {
 	noFile  bool   // on purpose
 	written written
 	answers map[string][]netip.Addr // that the names were replaced by
+	fitted  bool                    // by [Config.FitFlows]
 }
 
 // NetworkConfig is a network to join.

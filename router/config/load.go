@@ -71,6 +71,7 @@ func load(src Sources, running string) (*Config, error) {
 	if err := l.read(running); err != nil {
 		return nil, err
 	}
+	l.localConf()
 	l.secrets()
 	if len(l.errs) == 0 { // otherwise these would be consequences
 		l.errs = append(l.errs, l.cfg.check()...)

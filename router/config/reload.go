@@ -1,6 +1,7 @@
 package config
 
 import (
+	"maps"
 	"slices"
 )
 
@@ -11,6 +12,9 @@ import (
 func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
 	if next, err = load(c.sources, c.file); err != nil {
 		return nil, nil, nil, err
+	}
+	if c.fitted {
+		next = next.FitFlows(c.NAT.MaxFlows, c.Origin(keyMaxFlows))
 	}
 	changed, restart = []string{}, []string{}
 	for _, s := range settings {
@@ -38,4 +42,20 @@ func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
 	}
 	next.Underlay = c.Underlay
 	return next.Resolve(c.answers), changed, restart, nil
+}
+
+// keyMaxFlows is the bound of the flow table.
+const keyMaxFlows = "nat.max_flows"
+
+// FitFlows returns c with a smaller bound of the flow table, and says where that came
+// from. A bound that the operator gave stays.
+func (c *Config) FitFlows(n int, origin string) *Config {
+	if c.Origin(keyMaxFlows) != "default" || n >= c.NAT.MaxFlows {
+		return c
+	}
+	next := *c
+	next.NAT.MaxFlows, next.fitted = n, true
+	next.origin = map[string]string{keyMaxFlows: origin}
+	maps.Copy(next.origin, c.origin)
+	return &next
 }

@@ -174,7 +174,7 @@ var settings = []*setting{
 	boolean("nat.pickup", "", "", true, func(c *Config) *bool { return &c.NAT.Pickup }),
 	boolean("nat.window_check", "", "", true, func(c *Config) *bool { return &c.NAT.WindowCheck }),
 	duration("nat.port_rest", "", "", 2*time.Minute, func(c *Config) *time.Duration { return &c.NAT.PortRest }),
-	number("nat.max_flows", "max-flows", "bound of the flow table", 262144, 1024, 16<<20, func(c *Config) *int { return &c.NAT.MaxFlows }),
+	number(keyMaxFlows, "max-flows", "bound of the flow table", 262144, 1024, 16<<20, func(c *Config) *int { return &c.NAT.MaxFlows }),
 	duration("nat.timeouts.tcp_established", "", "", 120*time.Hour, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPEstablished }),
 	duration("nat.timeouts.tcp_transitory", "", "", 4*time.Minute, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPTransitory }),
 	duration("nat.timeouts.tcp_opening", "", "", 0, func(c *Config) *time.Duration { return &c.NAT.Timeouts.TCPOpening }),

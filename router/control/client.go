@@ -185,6 +185,11 @@ func (c *Client) Explain(ctx context.Context, q Question) (Explanation, error) {
 	return call[Explanation](ctx, c, "POST", "/v1/explain", q)
 }
 
+// Doctor walks along the ways to targets.
+func (c *Client) Doctor(ctx context.Context, req DiagnosisRequest) (Diagnosis, error) {
+	return call[Diagnosis](ctx, c, "POST", "/v1/doctor", req)
+}
+
 // Moons lists the moons in use.
 func (c *Client) Moons(ctx context.Context) (Moons, error) {
 	return call[Moons](ctx, c, "GET", "/v1/moons", nil)
@@ -249,23 +254,6 @@ func (c *Client) lastHealth(ctx context.Context) (Health, error) {
 		}
 	})()
 	return c.Health(rctx)
-}
-
-func (h Health) reason(check string) string {
-	for _, c := range h.Checks {
-		if c.Name == check {
-			return c.Reason
-		}
-	}
-	return ""
-}
-
-// Err returns nil if the gateway is ready.
-func (h Health) Err() error {
-	if h.Ready {
-		return nil
-	}
-	return fault.NotReady("not ready: %s", strings.Join(h.Reasons, "; "))
 }
 
 const controllerPath = "/v1/controller/networks"

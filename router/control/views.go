@@ -20,22 +20,6 @@ const (
 	ModeNode    = "node" // a root or controller without any interface
 )
 
-// Check is one part of health.
-type Check struct {
-	Name   string `json:"name"`
-	OK     bool   `json:"ok"`
-	Reason string `json:"reason,omitempty"` // what ztgate is waiting for, and the remedy if one is known
-}
-
-// Health says whether the gateway is ready and, if not, what it is waiting for.
-type Health struct {
-	Schema  int      `json:"schema"`
-	Online  bool     `json:"online"`
-	Ready   bool     `json:"ready"`
-	Reasons []string `json:"reasons"`
-	Checks  []Check  `json:"checks"`
-}
-
 // Info is the node, as `zerotier-cli info` has it, and the process around it.
 type Info struct {
 	Schema int `json:"schema"`
@@ -88,6 +72,10 @@ type TargetState struct {
 	ConnectMS  float64   `json:"connectMilliseconds,omitempty"`
 	LastChange time.Time `json:"lastChange,omitzero"`
 	Error      string    `json:"error,omitempty"`
+	Member     string    `json:"member,omitempty"`     // that answered last
+	Path       string    `json:"path,omitempty"`       // DIRECT, RELAY or NONE: the way to it now
+	Through    string    `json:"through,omitempty"`    // kernel = as a client's packets; plane = from behind the interface
+	PolicyNote string    `json:"policyNote,omitempty"` // what the policy has against clients that go there
 }
 
 // NameState is what is known of a name in the configuration.
@@ -111,6 +99,8 @@ type Status struct {
 	Flows    int           `json:"flows"`
 	Limit    int           `json:"flowsLimit"`
 	Limited  []Limited     `json:"limited,omitempty"`
+
+	MemoryLimit int64 `json:"memoryLimitBytes,omitempty"` // of the runtime; 0 = none
 }
 
 // Limited is a client that was refused for what it has already.

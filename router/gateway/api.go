@@ -30,7 +30,7 @@ func Serve(ctx context.Context, cfg *config.Config, mode string, log *slog.Logge
 		return err
 	}
 	defer srv.close()
-	return runAll(ctx, log, srv.run, s.targets.Run, func(ctx context.Context) error { return s.follow(ctx, s.judge, undisturbed) })
+	return runAll(ctx, log, srv.run, s.targets.Run, func(ctx context.Context) error { return s.follow(ctx, follower{sync: s.judge}) })
 }
 
 // judge makes a plan by the configuration alone.
@@ -69,6 +69,13 @@ func (s *service) controlHandler() http.Handler {
 		}
 		return s.explain(q)
 	})
+	get("POST /v1/doctor", func(r *http.Request) (any, error) {
+		var req control.DiagnosisRequest
+		if err := control.ReadJSON(r, &req); err != nil {
+			return nil, err
+		}
+		return s.diagnose(r.Context(), req)
+	})
 	get("GET /v1/moons", func(*http.Request) (any, error) { return s.moons() })
 	get("POST /v1/moons/{id}", func(r *http.Request) (any, error) { return s.orbit(r.PathValue("id"), r.FormValue("seed")) })
 	get("DELETE /v1/moons/{id}", func(r *http.Request) (any, error) { return s.deorbit(r.PathValue("id")) })
@@ -100,7 +107,7 @@ func (s *service) join(text string) (any, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("join network %s: %w", id, err)
 	}
-	return control.Networks{Schema: control.Schema, Networks: s.only(id)}, s.memory.join(id, true)
+	return control.Networks{Schema: control.Schema, Networks: s.only(id)}, s.last.join(id, true)
 }
 
 func (s *service) only(id ztnode.NetworkID) []control.NetworkView {
@@ -125,7 +132,7 @@ func (s *service) leave(text string) (any, error) {
 	if err := s.node.Leave(id); err != nil {
 		return nil, fmt.Errorf("leave network %s: %w", id, err)
 	}
-	return control.Networks{Schema: control.Schema, Networks: left}, s.memory.join(id, false)
+	return control.Networks{Schema: control.Schema, Networks: left}, s.last.join(id, false)
 }
 
 // notJoined refuses to leave a network, and names the one that was meant.

@@ -203,14 +203,17 @@ func note(have, more string) string {
 	return have + "; " + more
 }
 
-// memberPatience is how long a member that has no direct path may be silent before
-// it counts as dead. Peers say something at least once a minute.
+// memberPatience is how long a member may be silent before it counts as dead. Peers
+// say something at least once a minute.
 const memberPatience = 2 * time.Minute
 
-// dead reports that packets to a peer don't arrive, as far as its node knows.
+// dead reports that nothing comes from a peer any more, as far as its node knows.
 func dead(p ztnode.Peer, now time.Time) bool {
-	_, direct := bestPath(p)
-	return !direct && (p.LastReceive.IsZero() || now.Sub(p.LastReceive) >= memberPatience)
+	if p.LastReceive.IsZero() {
+		_, direct := bestPath(p) // then its node doesn't know
+		return !direct
+	}
+	return now.Sub(p.LastReceive) >= memberPatience
 }
 
 // lastHeard says when a peer that is silent was not.
@@ -218,14 +221,19 @@ func lastHeard(p ztnode.Peer, now time.Time) string {
 	if p.LastReceive.IsZero() {
 		return fmt.Sprintf("member %s has never been heard: is it on?", p.Address)
 	}
-	over := "through a root"
-	latest := time.Time{}
+	return fmt.Sprintf("member %s was last heard %s ago %s: is it on?", p.Address, now.Sub(p.LastReceive).Round(time.Second), over(p))
+}
+
+// over says by which way a peer was last heard.
+func over(p ztnode.Peer) string {
+	way, latest := "through a root", time.Time{}
 	for _, path := range p.Paths {
-		if path.LastReceive.After(latest) {
-			latest, over = path.LastReceive, "over "+path.Endpoint.String()
+		// What comes through a root leaves the paths as they are.
+		if path.LastReceive.After(latest) && p.LastReceive.Sub(path.LastReceive) < time.Second {
+			latest, way = path.LastReceive, "over "+path.Endpoint.String()
 		}
 	}
-	return fmt.Sprintf("member %s was last heard %s ago %s: is it on?", p.Address, now.Sub(p.LastReceive).Round(time.Second), over)
+	return way
 }
 
 // followsIn follows a packet from the overlay into the VPC.
@@ -299,6 +307,9 @@ func (s *service) problemsAbout(a netip.Addr) string {
 // The ways of packets through the host of a gateway.
 
 func (g *gateway) fromClient(src, dst netip.Addr) (host.Way, error) {
+	if !src.IsValid() { // nobody in particular: as this host itself
+		return g.table.Way(src, dst, "")
+	}
 	in, err := g.comesBy(src)
 	if err != nil || in == "" {
 		return host.Way{}, err

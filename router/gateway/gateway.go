@@ -4,10 +4,12 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,10 +27,13 @@ import (
 // gateway forwards for a VPC.
 type gateway struct {
 	*service
-	dev   *tuntap.TUN
-	link  *host.Link
-	table *host.Table
-	proxy *hostproxy.Proxy
+	dev    *tuntap.TUN
+	link   *host.Link
+	table  *host.Table
+	proxy  *hostproxy.Proxy
+	watch  *host.Watch
+	looker hostLooker
+	pulse  *pulse
 
 	planning sync.Mutex // one plan at a time is made and put into force
 }
@@ -45,6 +50,9 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 		return err
 	}
 	if g.table, err = host.OpenTable(); err != nil {
+		return err
+	}
+	if g.watch, err = host.OpenWatch(); err != nil {
 		return err
 	}
 	if g.link, err = host.OpenLink(cfg.VPC.TUN, s.log); err != nil {
@@ -73,7 +81,9 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	if err := g.proxy.Set(p.HostForwards); err != nil {
 		return err
 	}
-	s.advise(checkHost(cfg.VPC))
+	s.targets.send = g.sendProbe
+	g.pulse = &pulse{read: engine.Pulse, knock: g.knock}
+	s.alive, s.aClient, s.echo = g.pulse.alive, g.clientAddress, g.echoes
 	return nil
 }
 
@@ -85,12 +95,19 @@ func (g *gateway) limitedClients() (out []control.Limited) {
 	for _, r := range g.proxy.Refused() {
 		out = append(out, control.Limited{Client: r.Client, What: "connections to the host's own addresses", Refused: r.Count})
 	}
+	clients, _ := g.plane.Greedy(maxLimited)
+	for _, c := range clients {
+		if c.Refused > 0 {
+			out = append(out, control.Limited{Client: c.Prefix, What: "flows", Refused: c.Refused})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b control.Limited) int { return cmp.Compare(b.Refused, a.Refused) })
 	return out[:min(len(out), maxLimited)]
 }
 
 // parts implements [role].
 func (g *gateway) parts() []func(context.Context) error {
-	return []func(context.Context) error{g.runPlane, g.reloadOnHangup, g.proxy.Run, g.names.run, g.watch}
+	return []func(context.Context) error{g.runPlane, g.reloadOnHangup, g.proxy.Run, g.names.run, g.watch.Run, g.pulse.run, g.run}
 }
 
 // close implements [role]. Guards stay behind after a failure.
@@ -104,6 +121,9 @@ func (g *gateway) close(failed bool) {
 	}
 	if g.table != nil {
 		g.table.Close()
+	}
+	if g.watch != nil {
+		g.watch.Close()
 	}
 	if g.dev != nil {
 		_ = g.dev.Close() // the plane closes it too; closing twice is harmless
@@ -129,9 +149,10 @@ func (g *gateway) runPlane(ctx context.Context) error {
 	return err
 }
 
-// watch carries changes of the networks to the kernel and the plane.
-func (g *gateway) watch(ctx context.Context) error {
-	return g.follow(ctx, g.sync, g.link.Toggled)
+// run carries changes of the networks to the kernel and the plane, and puts right what
+// others change there.
+func (g *gateway) run(ctx context.Context) error {
+	return g.follow(ctx, follower{sync: g.sync, look: g.look, changed: g.watch.Changed()})
 }
 
 // plan judges networks by a configuration and by the host as it is now.
@@ -140,6 +161,7 @@ func (g *gateway) plan(cfg *config.Config, nets []ztnode.Network) (*plan.Plan, e
 	if err != nil {
 		return nil, err
 	}
+	g.findClients(h)
 	h.Underlay = append(h.Underlay, g.rootEndpoints()...)
 	return plan.Make(plan.Input{Config: cfg, Networks: nets, Host: h, Held: g.planned().Held}), nil
 }
@@ -163,6 +185,7 @@ func (g *gateway) enforce(p *plan.Plan) error {
 	g.node.SetOverlayPrefixes(p.Targets())
 	fs, ms := translation(p.Forwards, p.Maps)
 	errs := []error{g.setMTU(p.MTU), g.plane.SetTranslation(fs, ms), g.plane.SetNetworks(planeNetworks(cfg, p))}
+	errs = append(errs, g.link.SetAddresses(cfg.VPC.Address))
 	routes := make([]ztnode.Route, len(p.Routes))
 	for i, r := range p.Routes {
 		routes[i] = r.Route

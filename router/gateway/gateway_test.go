@@ -67,6 +67,7 @@ func inNamespace(t *testing.T, f func(t *testing.T, nl *netlink.Handle)) {
 		}
 		defer nl.Close()
 		setUp(t, nl, "lo")
+		sysctl(t, "ipv4/ip_forward", "1")
 		f(t, nl)
 	})
 }
@@ -89,6 +90,14 @@ func setUp(t *testing.T, nl *netlink.Handle, name string, addresses ...string) {
 	}
 	if err := nl.LinkSetUp(l); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// sysctl sets a parameter of the kernel's network.
+func sysctl(t *testing.T, key, value string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join("/proc/sys/net", key), []byte(value), 0); err != nil {
+		t.Skipf("set %s: %v", key, err)
 	}
 }
 
@@ -163,7 +172,9 @@ func testGatewayLife(t *testing.T, nl *netlink.Handle) {
 	node.SetNetwork(nw)
 	testwait.For(t, patience, "routes", func() bool { return strings.Join(routes(nl), " ") == "10.0.0.0/24 10.147.17.0/24" })
 	testwait.For(t, patience, "groups", func() bool { return len(node.Groups(nwid)) == 1 })
-	testwait.For(t, patience, "ready", func() bool { return strings.Contains(g.logs.String(), "msg=ready ") })
+	if !testwait.Poll(patience, func() bool { return strings.Contains(g.logs.String(), "msg=ready ") }) {
+		t.Fatalf("not ready:\n%s", g.logs)
+	}
 	for from, to := range map[string]string{"172.31.0.10:4000": "10.0.0.10:443", "172.31.0.10:4001": "10.147.17.9:443"} {
 		c, err := connect(from, to)
 		if err != nil {

@@ -9,59 +9,77 @@ import (
 	"strings"
 	"time"
 
+	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/plan"
 	"ztgate/zerotier/ztnode"
 )
 
-// advise logs and remembers what is wrong with the host's settings.
-func (s *service) advise(checks []control.Check) {
-	for i := range checks {
-		if checks[i].OK {
-			checks[i].Reason = ""
-		} else {
-			s.log.Warn("host setting", "problem", checks[i].Reason)
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.advice = checks
-}
+const (
+	// flowsNear is the share of the flow table, in percent, from which it is nearly
+	// full.
+	flowsNear = 80
+	// certificateNear is how long before its end a certificate is about to end. One
+	// that lives shorter than three times as long has a third of its life.
+	certificateNear = 15 * time.Minute
+	// controllerPatience is how long a controller may be silent. It is asked every
+	// minute, with low_bandwidth about every hour.
+	controllerPatience    = 10 * time.Minute
+	controllerPatienceLow = 3 * time.Hour
+)
 
-// health finds out what is missing for readiness.
+// health says whether clients are served and what is wrong. Everything that tells of
+// health asks here: the control API, /readyz, the metrics, the log and systemd.
 func (s *service) health() control.Health {
-	info := s.node.Info()
+	now := time.Now()
+	info, peers, nets := s.node.Info(), s.peers(), s.networks()
 	// A root is itself where others get online.
-	h := control.Health{Schema: control.Schema, Online: info.Online || info.Root, Reasons: []string{}}
-	add := func(name string, ok bool, reason string) {
-		if ok {
-			reason = ""
-		} else {
-			h.Reasons = append(h.Reasons, reason)
-		}
-		h.Checks = append(h.Checks, control.Check{Name: name, OK: ok, Reason: reason})
+	online := info.Online || info.Root
+	checks := []control.Check{s.onlineCheck(online, info.Address, peers, now)}
+	if s.mode == control.ModeNode {
+		return control.NewHealth(online, checks)
 	}
-	add("online", h.Online,
-		"node "+info.Address+" is OFFLINE: no root answers yet; it needs UDP to the internet or to the roots of its planet")
-	if s.mode != control.ModeNode {
-		ok, reason := s.networkHealth(info.Address)
-		add("networks", ok, reason)
+	checks = append(checks, s.networkCheck(nets, info.Address), s.routeCheck())
+	checks = append(checks, s.targetChecks(peers)...)
+	if list := s.hostChecks.Load(); list != nil {
+		checks = append(checks, *list...)
 	}
-	if len(s.config().Targets) > 0 {
-		ok, reason := s.targets.health()
-		add("targets", ok, reason)
+	checks = append(checks, s.controllerCheck(nets, now), s.certificateCheck(nets, now))
+	if s.plane != nil {
+		checks = append(checks, s.flowCheck())
 	}
-	h.Ready = len(h.Reasons) == 0
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	h.Checks = append(h.Checks, s.advice...)
-	return h
+	checks = append(checks, s.configurationCheck(), s.clock.check(now))
+	return control.NewHealth(online, checks)
 }
 
-func (s *service) networkHealth(address string) (bool, string) {
-	nets := s.networks()
+func (s *service) onlineCheck(online bool, address string, peers []ztnode.Peer, now time.Time) control.Check {
+	const name = "online"
+	if online {
+		return control.Passed(name)
+	}
+	severity, reason := control.Down, "node "+address+" is OFFLINE: no root answers"
+	if s.mode != control.ModeNode && s.serves(peers, now) {
+		severity = control.Degraded
+		reason += ", and members that aren't known yet can't be found"
+	}
+	return control.Failed(name, severity, reason, "it needs UDP to the internet or to the roots of its planet")
+}
+
+// serves reports whether hosts of the overlay are reached: the targets, or without any
+// some member by a direct path.
+func (s *service) serves(peers []ztnode.Peer, now time.Time) bool {
+	if states := s.targets.states(); len(states) > 0 {
+		return slices.ContainsFunc(states, func(t control.TargetState) bool { return t.Up })
+	}
+	return slices.ContainsFunc(peers, func(p ztnode.Peer) bool {
+		return p.Role == ztnode.RoleLeaf && p.Link == linkDirect && now.Sub(p.LastReceive) < memberPatience
+	})
+}
+
+func (s *service) networkCheck(nets []ztnode.Network, address string) control.Check {
+	const name = "networks"
 	if len(nets) == 0 {
-		return false, "no network is joined: give --network NWID or run ztgate join NWID"
+		return control.Failed(name, control.Down, "no network is joined", "give --network NWID or run ztgate join NWID")
 	}
 	var reasons []string
 	for _, n := range nets {
@@ -82,7 +100,10 @@ func (s *service) networkHealth(address string) (bool, string) {
 			reasons = append(reasons, fmt.Sprintf("network %s: %s", n.ID, n.Status))
 		}
 	}
-	return len(reasons) == 0, strings.Join(reasons, "; ")
+	if len(reasons) == 0 {
+		return control.Passed(name)
+	}
+	return control.Failed(name, control.Down, strings.Join(reasons, "; "), "")
 }
 
 // noAddress says why a network that works left us without an address, "" if it
@@ -98,30 +119,186 @@ func (s *service) noAddress(n ztnode.Network, address string) string {
 	return fmt.Sprintf("network %s: %s", n.ID, cmp.Or(strings.Join(st.problems[n.ID], "; "), "not set up yet"))
 }
 
-// observe logs changes of readiness and what the process is waiting for.
+// routeCheck tells of prefixes of networks that aren't used. One that was in use takes
+// its clients with it.
+func (s *service) routeCheck() control.Check {
+	const name = "routes"
+	st := s.state.Load()
+	if st == nil {
+		return control.Passed(name)
+	}
+	severity := control.Degraded
+	var reasons, remedies []string
+	for _, p := range st.plan.Problems {
+		if p.Network == 0 || !p.Refused {
+			continue
+		}
+		if slices.Contains(st.lost, p.Prefix) {
+			severity = control.Down
+		}
+		reasons = append(reasons, fmt.Sprintf("network %s: %s is not used: %s", p.Network, p.Thing, p.Reason))
+		if p.Remedy != "" && !slices.Contains(remedies, p.Remedy) {
+			remedies = append(remedies, p.Remedy)
+		}
+	}
+	if len(reasons) == 0 {
+		return control.Passed(name)
+	}
+	return control.Failed(name, severity, strings.Join(reasons, "; "), strings.Join(remedies, "; "))
+}
+
+// targetChecks tell of targets that don't answer, that are reached by a detour, and
+// that clients may not use.
+func (s *service) targetChecks(peers []ztnode.Peer) []control.Check {
+	states := s.targetStates(peers)
+	if len(states) == 0 {
+		return nil
+	}
+	var down, relayed, refused []string
+	for _, t := range states {
+		if !t.Up {
+			down = append(down, fmt.Sprintf("target %s: %s", t.Target, t.Error))
+		}
+		if t.Up && t.Path == linkRelay {
+			relayed = append(relayed, fmt.Sprintf("target %s is reached through a root: there is no direct path to member %s", t.Target, t.Member))
+		}
+		if t.PolicyNote != "" {
+			refused = append(refused, fmt.Sprintf("target %s: %s", t.Target, t.PolicyNote))
+		}
+	}
+	check := func(name string, severity control.State, reasons []string, remedy string) control.Check {
+		if len(reasons) == 0 {
+			return control.Passed(name)
+		}
+		return control.Failed(name, severity, strings.Join(reasons, "; "), remedy)
+	}
+	return []control.Check{
+		check("targets", control.Down, down, ""),
+		check("paths", control.Degraded, relayed, "let UDP 9993 in on one of the two sides"),
+		check("policy", control.Degraded, refused, "see ztgate explain"),
+	}
+}
+
+func (s *service) controllerCheck(nets []ztnode.Network, now time.Time) control.Check {
+	const name = "controller"
+	if s.config().Node == config.NodeLibzt { // it doesn't tell
+		return control.Passed(name)
+	}
+	patience := controllerPatience
+	if s.config().Underlay.LowBandwidth {
+		patience = controllerPatienceLow
+	}
+	var reasons []string
+	for _, n := range nets {
+		since := n.LastController
+		if n.Status != ztnode.StatusOK || n.ID.AdHoc() {
+			continue
+		}
+		how := "has been silent since " + clockTime(since)
+		if since.IsZero() {
+			since, how = s.start, "hasn't spoken since the start at "+clockTime(s.start)
+		}
+		if now.Sub(since) < patience {
+			continue
+		}
+		reason := fmt.Sprintf("network %s: its controller %s %s", n.ID, n.ID.Controller(), how)
+		if !n.Certificate.IsZero() {
+			reason += ", and the certificate ends at " + clockTime(n.Certificate)
+		}
+		reasons = append(reasons, reason)
+	}
+	if len(reasons) == 0 {
+		return control.Passed(name)
+	}
+	return control.Failed(name, control.Degraded, strings.Join(reasons, "; "), "start it, or open the way to it")
+}
+
+func (s *service) certificateCheck(nets []ztnode.Network, now time.Time) control.Check {
+	const name = "certificate"
+	var reasons []string
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range nets {
+		if n.Certificate.IsZero() || n.Status != ztnode.StatusOK {
+			continue
+		}
+		left := n.Certificate.Sub(now)
+		s.lifetimes[n.ID] = max(s.lifetimes[n.ID], left)
+		switch {
+		case left <= 0:
+			reasons = append(reasons, fmt.Sprintf("network %s: the certificate ended at %s: members refuse what comes from here", n.ID, clockTime(n.Certificate)))
+		case left < min(certificateNear, s.lifetimes[n.ID]/3):
+			reasons = append(reasons, fmt.Sprintf("network %s: the certificate ends at %s and isn't renewed", n.ID, clockTime(n.Certificate)))
+		}
+	}
+	if len(reasons) == 0 {
+		return control.Passed(name)
+	}
+	return control.Failed(name, control.Degraded, strings.Join(reasons, "; "), "the network's controller must be reached to renew it; check this host's clock too")
+}
+
+func (s *service) flowCheck() control.Check {
+	const name = "flows"
+	if flows, limit := s.plane.Load(); flows*100 >= limit*flowsNear {
+		return control.Failed(name, control.Degraded, fmt.Sprintf("the flow table is more than %d %% full, of %d flows", flowsNear, limit),
+			"see ztgate flows --top 20, nat.max_flows and the limits per client")
+	}
+	return control.Passed(name)
+}
+
+func (s *service) configurationCheck() control.Check {
+	const name = "configuration"
+	var reasons []string
+	if err := s.lastReload.failure(); err != nil {
+		reasons = append(reasons, fmt.Sprintf("the last reload failed, and what ran before is in force: %v", err))
+	}
+	if st := s.state.Load(); st != nil {
+		reasons = append(reasons, st.problems[0]...)
+		reasons = append(reasons, st.failures...)
+	}
+	if len(reasons) == 0 {
+		return control.Passed(name)
+	}
+	return control.Failed(name, control.Degraded, strings.Join(reasons, "; "), "")
+}
+
+// clockTime writes a time so that it doesn't change from one look to the next.
+func clockTime(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
+
+// observe logs changes of health and what the process is waiting for.
 func (s *service) observe(now time.Time) {
+	s.clock.look(now)
+	s.rtt.observe(s.node.Peers(), now)
 	h := s.health()
 	s.mu.Lock()
-	was, waiting := s.ready, s.waiting
-	first := s.readyAt.IsZero()
-	s.ready, s.waiting = h.Ready, strings.Join(h.Reasons, "; ")
+	was, seen, first := s.seen, s.logged, s.readyAt.IsZero()
+	s.seen, s.logged = h.State, h.Failed()
 	if h.Ready && first {
 		s.readyAt = now
 	}
-	changed := s.waiting != waiting
 	s.mu.Unlock()
+	level, msg := slog.LevelWarn, "degraded"
 	switch {
-	case h.Ready && !was && first:
+	case h.Ready && first:
 		s.log.Info("ready", "after", now.Sub(s.start).Round(time.Millisecond))
-	case h.Ready && !was:
+	case h.Ready && was == control.Down:
 		s.log.Info("ready again")
-	case !h.Ready && (changed || was):
-		level, msg := slog.LevelInfo, "waiting"
-		if was {
-			level, msg = slog.LevelWarn, "no longer ready"
+	case h.State == control.Ready && was == control.Degraded:
+		s.log.Info("no longer degraded")
+	case h.State == control.Down && !first && was != control.Down:
+		msg = "no longer ready"
+	case h.State == control.Down && !first:
+		msg = "not ready"
+	case h.State == control.Down:
+		level, msg = slog.LevelInfo, "waiting"
+	}
+	for _, c := range h.Failed() {
+		if !slices.Contains(seen, c) {
+			s.log.Log(context.Background(), level, msg, "check", c.Name, "severity", string(c.Severity), "for", c.String())
 		}
-		for _, r := range h.Reasons {
-			s.log.Log(context.Background(), level, msg, "for", r)
-		}
+	}
+	s.notifier.status(h)
+	if s.alive == nil || s.alive() {
+		s.notifier.alive(now)
 	}
 }

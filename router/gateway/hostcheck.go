@@ -1,37 +1,238 @@
 package gateway
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
 
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/host"
+	"ztgate/router/plan"
+)
+
+const (
+	// lookEvery is how often the host is looked at without a reason: not all settings of
+	// the kernel announce their changes.
+	lookEvery = time.Second
+	// settle is how long a change of the host may be followed by others before it is
+	// looked at, and settleEvery how often it is at most while they go on.
+	settle      = 100 * time.Millisecond
+	settleEvery = 500 * time.Millisecond
+	// maxWays bounds how many ways the kernel is asked for in one look.
+	maxWays = 128
+	// waysEvery is how often ways are asked for without a change of routes or rules.
+	waysEvery = 5 * time.Second
 )
 
 // checkHost looks for host settings that keep a gateway from working.
 func checkHost(vpc config.VPCConfig) []control.Check {
 	tun := vpc.TUN
 	var out []control.Check
-	add := func(name string, ok bool, reason string) {
-		out = append(out, control.Check{Name: name, OK: ok, Reason: reason})
+	add := func(name string, ok bool, severity control.State, reason, remedy string) {
+		if ok {
+			out = append(out, control.Passed(name))
+		} else {
+			out = append(out, control.Failed(name, severity, reason, remedy))
+		}
 	}
-	add("ip_forward", host.Sysctl("ipv4/ip_forward") != "0",
-		"net.ipv4.ip_forward is 0: the kernel won't pass VPC packets on to "+tun+"; run: sysctl -w net.ipv4.ip_forward=1")
-	if slices.ContainsFunc(vpc.Sources, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-		add("ipv6_forward", host.Sysctl("ipv6/conf/all/forwarding") != "0",
-			"net.ipv6.conf.all.forwarding is 0: the kernel won't pass IPv6 packets of the VPC on to "+tun+"; run: sysctl -w net.ipv6.conf.all.forwarding=1")
+	add("ip_forward", host.Forwards(false), control.Down,
+		"net.ipv4.ip_forward is 0, and the kernel doesn't pass VPC packets on to "+tun, "run sysctl -w net.ipv4.ip_forward=1")
+	if sends6(vpc) {
+		add("ipv6_forward", host.Forwards(true), control.Down,
+			"net.ipv6.conf.all.forwarding is 0, and the kernel doesn't pass IPv6 packets of the VPC on to "+tun, "run sysctl -w net.ipv6.conf.all.forwarding=1")
 	}
 	strict := func(name string) bool {
 		// The kernel uses the larger of the two; 1 is strict, 2 loose.
 		return max(host.Sysctl("ipv4/conf/all/rp_filter"), host.Sysctl("ipv4/conf/"+name+"/rp_filter")) == "1"
 	}
-	add("rp_filter", !strict(tun),
-		"net.ipv4.conf."+tun+".rp_filter is strict: errors from routers inside the office get lost; run: sysctl -w net.ipv4.conf."+tun+".rp_filter=2")
+	add("rp_filter", !strict(tun), control.Degraded,
+		"net.ipv4.conf."+tun+".rp_filter is strict, and errors from routers inside the office get lost", "run sysctl -w net.ipv4.conf."+tun+".rp_filter=2")
+	bad := map[string]string{}
 	for _, name := range vpc.Interfaces {
-		_, err := net.InterfaceByName(name)
-		add("interface_"+name, err == nil, "interface "+name+" of vpc.interfaces doesn't exist: correct the name")
+		if i, err := net.InterfaceByName(name); err != nil {
+			bad[name] = "doesn't exist"
+		} else if i.Flags&net.FlagUp == 0 {
+			bad[name] = "is down"
+		}
+	}
+	severity := control.Degraded
+	if len(bad) == len(vpc.Interfaces) {
+		severity = control.Down // nobody's packets arrive
+	}
+	for _, name := range vpc.Interfaces {
+		remedy := "correct the name"
+		if bad[name] == "is down" {
+			remedy = "run ip link set " + name + " up"
+		}
+		add("interface_"+name, bad[name] == "", severity, "interface "+name+" of vpc.interfaces "+bad[name], remedy)
 	}
 	return out
+}
+
+// sends6 reports whether the VPC is said to have IPv6.
+func sends6(vpc config.VPCConfig) bool {
+	return slices.ContainsFunc(vpc.Sources, func(p netip.Prefix) bool { return p.Addr().Is6() })
+}
+
+// hostLooker looks at the host of a gateway.
+type hostLooker struct {
+	asked time.Time     // when the kernel was last asked for ways
+	ways  control.Check // what it said
+
+	// clients are hosts of the VPC, one of each family, as their addresses may be.
+	clients [2]atomic.Pointer[netip.Addr]
+}
+
+// look makes known what is wrong with the host and with the data path. changed says
+// that routes or rules may have changed since the last time. Only the goroutine of
+// watch calls it.
+func (g *gateway) look(now time.Time, changed bool) {
+	cfg, p := g.config(), g.planned()
+	checks := append(checkHost(cfg.VPC), g.tunCheck(p))
+	working := !slices.ContainsFunc(checks, func(c control.Check) bool { return c.Severity == control.Down })
+	switch {
+	case !working: // that explains the ways too
+		g.looker.ways, g.looker.asked = control.Passed("kernel_routes"), time.Time{}
+	case changed || now.Sub(g.looker.asked) >= waysEvery:
+		g.looker.ways, g.looker.asked = g.wayCheck(p), now
+	}
+	checks = append(checks, g.looker.ways, g.pulse.check())
+	if old := g.hostChecks.Swap(&checks); old == nil || !slices.Equal(*old, checks) {
+		g.log.Debug("the host changed")
+	}
+}
+
+func (g *gateway) tunCheck(p *plan.Plan) control.Check {
+	const name = "tun"
+	tun := g.config().VPC.TUN
+	s, err := g.link.State()
+	switch {
+	case err != nil && host.Gone(err):
+		return control.Failed(name, control.Down, "interface "+tun+" is gone: somebody deleted it", "ztgate makes it again when it is restarted")
+	case err != nil:
+		return control.Failed(name, control.Down, fmt.Sprintf("interface %s can't be looked at: %v", tun, err), "")
+	case !s.Up:
+		return control.Failed(name, control.Down, tun+" is down, and packets of clients don't arrive", "run ip link set "+tun+" up")
+	case p.MTU != 0 && s.MTU != p.MTU:
+		return control.Failed(name, control.Degraded, fmt.Sprintf("the MTU of %s is %d, and not %d", tun, s.MTU, p.MTU), "leave it to ztgate: vpc.mtu sets it")
+	}
+	return control.Passed(name)
+}
+
+// wayCheck asks the kernel for the ways of clients' packets to the overlay and back.
+func (g *gateway) wayCheck(p *plan.Plan) control.Check {
+	const name = "kernel_routes"
+	reasons := map[string]bool{}
+	n := 0
+	for _, dst := range g.destinations(p) {
+		if n++; n > maxWays {
+			break
+		}
+		x, done, err := g.throughHost(control.Question{Source: netip.AddrPortFrom(g.clientAddress(dst.Is6()), 0), Destination: netip.AddrPortFrom(dst, 0)})
+		switch {
+		case err != nil:
+			reasons[err.Error()] = true
+		case done && x.Verdict != "local":
+			reasons[fmt.Sprintf("packets to %s: %s", dst, x.Detail)] = true
+		default:
+			if why := g.noWayBack(dst); why != "" {
+				reasons[why] = true
+			}
+		}
+	}
+	if len(reasons) == 0 {
+		return control.Passed(name)
+	}
+	list := make([]string, 0, len(reasons))
+	for r := range reasons {
+		list = append(list, r)
+	}
+	slices.Sort(list)
+	return control.Failed(name, control.Down, strings.Join(list, "; "), "see ip route and ip rule")
+}
+
+// destinations are addresses that packets of clients go to: of each of our routes one,
+// and the targets.
+func (g *gateway) destinations(p *plan.Plan) (out []netip.Addr) {
+	for _, t := range g.config().Targets {
+		if _, ours := p.Route(t.Addr.Addr()); ours {
+			out = append(out, t.Addr.Addr())
+		}
+	}
+	for _, r := range p.Routes {
+		a := r.Target.Addr()
+		if next := a.Next(); r.Target.Contains(next) {
+			a = next
+		}
+		out = append(out, a)
+	}
+	if !sends6(g.config().VPC) {
+		out = slices.DeleteFunc(out, netip.Addr.Is6)
+	}
+	return out
+}
+
+// noWayBack says why answers of an overlay host don't get to clients, "" if they do.
+func (g *gateway) noWayBack(from netip.Addr) string {
+	client := g.clientAddress(from.Is6())
+	if !client.IsValid() {
+		return ""
+	}
+	w, err := g.toVPC(from, client)
+	switch {
+	case err != nil:
+		return err.Error()
+	case w.Refused != nil:
+		return fmt.Sprintf("answers from the overlay: the kernel has no way to clients as %s (%v)", client, w.Refused)
+	case w.Device == g.config().VPC.TUN && !w.Local:
+		return fmt.Sprintf("answers from the overlay: the kernel sends those for %s back to %s", client, w.Device)
+	}
+	return ""
+}
+
+// clientAddress returns an address as hosts of the VPC have it, invalid if none is known. It
+// stays the same when the VPC's interface goes down.
+func (g *gateway) clientAddress(v6 bool) netip.Addr {
+	if c := g.looker.clients[family(v6)].Load(); c != nil {
+		return *c
+	}
+	return netip.Addr{}
+}
+
+func family(v6 bool) int {
+	if v6 {
+		return 1
+	}
+	return 0
+}
+
+// findClients looks for clients next to this host: addresses of neighbours in subnets
+// of the VPC.
+func (g *gateway) findClients(h *plan.Host) {
+	for _, r := range h.Routes {
+		if r.Via.IsValid() {
+			continue
+		}
+		for _, p := range g.config().VPC.Sources {
+			if !p.Overlaps(r.Target) {
+				continue
+			}
+			subnet := r.Target
+			if p.Bits() > subnet.Bits() {
+				subnet = p
+			}
+			a := subnet.Addr().Next()
+			for slices.ContainsFunc(h.Addresses, func(own plan.HostAddress) bool { return own.Addr == a }) {
+				a = a.Next()
+			}
+			if subnet.Contains(a) {
+				g.looker.clients[family(a.Is6())].Store(&a)
+			}
+		}
+	}
 }

@@ -77,7 +77,7 @@ func (m *member) close(bool) {
 }
 
 func (m *member) run(ctx context.Context) error {
-	err := m.follow(ctx, m.sync, undisturbed)
+	err := m.follow(ctx, follower{sync: m.sync})
 	for id := range m.taps {
 		m.detach(context.Background(), id)
 	}

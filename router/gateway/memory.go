@@ -1,130 +1,63 @@
 package gateway
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"slices"
-	"strings"
-	"sync"
+	"log/slog"
+	"math"
 
-	"ztgate/internal/atomicfile"
+	"github.com/KimMachineGun/automemlimit/memlimit"
+
 	"ztgate/router/config"
-	"ztgate/router/fault"
-	"ztgate/zerotier/ztnode"
 )
 
-// memoryFile is where home remembers the configuration that was in force last.
-const memoryFile = "ztgate-configured.json"
+const (
+	// cgroupShare and machineShare are what the Go runtime may use of the memory that
+	// this process has for itself, and of a machine's that others use too.
+	cgroupShare  = 0.9
+	machineShare = 0.75
+	// memoryBesides is what everything but the flow table takes, and memoryPerFlow what
+	// a flow does, with the lists of all flows that are made from time to time (its
+	// entries and indexes alone take about 250 bytes).
+	memoryBesides = 64 << 20
+	memoryPerFlow = 1 << 10
+	// minFlows is the smallest flow table that memory makes.
+	minFlows = 4096
+)
 
-// memory is what home remembers of the configuration: what is gone from it since
-// must not be taken for something that was never there.
-type memory struct {
-	path string
-
-	mu   sync.Mutex // guards what follows; writes a file
-	kept remembered
-}
-
-type remembered struct {
-	// File is the configuration file that was read, "" if there was none.
-	File string `json:"configurationFile"`
-	// Networks are those that the file named.
-	Networks []ztnode.NetworkID `json:"networks,omitempty"`
-	// Joined are those that were joined by command, whatever the file says.
-	Joined []ztnode.NetworkID `json:"joined,omitempty"`
-}
-
-// remember reads the memory of a home. A faulty one is an error: it may have known
-// that something is missing.
-func remember(home string) (*memory, error) {
-	m := &memory{path: filepath.Join(home, memoryFile)}
-	b, err := os.ReadFile(m.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return m, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(b, &m.kept)
-	}
+// limitMemory tells the runtime how much memory there is and fits the flow table into
+// it, unless the operator chose its size. It returns the limit in bytes, 0 for none.
+func limitMemory(cfg *config.Config, log *slog.Logger) (*config.Config, int64) {
+	limit, err := memlimit.Set(memlimit.WithRatio(1), memlimit.WithProvider(memory))
 	if err != nil {
-		return nil, fault.Usagef("%s: %w: remove it to forget which configuration was in force", m.path, err)
+		log.Warn("the memory limit isn't known: the flow table has its full size", "error", err)
+		return cfg, 0
 	}
-	return m, nil
+	if limit == math.MaxInt64 {
+		return cfg, 0
+	}
+	cfg = cfg.FitFlows(flowsFor(limit), fmt.Sprintf("memory limit of %d MiB", limit>>20))
+	log.Info("memory", "limit_mib", limit>>20, "max_flows", cfg.NAT.MaxFlows, "from", cfg.Origin("nat.max_flows"))
+	return cfg, limit
 }
 
-// missing says that the configuration file of the last start isn't there any more.
-// Its policy would be, too.
-func (m *memory) missing(cfg *config.Config) error {
-	file, given := cfg.File()
-	if m.kept.File == "" || file != "" || given {
-		return nil
+// memory is the lesser of what a control group and the machine leave us.
+func memory() (uint64, error) {
+	machine, err := memlimit.ApplyRatio(memlimit.FromSystem, machineShare)()
+	if err != nil && !errors.Is(err, memlimit.ErrNoLimit) {
+		return 0, err
 	}
-	why := "is gone"
-	if _, err := os.Stat(m.kept.File); err == nil {
-		why = "isn't read any more, or is empty"
+	group, gerr := memlimit.ApplyRatio(memlimit.FromCgroup, cgroupShare)()
+	switch {
+	case gerr == nil && (err != nil || group < machine):
+		return group, nil
+	case err == nil:
+		return machine, nil
 	}
-	return fault.Usagef("configuration file %s was in force at the last start and %s: restore it, or start with --config= to go on without a file",
-		m.kept.File, why)
+	return 0, memlimit.ErrNoLimit
 }
 
-// gone lists the networks that only the file named, and that a configuration doesn't
-// name any more. A nil memory knows none.
-func (m *memory) gone(cfg *config.Config) (out []ztnode.NetworkID) {
-	if m == nil {
-		return nil
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	now := cfg.NetworkIDs()
-	for _, id := range m.kept.Networks {
-		if !slices.Contains(now, id) && !slices.Contains(m.kept.Joined, id) {
-			out = append(out, id)
-		}
-	}
-	return out
-}
-
-// keep remembers a configuration that is in force.
-func (m *memory) keep(cfg *config.Config) error {
-	if m == nil {
-		return nil
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	next := remembered{Joined: m.kept.Joined}
-	next.File, _ = cfg.File()
-	if strings.HasPrefix(cfg.Origin("networks"), "file ") {
-		next.Networks = cfg.NetworkIDs()
-	}
-	return m.write(next)
-}
-
-// join remembers that a network was joined, or left, by command.
-func (m *memory) join(id ztnode.NetworkID, joined bool) error {
-	if m == nil {
-		return nil
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	next := m.kept
-	next.Joined = slices.DeleteFunc(slices.Clone(m.kept.Joined), func(x ztnode.NetworkID) bool { return x == id })
-	if joined {
-		next.Joined = append(next.Joined, id)
-	}
-	return m.write(next)
-}
-
-func (m *memory) write(next remembered) error {
-	b, err := json.Marshal(next)
-	if err != nil {
-		return err
-	}
-	if err := atomicfile.Write(m.path, append(b, '\n'), 0o600); err != nil {
-		return fmt.Errorf("remember the configuration: %w", err)
-	}
-	m.kept = next
-	return nil
+// flowsFor returns how many flows fit into so many bytes.
+func flowsFor(limit int64) int {
+	return int(max(minFlows, (limit-memoryBesides)/memoryPerFlow))
 }

@@ -1,7 +1,7 @@
 package gateway
 
 import (
-	"maps"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -34,30 +34,79 @@ func (s *service) registerMetrics(reg prometheus.Registerer) {
 	f := promauto.With(reg)
 	connect := f.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "ztgate_target_connect_seconds", Help: "Time that successful probes of a target took.", Buckets: rttBuckets}, []string{"target"})
-	for _, t := range s.config().Targets {
-		connect.WithLabelValues(t.String()) // exported from the start
+	failures := f.NewCounterVec(prometheus.CounterOpts{
+		Name: "ztgate_target_probe_failures_total", Help: "Probes of a target that failed."}, []string{"target"})
+	for _, t := range s.config().Targets { // exported from the start
+		connect.WithLabelValues(t.String())
+		failures.WithLabelValues(t.String())
 	}
 	s.targets.onDone = func(t config.Target, up bool, d time.Duration) {
 		if up {
 			connect.WithLabelValues(t.String()).Observe(d.Seconds())
+		} else {
+			failures.WithLabelValues(t.String()).Inc()
 		}
 	}
+	s.rtt = newRTTs(f)
+}
+
+// rtts observes round-trip times of peers.
+type rtts struct {
+	byPath map[string]prometheus.Observer
+
+	mu   sync.Mutex
+	last map[string]float64 // by peer, ms
+}
+
+func newRTTs(f promauto.Factory) *rtts {
+	vec := f.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "ztgate_peer_rtt_seconds", Help: "Round-trip times to peers, as they are measured.", Buckets: rttBuckets}, []string{"path"})
+	r := &rtts{byPath: map[string]prometheus.Observer{}}
+	for _, path := range pathLabels {
+		r.byPath[path] = vec.WithLabelValues(path)
+	}
+	return r
+}
+
+// observe takes the times that are other than last time. One that is measured again to
+// the microsecond is missed.
+func (r *rtts) observe(peers []ztnode.Peer, now time.Time) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	last := make(map[string]float64, len(peers))
+	for _, p := range peers {
+		if p.Latency < 0 {
+			continue
+		}
+		last[p.Address] = p.Latency
+		if old, known := r.last[p.Address]; !known || old != p.Latency {
+			r.byPath[pathLabel(p, now)].Observe(p.Latency / 1000)
+		}
+	}
+	r.last = last
 }
 
 var (
 	descPeers = prometheus.NewDesc("ztgate_peers", "Known peers, by role and by the path to them.", []string{"role", "path"}, nil)
-	descRTT   = prometheus.NewDesc("ztgate_peer_rtt_seconds", "Last measured round-trip times of the peers known now.", []string{"path"}, nil)
 	descNet   = prometheus.NewDesc("ztgate_network_status", "1 for the status a network has, 0 for the others.", []string{"network", "status"}, nil)
 	descCert  = prometheus.NewDesc("ztgate_network_certificate_expiry_timestamp_seconds", "When our certificate of a network expires, Unix time.", []string{"network"}, nil)
 	descUp    = prometheus.NewDesc("ztgate_target_up", "Whether the last probe of a target succeeded.", []string{"target"}, nil)
 	descCheck = prometheus.NewDesc("ztgate_health_status", "1 if a check of health is passed.", []string{"check"}, nil)
+	descState = prometheus.NewDesc("ztgate_health_state", "1 for the state that health has, 0 for the others.", []string{"state"}, nil)
+	descHeard = prometheus.NewDesc("ztgate_network_controller_last_heard_timestamp_seconds", "When a network's controller was last heard, Unix time.", []string{"network"}, nil)
+
+	descReload   = prometheus.NewDesc("ztgate_config_last_reload_successful", "1 unless the last reload of the configuration failed.", nil, nil)
+	descReloaded = prometheus.NewDesc("ztgate_config_last_reload_success_timestamp_seconds", "When the configuration in force was read, Unix time.", nil, nil)
 )
 
 // stateCollector reads at scrape time what is known anyway.
 type stateCollector struct{ s *service }
 
 func (c *stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descPeers, descRTT, descNet, descCert, descUp, descCheck} {
+	for _, d := range []*prometheus.Desc{descPeers, descNet, descCert, descUp, descCheck, descState, descHeard, descReload, descReloaded} {
 		ch <- d
 	}
 }
@@ -78,7 +127,10 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(descNet, one(n.Status == status), n.ID.String(), status)
 		}
 		if !n.Certificate.IsZero() {
-			gauge(descCert, float64(n.Certificate.UnixMilli())/1000, n.ID.String())
+			gauge(descCert, unixTime(n.Certificate), n.ID.String())
+		}
+		if !n.LastController.IsZero() {
+			gauge(descHeard, unixTime(n.LastController), n.ID.String())
 		}
 	}
 	for _, t := range c.s.targets.states() {
@@ -89,46 +141,32 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descCheck, one(check.OK), check.Name)
 	}
 	gauge(descCheck, one(h.Ready), "ready")
+	for _, state := range control.States() {
+		gauge(descState, one(h.State == state), string(state))
+	}
+	reloaded := c.s.lastReload.succeeded()
+	if reloaded.IsZero() {
+		reloaded = c.s.start
+	}
+	gauge(descReload, one(c.s.lastReload.failure() == nil))
+	gauge(descReloaded, unixTime(reloaded))
 }
+
+func unixTime(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 
 func (c *stateCollector) peers(ch chan<- prometheus.Metric, gauge func(*prometheus.Desc, float64, ...string)) {
 	type key struct{ role, path string }
 	count := map[key]int{}
-	type histogram struct {
-		n       uint64
-		sum     float64
-		buckets map[float64]uint64
-	}
-	rtt := map[string]*histogram{}
-	for _, path := range []string{"direct_ipv4", "direct_ipv6", "relay", "none"} {
+	for _, path := range pathLabels {
 		for _, role := range ztnode.Roles() {
 			count[key{role, path}] = 0
 		}
-		h := &histogram{buckets: map[float64]uint64{}}
-		for _, b := range rttBuckets {
-			h.buckets[b] = 0
-		}
-		rtt[path] = h
 	}
+	now := time.Now()
 	for _, p := range c.s.node.Peers() {
-		path := pathLabel(p)
-		count[key{p.Role, path}]++
-		if p.Latency < 0 {
-			continue
-		}
-		h, seconds := rtt[path], p.Latency/1000
-		h.n++
-		h.sum += seconds
-		for _, b := range rttBuckets {
-			if seconds <= b {
-				h.buckets[b]++
-			}
-		}
+		count[key{p.Role, pathLabel(p, now)}]++
 	}
 	for k, n := range count {
 		gauge(descPeers, float64(n), k.role, k.path)
-	}
-	for path, h := range rtt {
-		ch <- prometheus.MustNewConstHistogram(descRTT, h.n, h.sum, maps.Clone(h.buckets), path)
 	}
 }

@@ -16,8 +16,7 @@ import (
 
 const (
 	// resyncEvery bounds how long a route that somebody else removed is missing.
-	resyncEvery  = 15 * time.Second
-	observeEvery = time.Second
+	resyncEvery = 15 * time.Second
 )
 
 // joinConfigured joins the networks of the configuration that home does not
@@ -33,7 +32,7 @@ func (s *service) joinConfigured() error {
 
 // leaveGone leaves the networks that the configuration file doesn't name any more.
 func (s *service) leaveGone(cfg *config.Config) error {
-	for _, id := range s.memory.gone(cfg) {
+	for _, id := range s.last.gone(cfg) {
 		if err := s.node.Leave(id); err != nil {
 			return fmt.Errorf("leave network %s, which isn't configured any more: %w", id, err)
 		}
@@ -42,10 +41,20 @@ func (s *service) leaveGone(cfg *config.Config) error {
 	return nil
 }
 
-// follow joins the configured networks, calls sync after changes and from time to
-// time, and logs what the process is waiting for. disturbed tells once a second
-// whether somebody undid something.
-func (s *service) follow(ctx context.Context, sync func([]ztnode.Network), disturbed func() bool) error {
+// follower is what a process does while it follows its networks.
+type follower struct {
+	// sync carries the networks to the host and the plane.
+	sync func([]ztnode.Network)
+	// look looks at the host, at least once a second; changed says that it may have
+	// changed. nil = nothing is looked at.
+	look func(now time.Time, changed bool)
+	// changed gets a value when somebody may have changed the host; nil = never.
+	changed <-chan struct{}
+}
+
+// follow joins the configured networks, keeps the host in step with them, and logs what
+// the process is waiting for.
+func (s *service) follow(ctx context.Context, f follower) error {
 	select {
 	case <-s.node.Ready():
 	case <-ctx.Done():
@@ -57,20 +66,32 @@ func (s *service) follow(ctx context.Context, sync func([]ztnode.Network), distu
 		return err
 	}
 	last := map[ztnode.NetworkID]ztnode.Network{}
+	look := func(changed bool) {
+		now := time.Now()
+		if f.look != nil {
+			f.look(now, changed)
+		}
+		s.observe(now)
+	}
+	stepped := time.Time{}
 	step := func() {
+		stepped = time.Now()
 		nets := s.networks()
 		s.logChanges(last, nets)
-		sync(nets)
-		s.observe(time.Now())
+		f.sync(nets)
+		look(true)
 	}
 	step()
+	s.notifier.started()
 	resync := time.NewTicker(resyncEvery)
 	defer resync.Stop()
-	look := time.NewTicker(observeEvery)
-	defer look.Stop()
+	looks := time.NewTicker(lookEvery)
+	defer looks.Stop()
+	var settled <-chan time.Time // nil = nobody has changed the host
 	for {
 		select {
 		case <-ctx.Done():
+			s.notifier.stopping()
 			return nil
 		case <-changes:
 			step()
@@ -78,16 +99,18 @@ func (s *service) follow(ctx context.Context, sync func([]ztnode.Network), distu
 			step()
 		case <-resync.C:
 			step()
-		case <-look.C:
-			if disturbed() {
-				step()
+		case <-f.changed:
+			if settled == nil {
+				settled = time.After(max(settle, settleEvery-time.Since(stepped)))
 			}
-			s.observe(time.Now())
+		case <-settled:
+			settled = nil
+			step()
+		case <-looks.C:
+			look(false)
 		}
 	}
 }
-
-func undisturbed() bool { return false }
 
 // logChanges logs what changed in the networks since last, which it updates.
 func (s *service) logChanges(last map[ztnode.NetworkID]ztnode.Network, nets []ztnode.Network) {
@@ -114,6 +137,8 @@ type state struct {
 	plan     *plan.Plan
 	devices  map[ztnode.NetworkID]string
 	problems map[ztnode.NetworkID][]string // 0 = of the configuration
+	failures []string                      // of putting the plan into force
+	lost     []netip.Prefix                // were in use, are wanted, and aren't used now
 }
 
 // usePlan makes a plan known that was put into force on one interface, as far as
@@ -140,8 +165,12 @@ func (s *service) use(st *state, errs map[ztnode.NetworkID]error) {
 	for id, err := range errs {
 		if err != nil {
 			st.problems[id] = append(st.problems[id], err.Error())
+			if id != 0 {
+				st.failures = append(st.failures, err.Error())
+			}
 		}
 	}
+	st.lost = s.lost(st.plan)
 	old := s.state.Swap(st)
 	for id, list := range st.problems {
 		for _, p := range list {
@@ -162,6 +191,30 @@ func joinIDs(list []ztnode.NetworkID) string {
 		out[i] = id.String()
 	}
 	return strings.Join(out, ", ")
+}
+
+// lost returns the prefixes that a plan refuses although they were in use before.
+// Callers take turns.
+func (s *service) lost(p *plan.Plan) (out []netip.Prefix) {
+	refused := map[netip.Prefix]bool{}
+	for _, problem := range p.Problems {
+		if id, was := s.served[problem.Prefix]; was && problem.Refused && problem.Network == id {
+			refused[problem.Prefix] = true
+			out = append(out, problem.Prefix)
+		}
+	}
+	for prefix, id := range s.served {
+		works := slices.ContainsFunc(p.Networks, func(n plan.Network) bool { return n.ID == id })
+		if works && !refused[prefix] {
+			delete(s.served, prefix) // given up by the network
+		}
+	}
+	for _, r := range p.Routes {
+		if r.Network != 0 {
+			s.served[r.Target] = r.Network
+		}
+	}
+	return out
 }
 
 // planned returns the plan in force, an empty one before the first.

@@ -6,43 +6,76 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
-	"os"
 	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/net/icmp"
-	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
+	"ztgate/netstack"
 	"ztgate/router/config"
 	"ztgate/router/control"
+	"ztgate/zerotier/ztnode"
 )
 
 // Probing of targets.
 const (
 	probeEvery   = 5 * time.Second
 	probeHurry   = 250 * time.Millisecond // until a target has answered once
+	probeAgain   = time.Second            // while it doesn't answer
 	probeTimeout = 3 * time.Second
 )
+
+// heardLately is within how long a member that works is heard: two signs of life of a
+// direct path, and a little.
+const heardLately = 30 * time.Second
 
 // prober probes the targets through the data path.
 type prober struct {
 	targets []config.Target
 	dialer  dialer
+	send    sendFunc // nil = by dialer
 	log     *slog.Logger
 	onDone  func(t config.Target, up bool, d time.Duration) // called after each probe; may be nil
 	changed func()                                          // a target went up or down; may be nil
+	failure func(t config.Target, last seenAt, err error) string
+	answer  func(t config.Target) seenAt // who answers for a target that is up; may be nil
 
 	mu     sync.Mutex // guards targets too, outside of Run
-	state  []control.TargetState
+	state  []targetState
 	change chan []config.Target
 }
 
+// sendFunc sends a probe. It returns how long the answer took, and what the probe went
+// through.
+type sendFunc func(ctx context.Context, t config.Target) (probed, error)
+
+// probed is what came of a probe.
+type probed struct {
+	took    time.Duration
+	through string // throughKernel or throughPlane
+	policy  string // what the policy has against clients; "" = nothing
+}
+
+// What probes go through.
+const (
+	throughKernel = "kernel" // and the interface and the plane, as packets of clients do
+	throughPlane  = "plane"  // from behind the interface
+)
+
+// targetState is the state of a target with what isn't shown of it.
+type targetState struct {
+	control.TargetState
+	last seenAt
+}
+
+// seenAt is where a target was when it last answered.
+type seenAt struct{ member, over string }
+
 func newProber(targets []config.Target, d dialer, log *slog.Logger) *prober {
-	p := &prober{dialer: d, log: log, change: make(chan []config.Target, 1)}
+	p := &prober{dialer: d, log: log, change: make(chan []config.Target, 1),
+		failure: func(_ config.Target, _ seenAt, err error) string { return err.Error() }}
 	p.replace(targets)
 	return p
 }
@@ -51,9 +84,9 @@ func newProber(targets []config.Target, d dialer, log *slog.Logger) *prober {
 func (p *prober) replace(targets []config.Target) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	state := make([]control.TargetState, len(targets))
+	state := make([]targetState, len(targets))
 	for i, t := range targets {
-		state[i] = control.TargetState{Target: t.String(), Error: "not probed yet"}
+		state[i].Target, state[i].Error = t.String(), "not probed yet"
 		for _, old := range p.state {
 			if old.Target == state[i].Target {
 				state[i] = old
@@ -96,10 +129,13 @@ func (p *prober) Run(ctx context.Context) error {
 }
 
 func (p *prober) loop(ctx context.Context, i int) {
-	wait := probeHurry
+	first, wait := true, probeHurry
 	for {
-		if p.probe(ctx, i) {
-			wait = probeEvery
+		switch up := p.probe(ctx, i); {
+		case up:
+			first, wait = false, probeEvery
+		case !first:
+			wait = probeAgain
 		}
 		select {
 		case <-ctx.Done():
@@ -113,38 +149,59 @@ func (p *prober) probe(ctx context.Context, i int) bool {
 	t := p.targets[i]
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	began := time.Now()
+	var got probed
 	var err error
-	d := time.Duration(0)
-	if !t.Addr.Addr().IsValid() {
+	switch {
+	case !t.Addr.Addr().IsValid():
 		err = fmt.Errorf("the name %s has no address yet", t.Host)
-	} else if t.Scheme == "icmp" {
-		d, err = p.dialer.Ping(ctx, t.Addr.Addr())
-	} else {
-		var c net.Conn
-		if c, err = p.dialer.DialTCP(ctx, t.Addr); err == nil {
-			d = time.Since(began)
-			_ = c.Close()
-		}
+	case p.send != nil:
+		got, err = p.send(ctx, t)
+	default:
+		got, err = dialProbe(ctx, p.dialer, t)
 	}
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return false // we are stopping: says nothing about the target
 	}
-	p.record(i, err, d, time.Now())
+	p.record(i, err, got, time.Now())
 	if p.onDone != nil {
-		p.onDone(t, err == nil, d)
+		p.onDone(t, err == nil, got.took)
 	}
 	return err == nil
 }
 
-func (p *prober) record(i int, err error, d time.Duration, now time.Time) {
+// dialProbe probes by a dialer.
+func dialProbe(ctx context.Context, d dialer, t config.Target) (got probed, err error) {
+	got.through = throughPlane
+	if t.Scheme == "icmp" {
+		got.took, err = d.Ping(ctx, t.Addr.Addr())
+		return got, err
+	}
+	began := time.Now()
+	c, err := d.DialTCP(ctx, t.Addr)
+	if err != nil {
+		return got, err
+	}
+	got.took = time.Since(began)
+	_ = c.Close()
+	return got, nil
+}
+
+func (p *prober) record(i int, err error, got probed, now time.Time) {
 	p.mu.Lock()
 	s := &p.state[i]
-	flipped := s.Up != (err == nil)
-	s.Up, s.Error, s.ConnectMS = err == nil, "", milliseconds(d)
-	if err != nil {
-		s.Error = err.Error()
+	last := s.last
+	p.mu.Unlock()
+	text := ""
+	switch {
+	case err != nil: // asks the node: without the lock
+		text = p.failure(p.targets[i], last, err)
+	case p.answer != nil:
+		last = p.answer(p.targets[i])
 	}
+	p.mu.Lock()
+	flipped := s.Up != (err == nil)
+	s.Up, s.Error, s.ConnectMS, s.last = err == nil, text, milliseconds(got.took), last
+	s.Member, s.Through, s.PolicyNote = last.member, got.through, got.policy
 	if flipped {
 		s.LastChange = now
 	}
@@ -153,9 +210,9 @@ func (p *prober) record(i int, err error, d time.Duration, now time.Time) {
 		return
 	}
 	if err == nil {
-		p.log.Info("target up", "target", p.targets[i], "connect", d.Round(time.Microsecond))
+		p.log.Info("target up", "target", p.targets[i], "connect", got.took.Round(time.Microsecond), "through", got.through)
 	} else {
-		p.log.Warn("target down", "target", p.targets[i], "error", err)
+		p.log.Warn("target down", "target", p.targets[i], "error", text)
 	}
 	if p.changed != nil {
 		p.changed()
@@ -165,73 +222,89 @@ func (p *prober) record(i int, err error, d time.Duration, now time.Time) {
 func (p *prober) states() []control.TargetState {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return append([]control.TargetState{}, p.state...)
+	out := make([]control.TargetState, len(p.state))
+	for i, s := range p.state {
+		out[i] = s.TargetState
+	}
+	return out
 }
 
-func (p *prober) health() (bool, string) {
-	var down []string
-	for _, s := range p.states() {
-		if !s.Up {
-			down = append(down, fmt.Sprintf("target %s: %s", s.Target, s.Error))
+// targetStates are the states of the targets with the ways to them now.
+func (s *service) targetStates(peers []ztnode.Peer) []control.TargetState {
+	states := s.targets.states()
+	for i := range states {
+		for _, p := range peers {
+			if p.Address == states[i].Member {
+				states[i].Path = p.Link
+			}
 		}
 	}
-	return len(down) == 0, strings.Join(down, "; ")
+	return states
 }
 
-// hostDialer uses the kernel's stack, as a member does.
-type hostDialer struct{}
-
-func (hostDialer) DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
-	var d net.Dialer
-	return d.DialContext(ctx, "tcp", dst.String())
-}
-
-// dialHost connects by the kernel's stack.
-func dialHost(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
-	var d net.Dialer
-	return d.DialContext(ctx, network, dst.String())
-}
-
-// Ping sends one echo request. It needs the right to open raw sockets.
-func (hostDialer) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error) {
-	network, proto := "ip4:icmp", 1
-	var request, reply icmp.Type = ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply
-	if dst.Is6() {
-		network, proto = "ip6:ipv6-icmp", 58
-		request, reply = ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply
+// whoAnswers finds out which member is behind a target, and by which way.
+func (s *service) whoAnswers(t config.Target) (at seenAt) {
+	id, hop, ok := s.networkOf(t.Addr.Addr())
+	if !ok || s.neighbours == nil {
+		return at
 	}
-	c, err := net.Dial(network, dst.String())
-	if err != nil {
-		return 0, err
+	mac, ok := s.neighbours.Neighbour(id, hop)
+	if !ok {
+		return at
 	}
-	defer c.Close()
-	if deadline, ok := ctx.Deadline(); ok {
-		if err := c.SetDeadline(deadline); err != nil {
-			return 0, err
-		}
-	}
-	began := time.Now()
-	id, seq := os.Getpid()&0xffff, began.Nanosecond()&0xffff
-	msg := icmp.Message{Type: request, Body: &icmp.Echo{ID: id, Seq: seq, Data: []byte("ztgate")}}
-	b, err := msg.Marshal(nil)
-	if err != nil {
-		return 0, err
-	}
-	if _, err := c.Write(b); err != nil {
-		return 0, err
-	}
-	buf := make([]byte, 1500)
-	for {
-		n, err := c.Read(buf)
-		if err != nil {
-			return 0, err
-		}
-		m, err := icmp.ParseMessage(proto, buf[:n])
-		if err != nil || m.Type != reply {
+	at.member = ztnode.AddressOf(id, mac).String()
+	for _, p := range s.peers() {
+		if p.Address != at.member {
 			continue
 		}
-		if e, ok := m.Body.(*icmp.Echo); ok && e.ID == id && e.Seq == seq {
-			return time.Since(began), nil
+		at.over = "through a root"
+		if path, ok := bestPath(p); ok && p.Link == linkDirect {
+			at.over = "over " + path.Endpoint.String()
 		}
 	}
+	return at
+}
+
+// probeFailure says why a target didn't answer. Its words stay the same while nothing
+// changes.
+func (s *service) probeFailure(t config.Target, last seenAt, err error) string {
+	text := err.Error()
+	timeout, isNet := errors.AsType[net.Error](err)
+	op, isOp := errors.AsType[*net.OpError](err)
+	switch {
+	case isNet && timeout.Timeout(), errors.Is(err, netstack.ErrNoAnswer):
+		text = fmt.Sprintf("no answer in %v", probeTimeout)
+	case isOp:
+		text = op.Err.Error() // without the ports, which are others each time
+		if strings.Contains(text, "refused") {
+			return text
+		}
+	case errors.Is(err, unix.EHOSTUNREACH):
+	default:
+		return text
+	}
+	if at := s.whoAnswers(t); at.member != "" {
+		last.member = at.member
+	}
+	if last.member == "" {
+		return text + ", and nobody has ever answered for " + t.Addr.Addr().String() + ": is the host on, and in the network?"
+	}
+	text += "; member " + last.member
+	for _, p := range s.node.Peers() {
+		if p.Address != last.member || p.LastReceive.IsZero() {
+			continue
+		}
+		way := over(p)
+		if last.over != "" && len(p.Paths) == 0 {
+			way = last.over // the path is forgotten since
+		}
+		if time.Since(p.LastReceive) < heardLately {
+			return text + " itself is heard " + way + ": is the service on, and does the host's firewall let it in?"
+		}
+		return text + " was last heard at " + clockTime(p.LastReceive) + " " + way + ": is it on?"
+	}
+	if last.over != "" {
+		text += ", which was reached " + last.over + ","
+	}
+	return text + " isn't heard any more: is it on?"
 }

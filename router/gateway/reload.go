@@ -8,6 +8,8 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,16 +27,53 @@ func (s *service) reloadConfig() (any, error) {
 	}
 	s.reloading.Lock()
 	defer s.reloading.Unlock()
-	next, changed, restart, err := s.config().Reload()
+	s.notifier.reloading()
+	defer s.notifier.started()
+	r, err := s.reloadNow()
+	s.lastReload.note(time.Now(), err)
 	if err != nil {
-		return nil, err
-	}
-	r := control.Reloaded{Schema: control.Schema, Changed: changed, Restart: restart}
-	if err := s.reload(next); err != nil {
 		return nil, err
 	}
 	s.log.Info("configuration reloaded", "changed", strings.Join(r.Changed, ","), "restart", strings.Join(r.Restart, ","))
 	return r, nil
+}
+
+func (s *service) reloadNow() (r control.Reloaded, err error) {
+	next, changed, restart, err := s.config().Reload()
+	if err != nil {
+		return r, err
+	}
+	return control.Reloaded{Schema: control.Schema, Changed: changed, Restart: restart}, s.reload(next)
+}
+
+// reloadResult remembers how the last reload ended.
+type reloadResult struct {
+	mu  sync.Mutex
+	at  time.Time // of the last one that was put into force; zero = none
+	err error     // of the last one
+}
+
+func (r *reloadResult) note(now time.Time, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err = err; err == nil {
+		r.at = now
+	}
+}
+
+// failure returns why what is in force isn't what the file says, nil if it is.
+func (r *reloadResult) failure() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+// succeeded returns when a configuration was last put into force by a reload, the zero
+// time if none was.
+func (r *reloadResult) succeeded() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.at
 }
 
 // apply puts a configuration into force. With an error the old one stays.
@@ -44,6 +83,7 @@ func (g *gateway) apply(next *config.Config) error {
 	}
 	g.planning.Lock()
 	defer g.planning.Unlock()
+	clear(g.served)                        // what the operator himself gives up isn't lost
 	next = next.Resolve(g.names.answers()) // which may have come since next was read
 	stay := g.staying(next)
 	if err := checkRoom(next, stay); err != nil {
@@ -53,12 +93,12 @@ func (g *gateway) apply(next *config.Config) error {
 		return err
 	}
 	g.names.set(next.Names())
-	return errors.Join(g.leaveGone(next), g.joinConfigured(), g.memory.keep(next))
+	return errors.Join(g.leaveGone(next), g.joinConfigured(), g.last.keep(next))
 }
 
 // staying lists the networks without those that a configuration doesn't name any more.
 func (s *service) staying(next *config.Config) []ztnode.Network {
-	gone := s.memory.gone(next)
+	gone := s.last.gone(next)
 	return slices.DeleteFunc(s.networks(), func(n ztnode.Network) bool { return slices.Contains(gone, n.ID) })
 }
 

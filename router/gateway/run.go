@@ -63,15 +63,16 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 	if err := plan.Check(cfg); err != nil {
 		return err
 	}
+	cfg, memory := limitMemory(cfg, log)
 	planet, err := prepare(cfg)
 	if err != nil {
 		return err
 	}
-	mem, err := remember(cfg.Home)
+	last, err := rememberedConfig(cfg.Home)
 	if err != nil {
 		return err
 	}
-	if err := mem.missing(cfg); err != nil {
+	if err := last.missing(cfg); err != nil {
 		return err
 	}
 	reg := newRegistry(cfg)
@@ -87,7 +88,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 		}
 	}()
 	s := newService(cfg, log, node, begun)
-	s.memory = mem
+	s.last, s.notifier, s.memory = last, newNotifier(log), memory
 	if err := s.leaveGone(cfg); err != nil {
 		return err
 	}
@@ -100,7 +101,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 		return err
 	}
 	defer srv.close()
-	if err := mem.keep(cfg); err != nil {
+	if err := last.keep(cfg); err != nil {
 		return err
 	}
 	info := node.Info()

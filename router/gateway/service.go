@@ -2,7 +2,9 @@ package gateway
 
 import (
 	"cmp"
+	"context"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +27,7 @@ type service struct {
 	log        *slog.Logger
 	start      time.Time
 	node       clean
+	memory     int64  // limit, bytes; 0 = none
 	plane      *plane // nil unless a gateway
 	targets    *prober
 	names      *names                     // nil = no names are looked up
@@ -32,21 +35,36 @@ type service struct {
 	ways       hostWays                   // the host's kernel; nil = nothing of it matters
 	resync     chan struct{}              // a value makes the networks be looked at again
 	reload     func(*config.Config) error // puts a configuration into force; nil = this process can't
-	memory     *memory                    // nil = what was in force last isn't remembered
+	last       *lastConfig                // nil = what was in force last isn't remembered
 	limited    func() []control.Limited   // clients that limits refuse, the greediest first; nil = there are none
 	reloading  sync.Mutex
 
-	mu      sync.Mutex
-	advice  []control.Check // on the host's settings; they don't decide readiness
-	waiting string          // last logged
-	ready   bool
-	readyAt time.Time
+	hostChecks atomic.Pointer[[]control.Check] // of the host and the data path; nil = nobody looks
+	lastReload reloadResult
+	clock      clockWatch
+	rtt        *rtts                                                                 // nil = nobody asks
+	notifier   *notifier                                                             // nil = no service manager
+	aClient    func(v6 bool) netip.Addr                                              // how clients' addresses are; nil or invalid = unknown
+	echo       func(ctx context.Context, dst netip.Addr) (full, fits int, err error) // see [gateway.echoes]; nil = there is no interface
+	alive      func() bool                                                           // whether the data path goes on; nil = there is none
+
+	// served are the prefixes that were in use, by network, until the configuration
+	// changes. Whoever makes plans known uses it.
+	served map[netip.Prefix]ztnode.NetworkID
+
+	mu        sync.Mutex
+	lifetimes map[ztnode.NetworkID]time.Duration // longest seen of the certificates
+	logged    []control.Check                    // failed ones, last logged
+	seen      control.State                      // then
+	readyAt   time.Time
 }
 
 func newService(cfg *config.Config, log *slog.Logger, node Node, start time.Time) *service {
-	s := &service{resync: make(chan struct{}, 1), log: log, start: start, node: clean{node}}
+	s := &service{resync: make(chan struct{}, 1), log: log, start: start, node: clean{node}, seen: control.Down,
+		lifetimes: map[ztnode.NetworkID]time.Duration{}, served: map[netip.Prefix]ztnode.NetworkID{}}
 	s.conf.Store(cfg)
 	s.targets = newProber(cfg.Targets, hostDialer{}, log)
+	s.targets.failure, s.targets.answer = s.probeFailure, s.whoAnswers
 	return s
 }
 
@@ -83,19 +101,29 @@ func (s *service) info() control.Info {
 }
 
 func (s *service) peers() []ztnode.Peer {
-	peers := s.node.Peers()
+	peers, now := s.node.Peers(), time.Now()
 	slices.SortFunc(peers, func(a, b ztnode.Peer) int { return strings.Compare(a.Address, b.Address) })
 	for i := range peers {
-		peers[i].Link = linkOf(peers[i])
+		peers[i].Link = linkOf(peers[i], now)
 	}
 	return peers
 }
 
-func linkOf(p ztnode.Peer) string {
-	if _, ok := bestPath(p); ok && !p.Relayed {
-		return "DIRECT"
+// Words for the way to a peer.
+const (
+	linkDirect = "DIRECT"
+	linkRelay  = "RELAY"
+	linkNone   = "NONE" // nothing comes from it
+)
+
+func linkOf(p ztnode.Peer, now time.Time) string {
+	if dead(p, now) {
+		return linkNone
 	}
-	return "RELAY"
+	if _, ok := bestPath(p); ok && !p.Relayed {
+		return linkDirect
+	}
+	return linkRelay
 }
 
 // bestPath returns the path in use.
@@ -108,32 +136,35 @@ func bestPath(p ztnode.Peer) (ztnode.Path, bool) {
 	return ztnode.Path{}, false
 }
 
-// pathLabel is the value of the metric label "path".
-func pathLabel(p ztnode.Peer) string {
-	path, ok := bestPath(p)
-	switch {
-	case ok && !p.Relayed && path.Endpoint.Addr().Unmap().Is4():
-		return "direct_ipv4"
-	case ok && !p.Relayed:
-		return "direct_ipv6"
-	case p.Relayed:
-		return "relay"
+// pathLabels are the values of the metric label "path".
+var pathLabels = [...]string{"direct_ipv4", "direct_ipv6", "relay", "none"}
+
+func pathLabel(p ztnode.Peer, now time.Time) string {
+	switch linkOf(p, now) {
+	case linkRelay:
+		return pathLabels[2]
+	case linkNone:
+		return pathLabels[3]
 	}
-	return "none"
+	if path, _ := bestPath(p); path.Endpoint.Addr().Unmap().Is4() {
+		return pathLabels[0]
+	}
+	return pathLabels[1]
 }
 
 func (s *service) status() control.Status {
+	peers := s.peers()
 	st := control.Status{Schema: control.Schema, Info: s.info(), Health: s.health(), Networks: s.networkViews(),
-		Targets: s.targets.states(), Limit: s.config().NAT.MaxFlows, Names: s.names.list()}
+		Targets: s.targetStates(peers), Names: s.names.list(), MemoryLimit: s.memory}
 	if now := s.state.Load(); now != nil {
 		st.Problems = now.problems[0]
 	}
-	for _, p := range s.node.Peers() {
+	for _, p := range peers {
 		st.Peers.Total++
-		switch pathLabel(p) {
-		case "direct_ipv4", "direct_ipv6":
+		switch p.Link {
+		case linkDirect:
 			st.Peers.Direct++
-		case "relay":
+		case linkRelay:
 			st.Peers.Relay++
 		default:
 			st.Peers.None++
@@ -143,9 +174,7 @@ func (s *service) status() control.Status {
 		st.Limited = s.limited()
 	}
 	if s.plane != nil {
-		st.Flows = len(s.plane.Flows(control.FlowFilter{}))
-	} else {
-		st.Limit = 0
+		st.Flows, st.Limit = s.plane.Load()
 	}
 	return st
 }

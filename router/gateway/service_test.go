@@ -340,7 +340,8 @@ func TestHTTP(t *testing.T) {
 	r.setNetwork(t, nw)
 	r.node.SetPeers(
 		ztnode.Peer{Address: "778cde7190", Role: "PLANET", Latency: 12, Paths: []ztnode.Path{{Endpoint: netip.MustParseAddrPort("198.51.100.1:9993"), Preferred: true}}},
-		ztnode.Peer{Address: "0123456789", Role: "LEAF", Latency: -1, Relayed: true})
+		ztnode.Peer{Address: "0123456789", Role: "LEAF", Latency: -1, Relayed: true, LastReceive: time.Now()},
+		ztnode.Peer{Address: "1123456789", Role: "LEAF", Latency: -1, Relayed: true, LastReceive: time.Now().Add(-time.Hour)})
 	get := func(path string) (int, string) {
 		t.Helper()
 		resp, err := http.Get("http://" + r.cfg.Listen + path)
@@ -372,7 +373,7 @@ func TestHTTP(t *testing.T) {
 		`ztgate_network_status{network="8056c2e21c000001",status="ACCESS_DENIED"} 0`,
 		`ztgate_network_certificate_expiry_timestamp_seconds{network="8056c2e21c000001"} 2e+09`,
 		`ztgate_peers{path="direct_ipv4",role="PLANET"} 1`,
-		`ztgate_peers{path="relay",role="LEAF"} 1`,
+		`ztgate_peers{path="relay",role="LEAF"} 1`, `ztgate_peers{path="none",role="LEAF"} 1`,
 		`ztgate_peer_rtt_seconds_count{path="direct_ipv4"} 1`,
 		`ztgate_target_up{target="icmp://10.0.0.1"}`,
 		`ztgate_health_status{check="online"} 0`,

@@ -11,10 +11,10 @@ var statusPage = template.Must(template.New("status").Funcs(template.FuncMap{"pr
 <html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="10"><title>ztgate {{.Info.Address}}</title>
 <style>body{font:15px/1.5 sans-serif;margin:2em auto;max-width:60em;padding:0 1em}table{border-collapse:collapse;width:100%}
 td,th{text-align:left;padding:.2em .8em .2em 0;border-bottom:1px solid #ccc;vertical-align:top}</style>
-<h1>ztgate {{.Info.Address}}: {{if .Health.Ready}}ready{{else}}not ready{{end}}</h1>
+<h1>ztgate {{.Info.Address}}: {{.Health.State}}</h1>
 <p>{{.Info.State}}, {{.Info.Mode}}, version {{.Info.Build.Version}}, since {{.Info.Started.UTC.Format "2006-01-02 15:04:05"}} UTC.
-Peers: {{.Peers.Direct}} direct, {{.Peers.Relay}} by relay. {{if .Limit}}Flows: {{.Flows}} of {{.Limit}}.{{end}}</p>
-{{with .Health.Reasons}}<h2>Waiting for</h2><ul>{{range .}}<li>{{.}}</li>{{end}}</ul>{{end}}
+Peers: {{.Peers.Direct}} direct, {{.Peers.Relay}} by relay, {{.Peers.None}} silent. {{if .Limit}}Flows: {{.Flows}} of {{.Limit}}.{{end}}</p>
+{{with .Health.Reasons}}<h2>What is wrong</h2><ul>{{range .}}<li>{{.}}</li>{{end}}</ul>{{end}}
 <h2>Networks</h2><table><tr><th>ID<th>Name<th>Status<th>Addresses<th>Problems</tr>
 {{range .Networks}}<tr><td>{{.ID}}<td>{{.Name}}<td>{{.Status}}<td>{{prefixes .Addresses}}<td>{{range .Problems}}{{.}}<br>{{end}}</tr>
 {{else}}<tr><td colspan="5">none</tr>{{end}}</table>

@@ -17,21 +17,35 @@ import (
 // interface's name is in its lower bits, since guards belong to no interface.
 const guardMetric = 0x7a000000
 
-func (k *Link) guardMetric() int {
+func (k *Link) guardMetric() int { return metricOf(k.name) }
+
+func metricOf(name string) int {
 	h := fnv.New32a()
-	_, _ = h.Write([]byte(k.name))
+	_, _ = h.Write([]byte(name))
 	return guardMetric | int(h.Sum32()&0xffffff)
 }
 
 // guards lists the routes that [Link.Guard] set, also those of an earlier process.
-func (k *Link) guards() ([]netlink.Route, error) {
+func (k *Link) guards() ([]netlink.Route, error) { return guardsOf(k.nl, k.name) }
+
+func guardsOf(nl *netlink.Handle, name string) ([]netlink.Route, error) {
 	f := &netlink.Route{Protocol: routeProtocol, Type: unix.RTN_BLACKHOLE}
-	list, err := k.nl.RouteListFiltered(netlink.FAMILY_ALL, f, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+	list, err := nl.RouteListFiltered(netlink.FAMILY_ALL, f, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
 	if err != nil {
 		return nil, fmt.Errorf("list guard routes: %w", err)
 	}
-	metric := k.guardMetric()
+	metric := metricOf(name)
 	return slices.DeleteFunc(list, func(r netlink.Route) bool { return r.Priority != metric }), nil
+}
+
+// Guards lists the targets of the guards of an interface, which need not exist.
+func (t *Table) Guards(name string) ([]netip.Prefix, error) {
+	list, err := guardsOf(t.nl, name)
+	out := make([]netip.Prefix, len(list))
+	for i, r := range list {
+		out[i] = prefixOf(r.Dst)
+	}
+	return out, err
 }
 
 // Guard makes the kernel discard packets to targets for as long as they have no

@@ -138,6 +138,9 @@ func (k *Link) SetAddresses(want []netip.Prefix) error {
 		}
 	}
 	for _, p := range want {
+		if slices.ContainsFunc(have, func(a netlink.Addr) bool { return prefixOf(a.IPNet) == p }) {
+			continue // replacing it would be announced as a change
+		}
 		a := &netlink.Addr{IPNet: ipNet(p)}
 		if p.Addr().Is6() {
 			a.Flags = unix.IFA_F_NODAD // unusable for a second otherwise

@@ -51,6 +51,31 @@ func (t *Table) Way(src, dst netip.Addr, in string) (Way, error) {
 
 // IsUp reports whether the interface is up.
 func (k *Link) IsUp() bool {
-	l, err := k.nl.LinkByIndex(k.l.Attrs().Index)
-	return err == nil && l.Attrs().Flags&net.FlagUp != 0
+	s, err := k.State()
+	return err == nil && s.Up
+}
+
+// LinkState is the state of an interface.
+type LinkState struct {
+	Up  bool
+	MTU int // bytes
+}
+
+// State returns the state of the interface now.
+func (k *Link) State() (LinkState, error) { return linkState(k.nl.LinkByIndex(k.l.Attrs().Index)) }
+
+// Link returns the state of any interface, by its name.
+func (t *Table) Link(name string) (LinkState, error) { return linkState(t.nl.LinkByName(name)) }
+
+func linkState(l netlink.Link, err error) (LinkState, error) {
+	if err != nil {
+		return LinkState{}, err
+	}
+	return LinkState{Up: l.Attrs().Flags&net.FlagUp != 0, MTU: l.Attrs().MTU}, nil
+}
+
+// Gone reports that an interface doesn't exist.
+func Gone(err error) bool {
+	_, gone := errors.AsType[netlink.LinkNotFoundError](err)
+	return gone || errors.Is(err, unix.ENODEV)
 }

@@ -88,6 +88,10 @@ func (m *member) pinnedTo(id *identity.Identity) bool {
 // push if that is 0. A code says why the member gets none; the record was stored then
 // too, unless member is nil.
 func (c *Controller) serve(n *network, rec Member, s *session, id packet.ID, now time.Time) (*member, packet.ErrorCode, error) {
+	if n.members[rec.Address] == nil && len(n.members) >= maxMembers { // of a public network, say
+		c.stats.overflow.Add(1)
+		return nil, packet.ErrorNetworkAccessDenied, nil
+	}
 	n.rec.admit(&rec, s.metadata, now.UnixMilli())
 	code := packet.ErrorCode(0)
 	switch {

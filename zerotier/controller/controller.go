@@ -47,6 +47,7 @@ const (
 	maxGates         = 65536
 	unknownGates     = 15 // mask: requests per second and node for networks there aren't
 	maxUnauthorized  = 1000
+	maxMembers       = 65536 // records that requests may cause, per network
 	maxRevocations   = 1000  // kept per network
 	maxOutbox        = 512   // revocations waiting for one node
 	maxPerPacket     = 62    // revocations of 152 bytes
@@ -283,13 +284,18 @@ func (c *Controller) unlockAndSend() {
 	}
 }
 
-// watchClock warns of jumps of the wall clock: members served before and after one
+// watchClock notices jumps of the wall clock: members served before and after one
 // can't talk to each other until both have renewed (chapter 04 §4).
 func (c *Controller) watchClock(now time.Time) {
 	if !c.lastWork.IsZero() {
 		wall := time.Duration(now.UnixMilli()-c.lastWork.UnixMilli()) * time.Millisecond
 		if jump := wall - now.Sub(c.lastWork); jump.Abs() > minTimeDelta/4*time.Millisecond {
-			c.log.Warn("the clock jumped: members may not reach each other until they renewed their certificates", "by", jump)
+			c.log.Warn("the clock jumped: all members get new certificates", "by", jump)
+			for _, n := range c.networks {
+				for _, m := range n.members {
+					c.changed(m, now, false)
+				}
+			}
 		}
 	}
 	c.lastWork = now

@@ -42,8 +42,8 @@ func TestDeauthorize(t *testing.T) {
 		t.Errorf("revocation %+v", v)
 	}
 	var known vl2.Membership
-	known.Offer(before.COM)
-	if known.Offer(creds[0]); !known.Revoked() {
+	known.Offer(nil, before.COM)
+	if known.Offer(nil, creds[0]); !known.Revoked() {
 		t.Error("the certificate is not void")
 	}
 	r.refused(r.join("alice", n.ID), "alice", packet.ErrorNetworkAccessDenied)
@@ -64,7 +64,7 @@ func TestDeauthorize(t *testing.T) {
 	r.authorize(n.ID, "alice")
 	r.advance(pushInterval)
 	after := r.config(r.take(), "alice", true)
-	if known.Offer(after.COM) != vl2.OfferNew || known.Revoked() {
+	if known.Offer(nil, after.COM) != vl2.OfferNew || known.Revoked() {
 		t.Error("the new certificate is void")
 	}
 	if got := r.revoked(r.join("bob", n.ID), "bob"); len(got) != 0 {

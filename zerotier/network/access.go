@@ -19,8 +19,8 @@ type member struct {
 	record   atomic.Pointer[vl2.Membership] // immutable; nil = nothing yet
 	gateOpen atomic.Uint64                  // state generation in which its packets pass, 0 = unknown
 	sendOpen atomic.Uint64                  // state generation in which it may be sent to, 0 = unknown
-	lastPush atomic.Int64                   // wall clock, ns: credentials sent
-	used     atomic.Int64                   // wall clock, ns
+	lastPush atomic.Int64                   // instant, see Layer.instant: credentials sent
+	used     atomic.Int64                   // instant
 	removed  atomic.Bool
 	greeting bool // in the list of those to be told our groups; guarded by joined.mu
 
@@ -86,7 +86,7 @@ func (n *joined) gateSlow(w *vl1.Worker, s *state, m *member, a identity.Address
 	if !ok {
 		return false
 	}
-	m.used.Store(w.Now().UnixNano())
+	m.used.Store(n.l.instant(w.Now()))
 	n.greet(m)
 	return true
 }
@@ -147,7 +147,7 @@ func (l *Layer) needCertificate(w *vl1.Worker, n *joined, from *vl1.Peer, p pack
 // push sends all our credentials to a member (chapter 03 §3.10): the first packet
 // now, the others at intervals, since receivers look at one a second.
 func (n *joined) push(w *vl1.Worker, m *member, s *state) {
-	m.lastPush.Store(w.Now().UnixNano())
+	m.lastPush.Store(n.l.instant(w.Now()))
 	if len(s.credentials) == 0 {
 		return
 	}
@@ -204,10 +204,12 @@ func (n *joined) continuePushes(w *vl1.Worker) {
 }
 
 // pushDue reports whether a frame to m must be preceded by our credentials.
-func (m *member) pushDue(s *state, now time.Time) bool {
+func (n *joined) pushDue(m *member, s *state, now time.Time) bool {
 	last := m.lastPush.Load()
-	return last == 0 || !s.updated.IsZero() && last < s.updated.UnixNano() || now.UnixNano()-last >= int64(pushRefresh)
+	return last == 0 || last < s.installed || since(n.l.instant(now), last) >= pushRefresh
 }
+
+func since(at, then int64) time.Duration { return time.Duration(at - then) }
 
 // receiveCredentials handles NETWORK_CREDENTIALS (chapter 03 §3.9).
 func (l *Layer) receiveCredentials(w *vl1.Worker, from *vl1.Peer, b []byte, src vl1.Source) vl1.Result {
@@ -234,7 +236,7 @@ func (l *Layer) allowCredentials(from identity.Address, now time.Time) bool {
 }
 
 // acceptCredentials offers credentials to the records of their holders. It
-// reports whether at least one was good, and whether one could not be judged for
+// reports whether at least one of the sender was good, and whether one could not be judged for
 // lack of an identity. from is nil for our own controller.
 func (l *Layer) acceptCredentials(w *vl1.Worker, from *vl1.Peer, b []byte) (good, deferred bool) {
 	list, err := vl2.ParseCredentials(b)
@@ -249,7 +251,7 @@ func (l *Layer) acceptCredentials(w *vl1.Worker, from *vl1.Peer, b []byte) (good
 		}
 		switch n.offer(w, from, c) {
 		case offerGood:
-			good = true
+			good = good || from == nil || from.Address() == c.Holder() || from.Address() == n.id.Controller()
 		case offerDeferred:
 			deferred = true
 		case offerForged:
@@ -271,10 +273,11 @@ const (
 	offerGood
 	offerDeferred // an identity is missing and was asked for
 	offerForged   // the signature is bad
+	offerLater    // not looked at: the sender's time for dear work is used up
 )
 
-// verify checks a credential's signatures.
-func (n *joined) verify(w *vl1.Worker, c vl2.Credential) offerResult {
+// verify checks a credential's signatures, within the budget of the node that sent it.
+func (n *joined) verify(w *vl1.Worker, from *vl1.Peer, c vl2.Credential) offerResult {
 	signer := n.l.id
 	if a := n.id.Controller(); a != n.l.self {
 		p := n.l.peers.Peer(a)
@@ -284,15 +287,34 @@ func (n *joined) verify(w *vl1.Worker, c vl2.Credential) offerResult {
 		}
 		signer = p.Identity()
 	}
+	if c.SignedBy() != signer.Address() {
+		return offerForged
+	}
 	x, ok := c.(*vl2.Capability)
 	if !ok || len(x.Chain) <= 1 {
-		if c.Verify(signer) {
+		work, ok := n.l.afford(w, from, 1)
+		if !ok {
+			return offerLater
+		}
+		ok = c.Verify(signer)
+		work.Done()
+		if ok {
 			return offerGood
 		}
-		return offerBad
+		return offerForged
 	}
+	return n.verifyChain(w, from, signer, x)
+}
+
+// verifyChain checks a capability that was passed on.
+func (n *joined) verifyChain(w *vl1.Worker, from *vl1.Peer, signer *identity.Identity, x *vl2.Capability) offerResult {
+	work, ok := n.l.afford(w, from, 1+len(x.Chain))
+	if !ok {
+		return offerLater
+	}
+	defer work.Done()
 	if !x.VerifyIssue(signer) {
-		return offerBad
+		return offerForged
 	}
 	missing := identity.Address(0)
 	if x.VerifyChain(signer, func(a identity.Address) *identity.Identity {
@@ -311,7 +333,7 @@ func (n *joined) verify(w *vl1.Worker, c vl2.Credential) offerResult {
 		n.l.peers.Lookup(w, missing)
 		return offerDeferred
 	}
-	return offerBad
+	return offerForged
 }
 
 // offer considers one credential (chapter 03 §3.7). The signature is checked
@@ -324,18 +346,27 @@ func (n *joined) offer(w *vl1.Worker, from *vl1.Peer, c vl2.Credential) offerRes
 	if _, ok := c.(*vl2.Capability); ok && from != nil && from.Address() != holder && from.Address() != n.id.Controller() {
 		return offerBad // the holder's address isn't signed (chapter 03 §3.4)
 	}
+	own := n.snap.Load().cfg
 	if m := n.member(holder); m != nil {
-		if rec := m.record.Load(); rec != nil && rec.Knows(c) {
-			if from != nil && from.Address() == holder {
-				m.used.Store(w.Now().UnixNano())
+		if rec := m.record.Load(); rec != nil {
+			switch rec.Judge(own, c) {
+			case vl2.OfferKnown:
+				if from != nil && from.Address() == holder {
+					m.used.Store(n.l.instant(w.Now()))
+				}
+				return offerGood
+			case vl2.OfferRejected:
+				n.older(w, from, own, c)
+				return offerBad
 			}
-			return offerGood
 		}
 	}
-	if res := n.verify(w, c); res != offerGood {
-		if res == offerBad {
+	if r, ok := c.(*vl2.Revocation); ok && holder == n.l.self && n.knowsRevocation(r) {
+		return offerGood
+	}
+	if res := n.verify(w, from, c); res != offerGood {
+		if res == offerForged {
 			n.l.stats.badSignatures.Add(1)
-			res = offerForged
 		}
 		return res
 	}
@@ -350,11 +381,11 @@ func (n *joined) offer(w *vl1.Worker, from *vl1.Peer, c vl2.Credential) offerRes
 		return offerBad
 	}
 	if from != nil && from.Address() == holder {
-		m.used.Store(w.Now().UnixNano())
+		m.used.Store(n.l.instant(w.Now()))
 	}
 	m.mu.Lock()
 	rec := m.record.Load().Clone()
-	res := rec.Offer(c)
+	res := rec.Offer(own, c)
 	if res == vl2.OfferNew {
 		m.record.Store(rec)
 		m.gateOpen.Store(0)
@@ -365,6 +396,9 @@ func (n *joined) offer(w *vl1.Worker, from *vl1.Peer, c vl2.Credential) offerRes
 	if res == vl2.OfferRejected {
 		return offerBad
 	}
+	if com, ok := c.(*vl2.COM); ok && res == vl2.OfferNew {
+		n.renew(own, com)
+	}
 	if res == vl2.OfferNew && c.IsRevocation() {
 		n.l.log.Info("credential revoked", "network", n.id, "member", holder)
 		n.passOn(w, from, c)
@@ -372,11 +406,36 @@ func (n *joined) offer(w *vl1.Worker, from *vl1.Peer, c vl2.Credential) offerRes
 	return offerGood
 }
 
+// older handles a certificate that is older than what we have of its holder. If the holder
+// shows it itself, the controller's clock may have been set back, and ours is to be renewed.
+func (n *joined) older(w *vl1.Worker, from *vl1.Peer, own *vl2.NetworkConfig, c vl2.Credential) {
+	com, ok := c.(*vl2.COM)
+	if ok && from != nil && from.Address() == com.Holder() && own != nil && !own.Near(com.Timestamp()) && n.verify(w, from, c) == offerGood {
+		n.renew(own, com)
+	}
+}
+
+// offerOwn considers the certificate that came with a frame: of its sender, else it proves
+// nothing about the frame.
+func (n *joined) offerOwn(w *vl1.Worker, from *vl1.Peer, com *vl2.COM) {
+	if com.Holder() == from.Address() {
+		n.offer(w, from, com)
+	}
+}
+
 // passOn forwards a revocation that was new to us, if it asks for that.
 func (n *joined) passOn(w *vl1.Worker, from *vl1.Peer, c vl2.Credential) {
 	if c.FastPropagate() {
 		n.l.propagate(w, n, from, packet.VerbNetworkCredentials, vl2.AppendCredentials(nil, c))
 	}
+}
+
+// knowsRevocation reports whether a revocation of one of our own credentials changes
+// nothing.
+func (n *joined) knowsRevocation(r *vl2.Revocation) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return r.Type != vl2.TypeCOM || r.Threshold <= n.void
 }
 
 // revokedOurselves notes that our own membership was revoked, so that frames stop in

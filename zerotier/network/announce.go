@@ -150,7 +150,7 @@ func (n *joined) announceUpstream(w *vl1.Worker, s *state, a identity.Address, f
 	}
 	if a != n.id.Controller() && !n.l.peers.IsUpstream(a) { // an anchor asks for a certificate
 		if m := n.ensureMember(a, w.Now()); m != nil {
-			m.used.Store(w.Now().UnixNano())
+			m.used.Store(n.l.instant(w.Now()))
 			n.prove(w, m, s)
 		}
 	}
@@ -190,7 +190,7 @@ func (n *joined) announceTo(w *vl1.Worker, s *state, m *member, upstream []ident
 func (n *joined) prove(w *vl1.Worker, m *member, s *state) bool {
 	last := m.lastPush.Load()
 	lifetime := time.Duration(min(s.cfg.TimeDelta, maxTimeDelta)) * time.Millisecond
-	if s.cfg.COM == nil || last != 0 && w.Now().UnixNano()-last < int64(lifetime/4) {
+	if s.cfg.COM == nil || last != 0 && since(n.l.instant(w.Now()), last) < lifetime/4 {
 		return false
 	}
 	n.push(w, m, s)

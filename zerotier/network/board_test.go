@@ -14,6 +14,7 @@ import (
 
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/budget"
 	"ztgate/zerotier/network"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/vl1"
@@ -33,6 +34,9 @@ type board struct {
 	root  *seat
 	dir   string
 	sent  int
+
+	budget    *budget.Budget
+	strangers bool // senders share no network with anybody
 	// drop, if not nil, decides which packets are lost.
 	drop func(from, to identity.Address, v packet.Verb) bool
 }
@@ -73,7 +77,7 @@ func fakeIdentity(t testing.TB, r *rand.ChaCha8, a identity.Address) *identity.I
 
 // newBoard seats a root, which is also the controller, and members 1 to n.
 func newBoard(t testing.TB, members int) *board {
-	b := &board{t: t, now: time.Unix(1_760_000_000, 0), nodes: make(map[identity.Address]*seat), dir: t.TempDir()}
+	b := &board{t: t, now: time.Unix(1_760_000_000, 0), nodes: make(map[identity.Address]*seat), dir: t.TempDir(), budget: budget.New(nil)}
 	if dir, err := os.MkdirTemp("/dev/shm", "board"); err == nil { // the controller syncs every record
 		t.Cleanup(func() { _ = os.RemoveAll(dir) })
 		b.dir = dir
@@ -167,11 +171,14 @@ func (s *seat) SendError(_ *vl1.Worker, to *vl1.Peer, _ vl1.Source, inRe packet.
 	b := append(binary.BigEndian.AppendUint64([]byte{byte(inRe)}, uint64(id)), byte(code))
 	s.put(to.Address(), packet.VerbError, append(b, payload...))
 }
-func (s *seat) Upstreams() []identity.Address         { return []identity.Address{s.b.root.id.Address()} }
-func (s *seat) BestUpstream() identity.Address        { return s.b.root.id.Address() }
-func (s *seat) IsUpstream(a identity.Address) bool    { return a == s.b.root.id.Address() }
-func (s *seat) Reachable(a identity.Address) bool     { return s.b.nodes[a] != nil }
-func (s *seat) KeepContact([]identity.Address) int    { return 0 }
+func (s *seat) Upstreams() []identity.Address      { return []identity.Address{s.b.root.id.Address()} }
+func (s *seat) BestUpstream() identity.Address     { return s.b.root.id.Address() }
+func (s *seat) IsUpstream(a identity.Address) bool { return a == s.b.root.id.Address() }
+func (s *seat) Reachable(a identity.Address) bool  { return s.b.nodes[a] != nil }
+func (s *seat) KeepContact([]identity.Address) int { return 0 }
+func (s *seat) Afford(w *vl1.Worker, from *vl1.Peer, k budget.Kind, pieces int) (budget.Work, bool) {
+	return s.b.budget.Take(s.b.now.UnixNano(), budget.Sender{Address: from.Address(), Member: !s.b.strangers}, k, pieces)
+}
 func (s *seat) IsRoot() bool                          { return s == s.b.root }
 func (s *seat) NewWorker() *vl1.Worker                { return &vl1.Worker{} }
 func (s *seat) mac(n vl2.NetworkID) vl2.MAC           { return vl2.MACOf(n, s.id.Address()) }

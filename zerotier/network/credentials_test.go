@@ -27,7 +27,7 @@ func talk(n *simnet.Net, a, b *host, id vl2.NetworkID) (atB, atA bool) {
 }
 
 func (h *host) send(n *simnet.Net, to *host, v packet.Verb, payload []byte) {
-	h.core.Send(h.tx.Begin(h.port, n.Now), to.id.Address(), v, payload, vl1.SendOpts{})
+	h.core.Send(h.tx.Begin(h.port, h.port.Clock()), to.id.Address(), v, payload, vl1.SendOpts{})
 }
 
 func revocation(t *testing.T, ctl *host, id vl2.NetworkID, target identity.Address, typ uint8, cred uint32, threshold int64) *vl2.Revocation {

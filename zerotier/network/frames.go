@@ -119,7 +119,7 @@ func (l *Layer) receiveExtFrame(w *vl1.Worker, from *vl1.Peer, p packet.Packet, 
 		return vl1.Result{}
 	}
 	if f.COM != nil {
-		n.offer(w, from, f.COM)
+		n.offerOwn(w, from, f.COM)
 	}
 	s := n.snap.Load()
 	if !s.open {
@@ -248,10 +248,10 @@ func (l *Layer) WriteFrames(w *vl1.Worker, id vl2.NetworkID, bufs [][]byte, size
 				l.stats.filtered.Add(1)
 				continue
 			}
-			if last.pushDue(s, w.Now()) {
+			if n.pushDue(last, s, w.Now()) {
 				n.push(w, last, s)
 			}
-			last.used.Store(w.Now().UnixNano())
+			last.used.Store(n.l.instant(w.Now()))
 		}
 		buf := bufs[i][offset+ethernetLen-frameHeader : offset+sizes[i]]
 		binary.BigEndian.PutUint64(buf[packet.HeaderLen:], uint64(n.id)) // the ethertype is in place already
@@ -304,10 +304,10 @@ func (n *joined) writeExt(w *vl1.Worker, s *state, f *vl2.FrameInfo) bool {
 			n.l.stats.gateClosed.Add(1)
 			return false
 		}
-		if m.pushDue(s, w.Now()) {
+		if n.pushDue(m, s, w.Now()) {
 			n.push(w, m, s)
 		}
-		m.used.Store(w.Now().UnixNano())
+		m.used.Store(n.l.instant(w.Now()))
 	}
 	n.l.peers.Send(w, f.Destination, packet.VerbExtFrame,
 		vl2.AppendExtFrame(nil, n.id, 0, f.DestinationMAC, f.SourceMAC, f.EtherType, f.Data), vl1.SendOpts{})

@@ -81,7 +81,7 @@ func (l *Layer) receiveGather(w *vl1.Worker, from *vl1.Peer, p packet.Packet, sr
 		return vl1.Result{Skip: true}
 	}
 	if n := l.net(q.Network); n != nil && q.COM != nil {
-		n.offer(w, from, q.COM)
+		n.offerOwn(w, from, q.COM)
 	}
 	member, ok := l.mayUseGroups(w, q.Network, from)
 	if ok && q.Limit > 0 && l.mayGather(from, w.Now()) {
@@ -136,7 +136,7 @@ func (l *Layer) receiveGatherOK(w *vl1.Worker, from *vl1.Peer, verb packet.Verb,
 		var com *vl2.COM
 		var has bool
 		if com, b, has = vl2.SplitFrameOK(b); com != nil {
-			n.offer(w, from, com)
+			n.offerOwn(w, from, com)
 		}
 		if !has {
 			return vl1.Result{}

@@ -28,7 +28,9 @@ type joined struct {
 	generation    uint64
 	updates       vl2.Assembler
 	lastRequest   time.Time
-	requests      int // since the last configuration or refusal
+	outdated      bool  // the configuration: the controller's clock seems to have been set
+	heardFrom     int64 // instant: the controller answered, or sent something by itself
+	requests      int   // since the last configuration or refusal
 	refusedSince  time.Time
 	hostGroups    []vl2.MulticastGroup
 	groupsChanged bool
@@ -50,6 +52,7 @@ type state struct {
 	login      vl2.SSO // if the controller wants one
 	generation uint64
 	updated    time.Time // when cfg came to be; zero for a cached one
+	installed  int64     // the same as an instant, 0 for a cached one
 	open       bool      // frames pass
 	bridge     bool      // we are an active bridge
 
@@ -64,6 +67,9 @@ type state struct {
 func (n *joined) newStateLocked(cfg *vl2.NetworkConfig, status Status, updated time.Time) *state {
 	n.generation++
 	s := &state{cfg: cfg, status: status, generation: n.generation, updated: updated, open: cfg != nil && status == StatusOK}
+	if !updated.IsZero() {
+		s.installed = n.l.instant(updated)
+	}
 	if cfg != nil {
 		s.acceptAll = cfg.AcceptsAll()
 		s.acceptIPv4 = cfg.AcceptsEtherType(vl2.EtherTypeIPv4)
@@ -85,6 +91,9 @@ func (n *joined) snapshot() Snapshot {
 		out.SSO = s.cfg.SSO
 	}
 	out.AuthURL = out.SSO.URL()
+	n.mu.Lock()
+	out.LastController = n.l.timeOf(n.heardFrom)
+	n.mu.Unlock()
 	if s.status != StatusOK {
 		// After a refusal addresses and routes must go (chapter 03 §1.2).
 		out.Config = nil
@@ -116,7 +125,7 @@ func (n *joined) ensureMember(a identity.Address, now time.Time) *member {
 			return nil
 		}
 		m = &member{addr: a}
-		m.used.Store(now.UnixNano())
+		m.used.Store(n.l.instant(now))
 		n.members[a] = m
 	}
 	return m
@@ -168,7 +177,7 @@ func (n *joined) expire(now time.Time) {
 	s := n.snap.Load()
 	n.memberMu.Lock()
 	for _, m := range n.members {
-		if now.UnixNano()-m.used.Load() >= int64(recordLifetime) && !n.vital(s, m) {
+		if since(n.l.instant(now), m.used.Load()) >= recordLifetime && !n.vital(s, m) {
 			n.forgetLocked(m)
 			continue
 		}
@@ -230,6 +239,8 @@ func (n *joined) requestDue(now time.Time) bool {
 	switch {
 	case n.lastRequest.IsZero():
 		wait = 0
+	case n.outdated:
+		n.outdated = now.Sub(n.lastRequest) < wait
 	case s.status == StatusOK && !s.updated.IsZero():
 		if now.Sub(s.updated) < p.refresh {
 			return false
@@ -295,6 +306,26 @@ func (n *joined) configureAdHoc(now time.Time) {
 	case !ok:
 		n.refuse(StatusNotFound, vl2.SSO{}, now)
 	}
+}
+
+// renew asks for a configuration before it is due if a genuine certificate of another member
+// is of another time than ours: the controller's clock was set, or we slept.
+func (n *joined) renew(own *vl2.NetworkConfig, theirs *vl2.COM) {
+	if own == nil || own.Near(theirs.Timestamp()) {
+		return
+	}
+	n.mu.Lock()
+	n.outdated = true
+	n.mu.Unlock()
+	n.l.wake()
+}
+
+// heard notes that the controller spoke.
+func (n *joined) heard(now time.Time) {
+	at := n.l.instant(now)
+	n.mu.Lock()
+	n.heardFrom = at
+	n.mu.Unlock()
 }
 
 // install makes cfg the current configuration.
@@ -363,7 +394,16 @@ func (l *Layer) receiveConfig(w *vl1.Worker, from *vl1.Peer, p packet.Packet, sr
 	if signer == nil {
 		return vl1.Result{}
 	}
-	if !chunk.Verify(signer) {
+	if n.hasChunk(w.Now(), chunk) {
+		return vl1.Result{}
+	}
+	work, ok := l.afford(w, from, 1)
+	if !ok {
+		return vl1.Result{}
+	}
+	genuine := chunk.Verify(signer)
+	work.Done()
+	if !genuine {
 		l.stats.badSignatures.Add(1)
 		return vl1.Result{}
 	}
@@ -374,6 +414,9 @@ func (l *Layer) receiveConfig(w *vl1.Worker, from *vl1.Peer, p packet.Packet, sr
 	if !solicited && from != nil {
 		ack := n.id.Append(nil)
 		l.peers.SendOK(w, from, src, packet.VerbEcho, p.ID(), appendU64(ack, chunk.UpdateID))
+	}
+	if solicited || from.Address() == n.id.Controller() {
+		n.heard(w.Now())
 	}
 	if n.wants(cfg, solicited) {
 		n.install(cfg, w.Now())
@@ -391,6 +434,14 @@ func (n *joined) controllerIdentity() *identity.Identity {
 		return p.Identity()
 	}
 	return nil
+}
+
+// hasChunk reports whether a chunk is known, so that its signature need not be checked
+// again.
+func (n *joined) hasChunk(now time.Time, chunk vl2.Chunk) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.updates.Knows(now, chunk)
 }
 
 // assemble takes in a chunk that is genuine, and passes it on if it asks for that. It
@@ -493,12 +544,15 @@ func (l *Layer) receiveError(w *vl1.Worker, from *vl1.Peer, p packet.Packet, src
 
 func (l *Layer) refused(w *vl1.Worker, n *joined, from identity.Address, code packet.ErrorCode, data []byte) bool {
 	byController := from == n.id.Controller()
+	if byController {
+		n.heard(w.Now())
+	}
 	switch code {
 	case packet.ErrorNeedMembershipCertificate:
 		s := n.snap.Load()
 		if m := n.member(from); m != nil && s.open && s.cfg.COM != nil {
 			last := m.lastPush.Load()
-			if last < s.updated.UnixNano() || w.Now().UnixNano()-last > int64(pushOnRequest) {
+			if last < s.installed || last == 0 || since(l.instant(w.Now()), last) > pushOnRequest {
 				n.push(w, m, s)
 				n.inVain(from, w.Now())
 			}

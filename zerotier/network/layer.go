@@ -15,6 +15,7 @@ import (
 
 	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/budget"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
@@ -35,6 +36,8 @@ type Peers interface {
 	IsRoot() bool
 	Reachable(a identity.Address) bool
 	KeepContact(list []identity.Address) (refused int)
+	// Afford begins dear work for a peer; false if the peer may cause no more now.
+	Afford(w *vl1.Worker, from *vl1.Peer, k budget.Kind, pieces int) (budget.Work, bool)
 	NewWorker() *vl1.Worker
 }
 
@@ -82,6 +85,8 @@ type Snapshot struct {
 	Stored  bool               // worth keeping on disk: from a controller, not made up
 	SSO     vl2.SSO            // how to log in, of networks that want it
 	AuthURL string             // where, to be shown to the user
+
+	LastController time.Time // when the controller spoke last; zero = not since we joined
 }
 
 // Status is the state of a membership (chapter 03 §1.2).
@@ -153,6 +158,8 @@ type Layer struct {
 	nets   atomic.Pointer[map[vl2.NetworkID]*joined]
 	groups groupTable
 	stats  stats
+	start  atomic.Pointer[time.Time] // of the first call: what instants reckon from
+	look   atomic.Pointer[time.Time] // of the latest tick: what times that are shown reckon from
 
 	creds   rate.Map[identity.Address] // credentials looked at, per sender
 	needs   rate.Map[identity.Address] // certificates asked for, per member
@@ -198,6 +205,38 @@ func (l *Layer) wake() {
 func (l *Layer) SetPeers(p Peers) {
 	l.peers = p
 	l.control = p.NewWorker()
+}
+
+// instant turns a time into nanoseconds above 0, which a set clock does not move.
+func (l *Layer) instant(t time.Time) int64 {
+	start := l.start.Load()
+	if start == nil {
+		first := t // what escapes is this
+		l.start.CompareAndSwap(nil, &first)
+		start = l.start.Load()
+	}
+	return int64(t.Sub(*start)) + int64(24*time.Hour)
+}
+
+// timeOf is the inverse of instant by the wall clock as it is now; the zero time for 0.
+func (l *Layer) timeOf(at int64) time.Time {
+	look := l.look.Load()
+	if at == 0 || look == nil {
+		return time.Time{}
+	}
+	return look.Add(time.Duration(at - l.instant(*look)))
+}
+
+// afford begins dear work for a peer, nil for our own controller.
+func (l *Layer) afford(w *vl1.Worker, from *vl1.Peer, pieces int) (budget.Work, bool) {
+	if from == nil {
+		return budget.Work{}, true
+	}
+	work, ok := l.peers.Afford(w, from, budget.Signature, pieces)
+	if !ok {
+		l.stats.budget.Add(1)
+	}
+	return work, ok
 }
 
 func (l *Layer) net(id vl2.NetworkID) *joined { return (*l.nets.Load())[id] }
@@ -278,6 +317,7 @@ func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	w := l.control.Begin(out, now)
+	l.look.Store(&now)
 	next := now.Add(time.Second)
 	for _, n := range *l.nets.Load() {
 		if t := n.tick(w); t.Before(next) {
@@ -295,6 +335,16 @@ func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
 		}
 	}
 	return next
+}
+
+// Slept says that the host slept for long: what we have may be outdated, so that all
+// networks ask for configurations at once.
+func (l *Layer) Slept() {
+	for _, n := range *l.nets.Load() {
+		n.mu.Lock()
+		n.lastRequest = time.Time{}
+		n.mu.Unlock()
+	}
 }
 
 // PeerLearned implements [vl1.Upper]: who says HELLO may have been started anew and

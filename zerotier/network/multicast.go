@@ -45,7 +45,7 @@ func (l *Layer) receiveMulticast(w *vl1.Worker, from *vl1.Peer, p packet.Packet,
 		return vl1.Result{Skip: true}
 	}
 	if f.COM != nil {
-		n.offer(w, from, f.COM)
+		n.offerOwn(w, from, f.COM)
 	}
 	s := n.snap.Load()
 	if !s.open {
@@ -232,10 +232,10 @@ func (n *joined) sendMulticast(w *vl1.Worker, s *state, to identity.Address, f *
 			n.l.stats.gateClosed.Add(1)
 			return
 		}
-		if m.pushDue(s, w.Now()) {
+		if n.pushDue(m, s, w.Now()) {
 			n.push(w, m, s)
 		}
-		m.used.Store(w.Now().UnixNano())
+		m.used.Store(n.l.instant(w.Now()))
 	}
 	n.l.peers.Send(w, to, packet.VerbMulticastFrame, f.payload,
 		vl1.SendOpts{Compress: s.cfg.CompressMulticast(), ExpectReply: true})

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/budget"
 	"ztgate/zerotier/internal/testvec"
 	"ztgate/zerotier/network"
 	"ztgate/zerotier/packet"
@@ -69,7 +70,7 @@ type vecNetconf struct {
 func vectorBoard(t *testing.T) (*board, map[string]*seat, vecNetconf) {
 	var v vecNetconf
 	testvec.Load(t, "netconf.json", &v)
-	b := &board{t: t, now: time.UnixMilli(1_760_000_040_000), nodes: make(map[identity.Address]*seat)}
+	b := &board{t: t, now: time.UnixMilli(1_760_000_040_000), nodes: make(map[identity.Address]*seat), budget: budget.New(nil)}
 	seats := make(map[string]*seat)
 	for _, x := range v.Identities {
 		id, err := identity.Parse(x.Secret)

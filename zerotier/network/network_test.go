@@ -60,6 +60,7 @@ func (silent) SendError(*vl1.Worker, *vl1.Peer, vl1.Source, packet.Verb, packet.
 type recorder struct {
 	*vl1.Core
 	replies []string // verb and payload without the packet ID
+	checked int      // signatures
 }
 
 func (r *recorder) SendOK(w *vl1.Worker, to *vl1.Peer, src vl1.Source, inRe packet.Verb, id packet.ID, payload []byte) {
@@ -262,7 +263,7 @@ func (h *host) writeFrom(n *simnet.Net, id vl2.NetworkID, src, dst vl2.MAC, ethe
 	buf := make([]byte, 64, 64+14+len(payload))
 	buf = append(append(buf, dst[:]...), src[:]...)
 	buf = append(binary.BigEndian.AppendUint16(buf, etherType), payload...)
-	return h.layer.WriteFrames(h.tx.Begin(h.port, n.Now), id, [][]byte{buf}, []int{len(buf) - 64}, 64)
+	return h.layer.WriteFrames(h.tx.Begin(h.port, h.port.Clock()), id, [][]byte{buf}, []int{len(buf) - 64}, 64)
 }
 
 func (h *host) count(payload []byte) (n int) {

@@ -14,6 +14,7 @@ import (
 
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/budget"
 	"ztgate/zerotier/internal/testvec"
 	"ztgate/zerotier/network"
 	"ztgate/zerotier/packet"
@@ -83,7 +84,7 @@ func newStage(t *testing.T) *stage {
 	}
 	v.Configs = &st.configs
 	testvec.Load(t, "netconf.json", &v)
-	st.board = &board{t: t, now: time.UnixMilli(st.vec.Groups[0].Packets[0].Time), nodes: make(map[identity.Address]*seat), dir: t.TempDir()}
+	st.board = &board{t: t, now: time.UnixMilli(st.vec.Groups[0].Packets[0].Time), nodes: make(map[identity.Address]*seat), dir: t.TempDir(), budget: budget.New(nil)}
 	for _, x := range nodes.Identities {
 		id, err := identity.Parse(x.Secret)
 		if err != nil {

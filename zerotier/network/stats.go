@@ -6,6 +6,7 @@ type stats struct {
 	framesIn, framesOut, filtered, notOpen, gateClosed, malformed, tooLong atomic.Uint64
 	badSignatures, rejectedCredentials, refusedRecords, requests, pushes   atomic.Uint64
 	evicted, credentialFlood, gatherFlood, diverted, divertsRefused        atomic.Uint64
+	budget                                                                 atomic.Uint64
 }
 
 // Stats is a snapshot of counters.
@@ -26,6 +27,7 @@ type Stats struct {
 	GatherFlood         uint64 // gathers and replications refused: too many of one sender
 	Diverted            uint64 // copies and redirections that rules ordered
 	DivertsRefused      uint64 // those not sent: too many, or to nobody
+	OverBudget          uint64 // signatures not checked: too much work for one sender, or for strangers
 }
 
 // Stats returns the counters.
@@ -37,7 +39,7 @@ func (l *Layer) Stats() Stats {
 		BadSignatures: s.badSignatures.Load(), RejectedCredentials: s.rejectedCredentials.Load(),
 		RefusedRecords: s.refusedRecords.Load(), ConfigRequests: s.requests.Load(), CredentialPushes: s.pushes.Load(),
 		EvictedRecords: s.evicted.Load(), CredentialFlood: s.credentialFlood.Load(), GatherFlood: s.gatherFlood.Load(),
-		Diverted: s.diverted.Load(), DivertsRefused: s.divertsRefused.Load(),
+		Diverted: s.diverted.Load(), DivertsRefused: s.divertsRefused.Load(), OverBudget: s.budget.Load(),
 	}
 }
 
@@ -82,4 +84,5 @@ func (s Stats) EachDrop(f func(reason string, n uint64)) {
 	f("gather_flood", s.GatherFlood)
 	f("copy_limit", s.DivertsRefused)
 	f("table_full", s.RefusedRecords)
+	f("budget", s.OverBudget)
 }

@@ -22,6 +22,7 @@ import (
 
 	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/budget"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/ztnode"
 )
@@ -43,6 +44,8 @@ type Source struct {
 	Socket   SocketID
 	Endpoint netip.AddrPort
 	Hops     uint8 // 0 = direct
+
+	size int // bytes of the datagram, the last one of several
 }
 
 // Result is what the network layer found out about a packet.
@@ -67,10 +70,10 @@ type Upper interface {
 type Worker struct {
 	User any // for the network layer
 
-	start time.Time // the core's
-	out   Out       // of this batch, like what follows
+	clock *clock // the core's
+	out   Out    // of this batch, like what follows
 	now   time.Time
-	t     int64 // now, in the core's nanoseconds, see at
+	t     int64 // now, in the core's nanoseconds, see clock
 
 	last     *Peer // of the latest packet
 	scratch  packet.Scratch
@@ -112,6 +115,8 @@ type Config struct {
 	// Background runs f on another goroutine. With it, identity checks that strangers
 	// cause in numbers do not hold up a receiving worker; one f at a time is run.
 	Background func(f func())
+	// Clock tells how long dear work takes; nil = each kind takes a fixed time.
+	Clock func() time.Duration
 
 	// Local settings (chapter 02 §8.6).
 	Physical     []PhysicalNetwork // at most 32
@@ -136,6 +141,7 @@ const (
 	maxIntroductions  = 4096
 	maxSurface        = 64
 	maxContacts       = 64
+	echoBurst         = 16
 )
 
 // Times (chapter 02 §11 unless said otherwise).
@@ -159,7 +165,8 @@ const (
 	introduceEvery  = 30 * time.Second
 	pushRelayed     = 15 * time.Second
 	pushDirect      = 120 * time.Second
-	echoGate        = 166 * time.Millisecond
+	pushAgain       = time.Second           // to where it was refused
+	echoEvery       = 40 * time.Millisecond // answered, of one peer
 	whoisGate       = 100 * time.Millisecond
 	surfaceLifetime = 600 * time.Second
 	tickEvery       = 500 * time.Millisecond
@@ -187,7 +194,7 @@ type Core struct {
 	id      *identity.Identity
 	self    identity.Address
 	log     *slog.Logger
-	start   time.Time
+	clock   *clock
 	version version
 	seed    [32]byte
 
@@ -195,6 +202,9 @@ type Core struct {
 	count  atomic.Int64 // of peers
 	frags  packet.Reassembler
 	relays relayGates
+	budget *budget.Budget
+	credit credit
+	repeat repeats
 	stats  coreStats
 	worlds atomic.Pointer[worldSet]
 	best   atomic.Pointer[Peer] // best upstream with a path, nil without
@@ -270,7 +280,7 @@ func New(cfg Config) (*Core, error) {
 		return nil, errors.New("vl1: a network layer is needed")
 	}
 	c := &Core{
-		cfg: cfg, id: cfg.Identity, self: cfg.Identity.Address(), log: cfg.Logger, start: cfg.Start,
+		cfg: cfg, id: cfg.Identity, self: cfg.Identity.Address(), log: cfg.Logger, clock: &clock{start: cfg.Start},
 		version: version{
 			protocol: packet.ProtocolVersion,
 			major:    uint8(cfg.SoftwareVersion[0]), minor: uint8(cfg.SoftwareVersion[1]), revision: uint16(cfg.SoftwareVersion[2]),
@@ -285,6 +295,9 @@ func New(cfg Config) (*Core, error) {
 		recalled:  make(map[identity.Address]int64),
 		strangers: strangers{answers: rate.NewTable[netip.Addr](answerSources)},
 		relays:    newRelayGates(),
+		budget:    budget.New(cfg.Clock),
+		credit:    newCredit(),
+		repeat:    newRepeats(),
 	}
 	if len(cfg.Physical) > maxPhysical {
 		return nil, fmt.Errorf("vl1: %d physical networks configured, %d are possible", len(cfg.Physical), maxPhysical)
@@ -323,7 +336,7 @@ func (c *Core) NewWorker() *Worker {
 		panic(err) // crypto/rand does not fail
 	}
 	w := &Worker{
-		start:    c.start,
+		clock:    c.clock,
 		random:   rand.NewChaCha8(seed),
 		joined:   make([]byte, 0, packet.MaxPacket),
 		inflated: make([]byte, 0, packet.MaxPacket),
@@ -356,23 +369,52 @@ func (c *Core) retire(st *workerStats) {
 // Begin starts a batch: what the worker sends goes to out, and it is now. It
 // returns the worker.
 func (w *Worker) Begin(out Out, now time.Time) *Worker {
-	w.out, w.now, w.t = out, now, at(w.start, now)
+	w.out, w.now, w.t = out, now, w.clock.at(now)
 	return w
 }
 
 // Now returns the time of the batch.
 func (w *Worker) Now() time.Time { return w.now }
 
-// at turns a time into nanoseconds that are never 0, so that 0 can mean never.
-func at(start, now time.Time) int64 { return int64(now.Sub(start)) + int64(time.Hour) }
+// clock is what a core reckons time by: it goes on by itself, whatever the wall clock is set
+// to, and goes on while the host sleeps.
+type clock struct {
+	start time.Time
+	slept atomic.Int64
+	look  atomic.Pointer[look] // the latest
+}
 
-// timeOf is the inverse of at; the zero time for never.
+// look is a time in both reckonings.
+type look struct {
+	now time.Time
+	t   int64
+}
+
+// at turns a time into nanoseconds that are never 0, so that 0 can mean never. A worker
+// of a test may have no clock.
+func (c *clock) at(now time.Time) int64 {
+	if c == nil {
+		return 0
+	}
+	return int64(now.Sub(c.start)) + c.slept.Load() + int64(time.Hour)
+}
+
+// stamp is a time for packets: of the wall clock as it was at the start, and never going
+// back since, nor ahead by itself.
+func (c *clock) stamp(t int64) int64 { return c.start.Add(time.Duration(t) - time.Hour).UnixMilli() }
+
+// timeOf is the inverse of at by the wall clock as it is now; the zero time for never.
 func (c *Core) timeOf(t int64) time.Time {
-	if t == 0 {
+	l := c.clock.look.Load()
+	if t == 0 || l == nil {
 		return time.Time{}
 	}
-	return c.start.Add(time.Duration(t) - time.Hour)
+	return l.now.Add(time.Duration(t - l.t))
 }
+
+// Slept says that the host slept for so long, of which the clock that times come from knows
+// nothing.
+func (c *Core) Slept(d time.Duration) { c.clock.slept.Add(int64(d)) }
 
 // touch notes t. Packets of a batch have the same time, and workers on several
 // processors hear the same peer: what is noted already isn't written again.

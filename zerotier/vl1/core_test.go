@@ -432,3 +432,24 @@ func BenchmarkSendData(b *testing.B) {
 
 // maxCryptAllocs is what sealing or opening one packet may allocate.
 const maxCryptAllocs = 0
+
+// BenchmarkReceive opens packets of 1404 bytes, one after sealing it.
+func BenchmarkReceive(b *testing.B) {
+	n, _, x, y := lab(b)
+	n.Run(time.Second)
+	x.send(n, y, 10)
+	y.send(n, x, 10)
+	n.Run(3 * time.Second)
+	sink := &sinkOut{}
+	peer := x.core.Peer(y.id.Address())
+	buf := make([]byte, packet.HeaderLen+1404)
+	from := ap("203.0.113.2:9993")
+	x.w.Begin(sink, n.Now)
+	y.w.Begin(discard{}, n.Now)
+	b.SetBytes(1404)
+	b.ReportAllocs()
+	for b.Loop() {
+		x.core.SendData(x.w, peer, packet.VerbFrame, buf)
+		y.core.Receive(y.w, 1, from, sink.last)
+	}
+}

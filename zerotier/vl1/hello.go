@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/budget"
 	"ztgate/zerotier/packet"
 )
 
@@ -26,7 +27,7 @@ func (c *Core) relayHelloLocked(w *Worker, p *Peer) {
 func (c *Core) helloLocked(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.AddrPort) {
 	set := c.worlds.Load()
 	h := hello{
-		version: c.version, timestamp: w.now.UnixMilli(), identity: c.id, sentTo: sentTo,
+		version: c.version, timestamp: c.clock.stamp(w.t), identity: c.id, sentTo: sentTo,
 		planetID: set.planet.ID, planetTimestamp: set.planet.Timestamp,
 	}
 	h.moons = c.moonRefsLocked()
@@ -50,10 +51,20 @@ func (c *Core) greetLocked(w *Worker, p *Peer, pa *path) {
 			c.answerHelloLocked(w, p, o.src, o.id, &o.hello, o.moons, true)
 		}
 	}
+	if o := p.owedEcho; o.at != 0 && o.src.Endpoint == pa.ep && since(w.t, o.at) < owedLifetime {
+		p.owedEcho = owedEcho{}
+		c.okEchoLocked(w, p, o.src, o.id, nil)
+	}
 	if since(w.t, p.lastFullHello) >= time.Second {
 		p.lastFullHello = w.t
 		c.sendHelloLocked(w, p, pa.sock, pa.ep)
 	}
+}
+
+// helloSizeLocked is at least the size of the HELLO that we send.
+func (c *Core) helloSizeLocked() int {
+	const fixed = 13 + 19 + 16 + 2
+	return packet.HeaderLen + fixed + len(c.id.AppendBinary(nil)) + 17*len(c.moonRefsLocked())
 }
 
 // receiveHello handles HELLO in suite 0, the only packet a stranger may send
@@ -72,6 +83,9 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 		return
 	}
 	peer := c.Peer(p.Source())
+	if peer == nil {
+		peer = c.recallSender(w, p.Source()) // its identity was checked before
+	}
 	known := peer != nil
 	switch {
 	case !known:
@@ -89,6 +103,11 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 		}
 	}
 	w.stats.opened[packet.SuitePoly1305].Add(uint64(len(p)))
+	if c.repeat.seen(p.ID()) {
+		w.stats.rejects[RejectReplay].Add(1)
+		return
+	}
+	c.deposit(w, peer, src)
 	var moons []worldRef
 	if h.masked != 0 {
 		peer.keys.MaskHello(p, h.masked, &w.scratch)
@@ -118,9 +137,15 @@ func (c *Core) acquaint(w *Worker, src Source, p packet.Packet, id *identity.Ide
 		w.stats.rejects[why].Add(1)
 		return nil
 	}
-	switch c.checkWhere(w, src, p, id) { // slow: only after the MAC, and rate-limited
+	work, ok := c.budget.Take(w.t, budget.Sender{}, budget.Identity, 1) // slow: only after the MAC
+	if !ok {
+		w.stats.rejects[RejectBudget].Add(1)
+		return nil
+	}
+	switch c.checkWhere(w, src, p, id) {
 	case checkHere:
 		peer, ok := c.checkIdentity(id, w.t)
+		work.Done()
 		if !ok {
 			w.stats.rejects[RejectIdentity].Add(1)
 			return nil
@@ -128,8 +153,12 @@ func (c *Core) acquaint(w *Worker, src Source, p packet.Packet, id *identity.Ide
 		return peer
 	case checkBackground:
 		t := w.t
-		c.cfg.Background(func() { c.checkInBackground(w.stats, id, t) })
+		c.cfg.Background(func() {
+			c.checkInBackground(w.stats, id, t)
+			work.Done()
+		})
 	default:
+		work.Cancel()
 		w.stats.rejects[RejectRate].Add(1)
 	}
 	return nil
@@ -138,10 +167,12 @@ func (c *Core) acquaint(w *Worker, src Source, p packet.Packet, id *identity.Ide
 // authenticate reports whether a stranger's HELLO was sealed by the identity in it, and
 // whether there is room for a peer; else why it is refused.
 func (c *Core) authenticate(w *Worker, src Source, p packet.Packet, id *identity.Identity) (why Reject, ok bool) {
-	if !c.mayAgree(w, src) {
-		return RejectRate, false
+	work, why, ok := c.mayAgree(w, src)
+	if !ok {
+		return why, false
 	}
 	session, err := c.id.Agree(id)
+	work.Done()
 	switch {
 	case err != nil:
 		return RejectIdentity, false
@@ -189,10 +220,16 @@ func (c *Core) checkInBackground(st *workerStats, id *identity.Identity, t int64
 	c.newcomers = append(c.newcomers, p)
 }
 
-func (c *Core) mayAgree(w *Worker, src Source) bool {
+// mayAgree decides whether a stranger may cause a key agreement, else why not.
+func (c *Core) mayAgree(w *Worker, src Source) (work budget.Work, why Reject, ok bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.strangers.mayAgree(w.t, src.Endpoint.Addr())
+	ok = c.strangers.mayAgree(w.t, src.Endpoint.Addr())
+	c.mu.Unlock()
+	if !ok {
+		return work, RejectRate, false
+	}
+	work, ok = c.budget.Take(w.t, budget.Sender{}, budget.Agreement, 1)
+	return work, RejectBudget, ok
 }
 
 // roomForPeer reports whether another peer may be remembered, after forgetting
@@ -213,10 +250,13 @@ func (c *Core) roomForPeer(t int64) bool {
 // collision answers a HELLO whose address belongs to another key.
 func (c *Core) collision(w *Worker, src Source, p packet.Packet, id *identity.Identity) {
 	w.stats.rejects[RejectCollision].Add(1)
-	if !c.mayAgree(w, src) {
+	work, why, ok := c.mayAgree(w, src)
+	if !ok {
+		w.stats.rejects[why].Add(1)
 		return
 	}
 	session, err := c.id.Agree(id)
+	work.Done()
 	if err != nil {
 		return
 	}
@@ -224,6 +264,7 @@ func (c *Core) collision(w *Worker, src Source, p packet.Packet, id *identity.Id
 	if other.keys.Open(p, &w.scratch) != nil {
 		return
 	}
+	c.deposit(w, other, src)
 	b := append(reply{packet.VerbHello, p.ID()}.append(nil), byte(packet.ErrorIdentityCollision))
 	c.reply(w, other, src, packet.VerbError, b, false, packet.SuiteSalsa)
 }
@@ -242,11 +283,6 @@ type owedWorlds struct {
 	id    packet.ID
 	hello hello
 	moons []worldRef
-}
-
-// provenLocked reports whether the endpoint of a packet is that of a path.
-func (c *Core) provenLocked(p *Peer, src Source, t int64) bool {
-	return src.Hops > 0 || slices.ContainsFunc(p.paths, func(pa *path) bool { return pa.ep == src.Endpoint && !pa.expired(t) })
 }
 
 // newerWorlds returns the worlds of which the sender of a HELLO has older
@@ -284,7 +320,7 @@ func (c *Core) answerHelloLocked(w *Worker, peer *Peer, src Source, id packet.ID
 		}
 	}
 	b := o.append(reply{packet.VerbHello, id}.append(nil))
-	c.reply(w, peer, src, packet.VerbOK, b, false, peer.suite())
+	c.replyLocked(w, peer, src, packet.VerbOK, b, false, peer.suite())
 }
 
 func (c *Core) okHello(w *Worker, from *Peer, b []byte, src Source, e *expectation) bool {
@@ -302,7 +338,10 @@ func (c *Core) okHello(w *Worker, from *Peer, b []byte, src Source, e *expectati
 			if err != nil {
 				return false
 			}
-			c.offer(world)
+			if work, ok := c.Afford(w, from, budget.Signature, 1); ok {
+				c.offer(world)
+				work.Done()
+			}
 			worlds = worlds[n:]
 		}
 	}

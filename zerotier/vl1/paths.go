@@ -1,6 +1,7 @@
 package vl1
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -101,8 +102,20 @@ func (c *Core) probeNewLocked(w *Worker, p *Peer, src Source, verb packet.Verb) 
 	if !p.confirms.Take(w.t, 2*time.Second, 5) {
 		return
 	}
+	echo := p.knowsEcho() || verb == packet.VerbEcho
+	size := packet.HeaderLen
+	if !echo {
+		size = c.helloSizeLocked()
+	}
+	if !c.mayAnswerLocked(w, p, src, size) {
+		return
+	}
 	p.noteProbeLocked(src.Endpoint, w.t)
-	c.probeLocked(w, p, src.Socket, src.Endpoint)
+	if echo {
+		c.echoLocked(w, p, src.Socket, src.Endpoint, 0)
+	} else {
+		c.sendHelloLocked(w, p, src.Socket, src.Endpoint)
+	}
 }
 
 // noteProbeLocked remembers that an endpoint was probed.
@@ -188,7 +201,7 @@ func (c *Core) receiveRendezvous(w *Worker, from *Peer, p packet.Packet, src Sou
 		w.stats.rejects[RejectNotUpstream].Add(1)
 	} else if peer := c.Peer(v.peer); peer != nil {
 		c.mu.Lock()
-		if t := w.t; (peer.lastRedirect == 0 || since(t, peer.lastRedirect) >= 5*time.Second) && c.met.Take(t, 100*time.Millisecond, 50) {
+		if t := w.t; (peer.lastRedirect == 0 || since(t, peer.lastRedirect) >= 5*time.Second) && c.met.Take(t, 100*time.Millisecond, 50) && c.credit.mayProbe(t, v.at.Addr()) {
 			peer.lastRedirect = t
 			c.punchLocked(w, peer, src.Socket, v.at)
 		}
@@ -223,29 +236,62 @@ const (
 func (c *Core) receivePush(w *Worker, from *Peer, p packet.Packet, src Source) {
 	c.mu.Lock()
 	if from.pushes.Take(w.t, 30*time.Second/8, 8) {
-		type class struct {
-			scope packet.Scope
-			v4    bool
+		from.pushed = parsePush(p.Payload())
+		budget := math.MaxInt
+		if !from.trusted(w.t) {
+			budget = len(p) // a stranger gets no more sent about than it sends
 		}
-		count := make(map[class]int)
-		probes := 0
-		for _, ep := range parsePush(p.Payload()) {
-			cl := class{packet.ScopeOf(ep.Addr()), ep.Addr().Is4()}
-			known := slices.ContainsFunc(from.paths, func(pa *path) bool { return pa.ep == ep && !pa.silent(w.t) })
-			last, tried := from.confirmed[ep]
-			if known || tried && since(w.t, last) < 10*time.Second || !c.allowed(from, ep) || count[cl] >= maxPushProbesClass || probes >= maxPushProbes {
-				continue
-			}
-			count[cl]++
-			probes++
-			from.noteProbeLocked(ep, w.t)
-			c.probeLocked(w, from, 0, ep)
-		}
+		c.probePushedLocked(w, from, budget)
 	} else {
 		w.stats.rejects[RejectRate].Add(1)
 	}
 	c.mu.Unlock()
 	c.heard(w, from, src, packet.VerbPushDirectPaths, false, false)
+}
+
+// probePushedLocked probes the endpoints that a peer told us, and sends at most so many
+// bytes; the others wait until it is trusted.
+func (c *Core) probePushedLocked(w *Worker, from *Peer, budget int) {
+	type class struct {
+		scope packet.Scope
+		v4    bool
+	}
+	count := make(map[class]int)
+	probes, size := 0, c.probeSizeLocked(from)
+	list := from.pushed
+	from.pushed = nil
+	for i, ep := range list {
+		cl := class{packet.ScopeOf(ep.Addr()), ep.Addr().Is4()}
+		known := slices.ContainsFunc(from.paths, func(pa *path) bool { return pa.ep == ep && !pa.silent(w.t) })
+		last, tried := from.confirmed[ep]
+		if known || tried && since(w.t, last) < 10*time.Second || !c.allowed(from, ep) || count[cl] >= maxPushProbesClass || probes >= maxPushProbes {
+			continue
+		}
+		if size > budget {
+			from.pushed = list[i:]
+			return
+		}
+		if !c.credit.mayProbe(w.t, ep.Addr()) {
+			w.stats.rejects[RejectRate].Add(1)
+			continue
+		}
+		budget -= size
+		count[cl]++
+		probes++
+		from.noteProbeLocked(ep, w.t)
+		c.probeLocked(w, from, 0, ep)
+	}
+}
+
+// trusts notes that a peer proved to be a member.
+func (c *Core) trusts(w *Worker, p *Peer) {
+	fresh := !p.trusted(w.t)
+	touch(&p.lastTrust, w.t)
+	if fresh {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.probePushedLocked(w, p, math.MaxInt)
+	}
 }
 
 // pushPaths tells a trusted peer where we may be reached.
@@ -282,6 +328,9 @@ func (c *Core) pushPaths(w *Worker, p *Peer, src Source) {
 	for len(eps) > 0 {
 		var b []byte
 		b, eps = appendPush(nil, eps)
-		c.reply(w, p, src, packet.VerbPushDirectPaths, b, true, p.suite())
+		if !c.reply(w, p, src, packet.VerbPushDirectPaths, b, true, p.suite()) {
+			p.nextPush.Store(w.t + int64(pushAgain))
+			return
+		}
 	}
 }

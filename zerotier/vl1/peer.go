@@ -18,6 +18,7 @@ type Peer struct {
 	keys *packet.Keys
 
 	removed        atomic.Bool
+	stored         atomic.Bool   // in the cache already
 	version        atomic.Uint64 // packed; 0 = unknown
 	route          atomic.Pointer[route]
 	lastPath       atomic.Pointer[path] // on which the last direct packet came
@@ -26,6 +27,7 @@ type Peer struct {
 	lastData       atomic.Int64 // sent
 	lastTrust      atomic.Int64
 	lastRelayed    atomic.Int64
+	lastAsked      atomic.Int64 // by us, for something that it answers
 	nextPush       atomic.Int64
 	nextDoubt      atomic.Int64
 
@@ -33,13 +35,15 @@ type Peer struct {
 	paths         []*path
 	lastFullHello int64
 	lastWhois     int64
-	lastEcho      int64
+	echoes        rate.Bucket // answered
 	lastRedirect  int64
 	lastTry       int64
 	owed          *owedWorlds
+	owedEcho      owedEcho
 	lastWorlds    int64
 	whoisBytes    rate.Bucket // that may be asked for
 	pushes        rate.Bucket
+	pushed        []netip.AddrPort // told by the peer, to be probed once it is trusted
 	confirms      rate.Bucket
 	confirmed     map[netip.AddrPort]int64 // endpoints probed lately
 }
@@ -340,6 +344,7 @@ func (c *Core) learnPathLocked(p *Peer, sock SocketID, ep netip.AddrPort, t int6
 		}
 		p.paths[oldest] = pa
 	}
+	p.forgetLastLocked()
 	c.log.Debug("learned path", "peer", p.addr, "endpoint", ep)
 	return pa
 }
@@ -357,3 +362,10 @@ func (p *Peer) DirectLatency() (time.Duration, bool) {
 
 // NewPeer makes a peer that belongs to no [Core]: for tests of the layer above.
 func NewPeer(id *identity.Identity) *Peer { return &Peer{id: id.Public(), addr: id.Address()} }
+
+// forgetLastLocked forgets the path on which the last packet came if it was removed.
+func (p *Peer) forgetLastLocked() {
+	if pa := p.lastPath.Load(); pa != nil && !slices.Contains(p.paths, pa) {
+		p.lastPath.Store(nil)
+	}
+}

@@ -211,7 +211,7 @@ func (c *Core) retry(w *Worker, from *Peer) {
 	for _, q := range mine {
 		res := c.cfg.Upper.HandlePacket(w, q.from, packet.Packet(slices.Clone(q.data)), q.src)
 		if res.Trust {
-			q.from.lastTrust.Store(w.t)
+			c.trusts(w, q.from)
 		}
 		if res.Retry {
 			c.mu.Lock()

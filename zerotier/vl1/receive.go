@@ -10,7 +10,7 @@ import (
 func (c *Core) Receive(w *Worker, sock SocketID, from netip.AddrPort, datagram []byte) {
 	w.stats.rxPackets.Add(1)
 	w.stats.rxBytes.Add(uint64(len(datagram)))
-	src := Source{Socket: sock, Endpoint: from}
+	src := Source{Socket: sock, Endpoint: from, size: len(datagram)}
 	switch packet.Classify(datagram) {
 	case packet.KindFragment:
 		c.receiveFragment(w, src, datagram)
@@ -94,12 +94,14 @@ func (c *Core) receivePacket(w *Worker, src Source, p packet.Packet) {
 		return
 	}
 	w.stats.opened[suite].Add(uint64(len(p)))
-	p, err := packet.Decompress(p, w.inflated)
-	if err != nil {
-		w.stats.rejects[RejectCompression].Add(1)
+	if suite != packet.SuiteTrusted && c.repeat.seen(p.ID()) {
+		w.stats.rejects[RejectReplay].Add(1)
 		return
 	}
-	c.dispatch(w, peer, p, src)
+	c.deposit(w, peer, src)
+	if p, ok := c.inflate(w, peer, p); ok {
+		c.dispatch(w, peer, p, src)
+	}
 }
 
 // onTrustedPath reports whether a packet of suite 2 came directly from a network
@@ -171,7 +173,7 @@ func (c *Core) toUpper(w *Worker, from *Peer, p packet.Packet, src Source) {
 func (c *Core) heard(w *Worker, p *Peer, src Source, verb packet.Verb, trust, confirmed bool) {
 	touch(&p.lastReceive, w.t)
 	if trust {
-		touch(&p.lastTrust, w.t)
+		c.trusts(w, p)
 	}
 	if src.Hops == 0 {
 		pa := p.lastPath.Load()
@@ -267,15 +269,25 @@ const maxEcho = 1300 // bytes of payload answered
 
 func (c *Core) receiveEcho(w *Worker, from *Peer, p packet.Packet, src Source) {
 	c.mu.Lock()
-	gated := from.lastEcho != 0 && since(w.t, from.lastEcho) < echoGate && p.Hops() == 0 && len(from.paths) <= 1
-	if !gated {
-		from.lastEcho = w.t
-	}
-	c.mu.Unlock()
-	if gated || len(p.Payload()) > maxEcho {
+	if len(p.Payload()) > maxEcho || !from.echoes.Take(w.t, echoEvery, echoBurst) {
+		c.mu.Unlock()
 		w.stats.rejects[RejectRate].Add(1)
 		return
 	}
-	c.SendOK(w, from, src, packet.VerbEcho, p.ID(), p.Payload())
-	c.heard(w, from, src, packet.VerbEcho, false, false)
+	c.mu.Unlock()
+	c.heard(w, from, src, packet.VerbEcho, false, false) // what is left after our own probe is for the answer
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	payload := p.Payload()
+	if !c.provenLocked(from, src, w.t) { // nobody looks at what comes back
+		payload = payload[:max(0, len(payload)-probePayload)]
+	}
+	if !c.okEchoLocked(w, from, src, p.ID(), payload) {
+		from.owedEcho = owedEcho{w.t, src, p.ID()}
+	}
+}
+
+func (c *Core) okEchoLocked(w *Worker, to *Peer, src Source, id packet.ID, payload []byte) bool {
+	b := reply{packet.VerbEcho, id}.append(make([]byte, 0, replyLen+len(payload)))
+	return c.replyLocked(w, to, src, packet.VerbOK, append(b, payload...), false, to.suite())
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/internal/budget"
 	"ztgate/zerotier/internal/wire"
 	"ztgate/zerotier/packet"
 )
@@ -94,18 +95,20 @@ func (c *Core) PeerRecords() (out []PeerRecord) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.eachPeer(func(p *Peer) {
-		if r, ok := p.recordLocked(); ok {
+		if r, ok := c.recordLocked(p); ok {
 			out = append(out, r)
 		}
 	})
 	return out
 }
 
-// recordLocked describes p for the cache; peers that never told their version, such as
-// those only relayed, are not worth it.
-func (p *Peer) recordLocked() (PeerRecord, bool) {
+// recordLocked describes p for the cache, if it is worth it: not peers that never told their
+// version, such as those only relayed, nor strangers, who could fill the disk by saying
+// HELLO.
+func (c *Core) recordLocked(p *Peer) (PeerRecord, bool) {
 	v := p.version.Load()
-	if v == 0 {
+	ours := p.stored.Load() || p.lastTrust.Load() != 0 || p.lastAsked.Load() != 0 || c.staysLocked(p) || c.IsRoot() && len(p.paths) > 0
+	if v == 0 || !ours {
 		return PeerRecord{}, false
 	}
 	r := PeerRecord{
@@ -172,7 +175,7 @@ func (c *Core) reviveDueLocked(t int64) bool {
 		r.done, r.all = true, nil
 		return false
 	case r.rounds == 0:
-		return since(t, at(c.start, c.start)) >= reviveAfter
+		return since(t, int64(time.Hour)) >= reviveAfter
 	}
 	return since(t, r.last) >= reviveAfter<<r.rounds
 }
@@ -228,10 +231,20 @@ func (c *Core) greetAgain(w *Worker, p *Peer) {
 // §4.6). The packet may be forged, so that nothing is sent; and strangers
 // can't use up all of the table.
 func (c *Core) recallSender(w *Worker, a identity.Address) *Peer {
-	p, _ := c.fromCache(w.t, a, maxRecalled/2)
-	if p != nil {
-		c.peerLearned(w, p)
+	if c.cfg.StoredPeer == nil {
+		return nil
 	}
+	work, ok := c.budget.Take(w.t, budget.Sender{}, budget.Agreement, 1)
+	if !ok {
+		return nil
+	}
+	p, _ := c.fromCache(w.t, a, maxRecalled/2)
+	if p == nil {
+		work.Cancel()
+		return nil
+	}
+	work.Done()
+	c.peerLearned(w, p)
 	return p
 }
 
@@ -257,6 +270,7 @@ func (c *Core) fromCache(t int64, a identity.Address, limit int) (*Peer, []netip
 	if err != nil {
 		return nil, nil
 	}
+	p.stored.Store(true)
 	if rec.ProtocolVersion >= packet.MinProtocolVersion && rec.ProtocolVersion <= 0xff {
 		p.version.CompareAndSwap(0, packVersion(version{
 			protocol: uint8(rec.ProtocolVersion), major: uint8(rec.Version[0]), minor: uint8(rec.Version[1]), revision: uint16(rec.Version[2]),

@@ -106,6 +106,7 @@ func (c *Core) sendNow(w *Worker, p *Peer, v packet.Verb, payload []byte, opts S
 	id := c.emit(w, p, r.path.sock, r.path.ep, v, w.control(payload, opts.Compress), c.suiteFor(p, r))
 	r.path.lastOut.Store(w.t)
 	if opts.ExpectReply {
+		touch(&p.lastAsked, w.t)
 		c.mu.Lock()
 		c.replies.expect(id, &expectation{peer: p.addr, verb: v, sent: w.t})
 		c.mu.Unlock()
@@ -113,9 +114,22 @@ func (c *Core) sendNow(w *Worker, p *Peer, v packet.Verb, payload []byte, opts S
 	return true
 }
 
-// reply answers a packet on the path it came from (chapter 02 §1).
-func (c *Core) reply(w *Worker, to *Peer, src Source, v packet.Verb, payload []byte, compress bool, suite packet.Suite) {
-	c.emit(w, to, src.Socket, src.Endpoint, v, w.control(payload, compress), suite)
+// reply answers a packet on the path it came from (chapter 02 §1), if that is proven or
+// the answer is no longer than what came. It is all that is ever sent to where a packet
+// came from, but probes.
+func (c *Core) reply(w *Worker, to *Peer, src Source, v packet.Verb, payload []byte, compress bool, suite packet.Suite) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.replyLocked(w, to, src, v, payload, compress, suite)
+}
+
+func (c *Core) replyLocked(w *Worker, to *Peer, src Source, v packet.Verb, payload []byte, compress bool, suite packet.Suite) bool {
+	b := w.control(payload, compress)
+	if !c.mayAnswerLocked(w, to, src, len(b)) {
+		return false
+	}
+	c.emit(w, to, src.Socket, src.Endpoint, v, b, suite)
+	return true
 }
 
 // SendOK answers a request on the path it came from.
@@ -130,13 +144,34 @@ func (c *Core) SendError(w *Worker, to *Peer, src Source, inRe packet.Verb, id p
 	c.reply(w, to, src, packet.VerbError, append(b, payload...), false, to.suite())
 }
 
-// probeLocked sends ECHO, or HELLO to a peer whose version isn't known.
-func (c *Core) probeLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
-	if v := p.version.Load(); p.ProtocolVersion() < 5 || v>>8&0xffffff == 0x010100 {
-		c.sendHelloLocked(w, p, sock, ep)
-		return
+// knowsEcho reports whether a peer answers ECHO.
+func (p *Peer) knowsEcho() bool {
+	return p.ProtocolVersion() >= 5 && p.version.Load()>>8&0xffffff != 0x010100
+}
+
+const probePayload = replyLen + packet.HeaderLen
+
+// probeSizeLocked is at least the size of a probe.
+func (c *Core) probeSizeLocked(p *Peer) int {
+	if p.knowsEcho() {
+		return packet.HeaderLen + probePayload
 	}
-	b := packet.Packet(make([]byte, packet.HeaderLen))
+	return c.helloSizeLocked()
+}
+
+// probeLocked sends ECHO, or HELLO to a peer whose version isn't known. The ECHO is as long
+// as its answer and another ECHO: who hears it from an unproven endpoint need not
+// send more than came.
+func (c *Core) probeLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
+	if p.knowsEcho() {
+		c.echoLocked(w, p, sock, ep, probePayload)
+	} else {
+		c.sendHelloLocked(w, p, sock, ep)
+	}
+}
+
+func (c *Core) echoLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort, payload int) {
+	b := packet.Packet(make([]byte, packet.HeaderLen+payload))
 	id := c.emit(w, p, sock, ep, packet.VerbEcho, b, p.suite())
 	c.replies.expect(id, &expectation{peer: p.addr, verb: packet.VerbEcho, ep: ep, sent: w.t})
 }

@@ -329,3 +329,27 @@ func TestLowBandwidth(t *testing.T) {
 		t.Errorf("%d datagrams in five idle minutes, %d without", low, usual)
 	}
 }
+
+// Strangers are not kept, whatever they prove about their place: each would be a file.
+func TestStrangersAreNotKept(t *testing.T) {
+	n := newInternet(t, 1, nats{})
+	n.connect(t, 10*time.Second)
+	stranger := newHostWith(t, n.Net, nil, n.ids[4], func(c *vl1.Config) { c.Planet = n.planet }, ap("43.0.0.1:9993"))
+	n.Run(time.Second)
+	stranger.core.Send(stranger.w.Begin(stranger.port, n.Now), n.a.id.Address(), packet.VerbNOP, nil, vl1.SendOpts{})
+	if !n.RunUntil(time.Minute, func() bool { return direct(n.a, stranger) }) {
+		t.Fatal("A has no path to the stranger")
+	}
+	kept := func(h *host) (out []identity.Address) {
+		for _, r := range h.core.PeerRecords() {
+			out = append(out, r.Identity.Address())
+		}
+		return out
+	}
+	if got := kept(n.a); slices.Contains(got, n.ids[4].Address()) || !slices.Contains(got, n.b.id.Address()) {
+		t.Errorf("A keeps %v", got)
+	}
+	if !slices.Contains(kept(n.root), n.ids[4].Address()) {
+		t.Error("a root does not keep who is served by it")
+	}
+}

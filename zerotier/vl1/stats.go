@@ -34,12 +34,16 @@ const (
 	RejectTooLong
 	RejectPeerLimit
 	RejectRelayRate
+	RejectBudget
+	RejectUnproven
+	RejectReplay
 	numRejects
 )
 
 var rejectNames = [numRejects]string{
 	"short", "own_address", "fragment", "mac", "suite", "compression", "malformed", "version", "identity",
 	"collision", "rate", "unexpected_reply", "not_upstream", "unknown_sender", "not_relayed", "hops", "queue_full", "too_long", "peer_limit", "relay_rate",
+	"budget", "unproven", "replay",
 }
 
 // String returns the label used in metrics.

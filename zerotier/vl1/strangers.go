@@ -8,19 +8,17 @@ import (
 	"ztgate/zerotier/packet"
 )
 
-// Limits of what strangers cost in all: a key agreement takes about 0.1 ms, an
-// identity check about 15 ms of a processor.
+// Limits of what strangers do, besides the time that it may take in all (package
+// budget).
 const (
-	networkEvery  = 2 * time.Second // key agreements of one source network
-	networkBurst  = 8
-	agreeEvery    = time.Millisecond
-	agreeBurst    = 500
-	validateEvery = 50 * time.Millisecond
-	validateBurst = 100
-	inlineEvery   = time.Second
-	inlineBurst   = 16
-	strangeEvery  = 50 * time.Millisecond // questions
-	strangeBurst  = 50
+	networkEvery = 2 * time.Second // key agreements of one source network
+	networkBurst = 8
+	agreeEvery   = time.Millisecond // so that a worker isn't held up by many at once
+	agreeBurst   = 500
+	inlineEvery  = time.Second
+	inlineBurst  = 16
+	strangeEvery = 50 * time.Millisecond // questions
+	strangeBurst = 50
 
 	answerEvery   = 250 * time.Millisecond // OK(HELLO) to one address
 	answerBurst   = 20
@@ -29,13 +27,12 @@ const (
 
 // strangers bounds what those cost us who have proved nothing yet.
 type strangers struct {
-	networks  [packet.SourceBuckets]rate.Bucket // key agreements by source network
-	agreed    rate.Bucket                       // key agreements
-	validated rate.Bucket                       // identity checks
-	inline    rate.Bucket                       // of them, those on a receiving worker
-	checking  bool                              // one runs in the background
-	asked     rate.Bucket                       // WHOIS they cause
-	answers   *rate.Table[netip.Addr]           // OK(HELLO)
+	networks [packet.SourceBuckets]rate.Bucket // key agreements by source network
+	agreed   rate.Bucket                       // key agreements
+	inline   rate.Bucket                       // identity checks on a receiving worker
+	checking bool                              // one runs in the background
+	asked    rate.Bucket                       // WHOIS they cause
+	answers  *rate.Table[netip.Addr]           // OK(HELLO)
 }
 
 // mayAgree limits key agreements per source network and in all.
@@ -64,7 +61,7 @@ const (
 // done there.
 func (s *strangers) check(t int64, background, room bool) checking {
 	here := !background || s.inline.Take(t, inlineEvery, inlineBurst)
-	if !here && (s.checking || !room) || !s.validated.Take(t, validateEvery, validateBurst) {
+	if !here && (s.checking || !room) {
 		return checkRefused
 	}
 	if here {

@@ -30,6 +30,7 @@ func retryAfter(n int) time.Duration {
 // Tick does what is due and returns when it wants to be called next.
 func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	w := c.tick.Begin(out, now)
+	c.clock.look.Store(&look{now, w.t})
 	c.mu.Lock()
 	c.followLocalLocked(w)
 	c.tickRootsLocked(w)
@@ -154,6 +155,7 @@ func (c *Core) followLocalLocked(w *Worker) {
 		}
 		if c.cfg.SocketOpen != nil {
 			p.paths = slices.DeleteFunc(p.paths, func(pa *path) bool { return !c.cfg.SocketOpen(pa.sock) })
+			p.forgetLastLocked()
 		}
 		p.nextPush.Store(0)
 		c.updateRouteLocked(p, w.t)
@@ -218,6 +220,7 @@ func (c *Core) staysLocked(p *Peer) bool {
 // checkPathsLocked removes expired paths, and probes those in doubt.
 func (c *Core) checkPathsLocked(w *Worker, p *Peer, active bool) {
 	p.paths = slices.DeleteFunc(p.paths, func(pa *path) bool { return pa.expired(w.t) })
+	p.forgetLastLocked()
 	doubt := false
 	for _, pa := range p.paths {
 		probe := pa.checkLocked(w.t, active)
@@ -336,7 +339,7 @@ func (c *Core) evictLocked(t int64, most int) {
 // forgetLocked removes a peer and keeps what the cache wants of it.
 func (c *Core) forgetLocked(p *Peer) {
 	c.removePeer(p)
-	if r, ok := p.recordLocked(); ok && c.cfg.OnForgotten != nil {
+	if r, ok := c.recordLocked(p); ok && c.cfg.OnForgotten != nil {
 		c.forgotten = append(c.forgotten, r)
 	}
 }

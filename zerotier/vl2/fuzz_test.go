@@ -150,7 +150,7 @@ func FuzzMessages(f *testing.F) {
 			if list, err := vl2.ParseCredentials(vl2.AppendCredentials(nil, c)); err != nil || len(list) != 1 {
 				t.Errorf("%T does not survive a round trip: %v", c, err)
 			}
-			new(vl2.Membership).Offer(c)
+			new(vl2.Membership).Offer(nil, c)
 		}
 		for _, kind := range []string{"com", "tag", "capability", "coo", "revocation"} {
 			check(parseCredential(kind, b))

@@ -59,76 +59,133 @@ func (m *Membership) Knows(c Credential) bool {
 	return false
 }
 
-// Offer considers a credential whose signature was verified.
-func (m *Membership) Offer(c Credential) OfferResult {
+// Judge tells what [Membership.Offer] would do with a credential if its signature is
+// good, so that signatures of what is useless need not be checked. own is our
+// configuration, nil = none.
+func (m *Membership) Judge(own *NetworkConfig, c Credential) OfferResult {
 	if m.Knows(c) {
 		return OfferKnown
 	}
 	switch c := c.(type) {
 	case *COM:
-		if c.Timestamp() <= m.comVoid || m.com != nil && c.Timestamp() < m.com.Timestamp() {
+		if c.Timestamp() <= m.comVoid || m.com != nil && c.Timestamp() < m.com.Timestamp() && !own.setBack(m.com.Timestamp(), c.Timestamp()) {
 			return OfferRejected
 		}
-		m.com = c
 		return OfferNew
 	case *Tag:
-		return offer(m, &m.tags, c, maxHeldTags, TypeTag, func(t *Tag) (uint32, int64) { return t.ID, t.Timestamp })
+		return judge(m, own, m.tags, c, maxHeldTags, TypeTag)
 	case *Capability:
-		return offer(m, &m.caps, c, maxHeldCaps, TypeCapability, func(t *Capability) (uint32, int64) { return t.ID, t.Timestamp })
+		return judge(m, own, m.caps, c, maxHeldCaps, TypeCapability)
 	case *COO:
-		return offer(m, &m.coos, c, maxHeldCOOs, TypeCOO, func(t *COO) (uint32, int64) { return t.ID, t.Timestamp })
+		return judge(m, own, m.coos, c, maxHeldCOOs, TypeCOO)
 	case *Revocation:
-		return m.revoke(c)
+		return m.judgeRevocation(c)
 	}
 	return OfferRejected
 }
 
-func offer[T any](m *Membership, list *[]*T, c *T, most int, typ uint8, key func(*T) (uint32, int64)) OfferResult {
-	id, ts := key(c)
-	i := slices.IndexFunc(*list, func(o *T) bool { oid, _ := key(o); return oid == id })
-	if i >= 0 {
-		if _, old := key((*list)[i]); old > ts {
-			return OfferRejected
-		}
+// Offer considers a credential whose signature was verified. own is as for
+// [Membership.Judge].
+func (m *Membership) Offer(own *NetworkConfig, c Credential) OfferResult {
+	res := m.Judge(own, c)
+	if res != OfferNew {
+		return res
 	}
-	if v, ok := m.void[voidKey{typ, id}]; ok && v >= ts {
-		return OfferRejected
+	switch c := c.(type) {
+	case *COM:
+		m.com = c
+	case *Tag:
+		m.tags = hold(m.tags, c)
+	case *Capability:
+		m.caps = hold(m.caps, c)
+	case *COO:
+		m.coos = hold(m.coos, c)
+	case *Revocation:
+		m.revoke(c)
 	}
+	return OfferNew
+}
+
+// numbered is a credential of which a member may have several.
+type numbered interface {
+	comparable
+	number() uint32
+	issued() int64
+}
+
+func (t *Tag) number() uint32        { return t.ID }
+func (t *Tag) issued() int64         { return t.Timestamp }
+func (c *Capability) number() uint32 { return c.ID }
+func (c *Capability) issued() int64  { return c.Timestamp }
+func (c *COO) number() uint32        { return c.ID }
+func (c *COO) issued() int64         { return c.Timestamp }
+
+func indexOf[T numbered](list []T, c T) int {
+	return slices.IndexFunc(list, func(o T) bool { return o.number() == c.number() })
+}
+
+func judge[T numbered](m *Membership, own *NetworkConfig, list []T, c T, most int, typ uint8) OfferResult {
+	i := indexOf(list, c)
 	switch {
-	case i >= 0:
-		(*list)[i] = c
-	case len(*list) < most:
-		*list = append(*list, c)
-	default:
+	case i >= 0 && list[i].issued() > c.issued() && !own.setBack(list[i].issued(), c.issued()),
+		c.issued() <= m.voidUntil(typ, c.number()) && m.voidUntil(typ, c.number()) != never,
+		i < 0 && len(list) >= most:
 		return OfferRejected
 	}
 	return OfferNew
 }
 
-func (m *Membership) revoke(r *Revocation) OfferResult {
+func hold[T numbered](list []T, c T) []T {
+	if i := indexOf(list, c); i >= 0 {
+		list[i] = c
+		return list
+	}
+	return append(list, c)
+}
+
+func (m *Membership) judgeRevocation(r *Revocation) OfferResult {
 	switch r.Type {
 	case TypeCOM:
 		if r.Threshold <= m.comVoid {
 			return OfferKnown
 		}
-		m.comVoid = r.Threshold
 		return OfferNew
 	case TypeTag, TypeCapability, TypeCOO:
-		k := voidKey{r.Type, r.CredentialID}
-		old, ok := m.void[k]
-		if ok && old >= r.Threshold {
+		old, ok := m.void[voidKey{r.Type, r.CredentialID}]
+		switch {
+		case ok && old >= r.Threshold:
 			return OfferKnown
-		}
-		if m.void == nil {
-			m.void = make(map[voidKey]int64)
-		}
-		if !ok && len(m.void) >= maxHeldVoids {
+		case !ok && len(m.void) >= maxHeldVoids:
 			return OfferRejected
 		}
-		m.void[k] = r.Threshold
 		return OfferNew
 	}
 	return OfferRejected
+}
+
+func (m *Membership) revoke(r *Revocation) {
+	if r.Type == TypeCOM {
+		m.comVoid = r.Threshold
+		return
+	}
+	if m.void == nil {
+		m.void = make(map[voidKey]int64)
+	}
+	m.void[voidKey{r.Type, r.CredentialID}] = r.Threshold
+}
+
+// setBack reports whether the controller's clock was set back since the credential that is
+// held was issued: it is outside of our own window, while the one that is offered is
+// inside. The older one counts then, else members could not talk to each other
+// until the clock has caught up.
+func (own *NetworkConfig) setBack(held, offered int64) bool {
+	return own != nil && !own.Near(held) && own.Near(offered)
+}
+
+// Near reports whether a time is within the window of the own configuration (chapter 03
+// §3.6).
+func (own *NetworkConfig) Near(ts int64) bool {
+	return uint64(max(ts, own.Timestamp))-uint64(min(ts, own.Timestamp)) <= uint64(own.TimeDelta)
 }
 
 // Clone returns a copy that can be changed; m may be nil.
@@ -157,16 +214,18 @@ func (m *Membership) Agrees(own *NetworkConfig, id *identity.Identity) bool {
 
 // usable applies the time window of the own configuration (chapter 03 §3.6).
 func (m *Membership) usable(own *NetworkConfig, typ uint8, id uint32, timestamp int64) bool {
-	distance := uint64(max(timestamp, own.Timestamp)) - uint64(min(timestamp, own.Timestamp))
-	return distance <= uint64(own.TimeDelta) && timestamp > m.voidUntil(typ, id)
+	return own.Near(timestamp) && timestamp > m.voidUntil(typ, id)
 }
 
 func (m *Membership) voidUntil(typ uint8, id uint32) int64 {
 	if v, ok := m.void[voidKey{typ, id}]; ok {
 		return v
 	}
-	return -1 << 63
+	return never
 }
+
+// never is before all times.
+const never = -1 << 63
 
 // Tag returns the value of a usable tag.
 func (m *Membership) Tag(own *NetworkConfig, id uint32) (uint32, bool) {

@@ -187,7 +187,7 @@ func TestMembershipVectors(t *testing.T) {
 					case m.Knows(c):
 						res = OfferKnown
 					case c.Verify(controller):
-						res = m.Offer(c)
+						res = m.Offer(nil, c)
 					}
 					got = [...]string{"rejected", "accepted_redundant", "accepted_new"}[res]
 				case "allowed":
@@ -281,10 +281,10 @@ func TestMembershipBounds(t *testing.T) {
 	own := &NetworkConfig{Timestamp: 1e12, TimeDelta: 1000}
 	var m Membership
 	for i := range uint32(5000) {
-		m.Offer(&Tag{ID: i, Timestamp: 1e12})
-		m.Offer(&Capability{ID: i, Timestamp: 1e12})
-		m.Offer(&COO{ID: i, Timestamp: 1e12})
-		m.Offer(&Revocation{Type: TypeTag, CredentialID: i + 1e6, Threshold: 1e12})
+		m.Offer(nil, &Tag{ID: i, Timestamp: 1e12})
+		m.Offer(nil, &Capability{ID: i, Timestamp: 1e12})
+		m.Offer(nil, &COO{ID: i, Timestamp: 1e12})
+		m.Offer(nil, &Revocation{Type: TypeTag, CredentialID: i + 1e6, Threshold: 1e12})
 	}
 	if len(m.tags) > maxHeldTags || len(m.caps) > maxHeldCaps || len(m.coos) > maxHeldCOOs || len(m.void) > maxHeldVoids {
 		t.Errorf("holds %d tags, %d capabilities, %d certificates, %d thresholds", len(m.tags), len(m.caps), len(m.coos), len(m.void))
@@ -299,7 +299,7 @@ func TestMembershipBounds(t *testing.T) {
 		t.Errorf("expired credentials stay: %d tags, %d capabilities, %d certificates, %d thresholds", len(m.tags), len(m.caps), len(m.coos), len(m.void))
 	}
 	// Timestamps at the ends of the range must not wrap into the window.
-	m.Offer(&Tag{ID: 1, Timestamp: -1 << 63})
+	m.Offer(nil, &Tag{ID: 1, Timestamp: -1 << 63})
 	if _, ok := m.Tag(&NetworkConfig{Timestamp: 1<<63 - 1, TimeDelta: 1000}, 1); ok {
 		t.Error("distance of timestamps overflows")
 	}
@@ -307,11 +307,11 @@ func TestMembershipBounds(t *testing.T) {
 
 func TestRevocationNeedsVerification(t *testing.T) {
 	var m Membership
-	m.Offer(&Revocation{Type: TypeCOM, Threshold: 100})
+	m.Offer(nil, &Revocation{Type: TypeCOM, Threshold: 100})
 	// Anybody can write one with a lower threshold; it must not count as known.
 	if m.Knows(&Revocation{Type: TypeCOM, Threshold: 50}) {
 		t.Error("an unverified revocation is known")
 	}
-	wantEqual(t, "threshold lowered", m.Offer(&Revocation{Type: TypeCOM, Threshold: 50}), OfferKnown)
+	wantEqual(t, "threshold lowered", m.Offer(nil, &Revocation{Type: TypeCOM, Threshold: 50}), OfferKnown)
 	wantEqual(t, "threshold", m.comVoid, 100)
 }

@@ -131,7 +131,7 @@ type update struct {
 	got    int
 	done   bool
 	chunks map[int][]byte // by index
-	digest map[[8]byte]bool
+	digest map[[32]byte]bool
 }
 
 // Add adds a verified chunk. fresh is false for one seen before. dict is the
@@ -141,8 +141,7 @@ func (a *Assembler) Add(now time.Time, c Chunk) (dict []byte, fresh bool) {
 	if u.done || u.total != c.Total || len(u.chunks) >= maxChunks {
 		return nil, false
 	}
-	sum := sha512.Sum512(c.Signature)
-	key := [8]byte(sum[:8])
+	key := c.digest()
 	if u.digest[key] {
 		return nil, false
 	}
@@ -164,6 +163,23 @@ func (a *Assembler) Add(now time.Time, c Chunk) (dict []byte, fresh bool) {
 	return dict, true
 }
 
+func (c *Chunk) digest() [32]byte {
+	h := sha512.New512_256()
+	h.Write(c.signed)
+	h.Write(c.Signature)
+	return [32]byte(h.Sum(nil))
+}
+
+// Knows reports whether exactly this chunk was added lately.
+func (a *Assembler) Knows(now time.Time, c Chunk) bool {
+	for i := range a.updates {
+		if u := &a.updates[i]; u.id == c.UpdateID && now.Sub(u.begun) < updateLifetime {
+			return u.digest[c.digest()]
+		}
+	}
+	return false
+}
+
 func (a *Assembler) find(c Chunk, now time.Time) *update {
 	a.uses++
 	oldest := &a.updates[0]
@@ -179,7 +195,7 @@ func (a *Assembler) find(c Chunk, now time.Time) *update {
 	}
 	*oldest = update{
 		id: c.UpdateID, begun: now, used: a.uses, total: c.Total,
-		chunks: make(map[int][]byte), digest: make(map[[8]byte]bool),
+		chunks: make(map[int][]byte), digest: make(map[[32]byte]bool),
 	}
 	return oldest
 }

@@ -540,14 +540,14 @@ func (c *ruleCase) setup(t testing.TB, id vl2.NetworkID, self identity.Address) 
 	if c.RemoteTags != nil {
 		other = &vl2.Membership{}
 		for _, x := range *c.RemoteTags {
-			other.Offer(&vl2.Tag{ID: x[0], Value: x[1], Timestamp: ruleTime - c.Age})
+			other.Offer(nil, &vl2.Tag{ID: x[0], Value: x[1], Timestamp: ruleTime - c.Age})
 		}
 		if len(c.RemoteOwned) > 0 {
 			coo := &vl2.COO{ID: 1, Timestamp: ruleTime - c.Age}
 			for _, s := range c.RemoteOwned {
 				coo.Things = append(coo.Things, thing(t, s))
 			}
-			other.Offer(coo)
+			other.Offer(nil, coo)
 		}
 	}
 	f := &vl2.FrameInfo{
@@ -605,7 +605,7 @@ func TestRuleVectors(t *testing.T) {
 				if other == nil {
 					other = &vl2.Membership{}
 				}
-				other.Offer(x)
+				other.Offer(nil, x)
 			} else {
 				own.Capabilities = append(own.Capabilities, x)
 			}

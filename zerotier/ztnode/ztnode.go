@@ -58,6 +58,11 @@ type Info struct {
 	Listening       []netip.AddrPort `json:"listeningOn"`
 	PortMapping     bool             `json:"portMappingEnabled"` // routers are asked to map a port
 	PortMappings    []PortMapping    `json:"portMappings,omitempty"`
+
+	// When the wall clock was set last while the node ran, by the new time, and by how many
+	// seconds, below zero for back. Zero if it never was.
+	ClockSet   time.Time `json:"clockSet,omitzero"`
+	ClockSetBy float64   `json:"clockSetBy,omitempty"`
 }
 
 // PortMapping is a UDP port that a router in front of this host maps to it.
@@ -86,6 +91,9 @@ type Network struct {
 	Revision    uint64         `json:"netconfRevision"`
 	Certificate time.Time      `json:"certificateExpiry,omitzero"` // zero without a certificate
 	AuthURL     string         `json:"authenticationURL,omitempty"`
+
+	// When the controller answered or sent something last; zero = not since the start.
+	LastController time.Time `json:"lastController,omitzero"`
 }
 
 // Route is a managed route. Without Via the target is on the network itself.

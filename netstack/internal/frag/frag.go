@@ -5,14 +5,17 @@
 // they came in.
 //
 // Bytes are bounded in total and per source; a source that has too much loses
-// its oldest packet, so that a flood of one doesn't stop the others.
+// its oldest packet, and when all have too much the greediest loses it, judged also by
+// network and sender, so that a flood of one doesn't stop the others.
 package frag
 
 import (
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
 
+	"ztgate/netstack/internal/fair"
 	"ztgate/netstack/internal/ipkt"
 )
 
@@ -42,6 +45,7 @@ type key struct {
 	id       uint32
 	proto    uint8
 	from     uint32
+	member   uint64
 }
 
 type piece struct {
@@ -49,7 +53,8 @@ type piece struct {
 	b        []byte
 }
 
-// packet is one that isn't complete. It is in the list of its source, oldest first.
+// packet is one that isn't complete. It is in the list of its source and in that of
+// its family, oldest first.
 type packet struct {
 	key        key
 	pieces     []piece // by place
@@ -59,36 +64,47 @@ type packet struct {
 	refused    bool
 	src        *source
 	prev, next *packet
+
+	older, newer *packet
 }
 
 // source is who sends fragments.
 type source struct {
-	addr        [16]byte
-	bytes       int
+	key         sourceKey
+	bytes       fair.Share[source]
 	first, last *packet
+}
+
+type sourceKey struct {
+	addr   [16]byte
+	member uint64
 }
 
 // Store holds fragments. It is safe for concurrent use.
 type Store struct {
 	mu      sync.Mutex
 	packets map[key]*packet
-	sources map[[16]byte]*source
-	bytes   int
+	sources map[sourceKey]*source
+	bytes   fair.Tree[source]
+	places  fair.Hash
+	ages    [2]struct{ first, last *packet } // of IPv4 and IPv6
 	lost    func(from uint32, fragments int)
 }
 
 // New makes an empty store. lost is told how many held fragments were given up;
 // it must not call the store.
 func New(lost func(from uint32, fragments int)) *Store {
-	return &Store{packets: make(map[key]*packet), sources: make(map[[16]byte]*source), lost: lost}
+	s := &Store{packets: make(map[key]*packet), sources: make(map[sourceKey]*source), places: fair.Hash{rand.Uint64(), rand.Uint64()}, lost: lost}
+	s.bytes.Equal = 2 // three packets
+	return s
 }
 
-// Add takes a copy of a fragment; from tells networks apart. With [Complete] it returns all fragments of the
-// packet in order.
-func (s *Store) Add(now int64, from uint32, v *ipkt.View) ([][]byte, Result) {
+// Add takes a copy of a fragment; from tells networks apart, member who sent it there, 0
+// for the VPC. With [Complete] it returns all fragments of the packet in order.
+func (s *Store) Add(now int64, from uint32, member uint64, v *ipkt.View) ([][]byte, Result) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := key{v.Src, v.Dst, v.FragID, 0, from}
+	k := key{v.Src, v.Dst, v.FragID, 0, from, member}
 	if !v.V6 {
 		k.proto = v.Proto
 	}
@@ -116,7 +132,7 @@ func (s *Store) Add(now int64, from uint32, v *ipkt.View) ([][]byte, Result) {
 	if !v.More {
 		p.total = n.to
 	}
-	s.account(p, len(n.b))
+	s.account(p, len(n.b), 0)
 	if p.complete() {
 		out := make([][]byte, len(p.pieces))
 		for i := range p.pieces {
@@ -168,10 +184,12 @@ func (p *packet) complete() bool {
 }
 
 func (s *Store) add(now int64, k key) *packet {
-	src := s.sources[k.src]
+	sk := sourceKey{k.src, k.member}
+	src := s.sources[sk]
 	if src == nil {
-		src = &source{addr: k.src}
-		s.sources[k.src] = src
+		src = &source{key: sk}
+		src.bytes = fair.Share[source]{Of: src, At: s.places.Place(k.member, &k.src)}
+		s.sources[sk] = src
 	}
 	p := &packet{key: k, born: now, src: src, prev: src.last}
 	if src.last == nil {
@@ -180,20 +198,28 @@ func (s *Store) add(now int64, k key) *packet {
 		src.last.next = p
 	}
 	src.last = p
+	age := &s.ages[p.family()]
+	if p.older = age.last; p.older == nil {
+		age.first = p
+	} else {
+		p.older.newer = p
+	}
+	age.last = p
 	s.packets[k] = p
-	s.account(p, overhead)
+	s.account(p, overhead, 1)
 	return p
 }
 
-func (s *Store) account(p *packet, n int) {
+// account adds bytes to a packet, which are as many packets more of its source. Sources
+// near each other are compared by these: one large datagram isn't much.
+func (s *Store) account(p *packet, n, packets int) {
 	p.bytes += n
-	p.src.bytes += n
-	s.bytes += n
+	s.bytes.AddRanked(&p.src.bytes, n, packets)
 }
 
 func (s *Store) remove(p *packet) {
 	delete(s.packets, p.key)
-	s.account(p, -p.bytes)
+	s.account(p, -p.bytes, -1)
 	src := p.src
 	if p.prev == nil {
 		src.first = p.next
@@ -205,15 +231,26 @@ func (s *Store) remove(p *packet) {
 	} else {
 		p.next.prev = p.prev
 	}
+	age := &s.ages[p.family()]
+	if p.older == nil {
+		age.first = p.newer
+	} else {
+		p.older.newer = p.newer
+	}
+	if p.newer == nil {
+		age.last = p.older
+	} else {
+		p.newer.older = p.older
+	}
 	if src.first == nil {
-		delete(s.sources, src.addr)
+		delete(s.sources, src.key)
 	}
 }
 
 // refuse gives up what is held of a packet and remembers to take no more of it.
 func (s *Store) refuse(p *packet) {
 	s.lost(p.key.from, len(p.pieces))
-	s.account(p, overhead-p.bytes)
+	s.account(p, overhead-p.bytes, 0)
 	p.pieces, p.refused = nil, true
 }
 
@@ -225,44 +262,47 @@ func (s *Store) give(p *packet) {
 
 // bound keeps the limits after p grew.
 func (s *Store) bound(p *packet) {
-	for src := p.src; src.bytes > perSource; {
+	for src := p.src; src.bytes.Count() > perSource; {
 		s.give(src.first)
 	}
-	for s.bytes > maxBytes {
-		s.give(s.largest().first)
+	for s.bytes.Count() > maxBytes {
+		s.give(s.bytes.Greediest(older).first)
 	}
 }
 
-// largest returns one of the sources that hold most: the largest of some, since
-// looking at all would take too long in a flood from many.
-func (s *Store) largest() (best *source) {
-	const some = 8
-	n := 0
-	for _, src := range s.sources { // in random order
-		if best == nil || src.bytes > best.bytes {
-			best = src
-		}
-		if n++; n == some {
-			break
-		}
-	}
-	return best
-}
+// older reports whether a's oldest packet is older than b's.
+func older(a, b *source) bool { return a.first.born < b.first.born }
 
-// Expire gives up packets whose rest doesn't come.
+// Expire gives up packets whose rest doesn't come. It holds the lock for short times
+// only, however many there are.
 func (s *Store) Expire(now int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, src := range s.sources {
-		for p := src.first; p != nil && now-p.born >= lifetime(p.key.proto == 0); p = src.first {
-			s.give(p)
+	const step = 64
+	for more := true; more; {
+		s.mu.Lock()
+		more = false
+		for family, l := range [...]int64{lifetime4, lifetime6} {
+			n := 0
+			for p := s.ages[family].first; p != nil && now-p.born >= l && n < step; p = s.ages[family].first {
+				s.give(p)
+				n++
+			}
+			more = more || n == step
 		}
+		s.mu.Unlock()
 	}
+}
+
+// family is 0 for IPv4, 1 for IPv6.
+func (p *packet) family() int {
+	if p.key.proto == 0 {
+		return 1
+	}
+	return 0
 }
 
 // Bytes returns how much is held.
 func (s *Store) Bytes() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.bytes
+	return s.bytes.Count()
 }

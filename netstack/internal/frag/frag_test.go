@@ -34,7 +34,7 @@ func TestOrders(t *testing.T) {
 		s := newStore(&lost)
 		var out [][]byte
 		for i, at := range order {
-			done, res := s.Add(1, 0, view(t, parts[at]))
+			done, res := s.Add(1, 0, 0, view(t, parts[at]))
 			if last := i == len(order)-1; last != (res == Complete) {
 				t.Errorf("4787-REQ-14: order %v, piece %d: result %d", order, i, res)
 			}
@@ -56,12 +56,12 @@ func TestOverlap(t *testing.T) {
 	ipkt.FixHeader(bad)
 	lost := 0
 	s := newStore(&lost)
-	s.Add(1, 0, view(t, parts[0]))
-	if _, res := s.Add(1, 0, view(t, bad)); res != Overlap {
+	s.Add(1, 0, 0, view(t, parts[0]))
+	if _, res := s.Add(1, 0, 0, view(t, bad)); res != Overlap {
 		t.Errorf("L-FRAG-OVERLAP: result %d", res)
 	}
 	for _, p := range parts {
-		if _, res := s.Add(1, 0, view(t, p)); res != Overlap {
+		if _, res := s.Add(1, 0, 0, view(t, p)); res != Overlap {
 			t.Errorf("good fragment after an overlap: result %d", res)
 		}
 	}
@@ -74,7 +74,7 @@ func TestExpire(t *testing.T) {
 	lost := 0
 	s := newStore(&lost)
 	parts := pkttest.Fragments(datagram("172.31.0.10", 7, 2048), 800, 800)
-	s.Add(1, 0, view(t, parts[0]))
+	s.Add(1, 0, 0, view(t, parts[0]))
 	s.Expire(1 + int64(29*time.Second))
 	if lost != 0 {
 		t.Error("given up early")
@@ -90,20 +90,62 @@ func TestFlood(t *testing.T) {
 	lost := 0
 	s := newStore(&lost)
 	own := pkttest.Fragments(datagram("172.31.9.9", 1, 2048), 800, 800)
-	s.Add(1, 0, view(t, own[0]))
+	s.Add(1, 0, 0, view(t, own[0]))
 	for i := range 20000 {
 		src := fmt.Sprintf("172.31.1.%d", i%100)
-		s.Add(1, 0, view(t, pkttest.Fragments(datagram(src, uint16(i), 2048), 800)[0]))
+		s.Add(1, 0, 0, view(t, pkttest.Fragments(datagram(src, uint16(i), 2048), 800)[0]))
 	}
 	if s.Bytes() > maxBytes {
 		t.Errorf("%d bytes held", s.Bytes())
 	}
-	s.Add(1, 0, view(t, own[1]))
-	if _, res := s.Add(1, 0, view(t, own[2])); res != Complete {
+	s.Add(1, 0, 0, view(t, own[1]))
+	if _, res := s.Add(1, 0, 0, view(t, own[2])); res != Complete {
 		t.Errorf("legitimate packet: result %d", res)
 	}
 	if lost == 0 {
 		t.Error("nothing counted as lost")
+	}
+}
+
+// TestForgedFlood: 4787-REQ-14a, floods from addresses that are all different, from the
+// VPC and from an overlay member, don't stop others, nor large datagrams beside them.
+func TestForgedFlood(t *testing.T) {
+	for name, tt := range map[string]struct {
+		member uint64
+		src    func(i int) string
+	}{
+		"a /24":  {0, func(i int) string { return fmt.Sprintf("172.31.9.%d", i%250) }},
+		"a /16":  {0, func(i int) string { return fmt.Sprintf("172.31.%d.%d", i/250%250, i%250) }},
+		"member": {5, func(i int) string { return fmt.Sprintf("10.%d.%d.%d", i%200, i/250%250, i%250) }},
+	} {
+		lost := 0
+		s := newStore(&lost)
+		n, now := 0, int64(1)
+		flood := func(count int) {
+			for range count {
+				n++
+				now += int64(10 * time.Microsecond)
+				s.Add(now, 0, tt.member, view(t, pkttest.Fragments(datagram(tt.src(n), uint16(n>>8), 2048), 800)[0]))
+			}
+		}
+		flood(20000)
+		for i := range 20 {
+			own := pkttest.Fragments(datagram("172.31.9.251", uint16(i), 40000), 1480, 1480)
+			s.Add(now, 0, 0, view(t, own[0]))
+			flood(1000)
+			s.Add(now, 0, 0, view(t, own[1]))
+			flood(1000)
+			if _, res := s.Add(now, 0, 0, view(t, own[2])); res != Complete {
+				t.Errorf("%s: datagram %d: result %d", name, i, res)
+			}
+		}
+		if s.Bytes() > maxBytes {
+			t.Errorf("%s: %d bytes held", name, s.Bytes())
+		}
+		s.Expire(now + int64(time.Minute))
+		if s.Bytes() != 0 {
+			t.Errorf("%s: %d bytes left", name, s.Bytes())
+		}
 	}
 }
 
@@ -119,7 +161,7 @@ func TestRandom(t *testing.T) {
 		if ipkt.Parse(b, &v) != ipkt.OK || !v.Fragment {
 			continue
 		}
-		done, res := s.Add(int64(i)*int64(time.Second)/4, 0, &v)
+		done, res := s.Add(int64(i)*int64(time.Second)/4, 0, 0, &v)
 		if res == Held || res == Complete {
 			given++
 		}

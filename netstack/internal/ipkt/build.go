@@ -1,6 +1,9 @@
 package ipkt
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"net/netip"
+)
 
 // ErrorKind is an ICMP error that a router sends.
 type ErrorKind uint8
@@ -98,22 +101,40 @@ func AppendReset(b []byte, v *View) []byte {
 			ack++
 		}
 	}
+	return appendRST(b, v, v.Dst, v.Src, v.DPort, v.SPort, seq, ack, flags)
+}
+
+// AppendResetOn appends the RST that ends the connection of TCP segment v at its
+// receiver, as if the segment's sender had sent it from src to dst.
+func AppendResetOn(b []byte, v *View, src, dst netip.AddrPort) []byte {
+	t := v.B[v.L4:]
+	return appendRST(b, v, Bytes(src.Addr()), Bytes(dst.Addr()), src.Port(), dst.Port(),
+		binary.BigEndian.Uint32(t[4:]), binary.BigEndian.Uint32(t[8:]), RST|v.Flags&ACK)
+}
+
+// TCPData returns how many bytes a TCP segment carries.
+func (v *View) TCPData() int {
+	t := v.B[v.L4:]
+	return len(t) - int(t[12]>>4)*4
+}
+
+func appendRST(b []byte, v *View, src, dst [16]byte, sport, dport uint16, seq, ack uint32, flags byte) []byte {
 	start := len(b)
 	if v.V6 {
 		b = append(b, 0x60, 0, 0, 0, 0, 20, TCP, 64)
-		b = append(append(b, v.Dst[:]...), v.Src[:]...)
+		b = append(append(b, src[:]...), dst[:]...)
 	} else {
 		b = append(b, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, TCP, 0, 0)
-		b = append(append(b, v.Dst[12:]...), v.Src[12:]...)
+		b = append(append(b, src[12:]...), dst[12:]...)
 		FixHeader(b[start:])
 	}
 	l4 := len(b)
-	b = binary.BigEndian.AppendUint16(b, v.DPort)
-	b = binary.BigEndian.AppendUint16(b, v.SPort)
+	b = binary.BigEndian.AppendUint16(b, sport)
+	b = binary.BigEndian.AppendUint16(b, dport)
 	b = binary.BigEndian.AppendUint32(b, seq)
 	b = binary.BigEndian.AppendUint32(b, ack)
 	b = append(b, 0x50, flags, 0, 0, 0, 0, 0, 0)
-	binary.BigEndian.PutUint16(b[l4+16:], Checksum(b[l4:], PseudoSum(v.V6, v.Dst, v.Src, TCP, 20)))
+	binary.BigEndian.PutUint16(b[l4+16:], Checksum(b[l4:], PseudoSum(v.V6, src, dst, TCP, 20)))
 	return b
 }
 

@@ -1,40 +1,96 @@
 package nat
 
-import "math/bits"
+import (
+	"ztgate/netstack/internal/fair"
+)
+
+// holding is what somebody has of the table.
+type holding struct {
+	live  int32                // flows but closed ones
+	ports [NumClasses][2]int32 // external ports by class, in all pools
+}
 
 // client is what one address that opens flows has of the table.
 type client struct {
-	addr       [16]byte
-	flows      int // all
-	live       int // but closed ones
-	halfOpen   int
-	ports      [NumClasses]int
-	opening    list // half-open flows, oldest first
-	tokens     float32
-	filled     uint32 // when tokens were added, coarse
-	bucket     int    // list of t.halfOpen it is in, -1 = none
-	prev, next *client
+	key    clientKey
+	member uint8 // see Table.members
+	holding
+	flows   int32  // all
+	evicted uint32 // flows that made room
+	refused uint32
+	tokens  float32
+	filled  uint32             // when tokens were added, coarse
+	opening list               // half-open flows, oldest first
+	half    fair.Share[client] // their number
+	shares  *portShare         // of ports that can be taken from it
+	spare   *client
 }
 
-func (t *Table) clientOf(a [16]byte) *client {
-	c := t.clients[a]
+// clientKey tells clients apart: networks may have the same addresses.
+type clientKey struct {
+	addr [16]byte
+	from uint16 // 0 = the VPC, else the network's slot and one
+}
+
+func keyOfClient(addr [16]byte, side Side, slot uint16) clientKey {
+	if side == VPC {
+		return clientKey{addr: addr}
+	}
+	return clientKey{addr, slot + 1}
+}
+
+func (f *Flow) clientKey() clientKey { return keyOfClient(f.Client(), f.From(), f.Slot) }
+
+// newClient makes the account of a client. Those of the VPC belong to no member.
+func (t *Table) newClient(c *client, k clientKey, member uint64) {
+	*c = client{key: k, tokens: float32(t.set.FlowRatePerClient), filled: t.now}
+	if k.from != 0 {
+		c.member = uint8(1 + mix(member^t.seed[4], uint64(k.from)^t.seed[5])%(maxMembers-1))
+	}
+	c.half = fair.Share[client]{Of: c, At: t.places.Place(uint64(c.member), &k.addr)}
+}
+
+// clientFor returns the client that opens a flow.
+func (t *Table) clientFor(k clientKey, member uint64) *client {
+	c := t.clients[k]
 	if c == nil {
-		c = &client{addr: a, bucket: -1, tokens: float32(t.set.FlowRatePerClient), filled: t.now}
-		t.clients[a] = c
+		if c = t.spareClients; c != nil {
+			t.spareClients = c.spare
+		} else {
+			c = new(client)
+		}
+		t.newClient(c, k, member)
+		t.clients[k] = c
 	}
 	return c
 }
 
-// leaveClient takes a removed flow off its client.
-func (t *Table) leaveClient(f *Flow, state uint32) {
-	c := t.clientOf(f.Client())
-	c.flows--
-	if !isClosed(state) {
-		c.live--
+// clientOf returns the client of a flow in the table.
+func (t *Table) clientOf(f *Flow) *client { return t.clients[f.clientKey()] }
+
+// leave takes a flow off the number of a client's flows.
+func (t *Table) leave(c *client) {
+	if c.flows--; c.flows == 0 {
+		delete(t.clients, c.key)
+		c.spare, t.spareClients = t.spareClients, c
 	}
-	if c.flows == 0 {
-		delete(t.clients, c.addr)
-	}
+}
+
+// addLive counts flows of a client that aren't closed.
+func (t *Table) addLive(c *client, n int) {
+	c.live += int32(n)
+	t.members[c.member].live += int32(n)
+}
+
+// addPort counts external ports of a client.
+func (t *Table) addPort(c *client, class, portClass, n int) {
+	c.ports[class][portClass] += int32(n)
+	t.members[c.member].ports[class][portClass] += int32(n)
+}
+
+// portsOf returns how many external ports of a protocol class a holding has.
+func (h *holding) portsOf(class int) int {
+	return int(h.ports[class][lowPorts] + h.ports[class][highPorts])
 }
 
 // allowRate takes a token of a client.
@@ -64,62 +120,55 @@ func (t *Table) closedList(f *Flow) *list {
 }
 
 // joinLists puts a flow into the list of its state.
-func (t *Table) joinLists(id uint32, f *Flow) {
+func (t *Table) joinLists(c *client, id uint32, f *Flow) {
 	switch s := f.state.Load(); {
 	case isHalfOpen(s):
-		c := t.clientOf(f.Client())
 		t.enlist(&c.opening, id, f)
-		c.halfOpen++
-		t.rebucket(c)
+		t.halfOpen.Add(&c.half, 1)
 	case isClosed(s):
 		t.enlist(t.closedList(f), id, f)
 	}
 }
 
 // leaveLists is the inverse of joinLists.
-func (t *Table) leaveLists(f *Flow, state uint32) {
+func (t *Table) leaveLists(c *client, f *Flow, state uint32) {
 	switch {
 	case isHalfOpen(state):
-		c := t.clientOf(f.Client())
 		t.unlist(&c.opening, f)
-		c.halfOpen--
-		t.rebucket(c)
+		t.halfOpen.Add(&c.half, -1)
 	case isClosed(state):
 		t.unlist(t.closedList(f), f)
 	}
 }
 
-// rebucket puts a client into the list of those with about as many half-open flows.
-func (t *Table) rebucket(c *client) {
-	want := bits.Len(uint(c.halfOpen)) - 1 // -1 for none
-	if want == c.bucket {
-		return
-	}
-	if c.bucket >= 0 {
-		if c.prev != nil {
-			c.prev.next = c.next
-		} else {
-			t.halfOpen[c.bucket] = c.next
-		}
-		if c.next != nil {
-			c.next.prev = c.prev
-		}
-	}
-	c.bucket, c.prev, c.next = want, nil, nil
-	if want >= 0 {
-		c.next = t.halfOpen[want]
-		if c.next != nil {
-			c.next.prev = c
-		}
-		t.halfOpen[want] = c
-	}
+// memberFull reports an overlay member that has all the flows it may have, whatever
+// addresses it uses.
+func (t *Table) memberFull(c *client) bool {
+	return c.member != 0 && t.memberFlows > 0 && int(t.members[c.member].live) >= t.memberFlows
 }
 
-// makeRoom removes one flow that may go: the longest closed one, else the oldest
-// half-open one of a client that has most of them. Established flows never go
-// (decision D4).
-func (t *Table) makeRoom() bool {
-	id := t.expendable()
+// oldestOf returns the half-open flow that makes room for another one of a client or,
+// if it has none, of its member; 0 if there is none.
+func (t *Table) oldestOf(c *client, member bool) uint32 {
+	if c.opening.first == 0 && member {
+		if other := t.halfOpen.Near(c.half.At, t.older); other != nil && other.member == c.member {
+			return other.opening.first
+		}
+	}
+	return c.opening.first
+}
+
+// bound is how many flows there may be when a client opens one: what is left last is
+// kept for those who have few.
+func (t *Table) bound(c *client) int {
+	if int(c.live) >= t.keepFor {
+		return t.set.MaxFlows - t.kept
+	}
+	return t.set.MaxFlows
+}
+
+// evict removes a flow to make room; false if there is none.
+func (t *Table) evict(id uint32) bool {
 	if id == 0 {
 		return false
 	}
@@ -127,7 +176,14 @@ func (t *Table) makeRoom() bool {
 	return true
 }
 
-// expendable returns the flow that makes room for another, 0 if none may go.
+// older reports whether a's oldest half-open flow is older than b's.
+func (t *Table) older(a, b *client) bool {
+	return int32(t.flow(a.opening.first).last.Load()-t.flow(b.opening.first).last.Load()) < 0
+}
+
+// expendable returns the flow that makes room for another, 0 if none may go: the
+// longest closed one, else the oldest half-open one of the greediest client.
+// Established flows never go (decision D4).
 func (t *Table) expendable() (oldest uint32) {
 	try := func(id uint32) {
 		if id != 0 && (oldest == 0 || int32(t.flow(id).last.Load()-t.flow(oldest).last.Load()) < 0) {
@@ -138,8 +194,8 @@ func (t *Table) expendable() (oldest uint32) {
 	for _, p := range t.pools[1:] {
 		try(p.closed.first)
 	}
-	for i := len(t.halfOpen) - 1; i >= 0 && oldest == 0; i-- {
-		if c := t.halfOpen[i]; c != nil {
+	if oldest == 0 {
+		if c := t.halfOpen.Greediest(t.older); c != nil {
 			oldest = c.opening.first
 		}
 	}

@@ -2,6 +2,7 @@ package nat
 
 import (
 	"encoding/binary"
+	"net/netip"
 
 	"ztgate/netstack/internal/ipkt"
 )
@@ -72,21 +73,28 @@ func skipExtensions(b []byte) (proto uint8, l4 int, ok bool) {
 // TranslateError rewrites an ICMP error from a side, with the packet it quotes,
 // for the other side, and returns the flow it is about and the direction the
 // error goes in, nil if there is none (RFC 5508 §4). Errors with a wrong checksum
-// and those that don't fit the packet they quote belong to no flow.
-func (t *Table) TranslateError(now int64, side Side, v *ipkt.View) (f *Flow, dir int) {
+// and those that don't fit the packet they quote belong to no flow; those that quote
+// a TCP segment which wasn't sent lately are out of its window.
+func (t *Table) TranslateError(now int64, side Side, v *ipkt.View) (f *Flow, dir int, verdict Verdict) {
 	if !v.First || v.Fragment || !v.ChecksumOK() {
-		return nil, 0
+		return nil, 0, Pass
 	}
 	q, ok := parseQuoted(v.B[v.L4+8:], v.V6)
 	if !ok || q.src != v.Dst {
-		return nil, 0
+		return nil, 0, Pass
 	}
 	// The quoted packet went the other way: turned round, it is as if it came from
 	// this side.
 	k := Key{src: q.dst, dst: q.src, sport: q.dport, dport: q.sport, proto: q.proto, side: side}
 	t.sum(&k)
-	if f, dir = t.Find(now, &k); f == nil || f.flags&(flagSource|flagDestination) == 0 {
-		return f, dir
+	if f, dir = t.Find(now, &k); f == nil {
+		return nil, 0, Pass
+	}
+	if q.proto == ipkt.TCP && !t.sentLately(f, 1-dir, binary.BigEndian.Uint32(q.b[q.l4+4:])) {
+		return f, dir, OutOfWindow
+	}
+	if f.flags&(flagSource|flagDestination) == 0 {
+		return f, dir, Pass
 	}
 	if dir == FromClient {
 		q.set(true, f.Server(), f.ServerPort())
@@ -104,7 +112,25 @@ func (t *Table) TranslateError(now int64, side Side, v *ipkt.View) (f *Flow, dir
 		setAddr(v, false, f.Client())
 	}
 	finish(v)
-	return f, dir
+	return f, dir, Pass
+}
+
+// sentLately reports whether a sequence number can be of a segment of a direction that
+// is still under way (RFC 5927 §4).
+func (t *Table) sentLately(f *Flow, dir int, seq uint32) bool {
+	d, other := &f.dir[dir], &f.dir[1-dir]
+	w := d.window.Load()
+	if t.set.NoWindow || w&winSeen == 0 || (w|other.window.Load())&winLiberal != 0 {
+		return true
+	}
+	end := d.end.Load()
+	return !after(seq, end) && !after(end-max(other.maxWindow(d), 66000)-1, seq)
+}
+
+// QuotedTarget returns where the packet went that an ICMP error quotes.
+func QuotedTarget(v *ipkt.View) (dst netip.Addr, ok bool) {
+	q, ok := parseQuoted(v.B[v.L4+8:], v.V6)
+	return ipkt.Addr(q.dst), ok
 }
 
 // SetErrorSource replaces who sent an ICMP error.

@@ -10,12 +10,20 @@ import (
 )
 
 // Mapping is the external endpoint of a client's endpoint. For ICMP queries ports
-// are identifiers.
+// are identifiers. With a server it is one flow, whether or not its endpoint is mapped.
 type Mapping struct {
 	Proto    uint8          `json:"protocol"`
 	Client   netip.AddrPort `json:"client"`
 	External netip.AddrPort `json:"external"`
+	// Of a flow:
+	Target  netip.AddrPort `json:"target,omitzero"` // the server as the client names it
+	Server  netip.AddrPort `json:"server,omitzero"`
+	From    Side           `json:"from,omitzero"`    // of the client
+	Network uint64         `json:"network,omitzero"` // that it uses
 }
+
+// IsFlow reports whether m is a flow.
+func (m *Mapping) IsFlow() bool { return m.Server.IsValid() }
 
 // maxImportedPools bounds what a list of mappings may claim: a pool takes 70 KB.
 const maxImportedPools = 64
@@ -40,7 +48,7 @@ func (t *Table) Mappings() (out []Mapping) {
 				for left := p.used[w]; left != 0; left &= left - 1 {
 					port := uint16(w*64 + bits.TrailingZeros64(left))
 					m := p.at(port)
-					out = append(out, Mapping{p.key.proto, netip.AddrPortFrom(ipkt.Addr(m.client), m.port), netip.AddrPortFrom(ext, port)})
+					out = append(out, Mapping{Proto: p.key.proto, Client: netip.AddrPortFrom(ipkt.Addr(m.client), m.port), External: netip.AddrPortFrom(ext, port)})
 				}
 			}
 			t.mu.Unlock()
@@ -50,7 +58,7 @@ func (t *Table) Mappings() (out []Mapping) {
 }
 
 // Import keeps the mappings of an earlier table quarantined for their owners. It
-// returns how many it took: those that are wrong, taken or too many are left out.
+// returns how many it took: flows and those that are wrong, taken or too many are left out.
 func (t *Table) Import(now int64, list []Mapping) (n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -60,6 +68,9 @@ func (t *Table) Import(now int64, list []Mapping) (n int) {
 	}
 	for i := range list[:min(len(list), t.set.MaxFlows)] {
 		m := &list[i]
+		if m.IsFlow() {
+			continue
+		}
 		client, ext := m.Client.Addr(), m.External.Addr()
 		if !client.IsValid() || !ext.IsValid() || client.Is4() != ext.Is4() || client.Is4In6() || ext.Is4In6() ||
 			client.Zone() != "" || ext.Zone() != "" ||
@@ -70,7 +81,7 @@ func (t *Table) Import(now int64, list []Mapping) (n int) {
 		if _, ok := t.byAddr[key]; !ok && len(t.pools) > maxImportedPools {
 			continue
 		}
-		p, owner := t.pools[t.poolOf(key.ext, key.proto)], ipkt.Bytes(client)
+		p, owner := t.pools[t.poolOf(key.ext, key.proto)], clientKey{addr: ipkt.Bytes(client)}
 		if !p.free(m.External.Port()) || p.find(t, &owner, m.Client.Port()) != 0 {
 			continue
 		}
@@ -93,4 +104,25 @@ func validPort(proto uint8, v4 bool, client, ext uint16) bool {
 		return false
 	}
 	return sameClass(proto, client, ext)
+}
+
+// Resume opens a flow of an earlier table again, which was answered or may be, and
+// whose next packet may come from either side. Its sequence numbers aren't known. It is
+// refused unless it gets its external endpoint back.
+func (t *Table) Resume(now int64, m *Mapping, n *NewFlow) (*Flow, Refusal) {
+	client, target := m.Client, m.Target
+	k := t.TupleKey(m.From, m.Proto, client.Addr(), target.Addr(), client.Port(), target.Port())
+	v := ipkt.View{V6: client.Addr().Is6(), Proto: m.Proto, Flags: tcpACK}
+	f, _, why := t.Open(now, k, &v, n)
+	if why != Accepted {
+		return nil, why
+	}
+	if ipkt.Addr(f.External()) != m.External.Addr() || f.ExtPort() != m.External.Port() {
+		t.Remove(f)
+		return nil, Clash
+	}
+	for i := range f.dir {
+		f.dir[i].window.CompareAndSwap(0, winLiberal)
+	}
+	return f, Accepted
 }

@@ -19,8 +19,8 @@ func TestImport(t *testing.T) {
 	replaced := old.out(v2)
 	kept := old.tab.Mappings()
 	want := []Mapping{
-		{ipkt.UDP, pkttest.Addr(v1), netip.MustParseAddrPort("10.0.0.1:4000")},
-		{ipkt.UDP, pkttest.Addr(v2), netip.MustParseAddrPort(replaced)},
+		{Proto: ipkt.UDP, Client: pkttest.Addr(v1), External: netip.MustParseAddrPort("10.0.0.1:4000")},
+		{Proto: ipkt.UDP, Client: pkttest.Addr(v2), External: netip.MustParseAddrPort(replaced)},
 	}
 	slices.SortFunc(kept, func(a, b Mapping) int { return a.Client.Compare(b.Client) })
 	if !slices.Equal(kept, want) {
@@ -72,7 +72,7 @@ func (p *player) out(client string) (ext string) {
 func TestImportRefuses(t *testing.T) {
 	p := newPlayer(t, Settings{MaxFlows: 1000})
 	m := func(proto uint8, client, ext string) Mapping {
-		return Mapping{proto, netip.MustParseAddrPort(client), netip.MustParseAddrPort(ext)}
+		return Mapping{Proto: proto, Client: netip.MustParseAddrPort(client), External: netip.MustParseAddrPort(ext)}
 	}
 	if n := p.tab.Import(p.now, []Mapping{
 		{},

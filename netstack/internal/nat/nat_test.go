@@ -424,24 +424,32 @@ func endpoint(i int) string {
 	return fmt.Sprintf("172.31.%d.%d:%d", i/50000/250, 1+i/50000%250, 1024+i%50000)
 }
 
-// TestPortExhaustion uses up the ports of the address.
+// TestPortExhaustion uses up the ports of the address with answered flows.
 func TestPortExhaustion(t *testing.T) {
 	for _, mode := range []PortSharing{NoSharing, ByDestination} {
 		if mode != NoSharing && testing.Short() {
 			break
 		}
 		p := newPlayer(t, Settings{PortSharing: mode})
-		opened := 0
+		opened, outside, refused := 0, map[int]bool{}, int64(0)
 		for i := range 62000 {
-			if got, _ := p.send(VPC, pkttest.UDP(endpoint(i), o1, "x")); got != "" {
-				opened++
+			host := i % 1100
+			got, _ := p.send(VPC, pkttest.UDP(fmt.Sprintf("172.31.%d.%d:%d", host/250, 1+host%250, 1024+i), o1, "x"))
+			if got == "" {
+				refused++
+				continue
 			}
+			opened++
+			var port int
+			fmt.Sscanf(got, "udp 10.0.0.1:%d", &port)
+			outside[port] = true
+			p.mustPass("answer", Overlay, pkttest.UDP(o1, fmt.Sprintf("10.0.0.1:%d", port), "x"))
 		}
-		if want := 64512 - (LocalPortLast - LocalPortFirst + 1); opened != want {
-			t.Errorf("6888-REQ-13: %d flows to one destination, want %d", opened, want)
+		if want := 64512 - (LocalPortLast - LocalPortFirst + 1); opened != want || len(outside) != want {
+			t.Errorf("6888-REQ-13: %d flows at %d ports to one destination, want %d", opened, len(outside), want)
 		}
-		if n := p.tab.stats.Refused[ClassUDP][NoPort].Load(); n != int64(62000-opened) {
-			t.Errorf("%d refusals counted, want %d", n, 62000-opened)
+		if n := p.tab.stats.Refused[ClassUDP][NoPort].Load(); n != refused {
+			t.Errorf("%d refusals counted, want %d", n, refused)
 		}
 		got, why := p.send(VPC, pkttest.UDP("172.31.200.1:4000", "10.0.0.11:80", "x"))
 		if (got != "") != (mode == ByDestination) {
@@ -449,6 +457,7 @@ func TestPortExhaustion(t *testing.T) {
 		}
 		p.want("existing mapping, other destination", VPC, pkttest.UDP("172.31.0.1:1024", "10.0.0.11:80", "x"), "udp 10.0.0.1:1024 > 10.0.0.11:80")
 		p.mustPass("low port", VPC, pkttest.UDP("172.31.200.1:500", o1, "x"))
+		p.check()
 	}
 }
 
@@ -569,7 +578,8 @@ func (p *player) check() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	flows, halfOpen, chained := 0, 0, 0
-	refs := map[*mapping]uint32{}
+	refs, firm := map[*mapping]int{}, map[*mapping]bool{}
+	live := map[*client]int32{}
 	for id := uint32(1); id <= t.used; id++ {
 		f := t.flow(id)
 		s := f.state.Load()
@@ -580,8 +590,13 @@ func (p *player) check() {
 		if isHalfOpen(s) {
 			halfOpen++
 		}
+		if !isClosed(s) {
+			live[t.clientOf(f)]++
+		}
 		if f.Mapped() {
-			refs[t.pools[f.pool].at(f.ExtPort())]++
+			m := t.pools[f.pool].at(f.ExtPort())
+			refs[m]++
+			firm[m] = firm[m] || isFirm(s)
 		}
 		for dir := range 2 {
 			k := f.key(dir)
@@ -600,31 +615,86 @@ func (p *player) check() {
 		p.t.Errorf("%d flows, %d references, count %d", flows, chained, t.count)
 	}
 	all, half := 0, 0
+	var members [maxMembers]holding
 	for _, c := range t.clients {
-		all += c.flows
-		half += c.halfOpen
+		all += int(c.flows)
+		half += c.half.Count()
+		if c.live != live[c] {
+			p.t.Errorf("client %v has %d live flows, counted %d", ipkt.Addr(c.key.addr), live[c], c.live)
+		}
+		m := &members[c.member]
+		m.live += c.live
+		for class := range c.ports {
+			for pc, n := range c.ports[class] {
+				m.ports[class][pc] += n
+			}
+		}
 	}
-	if all != flows || half != halfOpen {
-		p.t.Errorf("clients have %d flows, %d half-open; the table %d and %d", all, half, flows, halfOpen)
+	if all != flows || half != halfOpen || t.halfOpen.Count() != halfOpen {
+		p.t.Errorf("clients have %d flows, %d half-open; the table %d and %d, counted %d", all, half, flows, halfOpen, t.halfOpen.Count())
 	}
+	if members != t.members {
+		p.t.Error("members have more or less than their clients")
+	}
+	inUse := 0
 	for _, pool := range t.pools[1:] {
-		used := 0
+		used, weak := 0, [2]int{}
 		for port := range 1 << 16 {
-			if !pool.used.has(uint16(port)) {
+			port := uint16(port)
+			if !pool.used.has(port) {
+				if pool.listed.has(port) {
+					p.t.Errorf("port %d is weak and not used", port)
+				}
 				continue
 			}
 			used++
-			if m := pool.at(uint16(port)); !pool.quarantined.has(uint16(port)) && m.n != refs[m] {
-				p.t.Errorf("port %d has %d flows, counted %d", port, refs[m], m.n)
+			if pool.quarantined.has(port) {
+				continue
+			}
+			m, n, firmFirst := pool.at(port), 0, true
+			inUse++
+			for id := m.flows; id != 0; id = t.links(id).next {
+				if n > 0 && id == m.flows {
+					break
+				}
+				now := isFirm(t.flow(id).state.Load())
+				if now && !firmFirst {
+					p.t.Errorf("port %d has a firm flow behind others", port)
+				}
+				firmFirst = now
+				n++
+			}
+			if n != refs[m] {
+				p.t.Errorf("port %d has %d flows, counted %d", port, refs[m], n)
+			}
+			if pool.listed.has(port) == firm[m] {
+				p.t.Errorf("port %d is weak %v, has a firm flow %v", port, pool.listed.has(port), firm[m])
+			}
+			if pool.listed.has(port) {
+				weak[portClass(pool.key.proto, port)]++
 			}
 		}
-		left := pool.left
-		if pool.countLeft(); pool.left != left {
-			p.t.Errorf("%v ports left by class, counted %v", pool.left, left)
+		left, size := pool.left, pool.size
+		if pool.countLeft(); pool.left != left || pool.size != size {
+			p.t.Errorf("%v ports left of %v by class, counted %v of %v", pool.left, pool.size, left, size)
 		}
 		if used != pool.inUse+pool.inQuarantine {
 			p.t.Errorf("%d ports used, counted %d in use and %d resting", used, pool.inUse, pool.inQuarantine)
 		}
+		for pc, n := range weak {
+			if pool.weak[pc] != nil && pool.weak[pc].Count() != n || pool.weak[pc] == nil && n > 0 {
+				p.t.Errorf("%d weak ports in class %d, counted otherwise", n, pc)
+			}
+		}
+	}
+	ports := 0
+	for class := range members[0].ports {
+		for i := range members {
+			ports += members[i].portsOf(class)
+		}
+	}
+	if ports != inUse {
+		p.t.Errorf("%d ports in use, clients have %d", inUse, ports)
 	}
 }
 
@@ -696,7 +766,7 @@ func TestErrors(t *testing.T) {
 		}
 		p.r.Enter()
 		defer p.r.Leave()
-		if f, _ := p.tab.TranslateError(p.now, side, &v); f == nil {
+		if f, _, _ := p.tab.TranslateError(p.now, side, &v); f == nil {
 			return ""
 		}
 		return pkttest.Describe(b)

@@ -17,11 +17,14 @@ const (
 	NotFirst            // such a packet can't begin a flow
 	Protocol            // can't be translated
 	Clash               // another flow has this tuple on the other side
+	MemberFull          // the overlay member has all the flows it may have, whatever addresses it uses
+	MemberPorts         // or ports
 	NumRefusals = iota
 )
 
 // RefusalNames are the label values.
-var RefusalNames = [NumRefusals]string{"", "table_full", "client_flows", "client_ports", "client_rate", "no_port", "not_first", "protocol", "clash"}
+var RefusalNames = [NumRefusals]string{"", "table_full", "client_flows", "client_ports", "client_rate", "no_port", "not_first", "protocol", "clash",
+	"member_flows", "member_ports"}
 
 // Source says what becomes of a flow's source.
 type Source uint8
@@ -36,6 +39,7 @@ const (
 type NewFlow struct {
 	Slot       uint16
 	Generation uint32
+	Member     uint64 // of the overlay that sent the packet
 	To         Side
 	Source     Source
 	Address    [16]byte // for the source
@@ -96,28 +100,28 @@ func (t *Table) mayBegin(k *Key, v *ipkt.View, n *NewFlow, translated bool) Refu
 // open makes a flow. It returns its reference. t.mu is held.
 func (t *Table) open(now uint32, k *Key, v *ipkt.View, n *NewFlow) (uint32, Refusal) {
 	t.now = max(t.now, now)
-	c := t.clientOf(k.src)
+	c := t.clientFor(keyOfClient(k.src, k.side, n.Slot), n.Member)
 	c.flows++ // first, so that it stays while others are evicted
 	ref, why := t.openFor(now, c, k, v, n)
 	if why != Accepted {
-		c.flows--
-		if c.flows == 0 {
-			delete(t.clients, c.addr)
-		}
+		c.refused++
+		t.leave(c)
 	}
 	return ref, why
 }
 
 func (t *Table) openFor(now uint32, c *client, k *Key, v *ipkt.View, n *NewFlow) (uint32, Refusal) {
 	switch {
-	case c.live >= t.set.MaxFlowsPerClient && !t.evictOwn(c):
+	case int(c.live) >= t.set.MaxFlowsPerClient && !t.evict(t.oldestOf(c, false)):
 		return 0, ClientFull
+	case t.memberFull(c) && !t.evict(t.oldestOf(c, true)):
+		return 0, MemberFull
 	case !t.allowRate(now, c):
 		return 0, ClientRate
-	case t.set.MaxHalfOpen > 0 && c.halfOpen >= t.set.MaxHalfOpen:
-		t.evictOwn(c)
+	case t.set.MaxHalfOpen > 0 && c.half.Count() >= t.set.MaxHalfOpen:
+		t.evict(c.opening.first)
 	}
-	if t.count >= t.set.MaxFlows && !t.makeRoom() {
+	if t.count >= t.bound(c) && !t.evict(t.expendable()) {
 		return 0, TableFull
 	}
 	id := t.alloc()
@@ -127,34 +131,24 @@ func (t *Table) openFor(now uint32, c *client, k *Key, v *ipkt.View, n *NewFlow)
 	f := t.flow(id)
 	*f = Flow{}
 	t.fill(now, f, k, v, n)
-	if why := t.translate(now, f, n); why != Accepted {
+	if why := t.translate(now, c, id, f, n); why != Accepted {
 		f.state.Store(stateFree)
 		f.lnext, t.free = t.free, id
 		return 0, why
 	}
 	f.deltas()
-	c.live++
+	t.addLive(c, 1)
 	back := f.key(FromServer)
 	t.sum(&back)
 	t.link(id, f, FromServer, &back)
 	t.link(id, f, FromClient, k)
-	t.joinLists(id, f)
+	t.joinLists(c, id, f)
 	t.wheel.add(t, id, f)
 	t.count++
 	class := ClassOf(f.Proto())
 	t.stats.Live[class].Add(1)
 	t.stats.Created[class].Add(1)
 	return id<<1 | FromClient, Accepted
-}
-
-// evictOwn removes a client's oldest half-open flow.
-func (t *Table) evictOwn(c *client) bool {
-	id := c.opening.first
-	if id == 0 {
-		return false
-	}
-	t.remove(id, t.flow(id), Evicted)
-	return true
 }
 
 func (t *Table) fill(now uint32, f *Flow, k *Key, v *ipkt.View, n *NewFlow) {
@@ -185,7 +179,8 @@ func (t *Table) fill(now uint32, f *Flow, k *Key, v *ipkt.View, n *NewFlow) {
 
 // translate gives a flow its external source and makes sure that nobody else has
 // its tuple on the other side.
-func (t *Table) translate(now uint32, f *Flow, n *NewFlow) Refusal {
+func (t *Table) translate(now uint32, c *client, id uint32, f *Flow, n *NewFlow) Refusal {
+	sharing := false
 	switch n.Source {
 	case Keep:
 	case Map:
@@ -196,44 +191,70 @@ func (t *Table) translate(now uint32, f *Flow, n *NewFlow) Refusal {
 		}
 	case Masquerade:
 		f.flags |= flagSource
-		why := t.acquire(now, f, n.Address)
-		if why == NoPort && t.set.PortSharing == ByDestination {
-			return t.share(f)
+		sharing = t.set.PortSharing == ByDestination
+		why := t.acquire(now, c, id, f, n.Address, !sharing)
+		if why == NoPort && sharing {
+			if t.share(c, f) {
+				return Accepted
+			}
+			why = t.acquire(now, c, id, f, n.Address, true)
 		}
 		if why != Accepted {
 			return why
 		}
 	}
-	if !t.taken(f) {
+	switch other, otherID := t.taker(f); {
+	case other == nil:
+		return Accepted
+	case sharing && t.yields(other): // it shares a port that belongs to nobody any more
+		t.evict(otherID)
 		return Accepted
 	}
 	if f.Mapped() {
-		t.release(f, Closed)
+		t.release(c, id, f, Closed)
 		f.flags &^= flagMapped
+	}
+	if sharing && t.share(c, f) {
+		return Accepted
 	}
 	return Clash
 }
 
-// taken reports whether another flow has the same tuple on the server's side.
-func (t *Table) taken(f *Flow) bool {
+// taker returns the flow that has the same tuple on the server's side, nil if there is
+// none.
+func (t *Table) taker(f *Flow) (*Flow, uint32) {
 	back := f.key(FromServer)
 	t.sum(&back)
-	other, _ := t.lookup(&back)
-	return other != nil
+	other, ref := t.lookup(&back)
+	return other, ref >> 1
 }
 
-// share gives a flow a port of others that isn't used towards its server.
-func (t *Table) share(f *Flow) Refusal {
+// yields reports a flow at a shared port that leaves it to the port's new owner.
+func (t *Table) yields(f *Flow) bool {
+	return !f.Mapped() && f.To() == Overlay && !isFirm(f.state.Load())
+}
+
+// share gives a flow a port of others that isn't used towards its server; what is free is
+// left to who will own it. Who has much already gets only every other port, so that
+// nobody has all of them towards a server.
+func (t *Table) share(c *client, f *Flow) bool {
 	const tries = 128
+	if f.pool == 0 {
+		return false
+	}
+	p, pc := t.pools[f.pool], portClass(f.Proto(), f.ClientPort())
+	most := int(c.live) >= few(p.size[pc]) || t.overPorts(p, c, pc) != Accepted
 	client, clientPort := f.Client(), f.ClientPort()
 	ranges := portRange(f.Proto(), clientPort)
 	n := uint64(ranges[0][1]) + 1 - uint64(ranges[0][0])
 	for round := range uint64(tries) {
 		port := ranges[0][0] + uint16(t.endpointHash(&client, clientPort, round+1)>>16%n)
 		f.setPort(endExternal, port)
-		if !t.pools[f.pool].reserved.has(port) && !t.taken(f) {
-			return Accepted
+		if p.used.has(port) && !p.reserved.has(port) && !(most && port%2 != 0) {
+			if other, _ := t.taker(f); other == nil {
+				return true
+			}
 		}
 	}
-	return NoPort
+	return false
 }

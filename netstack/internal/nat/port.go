@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"net/netip"
 
+	"ztgate/netstack/internal/fair"
 	"ztgate/netstack/internal/ipkt"
 )
 
@@ -16,11 +17,14 @@ type pool struct {
 	used         portSet
 	reserved     portSet // never chosen: port 0, the gateway's own and those of forwards
 	left         [2]int  // ports neither used nor reserved, by class
+	size         [2]int  // ports not reserved
 	quarantined  portSet // in used, but without flows: kept for their owners
 	pages        [256]*[256]mapping
-	heads        [mappingHeads]uint16 // chains of mappings by client endpoint
-	quarantine   struct{ first, last uint16 }
-	closed       list // closed flows whose ports can be used again, oldest first
+	heads        [mappingHeads]uint16     // chains of mappings by client endpoint
+	quarantine   [2]portList              // by class, oldest first
+	weak         [2]*fair.Tree[portShare] // ports without a firm flow, by class
+	listed       portSet                  // those ports
+	closed       list                     // closed flows whose ports can be used again, oldest first
 	inUse        int
 	inQuarantine int
 	failures     uint64
@@ -39,8 +43,50 @@ type mapping struct {
 	client     [16]byte
 	port       uint16
 	next       uint16 // in the chain
-	prev, link uint16 // in the list of quarantined ones
-	n          uint32 // flows; of a quarantined one: when that ends, coarse
+	prev, link uint16 // in the list of quarantined or of weak ones
+	// flows is the first of its flows, which are in a ring: firm ones, then others. Of
+	// a quarantined one it is when that ends, coarse.
+	flows uint32
+}
+
+// portList is a list of mappings by their ports.
+type portList struct{ first, last uint16 }
+
+func (p *pool) enlist(l *portList, port uint16) {
+	m := p.at(port)
+	m.prev, m.link = l.last, 0
+	if l.last == 0 {
+		l.first = port
+	} else {
+		p.at(l.last).link = port
+	}
+	l.last = port
+}
+
+func (p *pool) unlist(l *portList, port uint16) {
+	m := p.at(port)
+	if m.prev == 0 {
+		l.first = m.link
+	} else {
+		p.at(m.prev).link = m.link
+	}
+	if m.link == 0 {
+		l.last = m.prev
+	} else {
+		p.at(m.link).prev = m.prev
+	}
+	m.prev, m.link = 0, 0
+}
+
+// portShare is the weak ports of a client in a class of a pool, oldest first: those
+// whose flows are all half-open or closed, so that they can be taken from it.
+type portShare struct {
+	fair.Share[portShare]
+	client *client
+	pool   *pool
+	next   *portShare // of the client; spare ones
+	ports  portList
+	class  uint8
 }
 
 type portSet [1 << 16 / 64]uint64
@@ -119,10 +165,10 @@ func (p *pool) head(t *Table, client *[16]byte, port uint16) *uint16 {
 }
 
 // find returns the port of a client's endpoint, 0 if it has none.
-func (p *pool) find(t *Table, client *[16]byte, port uint16) uint16 {
-	for at := *p.head(t, client, port); at != 0; {
+func (p *pool) find(t *Table, client *clientKey, port uint16) uint16 {
+	for at := *p.head(t, &client.addr, port); at != 0; {
 		m := p.at(at)
-		if m.port == port && m.client == *client {
+		if m.port == port && m.client == client.addr && (p.quarantined.has(at) || t.flow(m.flows).clientKey() == *client) {
 			return at
 		}
 		at = m.next
@@ -169,11 +215,13 @@ func (p *pool) words(class int) (first, n int) {
 	return lowWords, len(p.used) - lowWords
 }
 
-// countLeft counts the free ports of each class.
+// countLeft counts the ports of each class, and the free ones.
 func (p *pool) countLeft() {
-	p.left = [2]int{}
+	p.left, p.size = [2]int{}, [2]int{}
 	for w := range p.used {
-		p.left[portClass(p.key.proto, uint16(w*64))] += bits.OnesCount64(^(p.used[w] | p.reserved[w]))
+		class := portClass(p.key.proto, uint16(w*64))
+		p.left[class] += bits.OnesCount64(^(p.used[w] | p.reserved[w]))
+		p.size[class] += bits.OnesCount64(^p.reserved[w])
 	}
 }
 
@@ -226,151 +274,363 @@ func (p *pool) scan(class int, from uint16) uint16 {
 	return 0
 }
 
-// acquire gives a flow its external port. t.mu is held.
-func (t *Table) acquire(now uint32, f *Flow, ext [16]byte) Refusal {
+// acquire gives a flow its external port; take allows that half-open flows give
+// theirs up. t.mu is held.
+func (t *Table) acquire(now uint32, c *client, id uint32, f *Flow, ext [16]byte, take bool) Refusal {
 	i := t.poolOf(ext, f.Proto())
 	if i == 0 {
 		return NoPort
 	}
-	client, clientPort := f.Client(), f.ClientPort()
-	p, c, class := t.pools[i], t.clientOf(client), ClassOf(f.Proto())
+	p, class := t.pools[i], ClassOf(f.Proto())
 	f.setAddr(endExternal, ext)
 	f.pool, p.slot = i, f.Slot
-	port := p.find(t, &client, clientPort)
+	port := p.find(t, &c.key, f.ClientPort())
 	if port != 0 && p.quarantined.has(port) && p.reserved.has(port) { // forwarded since
 		p.leaveQuarantine(port)
 		p.drop(t, port)
 		port = 0
 	}
-	if port != 0 {
-		if p.quarantined.has(port) {
-			p.leaveQuarantine(port)
-			c.ports[class]++
+	if port == 0 || p.quarantined.has(port) {
+		pc := portClass(f.Proto(), f.ClientPort())
+		gave, why := t.mayHavePort(p, c, class, pc, take)
+		if why != Accepted {
+			return why
 		}
-		p.at(port).n++
-		f.setPort(endExternal, port)
-		f.flags |= flagMapped
-		return Accepted
+		if port != 0 {
+			p.leaveQuarantine(port)
+		} else if port = t.newPort(now, p, c, f, pc, gave, take); port == 0 {
+			if take {
+				p.failures++
+			}
+			return NoPort
+		}
+		t.addPort(c, class, pc, 1)
 	}
-	if limit := t.set.MaxPortsPerClient; limit > 0 && c.ports[class] >= limit {
-		return ClientPorts
-	}
-	p.expire(t, now)
-	if port = p.choose(t, &client, clientPort); port == 0 {
-		port = t.reuse(p, f)
-	}
-	if port == 0 {
-		p.failures++
-		return NoPort
-	}
-	p.add(t, &client, clientPort, port)
-	c.ports[class]++
 	f.setPort(endExternal, port)
 	f.flags |= flagMapped
+	t.chain(p.at(port), id, isFirm(f.state.Load()))
+	t.settle(p, c, port)
 	return Accepted
 }
 
-// add makes the mapping of a free port, for one flow.
-func (p *pool) add(t *Table, client *[16]byte, clientPort, port uint16) {
+// overPorts reports why a client can't have one more port of a class without giving
+// one up: unless limits are configured, it or its overlay member may have three quarters
+// of them.
+func (t *Table) overPorts(p *pool, c *client, pc int) Refusal {
+	if t.set.MaxPortsPerClient > 0 {
+		return Accepted
+	}
+	class, most := ClassOf(p.key.proto), max(p.size[pc]*3/4, 1)
+	switch {
+	case int(c.ports[class][pc]) >= most:
+		return ClientPorts
+	case c.member != 0 && int(t.members[c.member].ports[class][pc]) >= most:
+		return MemberPorts
+	}
+	return Accepted
+}
+
+// mayHavePort makes sure that a client may have one more port, for which it gave one up
+// if need be.
+func (t *Table) mayHavePort(p *pool, c *client, class, pc int, take bool) (gave bool, why Refusal) {
+	if limit := t.set.MaxPortsPerClient; limit > 0 && c.portsOf(class) >= limit {
+		return false, ClientPorts
+	}
+	why = t.overPorts(p, c, pc)
+	switch {
+	case why == Accepted:
+		return false, Accepted
+	case !take:
+		return false, NoPort
+	case t.takePort(p, pc, func() *portShare { return t.ownShare(p, c, pc) }) == 0:
+		return false, why
+	}
+	return true, Accepted
+}
+
+// newPort makes a mapping for a flow and returns its port, 0 if there is none. gave
+// says that the client gave one up for it.
+func (t *Table) newPort(now uint32, p *pool, c *client, f *Flow, pc int, gave, take bool) (port uint16) {
+	p.expire(t, now, expireStep)
+	if gave || p.left[pc] > t.keptPorts(p, c, pc) {
+		client := f.Client()
+		port = p.choose(t, &client, f.ClientPort())
+	}
+	if port == 0 {
+		port = t.reuse(p, pc, take)
+	}
+	if port != 0 {
+		p.add(t, &c.key, f.ClientPort(), port)
+	}
+	return port
+}
+
+// keptPorts is how many free ports a client leaves to those who have few.
+func (t *Table) keptPorts(p *pool, c *client, pc int) int {
+	if t.set.MaxPortsPerClient > 0 || int(c.ports[ClassOf(p.key.proto)][pc]) < few(p.size[pc]) {
+		return 0
+	}
+	return p.size[pc] / keptPart
+}
+
+// add makes the mapping of a free port, as yet without flows.
+func (p *pool) add(t *Table, client *clientKey, clientPort, port uint16) {
 	if p.pages[port>>8] == nil {
 		p.pages[port>>8] = new([256]mapping)
 	}
-	head := p.head(t, client, clientPort)
-	*p.at(port) = mapping{client: *client, port: clientPort, next: *head, n: 1}
+	head := p.head(t, &client.addr, clientPort)
+	*p.at(port) = mapping{client: client.addr, port: clientPort, next: *head}
 	*head = port
 	p.used.add(port)
 	p.left[portClass(p.key.proto, port)]--
 	p.inUse++
 }
 
-// reuse finds a port when all are taken: one whose connections are all closed, as
-// RFC 6888 REQ-8 allows where TCP is tracked, else one in quarantine, as it allows
-// where only answers pass.
-func (t *Table) reuse(p *pool, f *Flow) uint16 {
-	const tries = 64
-	client, clientPort := f.Client(), f.ClientPort()
-	for range tries {
+// reuse frees a port when all are taken. First one whose connections are all closed,
+// as RFC 6888 REQ-8 allows where TCP is tracked; then one in quarantine; then one whose
+// flows are half-open, of the greediest client. In a flood of these it is the other way
+// round, so that it doesn't cost others the ports that are kept for them.
+func (t *Table) reuse(p *pool, pc int, take bool) uint16 {
+	for range reuseTries {
 		id := p.closed.first
 		if id == 0 {
 			break
 		}
-		old := t.flow(id)
+		old, left := t.flow(id), p.left[pc]
 		port := old.ExtPort()
 		t.remove(id, old, Evicted)
-		if p.free(port) && sameClass(f.Proto(), port, clientPort) {
+		if p.left[pc] > left {
 			return port
 		}
-		if c := p.choose(t, &client, clientPort); c != 0 {
-			return c
+	}
+	greediest := func() *portShare { return t.greediest(p, pc) }
+	if take && p.flooded(pc) {
+		if port := t.takePort(p, pc, greediest); port != 0 {
+			return port
 		}
 	}
-	if t.Filter(f.Proto()) == EndpointIndependent {
-		return 0
-	}
-	port := p.quarantine.first
-	for range tries {
-		if port == 0 || sameClass(f.Proto(), port, clientPort) && !p.reserved.has(port) {
+	for range reuseTries {
+		port := p.quarantine[pc].first
+		if port == 0 {
 			break
 		}
-		port = p.at(port).link
-	}
-	if port != 0 {
 		p.leaveQuarantine(port)
 		p.drop(t, port)
+		if p.free(port) {
+			return port
+		}
 	}
-	return port
+	if !take {
+		return 0
+	}
+	return t.takePort(p, pc, greediest)
+}
+
+const (
+	reuseTries = 64
+	// A mapping with more flows than this gives some of them up at a time.
+	takeFlows = 32
+	takeTries = 4
+)
+
+func (t *Table) greediest(p *pool, pc int) *portShare {
+	if p.weak[pc] == nil {
+		return nil
+	}
+	return p.weak[pc].Greediest(t.olderPort)
+}
+
+// olderPort reports whether a's oldest weak port has been silent for longer than b's.
+func (t *Table) olderPort(a, b *portShare) bool {
+	at := func(s *portShare) uint32 { return t.flow(s.pool.at(s.ports.first).flows).last.Load() }
+	return int32(at(a)-at(b)) < 0
+}
+
+// flooded reports that many ports of a class have no firm flow.
+func (p *pool) flooded(pc int) bool { return p.weak[pc] != nil && p.weak[pc].Count() > p.size[pc]/8 }
+
+// ownShare returns the weak ports from which a client that has its share gives one up:
+// its own or, if it has none, its overlay member's.
+func (t *Table) ownShare(p *pool, c *client, pc int) *portShare {
+	if s := c.share(p, pc); s != nil {
+		return s
+	}
+	if c.member != 0 && p.weak[pc] != nil {
+		if s := p.weak[pc].Near(c.half.At, t.olderPort); s != nil && s.client.member == c.member {
+			return s
+		}
+	}
+	return nil
+}
+
+// takePort frees a weak port, the oldest one of the share that from returns, and
+// returns it; 0 if there is none.
+func (t *Table) takePort(p *pool, pc int, from func() *portShare) uint16 {
+	for range takeTries {
+		s := from()
+		if s == nil {
+			return 0
+		}
+		port := s.ports.first
+		for n := 0; n < takeFlows && p.used.has(port); n++ {
+			id := p.at(port).flows
+			t.remove(id, t.flow(id), Evicted)
+		}
+		switch {
+		case p.free(port):
+			return port
+		case p.listed.has(port): // it still has flows: another one may be freed sooner
+			p.unlist(&s.ports, port)
+			p.enlist(&s.ports, port)
+		}
+	}
+	return 0
+}
+
+// share returns a client's weak ports of a class of a pool, nil if it has none.
+func (c *client) share(p *pool, pc int) *portShare {
+	for s := c.shares; s != nil; s = s.next {
+		if s.pool == p && int(s.class) == pc {
+			return s
+		}
+	}
+	return nil
+}
+
+// settle puts a mapping into the list of its client's weak ports, or takes it out.
+func (t *Table) settle(p *pool, c *client, port uint16) {
+	m := p.at(port)
+	weak := m.flows != 0 && !isFirm(t.flow(m.flows).state.Load())
+	if weak == p.listed.has(port) {
+		return
+	}
+	pc := portClass(p.key.proto, port)
+	s := c.share(p, pc)
+	if weak {
+		if s == nil {
+			s = t.newShare(p, c, pc)
+		}
+		p.listed.add(port)
+		p.enlist(&s.ports, port)
+		p.weak[pc].Add(&s.Share, 1)
+		return
+	}
+	p.listed.del(port)
+	p.unlist(&s.ports, port)
+	p.weak[pc].Add(&s.Share, -1)
+	if s.ports.first == 0 {
+		at := &c.shares
+		for *at != s {
+			at = &(*at).next
+		}
+		*at = s.next
+		s.next, t.spareShares = t.spareShares, s
+	}
+}
+
+func (t *Table) newShare(p *pool, c *client, pc int) *portShare {
+	if p.weak[pc] == nil {
+		p.weak[pc] = &fair.Tree[portShare]{Equal: equalShares}
+	}
+	s := t.spareShares
+	if s != nil {
+		t.spareShares = s.next
+	} else {
+		s = new(portShare)
+	}
+	*s = portShare{client: c, pool: p, class: uint8(pc), next: c.shares}
+	s.Of, s.At = s, c.half.At
+	c.shares = s
+	return s
+}
+
+// chain puts a flow into the ring of its mapping.
+func (t *Table) chain(m *mapping, id uint32, firm bool) {
+	next := m.flows
+	if next == 0 {
+		m.flows = id
+		return
+	}
+	prev := t.links(next).prev
+	if prev == 0 {
+		prev = next // it was alone
+	}
+	t.setLinks(id, links{prev, next})
+	t.join(prev, id)
+	t.join(id, next)
+	if firm {
+		m.flows = id
+	}
+}
+
+// unchain takes a flow out of the ring of its mapping.
+func (t *Table) unchain(m *mapping, id uint32) {
+	l := t.links(id)
+	if l.next == 0 {
+		m.flows = 0
+		return
+	}
+	if m.flows == id {
+		m.flows = l.next
+	}
+	t.setLinks(id, links{})
+	if l.prev == l.next { // the other one is alone now
+		t.setLinks(l.next, links{})
+		return
+	}
+	t.join(l.prev, l.next)
+}
+
+// join makes two flows neighbours.
+func (t *Table) join(a, b uint32) {
+	la, lb := t.links(a), t.links(b)
+	la.next, lb.prev = b, a
+	t.setLinks(a, la)
+	t.setLinks(b, lb)
+}
+
+// rechain puts a flow of a mapping where its new state belongs.
+func (t *Table) rechain(c *client, id uint32, f *Flow) {
+	p, port := t.pools[f.pool], f.ExtPort()
+	t.unchain(p.at(port), id)
+	t.chain(p.at(port), id, isFirm(f.state.Load()))
+	t.settle(p, c, port)
 }
 
 // release takes a flow off its mapping. t.mu is held.
-func (t *Table) release(f *Flow, why Reason) {
+func (t *Table) release(c *client, id uint32, f *Flow, why Reason) {
 	p := t.pools[f.pool]
 	port := f.ExtPort()
 	m := p.at(port)
-	if m.n--; m.n > 0 {
+	t.unchain(m, id)
+	t.settle(p, c, port)
+	if m.flows != 0 {
 		return
 	}
-	if c := t.clients[f.Client()]; c != nil {
-		c.ports[ClassOf(f.Proto())]--
-	}
-	if t.quarantine == 0 || why == Closed || isClosed(f.state.Load()) {
+	class := ClassOf(f.Proto())
+	t.addPort(c, class, portClass(f.Proto(), port), -1)
+	if t.quarantine == 0 || why == Closed || why == Evicted || isClosed(f.state.Load()) {
 		p.drop(t, port)
 		return
 	}
-	end := f.last.Load() + t.idle[ClassOf(f.Proto())][f.state.Load()&stateMask]
+	end := f.last.Load() + t.idle[class][f.state.Load()&stateMask]
 	p.enterQuarantine(port, min(t.now, end)+t.quarantine)
 }
 
 // enterQuarantine keeps a mapping without flows for its owner until a time
 // (RFC 6888 REQ-8).
 func (p *pool) enterQuarantine(port uint16, until uint32) {
-	m := p.at(port)
-	m.n = until
+	p.at(port).flows = until
 	p.quarantined.add(port)
 	p.inQuarantine++
 	p.inUse--
-	m.prev, m.link = p.quarantine.last, 0
-	if m.prev == 0 {
-		p.quarantine.first = port
-	} else {
-		p.at(m.prev).link = port
-	}
-	p.quarantine.last = port
+	p.enlist(&p.quarantine[portClass(p.key.proto, port)], port)
 }
 
 // leaveQuarantine takes a mapping out of the list of quarantined ones.
 func (p *pool) leaveQuarantine(port uint16) {
-	m := p.at(port)
-	if m.prev == 0 {
-		p.quarantine.first = m.link
-	} else {
-		p.at(m.prev).link = m.link
-	}
-	if m.link == 0 {
-		p.quarantine.last = m.prev
-	} else {
-		p.at(m.link).prev = m.prev
-	}
-	m.prev, m.link, m.n = 0, 0, 0
+	p.unlist(&p.quarantine[portClass(p.key.proto, port)], port)
+	p.at(port).flows = 0
 	p.quarantined.del(port)
 	p.inQuarantine--
 	p.inUse++
@@ -393,17 +653,23 @@ func (p *pool) drop(t *Table, port uint16) {
 	p.inUse--
 }
 
-// expire frees some ports whose quarantine is over.
-func (p *pool) expire(t *Table, now uint32) {
-	const most = 256
-	for range most {
-		port := p.quarantine.first
-		if port == 0 || int32(p.at(port).n-now) > 0 {
-			return
+// expireStep is how many ports whose quarantine is over are freed at a time.
+const expireStep = 64
+
+// expire frees at most some ports whose quarantine is over. It returns how many more
+// it might have freed.
+func (p *pool) expire(t *Table, now uint32, most int) int {
+	for pc := range p.quarantine {
+		for ; most > 0; most-- {
+			port := p.quarantine[pc].first
+			if port == 0 || int32(p.at(port).flows-now) > 0 {
+				break
+			}
+			p.leaveQuarantine(port)
+			p.drop(t, port)
 		}
-		p.leaveQuarantine(port)
-		p.drop(t, port)
 	}
+	return most
 }
 
 // Owner returns whose an external port is.

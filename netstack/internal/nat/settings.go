@@ -64,6 +64,12 @@ type Timeouts struct {
 	Other          time.Duration // 10 min
 }
 
+// Established returns for how long answered flows of TCP and of UDP may be idle.
+func (t Timeouts) Established() (tcp, udp time.Duration) {
+	t.defaults()
+	return t.TCPEstablished, t.UDP
+}
+
 func (t *Timeouts) defaults() {
 	def := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {
@@ -108,8 +114,8 @@ const (
 // Settings say how a translator works. Zero limits mean none unless noted.
 type Settings struct {
 	MaxFlows          int // 0 = [DefaultMaxFlows]
-	MaxFlowsPerClient int // 0 = half of MaxFlows
-	MaxPortsPerClient int // external ports or identifiers, per protocol
+	MaxFlowsPerClient int // 0 = half of MaxFlows, also for all addresses of an overlay member together
+	MaxPortsPerClient int // external ports or identifiers, per protocol; 0 = three quarters of those of an address, as for flows
 	MaxHalfOpen       int // never-answered flows per client; its own oldest one makes room
 	FlowRatePerClient int // new flows a second; as many at once
 	PortSharing       PortSharing

@@ -54,6 +54,9 @@ func isClosed(s uint32) bool {
 	return s == stateClosed || s == stateReset || s == stateRefused
 }
 
+// isFirm reports a flow that never makes room for others (decision D4).
+func isFirm(s uint32) bool { return !isHalfOpen(s) && !isClosed(s) }
+
 // Verdict says whether a packet of a flow may pass.
 type Verdict uint8
 
@@ -108,11 +111,12 @@ func (t *Table) setState(now int64, f *Flow, old, to uint32) {
 		return // only a removed flow cannot be found
 	}
 	id := ref >> 1
-	t.leaveLists(f, old)
+	c := t.clientOf(f)
+	t.leaveLists(c, f, old)
 	if isClosed(old) && !isClosed(to) {
-		t.clientOf(f.Client()).live++
+		t.addLive(c, 1)
 	} else if !isClosed(old) && isClosed(to) {
-		t.clientOf(f.Client()).live--
+		t.addLive(c, -1)
 	}
 	last := Coarse(now)
 	if s := to & stateMask; s == stateReset || s == stateRefused {
@@ -124,7 +128,10 @@ func (t *Table) setState(now int64, f *Flow, old, to uint32) {
 	}
 	f.state.Store(to)
 	f.last.Store(last)
-	t.joinLists(id, f)
+	t.joinLists(c, id, f)
+	if f.Mapped() && isFirm(old) != isFirm(to) {
+		t.rechain(c, id, f)
+	}
 	t.wheel.remove(t, f)
 	t.wheel.add(t, id, f)
 }

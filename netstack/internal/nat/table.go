@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ztgate/netstack/internal/fair"
 	"ztgate/netstack/internal/ipkt"
 )
 
@@ -28,9 +29,25 @@ const (
 	chunkSize  = 1 << chunkShift
 	// slack is how many removed flows may wait for readers while the table is full.
 	slack = 8 << 10
+	// maxMembers is how many overlay members are told apart.
+	maxMembers = 256
+	// The last part of ports and flows is kept for clients that have few.
+	keptPart = 64
+	fewPart  = 1024
+	fewLeast = 8
+	// Those who have less than 2 to the power of this in half-open flows, or ports of
+	// these, are equal.
+	equalShares = 4
 )
 
+// few is how much of something is so little that a client may have the last of it.
+func few(all int) int { return max(all/fewPart, fewLeast) }
+
 type chunk [chunkSize]Flow
+
+// links are the neighbours of a flow in the ring of those of its mapping; zero if it
+// is alone.
+type links struct{ prev, next uint32 }
 
 // Table is the flow table. Its methods are safe for concurrent use; those that
 // take or return flows are called between Enter and Leave of a [Reader].
@@ -51,11 +68,19 @@ type Table struct {
 	free     uint32 // list of free flows
 	limbo    list   // removed flows that readers may see
 	wheel    wheel
-	clients  map[[16]byte]*client
-	halfOpen [32]*client // clients with half-open flows, by the logarithm of their number
+	clients  map[clientKey]*client
+	halfOpen fair.Tree[client]   // half-open flows
+	linked   []*[chunkSize]links // by chunk; nil as long as none of its flows shares a mapping
+	members  [maxMembers]holding // what overlay members have, by a hash; 0 = the VPC
 	pools    []*pool
 	byAddr   map[poolKey]uint16
 	closed   list // closed flows without a pool
+
+	memberFlows   int // most flows of a member, 0 = no limit
+	kept, keepFor int // the last flows, for clients with less than so many
+	places        fair.Hash
+	spareClients  *client
+	spareShares   *portShare
 
 	ownPorts portSet // what every pool leaves to the gateway
 
@@ -88,18 +113,23 @@ func New(s Settings) *Table {
 	if s.MaxFlows == 0 {
 		s.MaxFlows = DefaultMaxFlows
 	}
+	kept, keepFor, memberFlows := 0, 0, 0
 	if s.MaxFlowsPerClient == 0 {
 		s.MaxFlowsPerClient = max(s.MaxFlows/2, 1)
+		kept, keepFor, memberFlows = s.MaxFlows/keptPart, few(s.MaxFlows), s.MaxFlowsPerClient
 	}
 	s.Timeouts.defaults()
 	if s.Seed == [32]byte{} {
 		crand.Read(s.Seed[:]) // never fails
 	}
-	t := &Table{set: s, clients: make(map[[16]byte]*client), byAddr: make(map[poolKey]uint16), pools: []*pool{nil}, ownPorts: ownPorts()}
+	t := &Table{set: s, clients: make(map[clientKey]*client), byAddr: make(map[poolKey]uint16), pools: []*pool{nil}, ownPorts: ownPorts(),
+		kept: kept, keepFor: keepFor, memberFlows: memberFlows}
 	stream := rand.NewChaCha8(s.Seed)
 	for i := range t.seed {
 		t.seed[i] = stream.Uint64()
 	}
+	t.halfOpen.Equal = equalShares
+	t.places = fair.Hash{stream.Uint64(), stream.Uint64()}
 	switch {
 	case s.PortQuarantine == 0:
 		t.quarantine = Coarse(int64(2 * time.Minute))
@@ -109,6 +139,7 @@ func New(s Settings) *Table {
 	t.setIdle(&s.Timeouts)
 	t.buckets = make([]atomic.Uint32, max(1024, 1<<bits.Len(uint(s.MaxFlows*4-1))))
 	t.chunks = make([]atomic.Pointer[chunk], (s.MaxFlows+slack)>>chunkShift+2)
+	t.linked = make([]*[chunkSize]links, len(t.chunks))
 	t.epoch.Store(1)
 	t.readers.Store(new([]*Reader))
 	return t
@@ -184,6 +215,24 @@ func (r *Reader) Leave() { r.epoch.Store(0) }
 
 func (t *Table) flow(id uint32) *Flow {
 	return &t.chunks[id>>chunkShift].Load()[id&(chunkSize-1)]
+}
+
+func (t *Table) links(id uint32) (l links) {
+	if c := t.linked[id>>chunkShift]; c != nil {
+		l = c[id&(chunkSize-1)]
+	}
+	return l
+}
+
+func (t *Table) setLinks(id uint32, l links) {
+	c := &t.linked[id>>chunkShift]
+	if *c == nil {
+		if l == (links{}) {
+			return
+		}
+		*c = new([chunkSize]links)
+	}
+	(*c)[id&(chunkSize-1)] = l
 }
 
 func mix(a, b uint64) uint64 {
@@ -376,11 +425,18 @@ func (t *Table) remove(id uint32, f *Flow, why Reason) {
 	t.unlink(id, f, FromServer)
 	t.wheel.remove(t, f)
 	state := f.state.Load()
-	t.leaveLists(f, state)
+	c := t.clientOf(f)
+	t.leaveLists(c, f, state)
 	if f.Mapped() {
-		t.release(f, why)
+		t.release(c, id, f, why)
 	}
-	t.leaveClient(f, state)
+	if !isClosed(state) {
+		t.addLive(c, -1)
+	}
+	if why == Evicted {
+		c.evicted++
+	}
+	t.leave(c)
 	f.state.Store(stateDead)
 	class := ClassOf(f.Proto())
 	t.count--

@@ -96,8 +96,11 @@ func (t *Table) sweepSome(now uint32) bool {
 		w.remove(t, f)
 		w.add(t, id, f)
 	}
+	left := expireStep
 	for _, p := range t.pools[1:] {
-		p.expire(t, now)
+		if left = p.expire(t, now, left); left == 0 {
+			return true
+		}
 	}
 	return t.limbo.first != 0 && t.quiet()
 }

@@ -31,6 +31,7 @@ type Net struct {
 	// Seen, if not nil, sees every datagram that is delivered to a node.
 	Seen func(from, to netip.AddrPort, datagram []byte)
 
+	start  time.Time // see UseClocks
 	ports  map[place]*Port
 	nats   map[netip.Addr]*NAT
 	list   []*Port
@@ -59,7 +60,8 @@ type Port struct {
 	nat    *NAT // nil on the internet itself
 	socks  []socket
 	lastID vl1.SocketID
-	next   time.Time
+	next   time.Time // of the network
+	clock  clock
 }
 
 type socket struct {
@@ -186,8 +188,8 @@ func (n *Net) Run(d time.Duration) {
 			next = n.events[0].at
 		}
 		for _, p := range n.list {
-			if p.next.Before(next) {
-				next = p.next
+			if at := p.due(); at.Before(next) {
+				next = at
 			}
 		}
 		if next.After(n.Now) {
@@ -197,16 +199,23 @@ func (n *Net) Run(d time.Duration) {
 			n.deliver(heap.Pop(&n.events).(event))
 		}
 		for _, p := range append([]*Port(nil), n.list...) {
-			if !p.next.After(n.Now) {
-				if p.next = p.Node.Tick(p, n.Now); !p.next.After(n.Now) {
-					p.next = n.Now.Add(time.Millisecond)
-				}
+			if !p.due().After(n.Now) {
+				now := p.Clock()
+				p.next = n.Now.Add(max(p.Node.Tick(p, now).Sub(now), time.Millisecond))
 			}
 		}
 		if !n.Now.Before(end) && (len(n.events) == 0 || n.events[0].at.After(end)) {
 			return
 		}
 	}
+}
+
+// due returns when the port's timers run next.
+func (p *Port) due() time.Time {
+	if p.asleep() {
+		return p.clock.until
+	}
+	return p.next
 }
 
 // RunUntil runs until cond holds or max has passed, and reports whether it holds.
@@ -234,7 +243,7 @@ func (n *Net) deliver(e event) {
 		}
 	}
 	p := n.ports[at]
-	if p == nil {
+	if p == nil || p.asleep() {
 		return
 	}
 	if n.Seen != nil {
@@ -242,7 +251,7 @@ func (n *Net) deliver(e event) {
 	}
 	for _, s := range p.socks {
 		if s.ep == at.ep {
-			p.Node.Receive(p, n.Now, s.id, e.from, e.data)
+			p.Node.Receive(p, p.Clock(), s.id, e.from, e.data)
 			return
 		}
 	}

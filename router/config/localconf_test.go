@@ -1,0 +1,83 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A home that was moved from zerotier-one brings its settings along; ours win, and
+// what has no counterpart is named.
+func TestLocalConf(t *testing.T) {
+	home := t.TempDir()
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(home, "local.conf"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	load := func(flags map[string][]string) *Config {
+		t.Helper()
+		if flags == nil {
+			flags = map[string][]string{}
+		}
+		flags["home"] = []string{home}
+		c, err := Load(Sources{NoFile: true, Flags: flags})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	write(`{
+		"physical": {"10.0.0.0/8": {"blacklist": true}, "10.9.0.0/24": {"trustedPathId": 4711, "mtu": 8900}, "nonsense": {}},
+		"virtual": {"feedbeef12": {"try": ["10.10.20.1/9993"], "blacklist": ["192.168.0.0/24"]}, "short": {}},
+		"settings": {"primaryPort": 12345, "portMappingEnabled": false, "lowBandwidthMode": true, "tcpFallbackRelay": "198.51.100.9/443",
+			"allowTcpFallbackRelay": true, "softwareUpdate": "disable", "multipathMode": 0}
+	}`)
+	c := load(nil)
+	u := c.Underlay
+	if c.Port != 12345 || u.PortMapping || !u.LowBandwidth || u.TCPRelay != "198.51.100.9:443" {
+		t.Errorf("port %d, underlay %+v", c.Port, u)
+	}
+	if len(u.Physical) != 2 || u.Physical[0].String() != "10.9.0.0/24 mtu 8900 trusted_path 4711" || u.Physical[1].String() != "10.0.0.0/8 blacklist" {
+		t.Errorf("physical %v", u.Physical)
+	}
+	if len(u.Virtual) != 1 || u.Virtual[0].String() != "feedbeef12 try 10.10.20.1:9993 blacklist 192.168.0.0/24" {
+		t.Errorf("virtual %v", u.Virtual)
+	}
+	if o := c.Origin("port"); !strings.HasSuffix(o, "local.conf") {
+		t.Errorf("port comes from %q", o)
+	}
+	warnings := strings.Join(c.Warnings, "\n")
+	for _, want := range []string{"multipathMode, softwareUpdate", `physical "nonsense"`, `virtual "short"`} {
+		if !strings.Contains(warnings, want) {
+			t.Errorf("warnings %q don't name %s", warnings, want)
+		}
+	}
+	if c := load(map[string][]string{"port": {"9994"}}); c.Port != 9994 {
+		t.Errorf("with --port: %d", c.Port)
+	}
+	if err := os.Mkdir(filepath.Join(home, "networks.d"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(home, "networks.d", "8056c2e21c000001.local.conf"), []byte("allowManaged=1\nallowGlobal=1\nallowDefault=0\nallowDNS=0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c := load(nil); !strings.Contains(strings.Join(c.Warnings, "\n"), "set allow_global for network 8056c2e21c000001") {
+		t.Errorf("warnings %q", c.Warnings)
+	}
+	if err := os.RemoveAll(filepath.Join(home, "networks.d")); err != nil {
+		t.Fatal(err)
+	}
+	write(`{"settings": {"allowTcpFallbackRelay": false, "primaryPort": "x"}}`)
+	if c := load(nil); c.Underlay.TCPRelay != "off" || c.Port != DefaultPort || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "primaryPort") {
+		t.Errorf("relay %q, port %d, warnings %q", c.Underlay.TCPRelay, c.Port, c.Warnings)
+	}
+	for _, text := range []string{"{", `{"physical": 7}`, strings.Repeat(" ", maxLocalConf+1)} {
+		write(text)
+		if c := load(nil); len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "is not used") || c.Port != DefaultPort {
+			t.Errorf("%.20q: warnings %q", text, c.Warnings)
+		}
+	}
+}

@@ -1,0 +1,43 @@
+package vl1
+
+import (
+	"testing"
+
+	"ztgate/zerotier/packet"
+)
+
+// Neither IDs that count up, as those of older releases, nor distant ones are taken for
+// each other.
+func TestRepeatsOfNewPackets(t *testing.T) {
+	for _, step := range []packet.ID{1, repeatSize, 1 << 32, 1 << 44, 0x9e3779b97f4a7c15} {
+		r := newRepeats()
+		for i := range packet.ID(1 << 18) {
+			if r.seen(77 + i*step) {
+				t.Fatalf("step %x: packet %d is new", step, i)
+			}
+		}
+	}
+	r := newRepeats()
+	known := 0
+	for i := range packet.ID(10_000) {
+		r.seen(i * 0x9e3779b97f4a7c15)
+	}
+	for i := range packet.ID(10_000) {
+		if r.seen(i * 0x9e3779b97f4a7c15) {
+			known++
+		}
+	}
+	if known < 9_200 {
+		t.Errorf("%d of 10,000 repeats found", known)
+	}
+}
+
+func BenchmarkRepeats(b *testing.B) {
+	r := newRepeats()
+	b.ReportAllocs()
+	x := packet.ID(1)
+	for b.Loop() {
+		x = x*6364136223846793005 + 1442695040888963407
+		r.seen(x)
+	}
+}
