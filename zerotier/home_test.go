@@ -23,7 +23,7 @@ func testStore(t *testing.T) *store {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = dir.Close() })
-	return newStore(dir)
+	return newStore(dir, time.Now)
 }
 
 func record(t *testing.T, a identity.Address) vl1.PeerRecord {
@@ -79,6 +79,72 @@ func TestPeerCache(t *testing.T) {
 	}
 	if r := h.peer(2); r == nil || len(r.Endpoints) != 1 {
 		t.Errorf("after the path was lost: %+v", r)
+	}
+}
+
+// However many peers there are, so many have files; the oldest go, at a start and when
+// another one comes. A record of a clock that was set back is not the newest for ever.
+func TestPeerCacheIsBounded(t *testing.T) {
+	h, now := testStore(t), time.Now().Add(-time.Hour)
+	h.cached.most = 100
+	for i := range 100 {
+		if err := h.storePeer(record(t, identity.Address(i+1)), now.Add(time.Duration(i)*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 50 {
+		if err := h.storePeer(record(t, identity.Address(1000+i)), now.Add(time.Hour+time.Duration(i)*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := files(t, h); n != 100 || h.peer(50) != nil || h.peer(51) == nil || h.peer(1049) == nil {
+		t.Errorf("%d files, or the wrong ones", n)
+	}
+	future := now.Add(365 * 24 * time.Hour)
+	if err := os.Chtimes(h.Path("peers.d", vl1.PeerFile(60)), future, future); err != nil {
+		t.Fatal(err)
+	}
+	again := newStore(h.Dir, time.Now)
+	again.cached.most = 10
+	start := time.Now().Add(time.Minute)
+	if err := again.tidyPeers(start); err != nil {
+		t.Fatal(err)
+	}
+	if n := files(t, h); n != 10 {
+		t.Errorf("%d files after the start", n)
+	}
+	for i := range 10 {
+		if err := again.storePeer(record(t, identity.Address(2000+i)), start.Add(time.Duration(i+1)*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if h.peer(60) != nil {
+		t.Error("a record from the future outlived all others")
+	}
+}
+
+// A configuration that comes while a network is left does not make it joined again.
+func TestLeftNetworkStaysLeft(t *testing.T) {
+	h := testStore(t)
+	cfg := &vl2.NetworkConfig{ID: 0x48ccec18eb000001, Member: 1}
+	joined := func() bool {
+		list, err := h.networks()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(list, func(n storedNetwork) bool { return n.id == cfg.ID })
+	}
+	if err := h.rememberNetwork(cfg.ID); err != nil || !joined() {
+		t.Fatal(err)
+	}
+	if err := h.storeNetwork(cfg.ID, cfg); err != nil || !joined() {
+		t.Error(err)
+	}
+	if err := h.removeNetwork(cfg.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.storeNetwork(cfg.ID, cfg); err != nil || joined() {
+		t.Error("joined again", err)
 	}
 }
 
@@ -162,71 +228,5 @@ func TestTooManyNetworks(t *testing.T) {
 	}
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// However many peers there are, so many have files; the oldest go, at a start and when
-// another one comes. A record of a clock that was set back is not the newest for ever.
-func TestPeerCacheIsBounded(t *testing.T) {
-	h, now := testStore(t), time.Now().Add(-time.Hour)
-	h.cached.most = 100
-	for i := range 100 {
-		if err := h.storePeer(record(t, identity.Address(i+1)), now.Add(time.Duration(i)*time.Second)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for i := range 50 {
-		if err := h.storePeer(record(t, identity.Address(1000+i)), now.Add(time.Hour+time.Duration(i)*time.Second)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if n := files(t, h); n != 100 || h.peer(50) != nil || h.peer(51) == nil || h.peer(1049) == nil {
-		t.Errorf("%d files, or the wrong ones", n)
-	}
-	future := now.Add(365 * 24 * time.Hour)
-	if err := os.Chtimes(h.Path("peers.d", vl1.PeerFile(60)), future, future); err != nil {
-		t.Fatal(err)
-	}
-	again := newStore(h.Dir)
-	again.cached.most = 10
-	start := time.Now().Add(time.Minute)
-	if err := again.tidyPeers(start); err != nil {
-		t.Fatal(err)
-	}
-	if n := files(t, h); n != 10 {
-		t.Errorf("%d files after the start", n)
-	}
-	for i := range 10 {
-		if err := again.storePeer(record(t, identity.Address(2000+i)), start.Add(time.Duration(i+1)*time.Second)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if h.peer(60) != nil {
-		t.Error("a record from the future outlived all others")
-	}
-}
-
-// A configuration that comes while a network is left does not make it joined again.
-func TestLeftNetworkStaysLeft(t *testing.T) {
-	h := testStore(t)
-	cfg := &vl2.NetworkConfig{ID: 0x48ccec18eb000001, Member: 1}
-	joined := func() bool {
-		list, err := h.networks()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return slices.ContainsFunc(list, func(n storedNetwork) bool { return n.id == cfg.ID })
-	}
-	if err := h.rememberNetwork(cfg.ID); err != nil || !joined() {
-		t.Fatal(err)
-	}
-	if err := h.storeNetwork(cfg.ID, cfg); err != nil || !joined() {
-		t.Error(err)
-	}
-	if err := h.removeNetwork(cfg.ID); err != nil {
-		t.Fatal(err)
-	}
-	if err := h.storeNetwork(cfg.ID, cfg); err != nil || joined() {
-		t.Error("joined again", err)
 	}
 }

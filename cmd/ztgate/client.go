@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -36,11 +37,11 @@ func (a *app) statusCommand() *cobra.Command {
 			if s.Limit > 0 {
 				fmt.Fprintf(w, "flows: %d of %d\n", s.Flows, s.Limit)
 			}
-			for _, l := range s.Limited {
-				fmt.Fprintf(w, "over its limit: %s, %d %s refused\n", l.Client, l.Refused, l.What)
-			}
 			if s.MemoryLimit > 0 {
 				fmt.Fprintf(w, "memory limit: %d MiB\n", s.MemoryLimit>>20)
+			}
+			for _, l := range s.Limited {
+				fmt.Fprintf(w, "over its limit: %s, %d %s refused\n", l.Client, l.Refused, l.What)
 			}
 			for _, c := range s.Health.Failed() {
 				fmt.Fprintf(w, "%s, %s: %s\n", c.Severity, c.Name, ztnode.Printable(c.String()))
@@ -120,7 +121,7 @@ func (a *app) peersCommand() *cobra.Command {
 	cmd := show(a, "peers", "List peers and their paths",
 		func(ctx context.Context, c *control.Client) (control.Peers, error) { return c.Peers(ctx) },
 		func(w io.Writer, p control.Peers) {
-			row(w, "ADDRESS", "VERSION", "ROLE", "LATENCY", "LINK", "LAST TX", "LAST RX", "PATH")
+			row(w, "ADDRESS", "VERSION", "ROLE", "LATENCY", "LINK", "LAST TX", "LAST RX", "MTU", "PATH")
 			for _, peer := range p.Peers {
 				var best ztnode.Path
 				for _, path := range peer.Paths {
@@ -136,7 +137,11 @@ func (a *app) peersCommand() *cobra.Command {
 				if heard.IsZero() {
 					heard = peer.LastReceive // by a way that isn't there any more
 				}
-				row(w, peer.Address, peer.Version, peer.Role, millis(peer.Latency), peer.Link, ago(best.LastSend), ago(heard), endpoint)
+				mtu := ""
+				if best.MTU != 0 {
+					mtu = strconv.Itoa(best.MTU)
+				}
+				row(w, peer.Address, peer.Version, peer.Role, millis(peer.Latency), peer.Link, ago(best.LastSend), ago(heard), mtu, endpoint)
 			}
 		})
 	cmd.Aliases = []string{"listpeers"}

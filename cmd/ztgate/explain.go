@@ -116,6 +116,10 @@ func explanation(w io.Writer, x control.Explanation) {
 	if x.Member == "" {
 		row(w, "member", "not resolved yet")
 	} else {
-		row(w, "member", x.Member+" "+x.Path)
+		path := x.Path
+		if x.PathMTU != 0 {
+			path += fmt.Sprintf(", in datagrams of up to %d bytes", x.PathMTU)
+		}
+		row(w, "member", x.Member+" "+path)
 	}
 }

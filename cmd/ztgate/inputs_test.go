@@ -57,6 +57,7 @@ var inputs = map[string]string{
 	"explain --proto -1 172.31.0.10 10.0.0.10":                 `number from 1 to 255`,
 	"explain --network 8056 172.31.0.10 10.0.0.10":             `want 16 hex digits`,
 	"explain --network 8056c2e21c000002 10.0.0.10 172.31.0.10": `did you mean 8056c2e21c000001?`,
+	"doctor --from nonsense":                                   `give an address`,
 	// join, leave, moons
 	"join":                   `1 arg`,
 	"join 8056c2e21c":        `want 16 hex digits`,

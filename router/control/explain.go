@@ -94,8 +94,9 @@ type Explanation struct {
 	Network     ztnode.NetworkID `json:"network"` // 0 = none
 	Route       netip.Prefix     `json:"route,omitzero"`
 	NextHop     netip.Addr       `json:"nextHop,omitzero"`
-	Member      string           `json:"member,omitempty"` // node behind the next hop; "" = not resolved yet
-	Path        string           `json:"path,omitempty"`   // DIRECT or RELAY
+	Member      string           `json:"member,omitempty"`  // node behind the next hop; "" = not resolved yet
+	Path        string           `json:"path,omitempty"`    // DIRECT or RELAY
+	PathMTU     int              `json:"pathMTU,omitempty"` // largest UDP payload that is known to reach the member; 0 = unknown
 	Source      netip.AddrPort   `json:"translatedSource"`
 	Destination netip.AddrPort   `json:"translatedDestination"`
 	Translation string           `json:"translation"`  // keep | masquerade | map

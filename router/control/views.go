@@ -98,9 +98,9 @@ type Status struct {
 	Problems []string      `json:"problems,omitempty"` // of the configuration; those of a network stand there
 	Flows    int           `json:"flows"`
 	Limit    int           `json:"flowsLimit"`
-	Limited  []Limited     `json:"limited,omitempty"`
 
-	MemoryLimit int64 `json:"memoryLimitBytes,omitempty"` // of the runtime; 0 = none
+	MemoryLimit int64     `json:"memoryLimitBytes,omitempty"` // of the runtime; 0 = none
+	Limited     []Limited `json:"limited,omitempty"`
 }
 
 // Limited is a client that was refused for what it has already.

@@ -107,7 +107,7 @@ func (s *service) join(text string) (any, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("join network %s: %w", id, err)
 	}
-	return control.Networks{Schema: control.Schema, Networks: s.only(id)}, s.last.join(id, true)
+	return control.Networks{Schema: control.Schema, Networks: s.only(id)}, s.remembered.join(id, true)
 }
 
 func (s *service) only(id ztnode.NetworkID) []control.NetworkView {
@@ -132,7 +132,7 @@ func (s *service) leave(text string) (any, error) {
 	if err := s.node.Leave(id); err != nil {
 		return nil, fmt.Errorf("leave network %s: %w", id, err)
 	}
-	return control.Networks{Schema: control.Schema, Networks: left}, s.last.join(id, false)
+	return control.Networks{Schema: control.Schema, Networks: left}, s.remembered.join(id, false)
 }
 
 // notJoined refuses to leave a network, and names the one that was meant.

@@ -32,7 +32,7 @@ func (s *service) joinConfigured() error {
 
 // leaveGone leaves the networks that the configuration file doesn't name any more.
 func (s *service) leaveGone(cfg *config.Config) error {
-	for _, id := range s.last.gone(cfg) {
+	for _, id := range s.remembered.gone(cfg) {
 		if err := s.node.Leave(id); err != nil {
 			return fmt.Errorf("leave network %s, which isn't configured any more: %w", id, err)
 		}
@@ -185,14 +185,6 @@ func (s *service) use(st *state, errs map[ztnode.NetworkID]error) {
 	}
 }
 
-func joinIDs(list []ztnode.NetworkID) string {
-	out := make([]string, len(list))
-	for i, id := range list {
-		out[i] = id.String()
-	}
-	return strings.Join(out, ", ")
-}
-
 // lost returns the prefixes that a plan refuses although they were in use before.
 // Callers take turns.
 func (s *service) lost(p *plan.Plan) (out []netip.Prefix) {
@@ -215,6 +207,14 @@ func (s *service) lost(p *plan.Plan) (out []netip.Prefix) {
 		}
 	}
 	return out
+}
+
+func joinIDs(list []ztnode.NetworkID) string {
+	out := make([]string, len(list))
+	for i, id := range list {
+		out[i] = id.String()
+	}
+	return strings.Join(out, ", ")
 }
 
 // planned returns the plan in force, an empty one before the first.

@@ -30,7 +30,7 @@ func (s *service) reloadConfig() (any, error) {
 	s.notifier.reloading()
 	defer s.notifier.started()
 	r, err := s.reloadNow()
-	s.lastReload.note(time.Now(), err)
+	s.lastReload.note(s.now(), err)
 	if err != nil {
 		return nil, err
 	}
@@ -93,12 +93,12 @@ func (g *gateway) apply(next *config.Config) error {
 		return err
 	}
 	g.names.set(next.Names())
-	return errors.Join(g.leaveGone(next), g.joinConfigured(), g.last.keep(next))
+	return errors.Join(g.leaveGone(next), g.joinConfigured(), g.remembered.keep(next))
 }
 
 // staying lists the networks without those that a configuration doesn't name any more.
 func (s *service) staying(next *config.Config) []ztnode.Network {
-	gone := s.last.gone(next)
+	gone := s.remembered.gone(next)
 	return slices.DeleteFunc(s.networks(), func(n ztnode.Network) bool { return slices.Contains(gone, n.ID) })
 }
 

@@ -68,11 +68,11 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 	if err != nil {
 		return err
 	}
-	last, err := rememberedConfig(cfg.Home)
+	mem, err := remember(cfg.Home)
 	if err != nil {
 		return err
 	}
-	if err := last.missing(cfg); err != nil {
+	if err := mem.missing(cfg); err != nil {
 		return err
 	}
 	reg := newRegistry(cfg)
@@ -88,7 +88,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 		}
 	}()
 	s := newService(cfg, log, node, begun)
-	s.last, s.notifier, s.memory = last, newNotifier(log), memory
+	s.notifier, s.memory, s.remembered = newNotifier(log), memory, mem
 	if err := s.leaveGone(cfg); err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 		return err
 	}
 	defer srv.close()
-	if err := last.keep(cfg); err != nil {
+	if err := mem.keep(cfg); err != nil {
 		return err
 	}
 	info := node.Info()

@@ -25,6 +25,7 @@ type service struct {
 	state      atomic.Pointer[state]         // nil before the first plan is in force
 	mode       string
 	log        *slog.Logger
+	now        func() time.Time
 	start      time.Time
 	node       clean
 	memory     int64  // limit, bytes; 0 = none
@@ -35,7 +36,7 @@ type service struct {
 	ways       hostWays                   // the host's kernel; nil = nothing of it matters
 	resync     chan struct{}              // a value makes the networks be looked at again
 	reload     func(*config.Config) error // puts a configuration into force; nil = this process can't
-	last       *lastConfig                // nil = what was in force last isn't remembered
+	remembered *homeMemory                // nil = what was in force last isn't remembered
 	limited    func() []control.Limited   // clients that limits refuse, the greediest first; nil = there are none
 	reloading  sync.Mutex
 
@@ -60,7 +61,7 @@ type service struct {
 }
 
 func newService(cfg *config.Config, log *slog.Logger, node Node, start time.Time) *service {
-	s := &service{resync: make(chan struct{}, 1), log: log, start: start, node: clean{node}, seen: control.Down,
+	s := &service{now: time.Now, resync: make(chan struct{}, 1), log: log, start: start, node: clean{node}, seen: control.Down,
 		lifetimes: map[ztnode.NetworkID]time.Duration{}, served: map[netip.Prefix]ztnode.NetworkID{}}
 	s.conf.Store(cfg)
 	s.targets = newProber(cfg.Targets, hostDialer{}, log)
@@ -101,7 +102,7 @@ func (s *service) info() control.Info {
 }
 
 func (s *service) peers() []ztnode.Peer {
-	peers, now := s.node.Peers(), time.Now()
+	peers, now := s.node.Peers(), s.now()
 	slices.SortFunc(peers, func(a, b ztnode.Peer) int { return strings.Compare(a.Address, b.Address) })
 	for i := range peers {
 		peers[i].Link = linkOf(peers[i], now)

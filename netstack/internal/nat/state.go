@@ -273,6 +273,7 @@ func (t *Table) trackSYN(now int64, f *Flow, dir int, v *ipkt.View, s *segment, 
 			t.reopen(now, f)
 			fallthrough
 		case isHalfOpen(state):
+			f.noteSYN(now)
 			d.announce(v, s)
 			t.refresh(now, f)
 			if f.flags&flagFiltered != 0 && st == stateNew {
@@ -296,6 +297,9 @@ func (t *Table) trackSYN(now int64, f *Flow, dir int, v *ipkt.View, s *segment, 
 		w := other.window.Load()
 		if !t.set.NoWindow && w&winSeen != 0 && w&winLiberal == 0 && s.ack != other.end.Load() {
 			return OutOfWindow
+		}
+		if dir == FromServer && state&stateMask == stateNew {
+			t.noteConnected(now, f)
 		}
 		syn := d.window.Load() & winSYN
 		d.announce(v, s)

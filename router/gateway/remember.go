@@ -17,12 +17,12 @@ import (
 	"ztgate/zerotier/ztnode"
 )
 
-// lastConfigFile is where home remembers the configuration that was in force last.
-const lastConfigFile = "ztgate-configured.json"
+// memoryFile is where home remembers the configuration that was in force last.
+const memoryFile = "ztgate-configured.json"
 
-// lastConfig is what home remembers of the configuration: what is gone from it since
+// homeMemory is what home remembers of the configuration: what is gone from it since
 // must not be taken for something that was never there.
-type lastConfig struct {
+type homeMemory struct {
 	path string
 
 	mu   sync.Mutex // guards what follows; writes a file
@@ -38,10 +38,10 @@ type remembered struct {
 	Joined []ztnode.NetworkID `json:"joined,omitempty"`
 }
 
-// rememberedConfig reads what a home remembers. A faulty one is an error: it may have known
+// remember reads the memory of a home. A faulty one is an error: it may have known
 // that something is missing.
-func rememberedConfig(home string) (*lastConfig, error) {
-	m := &lastConfig{path: filepath.Join(home, lastConfigFile)}
+func remember(home string) (*homeMemory, error) {
+	m := &homeMemory{path: filepath.Join(home, memoryFile)}
 	b, err := os.ReadFile(m.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return m, nil
@@ -57,7 +57,7 @@ func rememberedConfig(home string) (*lastConfig, error) {
 
 // missing says that the configuration file of the last start isn't there any more.
 // Its policy would be, too.
-func (m *lastConfig) missing(cfg *config.Config) error {
+func (m *homeMemory) missing(cfg *config.Config) error {
 	file, given := cfg.File()
 	if m.kept.File == "" || file != "" || given {
 		return nil
@@ -71,8 +71,8 @@ func (m *lastConfig) missing(cfg *config.Config) error {
 }
 
 // gone lists the networks that only the file named, and that a configuration doesn't
-// name any more. A nil lastConfig knows none.
-func (m *lastConfig) gone(cfg *config.Config) (out []ztnode.NetworkID) {
+// name any more. A nil memory knows none.
+func (m *homeMemory) gone(cfg *config.Config) (out []ztnode.NetworkID) {
 	if m == nil {
 		return nil
 	}
@@ -88,7 +88,7 @@ func (m *lastConfig) gone(cfg *config.Config) (out []ztnode.NetworkID) {
 }
 
 // keep remembers a configuration that is in force.
-func (m *lastConfig) keep(cfg *config.Config) error {
+func (m *homeMemory) keep(cfg *config.Config) error {
 	if m == nil {
 		return nil
 	}
@@ -103,7 +103,7 @@ func (m *lastConfig) keep(cfg *config.Config) error {
 }
 
 // join remembers that a network was joined, or left, by command.
-func (m *lastConfig) join(id ztnode.NetworkID, joined bool) error {
+func (m *homeMemory) join(id ztnode.NetworkID, joined bool) error {
 	if m == nil {
 		return nil
 	}
@@ -117,7 +117,7 @@ func (m *lastConfig) join(id ztnode.NetworkID, joined bool) error {
 	return m.write(next)
 }
 
-func (m *lastConfig) write(next remembered) error {
+func (m *homeMemory) write(next remembered) error {
 	b, err := json.Marshal(next)
 	if err != nil {
 		return err
