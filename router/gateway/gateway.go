@@ -4,10 +4,12 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -112,6 +114,13 @@ func (g *gateway) limitedClients() (out []control.Limited) {
 	for _, r := range g.proxy.Refused() {
 		out = append(out, control.Limited{Client: r.Client, What: "connections to the host's own addresses", Refused: r.Count})
 	}
+	clients, _ := g.plane.Greedy(maxLimited)
+	for _, c := range clients {
+		if c.Refused > 0 {
+			out = append(out, control.Limited{Client: c.Prefix, What: "flows", Refused: c.Refused})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b control.Limited) int { return cmp.Compare(b.Refused, a.Refused) })
 	return out[:min(len(out), maxLimited)]
 }
 
