@@ -122,6 +122,9 @@ type Config struct {
 	Timeouts Timeouts // NAT.Timeouts unless that is set
 	Forwards []PortForward
 	Maps     []AddressMap
+	// PathMTU returns the largest IP packet that reaches a member of a network in one
+	// datagram, 0 if that isn't known. Nil = never known.
+	PathMTU  func(nwid uint64, member [6]byte) int
 	Mappings []Mapping      // of an earlier engine: endpoints are quarantined for their owners, flows go on
 	Policy   *policy.Policy // nil = accept what the VPC side opens
 	// Owns reports whether the network's controller certifies that an address is that of

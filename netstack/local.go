@@ -15,7 +15,6 @@ import (
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -79,6 +78,12 @@ func newLocalStack(send func(tcpip.NICID, []byte)) (*localStack, error) {
 	})
 	if err := l.s.SetPortRange(nat.LocalPortFirst, nat.LocalPortLast); err != nil {
 		return nil, fmt.Errorf("create local stack: port range: %v", err)
+	}
+	// The range is small: connections that have ended mustn't hold its ports for a
+	// minute (as net.ipv4.tcp_tw_reuse has it).
+	reuse := tcpip.TCPTimeWaitReuseGlobal
+	if err := l.s.SetTransportProtocolOption(tcp.ProtocolNumber, &reuse); err != nil {
+		return nil, fmt.Errorf("create local stack: reuse of ports: %v", err)
 	}
 	return l, nil
 }
@@ -147,6 +152,24 @@ func (l *localStack) addAddress(id tcpip.NICID, n *localNIC, a netip.Addr) error
 	}
 	n.addrs[a] = pa
 	return nil
+}
+
+// only reports whether an address is the only one of its family on its interface,
+// which connections then come from unbound.
+func (l *localStack) only(a tcpip.FullAddress) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.nics[a.NIC]
+	if n == nil {
+		return false
+	}
+	count := 0
+	for x := range n.addrs {
+		if x.BitLen() == 8*a.Addr.Len() {
+			count++
+		}
+	}
+	return count == 1
 }
 
 // link returns the link of an interface, nil if there is none.
@@ -223,7 +246,8 @@ func (l *localStack) sendAll() {
 	l.mu.Lock()
 	nics := maps.Clone(l.nics)
 	l.mu.Unlock()
-	for id, n := range nics {
+	for _, id := range slices.Sorted(maps.Keys(nics)) {
+		n := nics[id]
 		for pkt := n.link.Read(); pkt != nil; pkt = n.link.Read() {
 			view := pkt.ToView()
 			l.send(id, slices.Clone(view.AsSlice()))
@@ -271,7 +295,10 @@ func (e *Engine) DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, err
 	if err != nil {
 		return nil, err
 	}
-	c, err := gonet.DialTCPWithBind(ctx, e.local.s, from, to, proto)
+	if e.local.only(from) {
+		from.Addr = tcpip.Address{}
+	}
+	c, err := dialTCP(ctx, e.local.s, from, to, proto)
 	if err != nil {
 		return nil, err
 	}
@@ -285,7 +312,7 @@ func (e *Engine) DialUDP(_ context.Context, dst netip.AddrPort) (net.Conn, error
 	if err != nil {
 		return nil, err
 	}
-	c, err := gonet.DialUDP(e.local.s, &from, &to, proto)
+	c, err := dialUDP(e.local.s, from, to, proto)
 	if err != nil {
 		return nil, err
 	}
@@ -298,47 +325,85 @@ var ErrNoAnswer = errors.New("no answer in time")
 // Ping sends an echo request to an overlay host, which is found as by
 // [Engine.DialTCP], and waits for the reply.
 func (e *Engine) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error) {
-	src, to, proto, err := e.localEnds(netip.AddrPortFrom(dst, 0))
+	p, err := e.ping(dst)
 	if err != nil {
 		return 0, err
 	}
-	var wq waiter.Queue
-	transport, typ := icmp.ProtocolNumber4, byte(8)
-	if dst.Is6() {
-		transport, typ = icmp.ProtocolNumber6, 128
-	}
-	ep, terr := e.local.s.NewEndpoint(transport, proto, &wq)
-	if terr != nil {
-		return 0, fmt.Errorf("ping %s: %v", dst, terr)
-	}
-	defer ep.Close()
-	src.Port = uint16(nat.LocalPortFirst + e.local.ident.Add(1)%(nat.LocalPortLast-nat.LocalPortFirst))
-	if terr := ep.Bind(src); terr != nil {
-		return 0, fmt.Errorf("ping %s: %v", dst, terr)
-	}
-	entry, notify := waiter.NewChannelEntry(waiter.ReadableEvents)
-	wq.EventRegister(&entry)
-	defer wq.EventUnregister(&entry)
-	msg := make([]byte, 8+56)
-	msg[0] = typ
-	binary.BigEndian.PutUint16(msg[6:], 1)
+	defer p.Close()
 	start := time.Now()
-	if _, terr := ep.Write(&sliceReader{msg}, tcpip.WriteOptions{To: &to}); terr != nil {
-		return 0, fmt.Errorf("ping %s: %v", dst, terr)
+	if err := p.send(); err != nil {
+		return 0, err
 	}
-	for {
-		if _, terr := ep.Read(discard{}, tcpip.ReadOptions{}); terr == nil {
-			return time.Since(start), nil
-		}
+	for !p.Answered() {
 		select {
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return 0, ErrNoAnswer
 			}
 			return 0, ctx.Err()
-		case <-notify:
+		case <-p.notify:
 		}
 	}
+	return time.Since(start), nil
+}
+
+// Ping is an echo request.
+type Ping struct {
+	ep     tcpip.Endpoint
+	wq     waiter.Queue
+	entry  waiter.Entry
+	notify chan struct{} // gets a value when something has come
+	dst    netip.Addr
+	to     tcpip.FullAddress
+	typ    byte
+}
+
+// ping prepares an echo request.
+func (e *Engine) ping(dst netip.Addr) (*Ping, error) {
+	src, to, proto, err := e.localEnds(netip.AddrPortFrom(dst, 0))
+	if err != nil {
+		return nil, err
+	}
+	p := &Ping{dst: dst, to: to}
+	transport, typ := icmp.ProtocolNumber4, byte(8)
+	if dst.Is6() {
+		transport, typ = icmp.ProtocolNumber6, 128
+	}
+	ep, terr := e.local.s.NewEndpoint(transport, proto, &p.wq)
+	if terr != nil {
+		return nil, fmt.Errorf("ping %s: %v", dst, terr)
+	}
+	src.Port = uint16(nat.LocalPortFirst + e.local.ident.Add(1)%(nat.LocalPortLast-nat.LocalPortFirst))
+	if terr := ep.Bind(src); terr != nil {
+		ep.Close()
+		return nil, fmt.Errorf("ping %s: %v", dst, terr)
+	}
+	p.ep, p.typ = ep, typ
+	p.entry, p.notify = waiter.NewChannelEntry(waiter.ReadableEvents)
+	p.wq.EventRegister(&p.entry)
+	return p, nil
+}
+
+func (p *Ping) send() error {
+	msg := make([]byte, 8+56)
+	msg[0] = p.typ
+	binary.BigEndian.PutUint16(msg[6:], 1)
+	if _, terr := p.ep.Write(&sliceReader{msg}, tcpip.WriteOptions{To: &p.to}); terr != nil {
+		return fmt.Errorf("ping %s: %v", p.dst, terr)
+	}
+	return nil
+}
+
+// Answered reports whether the reply has come, once.
+func (p *Ping) Answered() bool {
+	_, terr := p.ep.Read(discard{}, tcpip.ReadOptions{})
+	return terr == nil
+}
+
+// Close ends it.
+func (p *Ping) Close() {
+	p.wq.EventUnregister(&p.entry)
+	p.ep.Close()
 }
 
 // sliceReader gives a message to the stack.

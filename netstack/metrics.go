@@ -37,6 +37,7 @@ var (
 	descMisses      = prometheus.NewDesc("ztgate_flow_cache_misses_total", "Packets that belong to no flow.", nil, nil)
 	descErrors      = prometheus.NewDesc("ztgate_icmp_errors_sent_total", "ICMP errors sent, by side and kind.", []string{"leg", "kind"}, nil)
 	descResets      = prometheus.NewDesc("ztgate_tcp_resets_sent_total", "RSTs sent to ends of connections that are refused or over, by side.", []string{"leg"}, nil)
+	descConnect     = prometheus.NewDesc("ztgate_flow_connect_seconds", "Time from the first SYN of a TCP flow to the answer, as both pass.", []string{"path"}, nil)
 	descClamped     = prometheus.NewDesc("ztgate_tcp_mss_clamped_total", "SYN segments whose MSS was lowered.", []string{"leg"}, nil)
 	descBatch       = prometheus.NewDesc("ztgate_batch_size", "Packets per batch received.", []string{"leg", "direction"}, nil)
 )
@@ -82,7 +83,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		local += at.fwd.local()
 	}
 	counter(descLocal, local)
-	c.table(counter, gauge, labels)
+	c.table(ch, counter, gauge, labels)
 	counter(descHits, s.hits.Load())
 	counter(descMisses, s.misses.Load())
 	counter(descPanics, e.local.Panics.Load())
@@ -118,9 +119,13 @@ func (c *collector) forwarded(counter countFunc, f *pathCounters, network string
 }
 
 // table collects what the flow table holds. labels are the networks by slot.
-func (c *collector) table(counter countFunc, gauge gaugeFunc, labels []string) {
+func (c *collector) table(ch chan<- prometheus.Metric, counter countFunc, gauge gaugeFunc, labels []string) {
 	ts := c.e.table.Stats()
 	gauge(descLimit, float64(c.e.table.Limit()))
+	for side, path := range [...]int{VPCSide: pathVPCToOverlay, OverlaySide: pathOverlayToVPC} {
+		count, seconds, buckets := ts.Connect[side].Read()
+		ch <- prometheus.MustNewConstHistogram(descConnect, count, seconds, buckets, pathNames[path])
+	}
 	for class, proto := range nat.ClassNames {
 		gauge(descFlows, float64(ts.Live[class].Load()), proto)
 		counter(descCreated, uint64(ts.Created[class].Load()), proto)

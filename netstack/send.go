@@ -61,6 +61,9 @@ func (e *Engine) sendReady(now int64, at *attachment, packets []neigh.Waiting, h
 			}
 			continue
 		}
+		if v.Proto == ipkt.TCP && v.First && v.Flags&ipkt.SYN != 0 && e.clampFor(at, macNumber(mac), at.MTU, &v) { // the member wasn't known before
+			e.stats.clamped[VPCSide].Add(1)
+		}
 		h := ethernetHeader(mac, at.MAC, v.V6)
 		each := func(b []byte) {
 			switch {

@@ -215,18 +215,44 @@ func serverOf(f *nat.Flow, dir int) netip.Addr {
 // fill the overlay's MTU, which is two full datagrams.
 const jumboMSS = 2760
 
+// leastMSS is the least that any path is taken for (RFC 9293 §3.7.1, less some options).
+const leastMSS = 400
+
 // clamp lowers the MSS of a SYN so that segments of both directions fit both
-// sides: one datagram on the wire, unless the client's MTU allows whole frames.
-func (w *worker) clamp(side Side, at *attachment, v *ipkt.View) {
+// sides.
+func (w *worker) clamp(side Side, at *attachment, f *nat.Flow, dir int, v *ipkt.View) {
+	mac := f.Hop.Load() >> 16
+	if mac == 0 { // it is the first packet
+		end := serverOf(f, dir)
+		if side == OverlaySide {
+			end = serverOf(f, 1-dir)
+		}
+		if owner, ok := at.neigh.Lookup(w.now, at.hop(end)); ok {
+			mac = macNumber(owner)
+		}
+	}
+	if w.e.clampFor(at, mac, min(at.MTU, w.set.vpc.MTU), v) {
+		w.e.stats.clamped[side].Add(1)
+	}
+}
+
+// clampFor lowers the MSS of a SYN so that segments fit packets of mtu bytes, and one
+// datagram on the wire to a member: unless a client's MTU allows whole frames. If the
+// path to the member carries less than usual, nothing larger is allowed: the member may
+// not know that, and what it sent would be lost. mac is 0 if the member isn't known.
+func (e *Engine) clampFor(at *attachment, mac uint64, mtu int, v *ipkt.View) bool {
 	headers := 40
 	if v.V6 {
 		headers = 60
 	}
-	limit := min(at.MTU, w.set.vpc.MTU) - headers
+	limit := mtu - headers
 	if at.Direct > headers && v.MSS() < jumboMSS {
 		limit = min(limit, at.Direct-headers)
 	}
-	if v.ClampMSS(uint16(min(limit, 65535))) {
-		w.e.stats.clamped[side].Add(1)
+	if e.cfg.PathMTU != nil && mac != 0 {
+		if path := e.cfg.PathMTU(at.ID, macBytes(mac)); path > 0 && path < at.Direct {
+			limit = min(limit, max(path-headers, leastMSS))
+		}
 	}
+	return v.ClampMSS(uint16(min(limit, 65535)))
 }

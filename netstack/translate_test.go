@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -559,3 +560,75 @@ func (discardOverlay) WriteFrames(_ uint64, bufs [][]byte, _ []int, _ int) (int,
 type discardDevice struct{ Device }
 
 func (discardDevice) Write(bufs [][]byte, _ int) (int, error) { return len(bufs), nil }
+
+// A member behind a path that carries less than usual gets small segments, from both
+// ends of a connection, whatever the client's MTU is and whether the member is known or
+// has to be looked for; other members get what they always got.
+func TestMSSFollowsPath(t *testing.T) {
+	carries := map[[6]byte]int{hostMAC: 1334}
+	r := newRig(t, func(c *Config) {
+		c.PathMTU = func(nwid uint64, member [6]byte) int {
+			if nwid != testNet {
+				t.Errorf("asked about network %x", nwid)
+			}
+			return carries[member]
+		}
+	})
+	n := testNetwork()
+	n.Direct = 1394
+	if err := r.e.SetNetworks([]Network{n}); err != nil {
+		t.Fatal(err)
+	}
+	r.take()
+	port := uint16(5000)
+	mss := func(in uint16, host string) (syn, answer uint16) {
+		t.Helper()
+		port++
+		read := func(list [][]byte) uint16 {
+			var v ipkt.View
+			if len(list) != 1 || ipkt.Parse(list[0], &v) != ipkt.OK || !v.ChecksumOK() {
+				t.Fatalf("%d packets", len(list))
+			}
+			return v.MSS()
+		}
+		client, server := fmt.Sprintf("172.31.0.10:%d", port), host+":80"
+		outside := fmt.Sprintf("10.0.0.1:%d", port)
+		if strings.Contains(host, ":") {
+			client, server = fmt.Sprintf("[fd77:1::10]:%d", port), "["+host+"]:80"
+			outside = client
+		}
+		p := pkttest.Packet{Proto: ipkt.TCP, Flags: ipkt.SYN, Src: pkttest.Addr(client), Dst: pkttest.Addr(server), Seq: 1, Options: []byte{2, 4, byte(in >> 8), byte(in)}}
+		r.feed([][]byte{p.Bytes()}, nil)
+		o, _ := r.takeRaw()
+		syn = read(o)
+		p = pkttest.Packet{Proto: ipkt.TCP, Flags: ipkt.SYN | ipkt.ACK, Src: pkttest.Addr(server), Dst: pkttest.Addr(outside), Seq: 9, Ack: 2, Options: []byte{2, 4, byte(in >> 8), byte(in)}}
+		r.feed(nil, [][]byte{p.Bytes()})
+		_, v := r.takeRaw()
+		return syn, read(v)
+	}
+	for _, c := range []struct {
+		in    uint16
+		host  string
+		path  int
+		want  uint16
+		fresh bool
+	}{
+		{1460, "10.0.0.10", 1334, 1294, true},
+		{1460, "10.0.0.10", 1334, 1294, false},
+		{8960, "10.0.0.10", 1334, 1294, false}, // else it would fill whole frames
+		{1000, "10.0.0.10", 1334, 1000, false},
+		{1460, "fd77:100::10", 1334, 1274, true},
+		{1460, "10.0.0.11", 0, 1354, true},
+		{8960, "10.0.0.11", 0, 2760, false},
+		{1460, "10.0.0.11", 8862, 1354, false}, // nobody else's path is the longer for it
+		{1460, "10.0.0.11", 1, 400, false},
+	} {
+		carries[hostMAC] = c.path
+		if _, known := r.e.Neighbour(testNet, netip.MustParseAddr(c.host)); known == c.fresh {
+			t.Errorf("%s: known: %v", c.host, known)
+		}
+		if syn, answer := mss(c.in, c.host); syn != c.want || answer != c.want {
+			t.Errorf("%s with %d over a path of %d: SYN %d, answer %d, want %d", c.host, c.in, c.path, syn, answer, c.want)
+		}
+	}
+}

@@ -275,7 +275,7 @@ func (w *worker) forward(side Side, f *nat.Flow, dir int, v *ipkt.View, buf []by
 		return
 	}
 	if v.Proto == ipkt.TCP && v.Flags&ipkt.SYN != 0 && at != nil {
-		w.clamp(side, at, v)
+		w.clamp(side, at, f, dir, v)
 	}
 	f.Rewrite(dir, v)
 	v.DecrementTTL()

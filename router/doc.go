@@ -2,6 +2,7 @@
 // overlay node that don't know each other:
 //
 //   - lab, e2e, faults and attack run all of it on one machine, in network namespaces;
+//   - sim runs all of it in one goroutine, on a simulated clock;
 //   - gateway puts everything together and runs it, as a gateway or a member;
 //   - admin is what works without a process: identities, planets, network records;
 //   - control is the API of a running process, and its client;

@@ -1,10 +1,11 @@
 package zerotier
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,11 +20,12 @@ import (
 // store is the home of a node (chapter 04 §16). Files it doesn't know are left alone.
 type store struct {
 	*home.Dir
+	now    func() time.Time
 	cached peerFiles
 }
 
-func newStore(dir *home.Dir) *store {
-	return &store{Dir: dir, cached: peerFiles{m: make(map[identity.Address]time.Time), most: maxPeerFiles}}
+func newStore(dir *home.Dir, now func() time.Time) *store {
+	return &store{Dir: dir, now: now, cached: peerFiles{m: make(map[identity.Address]time.Time), most: maxPeerFiles}}
 }
 
 // identity loads the identity, or makes a new one if the home has none.
@@ -50,7 +52,7 @@ func (s *store) planet(given []byte) (*vl1.World, error) {
 // moons reads the moons that are orbited (chapter 02 §3.6). A damaged file is
 // reported and left alone.
 func (s *store) moons() (out []*vl1.World, err error) {
-	entries, err := os.ReadDir(s.Path("moons.d"))
+	entries, err := s.Disk.ReadDir(s.Path("moons.d"))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ztnode.ErrHomeUnusable, err)
 	}
@@ -60,7 +62,7 @@ func (s *store) moons() (out []*vl1.World, err error) {
 		if !ok {
 			continue
 		}
-		b, err := os.ReadFile(s.Path("moons.d", e.Name()))
+		b, err := s.Disk.ReadFile(s.Path("moons.d", e.Name()))
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -79,24 +81,31 @@ func (s *store) moons() (out []*vl1.World, err error) {
 }
 
 func (s *store) storeMoon(w *vl1.World) error {
-	return atomicfile.Write(s.Path("moons.d", vl1.MoonFile(w.ID)), w.Append(nil), 0o644)
+	return atomicfile.WriteOn(s.Disk, s.Path("moons.d", vl1.MoonFile(w.ID)), w.Append(nil), 0o644)
 }
 
 func (s *store) removeMoon(id uint64) error {
-	if err := os.Remove(s.Path("moons.d", vl1.MoonFile(id))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.Disk.Remove(s.Path("moons.d", vl1.MoonFile(id))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forget moon %016x: %w", id, err)
 	}
 	return nil
 }
 
-// networks lists the networks to join, with the cached configuration where one
-// can be read (chapter 03 §1.7). A damaged cache only costs a request.
-func (s *store) networks() (map[vl2.NetworkID]*vl2.NetworkConfig, error) {
-	entries, err := os.ReadDir(s.Path("networks.d"))
+// storedNetwork is a network to join, with the cached configuration if one can be
+// read.
+type storedNetwork struct {
+	id     vl2.NetworkID
+	config *vl2.NetworkConfig
+	at     time.Time
+}
+
+// networks lists the networks to join, those whose files are oldest first (chapter
+// 03 §1.7). A damaged cache only costs a request.
+func (s *store) networks() (out []storedNetwork, err error) {
+	entries, err := s.Disk.ReadDir(s.Path("networks.d"))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ztnode.ErrHomeUnusable, err)
 	}
-	out := make(map[vl2.NetworkID]*vl2.NetworkConfig)
 	for _, e := range entries {
 		name, ok := strings.CutSuffix(e.Name(), ".conf")
 		if !ok || len(name) != 16 {
@@ -106,15 +115,19 @@ func (s *store) networks() (map[vl2.NetworkID]*vl2.NetworkConfig, error) {
 		if err != nil {
 			continue
 		}
-		out[id] = nil
-		b, err := os.ReadFile(s.Path("networks.d", e.Name()))
-		if err != nil || len(b) > maxCachedConfig {
-			continue
+		n := storedNetwork{id: id}
+		if fi, err := e.Info(); err == nil {
+			n.at = fi.ModTime()
 		}
-		if cfg, err := vl2.DecodeNetworkConfig(b); err == nil && cfg.ID == id {
-			out[id] = cfg
+		b, err := s.Disk.ReadFile(s.Path("networks.d", e.Name()))
+		if err == nil && len(b) <= maxCachedConfig {
+			if cfg, err := vl2.DecodeNetworkConfig(b); err == nil && cfg.ID == id {
+				n.config = cfg
+			}
 		}
+		out = append(out, n)
 	}
+	slices.SortFunc(out, func(a, b storedNetwork) int { return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.id, b.id)) })
 	return out, nil
 }
 
@@ -127,24 +140,24 @@ func (s *store) networkPath(id vl2.NetworkID) string {
 
 // rememberNetwork remembers that the network is joined. A cached configuration is kept.
 func (s *store) rememberNetwork(id vl2.NetworkID) error {
-	if _, err := os.Stat(s.networkPath(id)); err == nil {
+	if _, err := s.Disk.Stat(s.networkPath(id)); err == nil {
 		return nil
 	}
-	return atomicfile.Write(s.networkPath(id), []byte("\n"), 0o600)
+	return atomicfile.WriteOn(s.Disk, s.networkPath(id), []byte("\n"), 0o600)
 }
 
 // storeNetwork keeps the configuration of a network that is remembered: one that comes
 // while the network is left must not make it joined again.
 func (s *store) storeNetwork(id vl2.NetworkID, cfg *vl2.NetworkConfig) error {
-	if _, err := os.Stat(s.networkPath(id)); errors.Is(err, fs.ErrNotExist) {
+	if _, err := s.Disk.Stat(s.networkPath(id)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return atomicfile.Write(s.networkPath(id), cfg.Encode(), 0o600)
+	return atomicfile.WriteOn(s.Disk, s.networkPath(id), cfg.Encode(), 0o600)
 }
 
 func (s *store) removeNetwork(id vl2.NetworkID) error {
 	for _, p := range []string{s.networkPath(id), s.Path("networks.d", id.String()+".local.conf")} {
-		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := s.Disk.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("forget network %s: %w", id, err)
 		}
 	}

@@ -53,12 +53,18 @@ func (n *Node) Peers() []ztnode.Peer {
 		for _, pa := range p.Paths {
 			v.Paths = append(v.Paths, ztnode.Path{
 				Endpoint: pa.Endpoint, Preferred: pa.Preferred, Expired: pa.Expired,
-				LastSend: pa.LastSend, LastReceive: pa.LastReceive, Latency: ztnode.Milliseconds(pa.Latency),
+				LastSend: pa.LastSend, LastReceive: pa.LastReceive, Latency: ztnode.Milliseconds(pa.Latency), MTU: pa.MTU,
 			})
 		}
 		out = append(out, v)
 	}
 	return out
+}
+
+// PathMTU returns the largest UDP payload that is known to reach a member of a network in
+// one datagram, 0 if that isn't known.
+func (n *Node) PathMTU(id ztnode.NetworkID, member ztnode.MAC) int {
+	return n.core.PathMTU(vl2.AddressOf(id, member))
 }
 
 // Networks describes the joined networks.

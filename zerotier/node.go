@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"ztgate/internal/disk"
 	"ztgate/internal/watch"
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
@@ -56,6 +57,11 @@ type Config struct {
 	Logger     *slog.Logger // nil = no log
 	Controller bool         // also act as a network controller, state in Home/controller.d
 	Planet     []byte       // custom planet; replaces an older or another one in Home
+	// Networks are joined before those that Home remembers, where there are more than
+	// [ztnode.MaxNetworks].
+	Networks []ztnode.NetworkID
+	Disk     disk.FS          // of Home; nil = the machine's
+	Now      func() time.Time // nil = time.Now
 
 	// Local settings (chapter 02 §8.6).
 	Physical     []vl1.PhysicalNetwork
@@ -87,12 +93,13 @@ type Node struct {
 	id    *identity.Identity
 	core  *vl1.Core
 	layer *network.Layer
-	udp   *transport.UDP
+	udp   sockets
 	ctl   *controller.Controller
 
 	mapper portMapper // nil = none
 
-	tx    sync.Pool // of *txWorker
+	tx    txPool
+	now   func() time.Time
 	ready chan struct{}
 	wake  chan struct{} // makes the timer goroutine look again
 
@@ -102,7 +109,10 @@ type Node struct {
 	clock    *clock.Watch
 	watchers watch.Watchers
 	online   bool
-	offline  time.Time // since when, or since the last remedy
+	offline  time.Time          // since when, or since the last remedy
+	left     []ztnode.NetworkID // out, since there are too many
+
+	joining sync.Mutex // what is joined, and home's memory of it, change together
 
 	background sync.WaitGroup
 }
@@ -110,35 +120,51 @@ type Node struct {
 // txWorker is what one goroutine needs to send.
 type txWorker struct {
 	vw  *vl1.Worker
-	out *transport.Sender
+	out sender
+}
+
+func (n *Node) newTxWorker() any {
+	return &txWorker{vw: n.core.NewWorker(), out: n.udp.NewSender()}
+}
+
+// txPool has the txWorkers that nobody uses.
+type txPool interface {
+	Get() any
+	Put(any)
 }
 
 // rxWorker is what one receiving goroutine needs.
 type rxWorker struct {
 	vw  *vl1.Worker
 	nw  *network.Worker
-	out *transport.Sender
+	out sender
 	now time.Time // of this batch, zero between batches
 }
 
 // New opens home and the UDP sockets; what an operator can remedy is an error of
 // [ztnode]. Run must be called to make the node work,
 // Close if it is not.
-func New(cfg Config) (_ *Node, err error) {
+func New(cfg Config) (*Node, error) { return newNode(cfg, (*Node).openUDP) }
+
+// newNode makes a node whose sockets are opened by open.
+func newNode(cfg Config, open func(*Node) (sockets, error)) (_ *Node, err error) {
 	n := &Node{
-		cfg: cfg, log: cfg.Logger,
+		cfg: cfg, log: cfg.Logger, now: cfg.Now,
 		ready: make(chan struct{}),
 		wake:  make(chan struct{}, 1),
 	}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
-	n.clock = clock.NewWatch(clock.Read(), n.log)
-	dir, err := home.Open(cfg.Home)
+	if n.now == nil {
+		n.now = time.Now
+	}
+	n.clock = clock.NewWatch(n.clocks(), n.log)
+	dir, err := home.OpenOn(cfg.Disk, cfg.Home)
 	if err != nil {
 		return nil, err
 	}
-	n.home = newStore(dir)
+	n.home = newStore(dir, n.now)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -147,7 +173,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.id, err = n.home.identity(); err != nil {
 		return nil, err
 	}
-	if err := n.home.tidyPeers(time.Now()); err != nil {
+	if err := n.home.tidyPeers(n.now()); err != nil {
 		n.log.Warn("tidy the peer cache", "error", err)
 	}
 	planet, err := n.home.planet(cfg.Planet)
@@ -155,12 +181,24 @@ func New(cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	if cfg.DefaultTCPRelay && !cfg.TCPRelay.IsValid() && planet.ID == vl1.DefaultPlanet().ID {
-		cfg.TCPRelay = transport.DefaultTCPRelay
+		n.cfg.TCPRelay = transport.DefaultTCPRelay
 	}
+	if n.udp, err = open(n); err != nil {
+		return nil, err
+	}
+	if err := n.newLayers(planet); err != nil {
+		return nil, err
+	}
+	n.tx = &sync.Pool{New: n.newTxWorker}
+	return n, n.joinStored()
+}
+
+func (n *Node) openUDP() (sockets, error) {
+	cfg := &n.cfg
 	if cfg.PortMapping && !cfg.ForceTCPRelay {
 		n.mapper = n.newPortMapper()
 	}
-	n.udp, err = transport.Open(transport.Config{
+	u, err := transport.Open(transport.Config{
 		Port: cfg.Port, NoSecondary: cfg.NoSecondaryPort, Bind: cfg.Bind, Logger: n.log,
 		// Peers send to the path that they used last: after a quick restart it should lead
 		// somewhere.
@@ -177,11 +215,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := n.newLayers(planet); err != nil {
-		return nil, err
-	}
-	n.tx.New = func() any { return &txWorker{vw: n.core.NewWorker(), out: n.udp.NewSender()} }
-	return n, n.joinStored()
+	return udpSockets{u}, nil
 }
 
 func (n *Node) newLayers(planet *vl1.World) (err error) {
@@ -196,7 +230,8 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	}
 	if n.cfg.Controller {
 		n.ctl, err = controller.New(controller.Config{
-			Identity: n.id, Dir: n.home.Path("controller.d"), Send: n.controllerSend, Logger: n.log,
+			Identity: n.id, Dir: n.home.Path("controller.d"), Disk: n.cfg.Disk, Send: n.controllerSend, Logger: n.log, Now: n.now,
+			PacketLimit: func(a identity.Address) int { return n.core.PacketLimit(a) },
 		})
 		if err != nil {
 			return err
@@ -208,7 +243,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	if err != nil {
 		n.log.Warn("some moons were not read", "error", err)
 	}
-	start := time.Now()
+	start := n.now()
 	n.core, err = vl1.New(vl1.Config{
 		Identity: n.id, Planet: planet, Moons: moons, Upper: n.layer, Logger: n.log,
 		LocalEndpoints:  n.localEndpoints,
@@ -224,7 +259,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 		Loopback:        onLoopback(n.cfg.Bind),
 		SoftwareVersion: [3]int{VersionMajor, VersionMinor, VersionRevision},
 		Start:           start,
-		Clock:           func() time.Duration { return time.Since(start) },
+		Clock:           func() time.Duration { return n.now().Sub(start) },
 		OnWorld:         n.worldChanged,
 	})
 	if err != nil {
@@ -244,14 +279,43 @@ func (n *Node) joinStored() error {
 	if err != nil {
 		return err
 	}
+	rank := func(s storedNetwork) int { // the configured ones first
+		if i := slices.Index(n.cfg.Networks, s.id); i >= 0 {
+			return i
+		}
+		return len(n.cfg.Networks)
+	}
+	slices.SortStableFunc(stored, func(a, b storedNetwork) int { return rank(a) - rank(b) })
+	room := ztnode.MaxNetworks
+	for _, id := range n.cfg.Networks {
+		if !slices.ContainsFunc(stored, func(s storedNetwork) bool { return s.id == id }) {
+			room--
+		}
+	}
+	room = min(max(room, 0), len(stored))
+	for _, s := range stored[room:] {
+		n.left = append(n.left, s.id)
+	}
+	if len(n.left) > 0 {
+		n.log.Error("home remembers more networks than a node can join: the rest is not joined", "limit", ztnode.MaxNetworks, "left_out", n.left,
+			"remedy", "leave some and restart")
+	}
 	return n.send(func(t *txWorker, now time.Time) error {
-		for id, cached := range stored {
-			if err := n.layer.Join(t.out, now, id, cached); err != nil {
+		for _, s := range stored[:room] {
+			if err := n.layer.Join(t.out, now, s.id, s.config); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// LeftOut lists the networks that Home remembers but that are not joined, since
+// there are too many.
+func (n *Node) LeftOut() []ztnode.NetworkID {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.left)
 }
 
 // Close frees what New opened. Run does it too.
@@ -317,7 +381,7 @@ func (n *Node) receive(ctx context.Context) error {
 		func(w int, sock vl1.SocketID, from netip.AddrPort, datagram []byte) {
 			rx := worker(w)
 			if rx.now.IsZero() {
-				rx.now = time.Now()
+				rx.now = n.now()
 				rx.vw.Begin(rx.out, rx.now)
 			}
 			n.core.Receive(rx.vw, sock, from, datagram)
@@ -341,25 +405,37 @@ func (n *Node) timers(ctx context.Context) {
 		case <-n.wake:
 		case <-t.C:
 		}
-		n.checkClock()
-		var next time.Time
-		_ = n.send(func(tx *txWorker, now time.Time) error {
-			next = n.core.Tick(tx.out, now)
-			if l := n.layer.Tick(tx.out, now); l.Before(next) {
-				next = l
-			}
-			return nil
-		})
-		n.checkOnline()
-		t.Reset(max(time.Until(next), minTick))
+		t.Reset(max(n.tick().Sub(n.now()), minTick))
 	}
+}
+
+// tick does what is due, and returns when to do so again.
+func (n *Node) tick() (next time.Time) {
+	n.checkClock()
+	_ = n.send(func(tx *txWorker, now time.Time) error {
+		next = n.core.Tick(tx.out, now)
+		if l := n.layer.Tick(tx.out, now); l.Before(next) {
+			next = l
+		}
+		return nil
+	})
+	n.checkOnline()
+	return next
+}
+
+// clocks looks at the host's clocks.
+func (n *Node) clocks() clock.Reading {
+	if n.cfg.Now != nil {
+		return clock.Reading{Now: n.cfg.Now()}
+	}
+	return clock.Read()
 }
 
 // checkClock notices that the host slept, when all that others know of us is old, and that
 // the wall clock was set.
 func (n *Node) checkClock() {
 	n.mu.Lock()
-	slept, set := n.clock.Look(clock.Read())
+	slept, set := n.clock.Look(n.clocks())
 	n.mu.Unlock()
 	if slept > 0 {
 		n.core.Slept(slept)
@@ -386,7 +462,7 @@ func (n *Node) checkOnline() {
 	n.mu.Lock()
 	changed := online != n.online
 	n.online = online
-	now := time.Now()
+	now := n.now()
 	if online || n.offline.IsZero() {
 		n.offline = now
 	}
@@ -409,7 +485,7 @@ func (n *Node) checkOnline() {
 // send lends f a worker and sends what f put into it.
 func (n *Node) send(f func(*txWorker, time.Time) error) error {
 	t := n.tx.Get().(*txWorker)
-	err := f(t, time.Now())
+	err := f(t, n.now())
 	t.out.Flush()
 	n.tx.Put(t)
 	return err
@@ -424,7 +500,7 @@ func (n *Node) WriteFrames(nwid uint64, bufs [][]byte, sizes []int, offset int) 
 		return 0, fmt.Errorf("write frames: offset %d is below the headroom of %d", offset, Headroom)
 	}
 	t := n.tx.Get().(*txWorker)
-	ok := n.layer.WriteFrames(t.vw.Begin(t.out, time.Now()), vl2.NetworkID(nwid), bufs, sizes, offset)
+	ok := n.layer.WriteFrames(t.vw.Begin(t.out, n.now()), vl2.NetworkID(nwid), bufs, sizes, offset)
 	t.out.Flush()
 	n.tx.Put(t)
 	return ok, nil
@@ -461,7 +537,7 @@ func (n *Node) worldChanged(w *vl1.World) {
 }
 
 func (n *Node) storePeer(r vl1.PeerRecord) {
-	if err := n.home.storePeer(r, time.Now()); err != nil {
+	if err := n.home.storePeer(r, n.now()); err != nil {
 		n.log.Warn("store peer", "peer", r.Identity.Address(), "error", err)
 	}
 }
@@ -517,18 +593,37 @@ func (n *Node) notify() { n.watchers.Notify() }
 
 // Join joins a network and remembers it in home.
 func (n *Node) Join(id ztnode.NetworkID) error {
-	if err := n.home.rememberNetwork(id); err != nil {
+	n.joining.Lock()
+	defer n.joining.Unlock()
+	_, joined := n.layer.Network(id)
+	err := n.send(func(t *txWorker, now time.Time) error { return n.layer.Join(t.out, now, id, nil) })
+	if err != nil {
 		return err
 	}
-	err := n.send(func(t *txWorker, now time.Time) error { return n.layer.Join(t.out, now, id, nil) })
+	if err := n.home.rememberNetwork(id); err != nil {
+		if !joined {
+			n.layer.Leave(id)
+		}
+		return err
+	}
+	n.noLongerLeftOut(id)
 	n.kick()
 	n.notify()
-	return err
+	return nil
+}
+
+func (n *Node) noLongerLeftOut(id ztnode.NetworkID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.left = slices.DeleteFunc(n.left, func(x ztnode.NetworkID) bool { return x == id })
 }
 
 // Leave leaves a network and forgets it.
 func (n *Node) Leave(id ztnode.NetworkID) error {
+	n.joining.Lock()
+	defer n.joining.Unlock()
 	n.layer.Leave(id)
+	n.noLongerLeftOut(id)
 	n.notify()
 	return n.home.removeNetwork(id)
 }

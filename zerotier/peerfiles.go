@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -36,7 +35,7 @@ func (f *peerFiles) oldest() []identity.Address {
 // tidyPeers removes records that are too old, and the oldest of too many. One from the
 // future, of a clock that was set back since, counts as written now.
 func (s *store) tidyPeers(now time.Time) error {
-	entries, err := os.ReadDir(s.Path("peers.d"))
+	entries, err := s.Disk.ReadDir(s.Path("peers.d"))
 	if err != nil {
 		return fmt.Errorf("read peer cache: %w", err)
 	}
@@ -57,7 +56,7 @@ func (s *store) tidyPeers(now time.Time) error {
 		at := fi.ModTime()
 		if at.After(now) {
 			at = now
-			errs = append(errs, os.Chtimes(s.Path("peers.d", e.Name()), now, now))
+			errs = append(errs, s.Disk.Chtimes(s.Path("peers.d", e.Name()), now))
 		}
 		f.m[a] = at
 		if now.Sub(at) >= vl1.PeerRecordLifetime {
@@ -73,7 +72,7 @@ func (s *store) tidyPeers(now time.Time) error {
 // removePeerLocked needs the lock of cached.
 func (s *store) removePeerLocked(a identity.Address) error {
 	delete(s.cached.m, a)
-	if err := os.Remove(s.Path("peers.d", vl1.PeerFile(a))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.Disk.Remove(s.Path("peers.d", vl1.PeerFile(a))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forget peer %s: %w", a, err)
 	}
 	return nil
@@ -81,7 +80,7 @@ func (s *store) removePeerLocked(a identity.Address) error {
 
 // peer looks a peer up in the cache (chapter 02 §4.11); nil if it isn't there.
 func (s *store) peer(a identity.Address) *vl1.PeerRecord {
-	b, err := os.ReadFile(s.Path("peers.d", vl1.PeerFile(a)))
+	b, err := s.Disk.ReadFile(s.Path("peers.d", vl1.PeerFile(a)))
 	if err != nil {
 		return nil
 	}
@@ -119,7 +118,7 @@ func (s *store) storePeer(r vl1.PeerRecord, now time.Time) error {
 			return err
 		}
 	}
-	if err := atomicfile.Write(s.Path("peers.d", vl1.PeerFile(a)), r.Append(nil), 0o600); err != nil {
+	if err := atomicfile.WriteOn(s.Disk, s.Path("peers.d", vl1.PeerFile(a)), r.Append(nil), 0o600); err != nil {
 		return err
 	}
 	f.m[a] = now

@@ -143,14 +143,18 @@ var (
 	leafAt = netip.MustParseAddrPort("10.0.0.2:9993")
 )
 
-// settle runs timers and delivers until the leaf has a direct path.
+// settle runs timers and delivers until the leaf has a direct path, and knows what
+// it carries.
 func settle(b testing.TB, root, leaf *end, up, down *pipe) time.Time {
 	b.Helper()
 	now := time.Now()
 	join(b, root, down, now)
 	join(b, leaf, up, now)
-	for range 200 {
+	for i := range 200 {
 		now = now.Add(50 * time.Millisecond)
+		if i == 100 { // something large, so that the leaf asks what its path carries
+			leaf.core.Send(leaf.tx.Begin(up, now), root.id.Address(), packet.VerbNOP, make([]byte, 1300), vl1.SendOpts{})
+		}
 		for _, x := range []struct {
 			e   *end
 			out *pipe

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,8 +40,11 @@ func (a *app) statusCommand() *cobra.Command {
 			if s.MemoryLimit > 0 {
 				fmt.Fprintf(w, "memory limit: %d MiB\n", s.MemoryLimit>>20)
 			}
+			for _, l := range s.Limited {
+				fmt.Fprintf(w, "over its limit: %s, %d %s refused\n", l.Client, l.Refused, l.What)
+			}
 			for _, c := range s.Health.Failed() {
-				fmt.Fprintf(w, "%s, %s: %s\n", c.Severity, c.Name, clean(c.String()))
+				fmt.Fprintf(w, "%s, %s: %s\n", c.Severity, c.Name, ztnode.Printable(c.String()))
 			}
 			fmt.Fprintln(w)
 			networkTable(w, s.Networks)
@@ -84,7 +88,7 @@ func networkTable(w io.Writer, nets []control.NetworkView) {
 	}
 	for _, n := range nets {
 		for _, p := range n.Problems {
-			fmt.Fprintf(w, "%s: %s\n", n.ID, clean(p))
+			fmt.Fprintf(w, "%s: %s\n", n.ID, ztnode.Printable(p))
 		}
 	}
 }
@@ -117,7 +121,7 @@ func (a *app) peersCommand() *cobra.Command {
 	cmd := show(a, "peers", "List peers and their paths",
 		func(ctx context.Context, c *control.Client) (control.Peers, error) { return c.Peers(ctx) },
 		func(w io.Writer, p control.Peers) {
-			row(w, "ADDRESS", "VERSION", "ROLE", "LATENCY", "LINK", "LAST TX", "LAST RX", "PATH")
+			row(w, "ADDRESS", "VERSION", "ROLE", "LATENCY", "LINK", "LAST TX", "LAST RX", "MTU", "PATH")
 			for _, peer := range p.Peers {
 				var best ztnode.Path
 				for _, path := range peer.Paths {
@@ -133,7 +137,11 @@ func (a *app) peersCommand() *cobra.Command {
 				if heard.IsZero() {
 					heard = peer.LastReceive // by a way that isn't there any more
 				}
-				row(w, peer.Address, peer.Version, peer.Role, millis(peer.Latency), peer.Link, ago(best.LastSend), ago(heard), endpoint)
+				mtu := ""
+				if best.MTU != 0 {
+					mtu = strconv.Itoa(best.MTU)
+				}
+				row(w, peer.Address, peer.Version, peer.Role, millis(peer.Latency), peer.Link, ago(best.LastSend), ago(heard), mtu, endpoint)
 			}
 		})
 	cmd.Aliases = []string{"listpeers"}
@@ -169,12 +177,12 @@ func (a *app) flowsCommand() *cobra.Command {
 			}
 		})
 	f := cmd.Flags()
-	f.StringVar(&q.To, "to", "", "only flows to an address or prefix")
-	f.StringVar(&q.From, "from", "", "only flows that an address or prefix opened")
-	f.StringVar(&q.Protocol, "proto", "", "only flows of a protocol: tcp, udp, icmp")
+	prefixFlag(f, &q.To, "to", "only flows to an address or prefix")
+	prefixFlag(f, &q.From, "from", "only flows that an address or prefix opened")
+	protocolFlag(f, &q.Protocol, "proto", "only flows of a protocol: tcp, udp, icmp")
 	f.StringVar(&q.State, "state", "", "only flows in a state, as the column STATE shows it")
-	f.StringVar(&q.Network, "network", "", "only flows of a network")
-	f.IntVar(&q.Top, "top", 0, "show only so many flows")
+	networkFlag(f, &q.Network, "network", "only flows of a network")
+	countFlag(f, &q.Top, "top", "", 0, 1, control.MaxFlows, "show only so many flows")
 	return cmd
 }
 
@@ -216,7 +224,7 @@ func (a *app) pingCommand() *cobra.Command {
 			req.TimeoutMS = int(timeout.Milliseconds())
 			var last error
 			answered := 0
-			for i := range max(count, 1) {
+			for i := range count {
 				if i > 0 {
 					select {
 					case <-cmd.Context().Done():
@@ -230,7 +238,7 @@ func (a *app) pingCommand() *cobra.Command {
 						return err
 					}
 					last = err
-					fmt.Fprintln(a.errOut, clean(err.Error()))
+					fmt.Fprintln(a.errOut, ztnode.Printable(err.Error()))
 					continue
 				}
 				answered++
@@ -244,9 +252,9 @@ func (a *app) pingCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().IntVarP(&count, "count", "c", 3, "how many times")
-	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "how long to wait for each answer")
-	cmd.Flags().DurationVarP(&interval, "interval", "i", time.Second, "pause between two")
+	countFlag(cmd.Flags(), &count, "count", "c", 3, 1, 1e6, "how many times")
+	durationFlag(cmd.Flags(), &timeout, "timeout", "", 5*time.Second, time.Millisecond, control.MaxPingTimeout, "how long to wait for each answer")
+	durationFlag(cmd.Flags(), &interval, "interval", "i", time.Second, time.Millisecond, time.Hour, "pause between two")
 	return cmd
 }
 

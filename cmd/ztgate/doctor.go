@@ -11,6 +11,7 @@ import (
 	"ztgate/router/control"
 	"ztgate/router/fault"
 	"ztgate/router/gateway"
+	"ztgate/zerotier/ztnode"
 )
 
 func (a *app) doctorCommand() *cobra.Command {
@@ -78,7 +79,7 @@ func diagnosis(w io.Writer, d control.Diagnosis) {
 	for _, l := range d.Links {
 		if l.Target != target {
 			target = l.Target
-			fmt.Fprintln(w, "to "+clean(target))
+			fmt.Fprintln(w, "to "+ztnode.Printable(target))
 		}
 		detail := l.Detail
 		if l.Remedy != "" {

@@ -35,7 +35,7 @@ type VirtualPeer struct {
 }
 
 const (
-	minPhysicalMTU = 1400
+	minPhysicalMTU = 510
 	maxPhysicalMTU = 10324
 	maxPhysical    = 32
 )

@@ -54,7 +54,7 @@ func TestUnderlayDefaults(t *testing.T) {
 
 func TestUnderlayErrors(t *testing.T) {
 	for text, want := range map[string]string{
-		"physical: [{network: 10.0.0.0/8, mtu: 100}]":        "1400 to 10324",
+		"physical: [{network: 10.0.0.0/8, mtu: 100}]":        "510 to 10324",
 		"physical: [{mtu: 1500}]":                            "no network",
 		"physical: [{network: 10.0.0.0/8, trusted_path: 0}]": "above 0",
 		"port_mapping: maybe":                                "true or false",

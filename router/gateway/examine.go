@@ -40,7 +40,7 @@ func Examine(src config.Sources) control.Diagnosis {
 	}
 	add("configuration", configurationLink(cfg))
 	add("permissions", permissionLink())
-	add("host settings", linkOfChecks(checkHost(cfg.VPC), named("ip_forward", "ipv6_forward", "rp_filter")))
+	add("host settings", linkOfChecks(checkHost(cfg.VPC, host.Sysctl), named("ip_forward", "ipv6_forward", "rp_filter")))
 	add("links", linksLink(cfg.VPC))
 	add("leftovers", leftoverLink(cfg.VPC.TUN))
 	add("home", homeLink(cfg.Home))
@@ -97,7 +97,7 @@ func hasCapability(number int) (bool, error) {
 }
 
 func linksLink(vpc config.VPCConfig) control.Link {
-	l := linkOfChecks(checkHost(vpc), named("interface_"))
+	l := linkOfChecks(checkHost(vpc, host.Sysctl), named("interface_"))
 	if l.State != control.LinkOK {
 		return l
 	}

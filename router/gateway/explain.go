@@ -49,6 +49,9 @@ func (s *service) explain(q control.Question) (any, error) {
 	if err := q.Check(); err != nil {
 		return nil, fault.Usage(err)
 	}
+	if q.FromOverlay && len(s.only(q.Network)) == 0 {
+		return nil, s.notJoined(q.Network)
+	}
 	x, err := s.follows(q)
 	if err != nil {
 		return nil, err
@@ -182,7 +185,10 @@ func (s *service) throughMember(x *control.Explanation) {
 			continue
 		}
 		x.Path = p.Link
-		switch now := time.Now(); {
+		if path, ok := bestPath(p); ok {
+			x.PathMTU = path.MTU
+		}
+		switch now := s.now(); {
 		case unresolved:
 			x.Detail = note(x.Detail, lastHeard(p, now))
 		case dead(p, now):
@@ -350,6 +356,6 @@ func (g *gateway) toVPC(src, dst netip.Addr) (host.Way, error) {
 	return g.table.Way(src, dst, g.config().VPC.TUN)
 }
 
-func (g *gateway) forwards(v6 bool) bool { return host.Forwards(v6) }
+func (g *gateway) forwards(v6 bool) bool { return host.Forwards(g.sysctl, v6) }
 
 func (g *gateway) isUp() bool { return g.link.IsUp() }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"ztgate/internal/disk"
 	"ztgate/netstack"
 	"ztgate/router/config"
 	"ztgate/router/control"
@@ -25,10 +26,13 @@ import (
 // gateway forwards for a VPC.
 type gateway struct {
 	*service
-	dev    *tuntap.TUN
+	disk   disk.FS // of home
+	sysctl func(key string) string
+	dev    netstack.Device
 	link   *host.Link
 	table  *host.Table
 	proxy  *hostproxy.Proxy
+	kept   mappingFile
 	watch  *host.Watch
 	looker hostLooker
 	pulse  *pulse
@@ -44,9 +48,12 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	g.service = s
 	s.mode = control.ModeGateway
 	cfg := s.config()
-	if g.dev, err = tuntap.OpenTUN(cfg.VPC.TUN); err != nil {
+	g.disk, g.sysctl = disk.OS{}, host.Sysctl
+	dev, err := tuntap.OpenTUN(cfg.VPC.TUN)
+	if err != nil {
 		return err
 	}
+	g.dev = dev
 	if g.table, err = host.OpenTable(); err != nil {
 		return err
 	}
@@ -56,25 +63,35 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	if g.link, err = host.OpenLink(cfg.VPC.TUN, s.log); err != nil {
 		return err
 	}
+	g.link.Quiet()
+	return g.begin(netstack.Config{Registerer: reg})
+}
+
+// begin sets up the interface and makes the plane, whose other settings are in base.
+func (g *gateway) begin(base netstack.Config) error {
+	s, cfg := g.service, g.config()
+	g.kept = newMappingFile(g.disk, cfg.Home)
 	p, err := g.plan(cfg, nil)
 	if err != nil {
 		return err
 	}
-	g.link.Quiet()
 	if err := g.link.Up(p.MTU); err != nil {
 		return err
 	}
 	if err := g.link.SetAddresses(cfg.VPC.Address); err != nil {
 		return err
 	}
-	engine, err := newEngine(cfg, p, g.dev, s.node, netstack.Config{Mappings: loadMappings(cfg.Home, s.log), Logger: s.log, Registerer: reg})
+	base.PathMTU = pathMTU(s.node.Node)
+	base.Mappings, base.Logger, base.NAT.Seed = g.kept.load(s.log), s.log, natSeed(g.disk, cfg.Home)
+	engine, err := newEngine(cfg, p, g.dev, s.node.Node, base)
 	if err != nil {
 		return fmt.Errorf("start forwarding plane: %w", err)
 	}
 	s.usePlane(engine)
 	s.reload, s.ways = g.apply, g
 	s.names = newNames(cfg.Names(), nameServers{networks: s.networks, dial: g.dial}.lookup, g.renamed, s.log)
-	g.proxy = hostproxy.New(s.plane, reg, s.log)
+	g.proxy = hostproxy.New(s.plane, proxyLimits(cfg, s.log), base.Registerer, s.log)
+	s.limited = g.limitedClients
 	if err := g.proxy.Set(p.HostForwards); err != nil {
 		return err
 	}
@@ -82,6 +99,17 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	g.pulse = &pulse{read: engine.Pulse, knock: g.knock}
 	s.alive, s.aClient, s.echo = g.pulse.alive, g.clientAddress, g.echoes
 	return nil
+}
+
+// maxLimited clients are shown.
+const maxLimited = 10
+
+// limitedClients lists who was refused for what he has already.
+func (g *gateway) limitedClients() (out []control.Limited) {
+	for _, r := range g.proxy.Refused() {
+		out = append(out, control.Limited{Client: r.Client, What: "connections to the host's own addresses", Refused: r.Count})
+	}
+	return out[:min(len(out), maxLimited)]
 }
 
 // parts implements [role].
@@ -112,14 +140,13 @@ func (g *gateway) close(failed bool) {
 // runPlane runs the plane and keeps its mappings for the next run, also for one
 // after this was killed.
 func (g *gateway) runPlane(ctx context.Context) error {
-	home := g.config().Home
 	keeping, stop := context.WithCancel(ctx)
-	var keeper sync.WaitGroup
-	keeper.Go(func() { keepMappings(keeping, home, g.plane.Mappings, g.log) })
+	var saving sync.WaitGroup
+	saving.Go(func() { newKeeper(g.kept, g.plane.Mappings, g.log).run(keeping) })
 	err := g.plane.Run(ctx)
 	stop()
-	keeper.Wait()
-	if err := saveMappings(home, g.plane.Mappings()); err != nil {
+	saving.Wait()
+	if err := g.kept.save(g.plane.Mappings()); err != nil {
 		g.log.Warn("save mappings for the next run", "error", err)
 	}
 	if errors.Is(err, os.ErrClosed) && ctx.Err() == nil {

@@ -31,7 +31,7 @@ const (
 // health says whether clients are served and what is wrong. Everything that tells of
 // health asks here: the control API, /readyz, the metrics, the log and systemd.
 func (s *service) health() control.Health {
-	now := time.Now()
+	now := s.now()
 	info, peers, nets := s.node.Info(), s.peers(), s.networks()
 	// A root is itself where others get online.
 	online := info.Online || info.Root

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"ztgate/internal/atomicfile"
+	"ztgate/internal/disk"
 	"ztgate/router/config"
 	"ztgate/router/fault"
 	"ztgate/zerotier/identity"
@@ -68,8 +69,8 @@ func storeIdentity(cfg *config.Config) error {
 
 // natSeed keys the choice of external ports, so that it is the same after a
 // restart and nobody else can guess it.
-func natSeed(home string) [32]byte {
-	secret, err := os.ReadFile(filepath.Join(home, "identity.secret"))
+func natSeed(on disk.FS, home string) [32]byte {
+	secret, err := on.ReadFile(filepath.Join(home, "identity.secret"))
 	if err != nil {
 		return [32]byte{} // the plane then takes a random one
 	}

@@ -29,8 +29,9 @@ const (
 	waysEvery = 5 * time.Second
 )
 
-// checkHost looks for host settings that keep a gateway from working.
-func checkHost(vpc config.VPCConfig) []control.Check {
+// checkHost looks for host settings that keep a gateway from working; sysctl reads
+// those of the kernel.
+func checkHost(vpc config.VPCConfig, sysctl func(key string) string) []control.Check {
 	tun := vpc.TUN
 	var out []control.Check
 	add := func(name string, ok bool, severity control.State, reason, remedy string) {
@@ -40,15 +41,15 @@ func checkHost(vpc config.VPCConfig) []control.Check {
 			out = append(out, control.Failed(name, severity, reason, remedy))
 		}
 	}
-	add("ip_forward", host.Forwards(false), control.Down,
+	add("ip_forward", host.Forwards(sysctl, false), control.Down,
 		"net.ipv4.ip_forward is 0, and the kernel doesn't pass VPC packets on to "+tun, "run sysctl -w net.ipv4.ip_forward=1")
 	if sends6(vpc) {
-		add("ipv6_forward", host.Forwards(true), control.Down,
+		add("ipv6_forward", host.Forwards(sysctl, true), control.Down,
 			"net.ipv6.conf.all.forwarding is 0, and the kernel doesn't pass IPv6 packets of the VPC on to "+tun, "run sysctl -w net.ipv6.conf.all.forwarding=1")
 	}
 	strict := func(name string) bool {
 		// The kernel uses the larger of the two; 1 is strict, 2 loose.
-		return max(host.Sysctl("ipv4/conf/all/rp_filter"), host.Sysctl("ipv4/conf/"+name+"/rp_filter")) == "1"
+		return max(sysctl("ipv4/conf/all/rp_filter"), sysctl("ipv4/conf/"+name+"/rp_filter")) == "1"
 	}
 	add("rp_filter", !strict(tun), control.Degraded,
 		"net.ipv4.conf."+tun+".rp_filter is strict, and errors from routers inside the office get lost", "run sysctl -w net.ipv4.conf."+tun+".rp_filter=2")
@@ -93,7 +94,7 @@ type hostLooker struct {
 // watch calls it.
 func (g *gateway) look(now time.Time, changed bool) {
 	cfg, p := g.config(), g.planned()
-	checks := append(checkHost(cfg.VPC), g.tunCheck(p))
+	checks := append(checkHost(cfg.VPC, g.sysctl), g.tunCheck(p))
 	working := !slices.ContainsFunc(checks, func(c control.Check) bool { return c.Severity == control.Down })
 	switch {
 	case !working: // that explains the ways too

@@ -9,6 +9,7 @@ import (
 	"ztgate/internal/nettest"
 	"ztgate/internal/ownnet"
 	"ztgate/router/config"
+	"ztgate/router/host"
 )
 
 func TestCheckHost(t *testing.T) {
@@ -24,7 +25,7 @@ func testCheckHost(t *testing.T) {
 	}
 	failed := func() []string {
 		var out []string
-		for _, c := range checkHost(config.VPCConfig{TUN: "lo", Interfaces: []string{"nosuch0"}, Sources: nettest.Prefixes("fd00::/32")}) {
+		for _, c := range checkHost(config.VPCConfig{TUN: "lo", Interfaces: []string{"nosuch0"}, Sources: nettest.Prefixes("fd00::/32")}, host.Sysctl) {
 			if !c.OK {
 				out = append(out, c.Name)
 			}

@@ -43,10 +43,12 @@ type NodeConfig struct {
 	Port           int
 	Planet         []byte // nil = the one in Home, else the built-in one
 	Controller     bool
-	Underlay       config.Underlay
-	Logger         *slog.Logger
-	OnFrames       func(nwid uint64, frames [][]byte)
-	Registerer     prometheus.Registerer
+	// Networks are joined first, where there are more than a node can be in.
+	Networks   []ztnode.NetworkID
+	Underlay   config.Underlay
+	Logger     *slog.Logger
+	OnFrames   func(nwid uint64, frames [][]byte)
+	Registerer prometheus.Registerer
 }
 
 // orbiter is a node that can use moons.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"ztgate/internal/atomicfile"
+	"ztgate/internal/disk"
 	"ztgate/netstack"
 )
 
@@ -24,42 +25,51 @@ const (
 	maxMappingsFile = 64 << 20
 )
 
-// loadMappings reads what saveMappings left. Without it connections only lose
-// their ports, so problems are logged and no more.
-func loadMappings(home string, log *slog.Logger) []netstack.Mapping {
-	list, err := readMappings(filepath.Join(home, mappingsFile))
+// mappingFile keeps the plane's mappings for the next run, one JSON object a line.
+type mappingFile struct {
+	disk disk.FS
+	path string
+}
+
+func newMappingFile(on disk.FS, home string) mappingFile {
+	return mappingFile{disk.Or(on), filepath.Join(home, mappingsFile)}
+}
+
+// load reads what save left. Without it connections only lose their ports, so problems
+// are logged and no more.
+func (f mappingFile) load(log *slog.Logger) []netstack.Mapping {
+	list, err := f.read()
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		log.Warn("mappings of the last run are not used", "error", err)
 	}
 	return list
 }
 
-func readMappings(path string) (list []netstack.Mapping, err error) {
-	f, err := os.Open(path)
+func (f mappingFile) read() (list []netstack.Mapping, err error) {
+	r, err := f.disk.Open(f.path)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }()
-	if fi, err := f.Stat(); err != nil || fi.Size() > maxMappingsFile {
-		return nil, cmp.Or(err, fmt.Errorf("%s: more than %d bytes", path, maxMappingsFile))
+	defer func() { _ = r.Close() }()
+	if fi, err := r.Stat(); err != nil || fi.Size() > maxMappingsFile {
+		return nil, cmp.Or(err, fmt.Errorf("%s: more than %d bytes", f.path, maxMappingsFile))
 	}
-	dec := json.NewDecoder(f)
+	dec := json.NewDecoder(r)
 	for {
 		var m netstack.Mapping
 		switch err := dec.Decode(&m); {
 		case errors.Is(err, io.EOF):
 			return list, nil
 		case err != nil:
-			return nil, fmt.Errorf("%s: %w", path, err) // not the part that was read
+			return nil, fmt.Errorf("%s: %w", f.path, err) // not the part that was read
 		}
 		list = append(list, m)
 	}
 }
 
-// saveMappings keeps the plane's mappings for the next run, one JSON object a line.
-func saveMappings(home string, list []netstack.Mapping) error {
-	return atomicfile.Stream(filepath.Join(home, mappingsFile), 0o600, func(f io.Writer) error {
-		w := bufio.NewWriterSize(f, 64<<10) // a full table is 15 MB of text: it isn't held in memory
+func (f mappingFile) save(list []netstack.Mapping) error {
+	return atomicfile.Stream(f.disk, f.path, 0o600, func(out io.Writer) error {
+		w := bufio.NewWriterSize(out, 64<<10) // a full table is 15 MB of text: it isn't held in memory
 		enc := json.NewEncoder(w)
 		for _, m := range list {
 			if err := enc.Encode(m); err != nil {
@@ -79,11 +89,22 @@ const (
 	keepRetry = time.Minute
 )
 
-// keepMappings saves the mappings from time to time if they have changed, until
-// ctx ends.
-func keepMappings(ctx context.Context, home string, mappings func() []netstack.Mapping, log *slog.Logger) {
+// keeper saves mappings that have changed.
+type keeper struct {
+	file     mappingFile
+	mappings func() []netstack.Mapping
+	log      *slog.Logger
+	seed     maphash.Seed
+	saved    uint64
+}
+
+func newKeeper(f mappingFile, mappings func() []netstack.Mapping, log *slog.Logger) *keeper {
 	seed := maphash.MakeSeed()
-	saved := sumMappings(seed, nil)
+	return &keeper{f, mappings, log, seed, sumMappings(seed, nil)}
+}
+
+// run saves the mappings from time to time until ctx ends.
+func (k *keeper) run(ctx context.Context) {
 	t := time.NewTimer(keepEvery)
 	defer t.Stop()
 	for {
@@ -92,18 +113,25 @@ func keepMappings(ctx context.Context, home string, mappings func() []netstack.M
 			return
 		case <-t.C:
 		}
-		start, wait := time.Now(), keepEvery
-		list := mappings()
-		if sum := sumMappings(seed, list); sum != saved {
-			if err := saveMappings(home, list); err != nil {
-				log.Warn("save mappings", "error", err)
-				wait = keepRetry
-			} else {
-				saved = sum
-			}
-		}
+		start := time.Now()
+		wait := k.keep()
 		t.Reset(max(wait, keepShare*time.Since(start)))
 	}
+}
+
+// keep saves the mappings, and returns when to do so again.
+func (k *keeper) keep() time.Duration {
+	list := k.mappings()
+	sum := sumMappings(k.seed, list)
+	if sum == k.saved {
+		return keepEvery
+	}
+	if err := k.file.save(list); err != nil {
+		k.log.Warn("save mappings", "error", err)
+		return keepRetry
+	}
+	k.saved = sum
+	return keepEvery
 }
 
 func sumMappings(seed maphash.Seed, list []netstack.Mapping) uint64 {

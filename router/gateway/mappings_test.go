@@ -23,17 +23,17 @@ func TestMappings(t *testing.T) {
 	path := filepath.Join(home, mappingsFile)
 	var logged bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&logged, nil))
-	if got := loadMappings(home, log); got != nil || logged.Len() > 0 {
+	if got := newMappingFile(nil, home).load(log); got != nil || logged.Len() > 0 {
 		t.Errorf("without a file: %v, log %q", got, &logged)
 	}
 	want := []netstack.Mapping{
 		{Proto: 6, Client: netip.MustParseAddrPort("172.31.0.10:4000"), External: netip.MustParseAddrPort("10.147.17.5:4000")},
 		{Proto: 17, Client: netip.MustParseAddrPort("[fd77:1::5]:4000"), External: netip.MustParseAddrPort("[fd77:100::1]:50000")},
 	}
-	if err := saveMappings(home, want); err != nil {
+	if err := newMappingFile(nil, home).save(want); err != nil {
 		t.Fatal(err)
 	}
-	if got := loadMappings(home, log); !slices.Equal(got, want) || logged.Len() > 0 {
+	if got := newMappingFile(nil, home).load(log); !slices.Equal(got, want) || logged.Len() > 0 {
 		t.Errorf("read %v, want %v, log %q", got, want, &logged)
 	}
 	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
@@ -48,7 +48,7 @@ func TestMappings(t *testing.T) {
 		if err := os.WriteFile(path, []byte(damaged), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := loadMappings(home, log); len(got) > 0 || !strings.Contains(logged.String(), mappingsFile) {
+		if got := newMappingFile(nil, home).load(log); len(got) > 0 || !strings.Contains(logged.String(), mappingsFile) {
 			t.Errorf("file %q: %v, log %q", damaged, got, &logged)
 		}
 	}
@@ -57,17 +57,17 @@ func TestMappings(t *testing.T) {
 	if err := os.WriteFile(path, []byte(strings.Repeat(chunk, maxMappingsFile>>20)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := loadMappings(home, log); got != nil || !strings.Contains(logged.String(), "more than") {
+	if got := newMappingFile(nil, home).load(log); got != nil || !strings.Contains(logged.String(), "more than") {
 		t.Errorf("a file too large: %d mappings, log %q", len(got), &logged)
 	}
-	if err := saveMappings(home, nil); err != nil {
+	if err := newMappingFile(nil, home).save(nil); err != nil {
 		t.Fatal(err)
 	}
 	logged.Reset()
-	if got := loadMappings(home, log); len(got) > 0 || logged.Len() > 0 {
+	if got := newMappingFile(nil, home).load(log); len(got) > 0 || logged.Len() > 0 {
 		t.Errorf("no mappings are read as %v, log %q", got, &logged)
 	}
-	if err := saveMappings(filepath.Join(home, "none"), want); err == nil {
+	if err := newMappingFile(nil, filepath.Join(home, "none")).save(want); err == nil {
 		t.Error("a failure to save isn't reported")
 	}
 }
@@ -86,7 +86,7 @@ func TestKeepMappings(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			keepMappings(ctx, home, func() []netstack.Mapping { return *list.Load() }, log)
+			newKeeper(newMappingFile(nil, home), func() []netstack.Mapping { return *list.Load() }, log).run(ctx)
 		}()
 		pass := func(d time.Duration) {
 			time.Sleep(d)
@@ -99,7 +99,7 @@ func TestKeepMappings(t *testing.T) {
 		one := netstack.Mapping{Proto: 6, Client: netip.MustParseAddrPort("172.31.0.10:4000"), External: netip.MustParseAddrPort("10.147.17.5:50000")}
 		list.Store(&[]netstack.Mapping{one})
 		pass(keepEvery)
-		if got, err := readMappings(path); err != nil || !slices.Equal(got, []netstack.Mapping{one}) {
+		if got, err := newMappingFile(nil, home).read(); err != nil || !slices.Equal(got, []netstack.Mapping{one}) {
 			t.Fatalf("kept %v, %v, want %v", got, err, one)
 		}
 		if err := os.Remove(path); err != nil { // to see whether it is written again
@@ -111,7 +111,7 @@ func TestKeepMappings(t *testing.T) {
 		}
 		list.Store(&[]netstack.Mapping{one, one})
 		pass(keepEvery)
-		if got, err := readMappings(path); err != nil || len(got) != 2 {
+		if got, err := newMappingFile(nil, home).read(); err != nil || len(got) != 2 {
 			t.Errorf("kept %v, %v, want two", got, err)
 		}
 		if err := os.RemoveAll(home); err != nil {
@@ -147,7 +147,7 @@ func BenchmarkKeepMappings(b *testing.B) {
 	b.Run("save", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if err := saveMappings(home, list); err != nil {
+			if err := newMappingFile(nil, home).save(list); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -35,6 +35,8 @@ var (
 	descRejected  = prometheus.NewDesc("ztgate_wire_rejected_packets_total", "Packets from the wire that were refused, by reason.", []string{"reason"}, nil)
 	descMappings  = prometheus.NewDesc("ztgate_port_mappings", "UDP ports that routers in front of this host map to it.", []string{"protocol"}, nil)
 	descMapped    = prometheus.NewDesc("ztgate_port_mapping_requests_total", "Requests to routers for a port mapping, by what became of them.", []string{"result"}, nil)
+	descCarried   = prometheus.NewDesc("ztgate_wire_path_bytes_total", "Bytes of encrypted packets for this node and from it, by the way: direct, or through a root.", []string{"path", "direction"}, nil)
+	descHoles     = prometheus.NewDesc("ztgate_path_mtu_black_holes_total", "Times that large datagrams vanished on a path while small ones arrived.", nil, nil)
 	descFragments = prometheus.NewDesc("ztgate_fragments_total", "Fragments of overlay packets, by what became of them.", []string{"direction", "result"}, nil)
 )
 
@@ -55,6 +57,11 @@ func (c *wireCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, r := range vl1.Rejects() {
 		counter(descRejected, s.VL1.RejectedBy(r), r.String())
 	}
+	for direction, name := range []string{"rx", "tx"} {
+		counter(descCarried, s.VL1.DirectBytes[direction], "direct", name)
+		counter(descCarried, s.VL1.RelayBytes[direction], "relay", name)
+	}
+	counter(descHoles, s.VL1.BlackHoles)
 	counter(descFragments, s.VL1.FragmentsOut, "tx", "sent")
 	counter(descFragments, s.VL1.FragmentsIn, "rx", "received")
 	counter(descFragments, s.VL1.Reassembled, "rx", "reassembled")

@@ -18,9 +18,33 @@ import (
 // plane is the forwarding plane, in the words of the control API.
 type plane struct{ *netstack.Engine }
 
-// directLimit is the largest IP packet that a FRAME carries in one datagram of
-// the default size (docs/protocol/01 §4.2, 03 §4.2).
-const directLimit = 1432 - 28 - 8 - 2
+// frameOverhead is what a datagram with a FRAME has besides the IP packet, and
+// directLimit the largest IP packet in one of the default size (docs/protocol/01 §4.2,
+// 03 §4.2).
+const (
+	frameOverhead = 28 + 8 + 2
+	directLimit   = 1432 - frameOverhead
+)
+
+// pathSizer is a node that finds out what its paths carry.
+type pathSizer interface {
+	PathMTU(id ztnode.NetworkID, member ztnode.MAC) int // UDP payload, 0 = unknown
+}
+
+// pathMTU tells the plane how large packets reach a member in one datagram, if the node
+// knows.
+func pathMTU(node Node) func(nwid uint64, member [6]byte) int {
+	sizer, ok := node.(pathSizer)
+	if !ok {
+		return nil
+	}
+	return func(nwid uint64, member [6]byte) int {
+		if n := sizer.PathMTU(ztnode.NetworkID(nwid), member); n > 0 {
+			return n - frameOverhead
+		}
+		return 0
+	}
+}
 
 // newEngine makes the forwarding plane of a gateway. What base leaves open comes
 // from the configuration and the plan.
@@ -32,7 +56,7 @@ func newEngine(cfg *config.Config, p *plan.Plan, dev netstack.Device, overlay ne
 	base.Device, base.Overlay = dev, overlay
 	// The address on the TUN is the kernel's, not one of the engine's own stack.
 	base.VPC = netstack.VPC{Sources: sources, MTU: p.MTU}
-	base.NAT = natSettings(cfg.NAT, natSeed(cfg.Home))
+	base.NAT = natSettings(cfg.NAT, base.NAT.Seed)
 	base.Forwards, base.Maps = translation(p.Forwards, p.Maps)
 	base.Policy = compilePolicy(cfg.Policy)
 	return netstack.New(base)

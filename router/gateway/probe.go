@@ -298,7 +298,7 @@ func (s *service) probeFailure(t config.Target, last seenAt, err error) string {
 		if last.over != "" && len(p.Paths) == 0 {
 			way = last.over // the path is forgotten since
 		}
-		if time.Since(p.LastReceive) < heardLately {
+		if s.now().Sub(p.LastReceive) < heardLately {
 			return text + " itself is heard " + way + ": is the service on, and does the host's firewall let it in?"
 		}
 		return text + " was last heard at " + clockTime(p.LastReceive) + " " + way + ": is it on?"

@@ -25,8 +25,9 @@ type service struct {
 	state      atomic.Pointer[state]         // nil before the first plan is in force
 	mode       string
 	log        *slog.Logger
+	now        func() time.Time
 	start      time.Time
-	node       Node
+	node       clean
 	memory     int64  // limit, bytes; 0 = none
 	plane      *plane // nil unless a gateway
 	targets    *prober
@@ -35,6 +36,8 @@ type service struct {
 	ways       hostWays                   // the host's kernel; nil = nothing of it matters
 	resync     chan struct{}              // a value makes the networks be looked at again
 	reload     func(*config.Config) error // puts a configuration into force; nil = this process can't
+	remembered *homeMemory                // nil = what was in force last isn't remembered
+	limited    func() []control.Limited   // clients that limits refuse, the greediest first; nil = there are none
 	reloading  sync.Mutex
 
 	hostChecks atomic.Pointer[[]control.Check] // of the host and the data path; nil = nobody looks
@@ -58,7 +61,7 @@ type service struct {
 }
 
 func newService(cfg *config.Config, log *slog.Logger, node Node, start time.Time) *service {
-	s := &service{resync: make(chan struct{}, 1), log: log, start: start, node: node, seen: control.Down,
+	s := &service{now: time.Now, resync: make(chan struct{}, 1), log: log, start: start, node: clean{node}, seen: control.Down,
 		lifetimes: map[ztnode.NetworkID]time.Duration{}, served: map[netip.Prefix]ztnode.NetworkID{}}
 	s.conf.Store(cfg)
 	s.targets = newProber(cfg.Targets, hostDialer{}, log)
@@ -99,7 +102,7 @@ func (s *service) info() control.Info {
 }
 
 func (s *service) peers() []ztnode.Peer {
-	peers, now := s.node.Peers(), time.Now()
+	peers, now := s.node.Peers(), s.now()
 	slices.SortFunc(peers, func(a, b ztnode.Peer) int { return strings.Compare(a.Address, b.Address) })
 	for i := range peers {
 		peers[i].Link = linkOf(peers[i], now)
@@ -168,18 +171,27 @@ func (s *service) status() control.Status {
 			st.Peers.None++
 		}
 	}
+	if s.limited != nil {
+		st.Limited = s.limited()
+	}
 	if s.plane != nil {
 		st.Flows, st.Limit = s.plane.Load()
 	}
 	return st
 }
 
-// maxFlowsShown bounds an answer; the table itself may be far larger.
-const maxFlowsShown = 10000
-
 func (s *service) flows(f control.FlowFilter) (control.Flows, error) {
 	if s.plane == nil {
 		return control.Flows{}, fault.Usagef("this process is a %s and has no flows: ask a gateway", s.mode)
+	}
+	if states := netstack.FlowStates(); f.State != "" && !slices.Contains(states, f.State) {
+		if near := config.Nearest(f.State, states); near != "" {
+			return control.Flows{}, fault.Usagef("--state %q: did you mean %s?", f.State, near)
+		}
+		return control.Flows{}, fault.Usagef("--state %q: use one of %s", f.State, strings.Join(states, ", "))
+	}
+	if f.Network != 0 && len(s.only(f.Network)) == 0 {
+		return control.Flows{}, s.notJoined(f.Network)
 	}
 	top := f.Top
 	f.Top = 0
@@ -188,7 +200,7 @@ func (s *service) flows(f control.FlowFilter) (control.Flows, error) {
 	slices.SortStableFunc(list, func(a, b control.Flow) int {
 		return cmp.Compare(b.BytesIn+b.BytesOut, a.BytesIn+a.BytesOut)
 	})
-	limit := maxFlowsShown
+	limit := control.MaxFlows
 	if top > 0 {
 		limit = min(limit, top)
 	}

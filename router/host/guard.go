@@ -28,7 +28,7 @@ func metricOf(name string) int {
 // guards lists the routes that [Link.Guard] set, also those of an earlier process.
 func (k *Link) guards() ([]netlink.Route, error) { return guardsOf(k.nl, k.name) }
 
-func guardsOf(nl *netlink.Handle, name string) ([]netlink.Route, error) {
+func guardsOf(nl Netlink, name string) ([]netlink.Route, error) {
 	f := &netlink.Route{Protocol: routeProtocol, Type: unix.RTN_BLACKHOLE}
 	list, err := nl.RouteListFiltered(netlink.FAMILY_ALL, f, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
 	if err != nil {

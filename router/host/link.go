@@ -23,7 +23,7 @@ const routeProtocol netlink.RouteProtocol = 0x7a
 
 // Link is an interface in the kernel with the addresses and routes we gave it.
 type Link struct {
-	nl      *netlink.Handle
+	nl      Netlink
 	l       netlink.Link
 	name    string
 	log     *slog.Logger
@@ -36,10 +36,15 @@ type Link struct {
 // OpenLink takes hold of an interface of the calling thread's network
 // namespace, and removes what an earlier process left on it.
 func OpenLink(name string, log *slog.Logger) (*Link, error) {
-	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	nl, err := openNetlink()
 	if err != nil {
-		return nil, fmt.Errorf("open netlink: %w", err)
+		return nil, err
 	}
+	return OpenLinkOf(nl, name, log)
+}
+
+// OpenLinkOf is [OpenLink] for another kernel; the link closes nl.
+func OpenLinkOf(nl Netlink, name string, log *slog.Logger) (*Link, error) {
 	l, err := nl.LinkByName(name)
 	if err != nil {
 		nl.Close()

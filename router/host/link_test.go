@@ -102,7 +102,7 @@ func TestKernelSetUp(t *testing.T) {
 	if k.Toggled() {
 		t.Error("toggled without reason")
 	}
-	for _, set := range []func(netlink.Link) error{k.nl.LinkSetDown, k.nl.LinkSetUp} {
+	for _, set := range []func(netlink.Link) error{k.nl.(*netlink.Handle).LinkSetDown, k.nl.LinkSetUp} {
 		if err := set(k.l); err != nil {
 			t.Fatal(err)
 		}

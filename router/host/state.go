@@ -13,16 +13,19 @@ import (
 
 // Table reads the state of the host, in the network namespace of the thread that
 // opened it.
-type Table struct{ nl *netlink.Handle }
+type Table struct{ nl Netlink }
 
 // OpenTable opens a table; Close frees it.
 func OpenTable() (*Table, error) {
-	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	nl, err := openNetlink()
 	if err != nil {
-		return nil, fmt.Errorf("open netlink: %w", err)
+		return nil, err
 	}
-	return &Table{nl}, nil
+	return OpenTableOf(nl), nil
 }
+
+// OpenTableOf is [OpenTable] for another kernel; the table closes nl.
+func OpenTableOf(nl Netlink) *Table { return &Table{nl} }
 
 // Close frees the table.
 func (t *Table) Close() { t.nl.Close() }

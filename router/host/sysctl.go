@@ -23,6 +23,7 @@ func (k *Link) Quiet() {
 
 var sysctlRoot = "/proc/sys/net"
 
+// Sysctl reads a setting of the kernel's network; "" if there is no such.
 func Sysctl(key string) string {
 	b, err := os.ReadFile(filepath.Join(sysctlRoot, key))
 	if err != nil {
@@ -39,10 +40,11 @@ func (k *Link) QuietMember() {
 	}
 }
 
-// Forwards reports whether the kernel forwards packets of a family.
-func Forwards(v6 bool) bool {
+// Forwards reports whether the kernel, whose settings read returns, forwards packets of
+// a family.
+func Forwards(read func(key string) string, v6 bool) bool {
 	if v6 {
-		return Sysctl("ipv6/conf/all/forwarding") != "0"
+		return read("ipv6/conf/all/forwarding") != "0"
 	}
-	return Sysctl("ipv4/ip_forward") != "0"
+	return read("ipv4/ip_forward") != "0"
 }

@@ -3,6 +3,7 @@ package controller
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -97,7 +98,7 @@ func (c *Controller) UpdateNetwork(id vl2.NetworkID, f func(*Network) error) (Ne
 		return rec.clone(), err
 	}
 	rec.Revision++
-	if err := writeRecord(c.store.networkPath(id), rec); err != nil {
+	if err := c.store.writeRecord(c.store.networkPath(id), rec); err != nil {
 		return Network{}, fmt.Errorf("update network: %w", err)
 	}
 	n.rec = rec
@@ -105,10 +106,11 @@ func (c *Controller) UpdateNetwork(id vl2.NetworkID, f func(*Network) error) (Ne
 	return rec.clone(), nil
 }
 
-// changedAll queues pushes to all members that are online.
+// changedAll queues pushes to all members that are online, in an order that simulations
+// can repeat.
 func (c *Controller) changedAll(n *network, now time.Time) {
-	for _, m := range n.members {
-		c.changed(m, now, false)
+	for _, a := range slices.Sorted(maps.Keys(n.members)) {
+		c.changed(n.members[a], now, false)
 	}
 }
 

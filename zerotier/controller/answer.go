@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -230,7 +229,7 @@ func (c *Controller) makeRoom(n *network) bool {
 	}
 	c.stats.evicted.Add(1)
 	// Not synced: it is no harm if the record comes back after a crash.
-	if err := os.Remove(c.store.memberPath(n.rec.ID, oldest.rec.Address)); err != nil {
+	if err := c.store.disk.Remove(c.store.memberPath(n.rec.ID, oldest.rec.Address)); err != nil {
 		c.log.Error("remove record of an unauthorized node", "network", n.rec.ID, "error", err)
 	}
 	n.remove(oldest)
@@ -264,7 +263,11 @@ func (c *Controller) deliver(cfg *vl2.NetworkConfig, to identity.Address, id pac
 	for update == 0 {
 		update = randomUint64()
 	}
-	chunks, err := vl2.AppendChunks(c.cfg.Identity, cfg.ID, dict, update)
+	limit := 0
+	if c.cfg.PacketLimit != nil {
+		limit = c.cfg.PacketLimit(to)
+	}
+	chunks, err := vl2.AppendChunks(c.cfg.Identity, cfg.ID, dict, update, limit)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ztgate/internal/disk"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/vl2"
@@ -58,10 +59,15 @@ const (
 type Config struct {
 	Identity *identity.Identity // with secret
 	Dir      string             // of the records; created if missing
+	Disk     disk.FS            // of Dir; nil = the machine's
 
 	// Send sends or queues one packet. It may be called with our own address as dst.
 	// It is called without locks, by one goroutine at a time.
 	Send func(dst identity.Address, v packet.Verb, payload []byte, compress bool)
+
+	// PacketLimit returns the size of the largest packet that reaches a node; nil = any size
+	// does.
+	PacketLimit func(dst identity.Address) int
 
 	Logger *slog.Logger     // nil = none
 	Now    func() time.Time // nil = time.Now
@@ -154,7 +160,7 @@ func New(cfg Config) (*Controller, error) {
 		return nil, errors.New("start controller: the identity has no secret")
 	}
 	c := &Controller{
-		cfg: cfg, self: cfg.Identity.Address(), store: store{cfg.Dir}, log: cfg.Logger, now: cfg.Now,
+		cfg: cfg, self: cfg.Identity.Address(), store: store{disk.Or(cfg.Disk), cfg.Dir}, log: cfg.Logger, now: cfg.Now,
 		wake:  make(chan struct{}, 1),
 		asked: map[memberKey]time.Time{}, granted: map[memberKey]time.Time{},
 		networks: map[vl2.NetworkID]*network{}, broken: map[vl2.NetworkID]bool{},

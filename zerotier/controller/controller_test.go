@@ -266,7 +266,7 @@ func TestReferenceConfigs(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := store{r.dir}
+			s := store{dir: r.dir}
 			if err := os.MkdirAll(s.memberDir(nwid), 0o700); err != nil {
 				t.Fatal(err)
 			}
@@ -446,7 +446,7 @@ func TestTimestampsIncrease(t *testing.T) {
 func TestRestart(t *testing.T) {
 	r := newRig(t)
 	n := r.create(func(n *Network) { n.CertificateTimeoutWindowSize = 400000; n.RemoteTraceTarget = "1680bf1ff0" })
-	path := store{r.dir}.networkPath(n.ID)
+	path := store{dir: r.dir}.networkPath(n.ID)
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -462,7 +462,7 @@ func TestRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := r.c.Networks()
-	for path, suffix := range map[string]string{r.dir + "/network/": n.ID.String() + ".json", store{r.dir}.memberDir(n.ID) + "/": r.addr("alice").String() + ".json"} {
+	for path, suffix := range map[string]string{r.dir + "/network/": n.ID.String() + ".json", store{dir: r.dir}.memberDir(n.ID) + "/": r.addr("alice").String() + ".json"} {
 		if err := os.WriteFile(path+"."+suffix+".123", []byte("{"), 0o600); err != nil { // interrupted write
 			t.Fatal(err)
 		}
@@ -493,7 +493,7 @@ func TestUnreadableRecords(t *testing.T) {
 	r := newRig(t)
 	n, other := r.create(nil), r.create(nil)
 	r.authorize(n.ID, "alice", "bob")
-	for _, path := range []string{store{r.dir}.networkPath(other.ID), store{r.dir}.memberPath(n.ID, r.addr("alice"))} {
+	for _, path := range []string{store{dir: r.dir}.networkPath(other.ID), store{dir: r.dir}.memberPath(n.ID, r.addr("alice"))} {
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}

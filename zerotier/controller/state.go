@@ -27,12 +27,12 @@ func (c *Controller) writeState(n *network) error {
 	for _, r := range n.revocations {
 		s.Revocations = append(s.Revocations, revocationRecord{r.ID, r.Target.String(), r.Threshold})
 	}
-	return writeRecord(c.store.statePath(n.rec.ID), s)
+	return c.store.writeRecord(c.store.statePath(n.rec.ID), s)
 }
 
 func (c *Controller) readState(n *network) error {
 	var s stateRecord
-	if err := readRecord(c.store.statePath(n.rec.ID), &s); errors.Is(err, fs.ErrNotExist) {
+	if err := c.store.readRecord(c.store.statePath(n.rec.ID), &s); errors.Is(err, fs.ErrNotExist) {
 		return nil // made by another controller
 	} else if err != nil {
 		return err
@@ -84,7 +84,7 @@ func (c *Controller) load() error {
 
 func (c *Controller) loadNetwork(id vl2.NetworkID) (*network, error) {
 	var rec Network
-	if err := readRecord(c.store.networkPath(id), &rec); err != nil {
+	if err := c.store.readRecord(c.store.networkPath(id), &rec); err != nil {
 		return nil, err
 	}
 	if rec.ID != id {
@@ -104,7 +104,7 @@ func (c *Controller) loadNetwork(id vl2.NetworkID) (*network, error) {
 			continue
 		}
 		var m Member
-		err = readRecord(c.store.memberPath(id, a), &m)
+		err = c.store.readRecord(c.store.memberPath(id, a), &m)
 		if err == nil && m.Address != a {
 			err = fmt.Errorf("record is of member %s", m.Address)
 		}

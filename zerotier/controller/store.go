@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"ztgate/internal/atomicfile"
+	"ztgate/internal/disk"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/vl2"
 )
@@ -24,7 +24,10 @@ const (
 //	network/<16 hex>.json                  network record
 //	network/<16 hex>.state                 ours: time stamps given out, revocations
 //	network/<16 hex>/member/<10 hex>.json  member record
-type store struct{ dir string }
+type store struct {
+	disk disk.FS
+	dir  string
+}
 
 func (s store) networks() string { return filepath.Join(s.dir, "network") }
 func (s store) networkPath(n vl2.NetworkID) string {
@@ -42,10 +45,10 @@ func (s store) memberPath(n vl2.NetworkID, a identity.Address) string {
 
 // init creates the directory, for nobody else to read.
 func (s store) init() error {
-	if err := os.MkdirAll(s.networks(), dirMode); err != nil {
+	if err := s.disk.MkdirAll(s.networks(), dirMode); err != nil {
 		return fmt.Errorf("create controller directory: %w", err)
 	}
-	if err := os.Chmod(s.dir, dirMode); err != nil {
+	if err := s.disk.Chmod(s.dir, dirMode); err != nil {
 		return fmt.Errorf("create controller directory: %w", err)
 	}
 	return nil
@@ -54,7 +57,7 @@ func (s store) init() error {
 // names lists the records in a directory and removes what an interrupted write
 // left there.
 func (s store) names(dir, suffix string, length int) (names []string, err error) {
-	entries, err := os.ReadDir(dir)
+	entries, err := s.disk.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -65,7 +68,7 @@ func (s store) names(dir, suffix string, length int) (names []string, err error)
 		name := e.Name()
 		switch {
 		case strings.HasPrefix(name, ".") && (strings.Contains(name, ".json.") || strings.Contains(name, ".state.")):
-			if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			if err := s.disk.Remove(filepath.Join(dir, name)); err != nil {
 				return nil, fmt.Errorf("remove unfinished file: %w", err)
 			}
 		case strings.HasSuffix(name, suffix) && len(name) == length+len(suffix):
@@ -76,8 +79,8 @@ func (s store) names(dir, suffix string, length int) (names []string, err error)
 }
 
 // readRecord decodes a file into v.
-func readRecord(path string, v any) error {
-	b, err := os.ReadFile(path)
+func (s store) readRecord(path string, v any) error {
+	b, err := s.disk.ReadFile(path)
 	if err == nil {
 		err = json.Unmarshal(b, v)
 	}
@@ -88,12 +91,12 @@ func readRecord(path string, v any) error {
 }
 
 // writeRecord writes v so that it is on disk when it returns.
-func writeRecord(path string, v any) error {
+func (s store) writeRecord(path string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return atomicfile.Write(path, b, fileMode)
+	return atomicfile.WriteOn(s.disk, path, b, fileMode)
 }
 
 // addNetwork makes the directories of a new network and its record. Members of a
@@ -102,57 +105,53 @@ func (s store) addNetwork(n *Network) error {
 	if err := s.removeTree(n.ID); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(s.memberDir(n.ID), dirMode); err != nil {
+	if err := s.disk.MkdirAll(s.memberDir(n.ID), dirMode); err != nil {
 		return fmt.Errorf("create network directory: %w", err)
 	}
-	if err := syncDir(filepath.Dir(s.memberDir(n.ID))); err != nil {
+	if err := s.syncDir(filepath.Dir(s.memberDir(n.ID))); err != nil {
 		return err
 	}
-	return writeRecord(s.networkPath(n.ID), n) // syncs the parent too
+	return s.writeRecord(s.networkPath(n.ID), n) // syncs the parent too
 }
 
 func (s store) removeNetwork(n vl2.NetworkID) error {
-	if err := os.Remove(s.networkPath(n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.disk.Remove(s.networkPath(n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove network: %w", err)
 	}
-	if err := syncDir(s.networks()); err != nil {
+	if err := s.syncDir(s.networks()); err != nil {
 		return err
 	}
 	return s.removeTree(n)
 }
 
 func (s store) removeTree(n vl2.NetworkID) error {
-	if err := os.RemoveAll(filepath.Dir(s.memberDir(n))); err != nil {
+	if err := s.disk.RemoveAll(filepath.Dir(s.memberDir(n))); err != nil {
 		return fmt.Errorf("remove network: %w", err)
 	}
-	if err := os.Remove(s.statePath(n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.disk.Remove(s.statePath(n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove network: %w", err)
 	}
 	return nil
 }
 
 func (s store) writeMember(m *Member) error {
-	if err := os.MkdirAll(s.memberDir(m.Network), dirMode); err != nil {
+	if err := s.disk.MkdirAll(s.memberDir(m.Network), dirMode); err != nil {
 		return fmt.Errorf("create network directory: %w", err)
 	}
-	return writeRecord(s.memberPath(m.Network, m.Address), m)
+	return s.writeRecord(s.memberPath(m.Network, m.Address), m)
 }
 
 func (s store) removeMember(n vl2.NetworkID, a identity.Address) error {
-	if err := os.Remove(s.memberPath(n, a)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.disk.Remove(s.memberPath(n, a)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove member: %w", err)
 	}
-	return syncDir(s.memberDir(n))
+	return s.syncDir(s.memberDir(n))
 }
 
 // syncDir makes removals in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+func (s store) syncDir(dir string) error {
+	if err := s.disk.SyncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("sync %s: %w", dir, err)
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return nil
 }

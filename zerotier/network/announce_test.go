@@ -6,9 +6,9 @@ import (
 	"time"
 
 	"ztgate/zerotier/identity"
-	"ztgate/zerotier/internal/simnet"
 	"ztgate/zerotier/network"
 	"ztgate/zerotier/packet"
+	"ztgate/zerotier/simnet"
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
 )

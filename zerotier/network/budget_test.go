@@ -49,7 +49,7 @@ func forgeries(t *testing.T, id vl2.NetworkID, from *host, now time.Time) map[st
 			return packet.VerbNetworkCredentials, append(com(i), 0, 0, 0, 0, 0, 0, 0, 0, 0)
 		},
 		"NETWORK_CONFIG": func(i int) (packet.Verb, []byte) {
-			chunks, err := vl2.AppendChunks(from.id, id, []byte("nothing"), uint64(i+1))
+			chunks, err := vl2.AppendChunks(from.id, id, []byte("nothing"), uint64(i+1), 0)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -10,9 +10,9 @@ import (
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/internal/clock"
-	"ztgate/zerotier/internal/simnet"
 	"ztgate/zerotier/network"
 	"ztgate/zerotier/packet"
+	"ztgate/zerotier/simnet"
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
 )

@@ -8,9 +8,9 @@ import (
 
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/identity"
-	"ztgate/zerotier/internal/simnet"
 	"ztgate/zerotier/network"
 	"ztgate/zerotier/packet"
+	"ztgate/zerotier/simnet"
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
 )
@@ -158,7 +158,7 @@ func TestRevocationOutlivesIdleRecord(t *testing.T) {
 func TestOldConfigurationStaysVoid(t *testing.T) {
 	n, r, a, _, id := up(t)
 	s, _ := a.layer.Network(id)
-	chunks, err := vl2.AppendChunks(r.id, id, s.Config.Encode(), 4711)
+	chunks, err := vl2.AppendChunks(r.id, id, s.Config.Encode(), 4711, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"ztgate/zerotier/identity"
-	"ztgate/zerotier/internal/simnet"
 	"ztgate/zerotier/internal/testvec"
 	"ztgate/zerotier/network"
 	"ztgate/zerotier/packet"
+	"ztgate/zerotier/simnet"
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
 )
@@ -138,7 +138,7 @@ func (c *authority) run(h *host, out vl1.Out, now time.Time) {
 		if c.config != nil {
 			c.config(cfg)
 		}
-		chunks, err := vl2.AppendChunks(h.id, q.n, cfg.Encode(), uint64(now.UnixNano()))
+		chunks, err := vl2.AppendChunks(h.id, q.n, cfg.Encode(), uint64(now.UnixNano()), 0)
 		if err != nil {
 			panic(err)
 		}

@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
-	"ztgate/zerotier/internal/simnet"
 	"ztgate/zerotier/packet"
+	"ztgate/zerotier/simnet"
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
 )

@@ -196,7 +196,7 @@ func (st *stage) give(p *vecPacket) {
 func (st *stage) push(ack *vecPacket) {
 	n, update := vl2.NetworkIDFromBytes(ack.Payload[9:]), binary.BigEndian.Uint64(ack.Payload[17:])
 	dict := st.dicts[ack.Source+n.String()]
-	chunks, err := vl2.AppendChunks(st.seats["ctrl"].id, n, dict, update)
+	chunks, err := vl2.AppendChunks(st.seats["ctrl"].id, n, dict, update, 0)
 	if err != nil {
 		st.t.Fatal(err)
 	}
@@ -525,7 +525,7 @@ func testScenesAroundController(t *testing.T, count *testvec.Tally) {
 		}},
 		{label: "credential push too large for one packet", do: func() {
 			ts := st.configs[3].Request.Time
-			chunks, err := vl2.AppendChunks(st.seats["ctrl"].id, vecThree, st.renew(st.configs[3].Dictionary, bob.address().String(), ts), 99)
+			chunks, err := vl2.AppendChunks(st.seats["ctrl"].id, vecThree, st.renew(st.configs[3].Dictionary, bob.address().String(), ts), 99, 0)
 			if err != nil {
 				t.Fatal(err)
 			}

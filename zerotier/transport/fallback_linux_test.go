@@ -43,12 +43,37 @@ func TestSegmentationRefused(t *testing.T) {
 		t.Errorf("fallbacks = %d, want 1", n)
 	}
 	other := netip.MustParseAddr("127.0.0.2")
-	if s.canSegment(loopback[0]) || !s.canSegment(other) {
+	if s.canSegment(loopback[0], 1000) || !s.canSegment(other, 1000) {
 		t.Error("the refusal must hold for its destination only")
 	}
-	s.segmentFailed(loopback[0], unix.EIO)
-	if s.canSegment(other) {
+	s.segmentFailed(loopback[0], 900, unix.EMSGSIZE)
+	s.segmentFailed(loopback[0], 1100, unix.EMSGSIZE)
+	if s.canSegment(loopback[0], 900) || !s.canSegment(loopback[0], 899) {
+		t.Error("the refusal must hold for what isn't smaller")
+	}
+	s.segmentFailed(loopback[0], 1000, unix.EIO)
+	if s.canSegment(other, 100) {
 		t.Error("EIO must turn segmentation off for the socket")
+	}
+}
+
+// A datagram that is too large for the link isn't cut by the kernel, or what a path
+// carries couldn't be found out.
+func TestNotCut(t *testing.T) {
+	for _, a := range loopback {
+		u := open(t, Config{NoSecondary: true, Bind: []netip.Addr{a}})
+		s := u.table.Load().all[0]
+		level, option, want := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE
+		if a.Is6() {
+			level, option, want = unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1
+		}
+		if err := s.raw.Control(func(fd uintptr) {
+			if got, err := unix.GetsockoptInt(int(fd), level, option); err != nil || got != want {
+				t.Errorf("%v: option %d is %d, %v, want %d", a, option, got, err, want)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

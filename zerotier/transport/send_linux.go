@@ -183,7 +183,7 @@ func (s *Sender) begin(sock *socket, id SocketID, to, dst netip.AddrPort, b []by
 		m.setControl(unix.IPPROTO_IP, unix.IP_TTL, 4)
 		binary.NativeEndian.PutUint32(m.controlData(), uint32(ttl))
 	}
-	m.closed = ttl != 0 || len(b) == 0 || !sock.canSegment(dst.Addr())
+	m.closed = ttl != 0 || len(b) == 0 || !sock.canSegment(dst.Addr(), len(b))
 	s.iovs[s.n][0] = iovec(b)
 	s.n++
 }
@@ -285,7 +285,7 @@ func (s *Sender) transmit(fd uintptr) {
 		}
 		m := &s.msgs[s.of[off]]
 		if m.count > 1 && (errno == unix.EIO || errno == unix.EINVAL || errno == unix.EMSGSIZE) {
-			s.sock.segmentFailed(m.to.Addr().Unmap(), errno)
+			s.sock.segmentFailed(m.to.Addr().Unmap(), m.size, errno)
 			s.u.stats.fallbacks.Add(1)
 			s.transmitPlain(fd, s.of[off])
 		} else {

@@ -5,6 +5,7 @@ package transport
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"sync/atomic"
@@ -26,10 +27,9 @@ type socket struct {
 	gro    bool
 	gso    atomic.Bool // cleared when the device turns out to be unable
 	failed atomic.Bool // its reader gave up
-	// small holds destinations whose path takes no segments of the size we
-	// use, e.g. a smaller MTU; they get plain datagrams, which the kernel can
-	// fragment.
-	small atomic.Pointer[map[netip.Addr]struct{}]
+	// small holds destinations to which the kernel took no segments of a size, since
+	// the MTU is smaller. Datagrams that large go by themselves.
+	small atomic.Pointer[map[netip.Addr]int]
 }
 
 // maxSmall bounds socket.small, which is emptied when full.
@@ -69,13 +69,17 @@ func (s *socket) setOptions(fd int, p place, ep netip.AddrPort, noOffload bool) 
 		// kernels want CAP_NET_RAW; without it the routes must be right.
 		_ = unix.BindToDevice(fd, p.ifname)
 	}
+	// Nobody on the way cuts our datagrams: the pieces are dropped by many firewalls,
+	// and the node, which finds out what a path carries, couldn't tell. ICMP errors,
+	// which anybody may forge, are not believed.
 	if ep.Addr().Is6() {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
 			return err
 		}
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT)
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE)
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1)
 	} else {
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
 	}
 	if !noOffload {
 		_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
@@ -87,8 +91,9 @@ func (s *socket) setOptions(fd int, p place, ep netip.AddrPort, noOffload bool) 
 
 func (s *socket) close() error { return s.conn.Close() }
 
-// canSegment reports whether messages to a may be segmented by the kernel.
-func (s *socket) canSegment(a netip.Addr) bool {
+// canSegment reports whether messages to a may be segmented by the kernel into
+// datagrams of n bytes.
+func (s *socket) canSegment(a netip.Addr, n int) bool {
 	if !s.gso.Load() {
 		return false
 	}
@@ -96,21 +101,23 @@ func (s *socket) canSegment(a netip.Addr) bool {
 	if small == nil {
 		return true
 	}
-	_, is := (*small)[a]
-	return !is
+	refused, is := (*small)[a]
+	return !is || n < refused
 }
 
-// segmentFailed remembers that a segmented message to a was refused with errno.
-func (s *socket) segmentFailed(a netip.Addr, errno unix.Errno) {
+// segmentFailed remembers that a message to a in segments of n bytes was refused with
+// errno.
+func (s *socket) segmentFailed(a netip.Addr, n int, errno unix.Errno) {
 	if errno == unix.EIO { // the device can't do checksums: true for all destinations
 		s.gso.Store(false)
 		return
 	}
-	next := map[netip.Addr]struct{}{a: {}}
+	next := map[netip.Addr]int{}
 	if old := s.small.Load(); old != nil && len(*old) < maxSmall {
-		for k := range *old {
-			next[k] = struct{}{}
-		}
+		maps.Copy(next, *old)
+	}
+	if old, ok := next[a]; !ok || n < old {
+		next[a] = n
 	}
 	s.small.Store(&next)
 }

@@ -233,7 +233,8 @@ type Core struct {
 	roots     map[identity.Address]*rootState
 	local     []netip.AddrPort // endpoints of the sockets as last looked at
 	lastLocal int64
-	untrusted int // peers, as of the last count
+	nextSize  int64 // when an answer about a path's size is due, of this tick
+	untrusted int   // peers, as of the last count
 	lastEvict int64
 	lastPing  int64
 	lastHouse int64

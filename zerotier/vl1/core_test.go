@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"ztgate/zerotier/identity"
-	"ztgate/zerotier/internal/simnet"
 	"ztgate/zerotier/internal/testvec"
 	"ztgate/zerotier/packet"
+	"ztgate/zerotier/simnet"
 	"ztgate/zerotier/vl1"
 )
 
@@ -373,6 +373,8 @@ func TestDataPathAllocs(t *testing.T) {
 	n.Run(time.Second)
 	a.send(n, b, 10)
 	n.Run(3 * time.Second)
+	a.send(n, b, 1400)
+	n.Run(time.Second) // the path is known to carry as much in one datagram
 	sink := &sinkOut{}
 	peer := a.core.Peer(b.id.Address())
 	buf := make([]byte, packet.HeaderLen+1380)
@@ -419,6 +421,8 @@ func BenchmarkSendData(b *testing.B) {
 	n.Run(time.Second)
 	x.send(n, y, 10)
 	n.Run(3 * time.Second)
+	x.send(n, y, 1404)
+	n.Run(time.Second)
 	sink := &sinkOut{}
 	peer := x.core.Peer(y.id.Address())
 	buf := make([]byte, packet.HeaderLen+1404)

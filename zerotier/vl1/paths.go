@@ -102,7 +102,7 @@ func (c *Core) probeNewLocked(w *Worker, p *Peer, src Source, verb packet.Verb) 
 	if !p.confirms.Take(w.t, 2*time.Second, 5) {
 		return
 	}
-	echo := p.knowsEcho() || verb == packet.VerbEcho
+	echo := p.answersEcho() || verb == packet.VerbEcho
 	size := packet.HeaderLen
 	if !echo {
 		size = c.helloSizeLocked()

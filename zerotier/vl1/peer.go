@@ -65,6 +65,7 @@ type path struct {
 	lastOut  atomic.Int64
 	latency  atomic.Int64 // ns, 0 = unknown
 	dead     atomic.Bool  // probes stay unanswered
+	size     datagramSize
 
 	// Guarded by Core.mu.
 	probed  int64 // last probe
@@ -111,6 +112,18 @@ type route struct {
 	relay bool // the path is a root's
 }
 
+// way is where a packet goes.
+type way struct {
+	sock  SocketID
+	ep    netip.AddrPort
+	size  int  // of the largest datagram
+	relay bool // a root is to pass it on
+}
+
+func (r *route) way() way {
+	return way{sock: r.path.sock, ep: r.path.ep, size: r.path.size.get(), relay: r.relay}
+}
+
 // Address returns the peer's address.
 func (p *Peer) Address() identity.Address { return p.addr }
 
@@ -119,6 +132,11 @@ func (p *Peer) Identity() *identity.Identity { return p.id }
 
 // ProtocolVersion returns what the peer announced, 0 if nothing yet.
 func (p *Peer) ProtocolVersion() int { return int(p.version.Load() >> 32 & 0xff) }
+
+// answersEcho reports whether the peer is known to answer ECHO (chapter 02 §2.6).
+func (p *Peer) answersEcho() bool {
+	return p.ProtocolVersion() >= 5 && p.version.Load()>>8&0xffffff != 0x010100
+}
 
 func packVersion(v version) uint64 {
 	return uint64(v.protocol)<<32 | uint64(v.major)<<24 | uint64(v.minor)<<16 | uint64(v.revision)
@@ -328,6 +346,7 @@ func (c *Core) learnPathLocked(p *Peer, sock SocketID, ep netip.AddrPort, t int6
 	if c.cfg.LowBandwidth {
 		pa.patience = pathSilentLow
 	}
+	pa.size.begin(c.mtu(ep.Addr()))
 	pa.aliveLocked(t)
 	if i := slices.IndexFunc(p.paths, func(o *path) bool {
 		return o.sock == sock && o.ep.Addr() == ep.Addr() && o.silent(t)

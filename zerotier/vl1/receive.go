@@ -94,6 +94,7 @@ func (c *Core) receivePacket(w *Worker, src Source, p packet.Packet) {
 		return
 	}
 	w.stats.opened[suite].Add(uint64(len(p)))
+	w.stats.carried(src.Hops > 0, rx, len(p))
 	if suite != packet.SuiteTrusted && c.repeat.seen(p.ID()) {
 		w.stats.rejects[RejectReplay].Add(1)
 		return
@@ -219,6 +220,7 @@ func (c *Core) receiveOK(w *Worker, from *Peer, p packet.Packet, src Source) {
 		confirmed = e.ep == src.Endpoint
 		if confirmed && src.Hops == 0 {
 			c.noteLatency(from, src, since(w.t, e.sent))
+			c.noteSize(w, from, src, e, len(rest))
 		}
 	case packet.VerbWhois:
 		c.heard(w, from, src, packet.VerbOK, false, false)
@@ -265,11 +267,19 @@ func (c *Core) receiveError(w *Worker, from *Peer, p packet.Packet, src Source) 
 	c.toUpper(w, from, p, src)
 }
 
-const maxEcho = 1300 // bytes of payload answered
+// Bytes of an ECHO's payload that are answered: directly as much as any path may carry.
+const (
+	maxEcho        = packet.MaxPayload - replyLen
+	maxEchoRelayed = 1300
+)
 
 func (c *Core) receiveEcho(w *Worker, from *Peer, p packet.Packet, src Source) {
 	c.mu.Lock()
-	if len(p.Payload()) > maxEcho || !from.echoes.Take(w.t, echoEvery, echoBurst) {
+	most := maxEcho
+	if src.Hops > 0 {
+		most = maxEchoRelayed
+	}
+	if len(p.Payload()) > most || !from.echoes.Take(w.t, echoEvery, echoBurst) {
 		c.mu.Unlock()
 		w.stats.rejects[RejectRate].Add(1)
 		return
@@ -287,7 +297,9 @@ func (c *Core) receiveEcho(w *Worker, from *Peer, p packet.Packet, src Source) {
 	}
 }
 
+// okEchoLocked answers in one datagram, however large: that it arrives is what the
+// sender may want to know.
 func (c *Core) okEchoLocked(w *Worker, to *Peer, src Source, id packet.ID, payload []byte) bool {
 	b := reply{packet.VerbEcho, id}.append(make([]byte, 0, replyLen+len(payload)))
-	return c.replyLocked(w, to, src, packet.VerbOK, append(b, payload...), false, to.suite())
+	return c.answerLocked(w, to, way{sock: src.Socket, ep: src.Endpoint, relay: src.Hops > 0}, src, packet.VerbOK, w.control(append(b, payload...), false), to.suite())
 }

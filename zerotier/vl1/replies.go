@@ -15,6 +15,7 @@ type expectation struct {
 	sent      int64
 	timestamp int64 // of a HELLO
 	asked     identity.Address
+	size      int // of an ECHO that asks what the path carries
 }
 
 // replies are the requests that replies are accepted to.

@@ -22,7 +22,9 @@ func (c *Core) SendData(w *Worker, p *Peer, v packet.Verb, buf []byte) bool {
 		return false
 	}
 	buf[packet.HeaderLen-1] = 0 // else what was there, e.g. of a MAC, could mark it as compressed
-	c.emit(w, p, r.path.sock, r.path.ep, v, packet.Packet(buf), c.suiteFor(p, r))
+	to := r.way()
+	c.emit(w, p, to, v, packet.Packet(buf), c.suiteFor(p, r))
+	r.path.size.noteSent(len(buf), to.size, w.t)
 	touch(&r.path.lastOut, w.t)
 	touch(&p.lastData, w.t)
 	return true
@@ -30,31 +32,32 @@ func (c *Core) SendData(w *Worker, p *Peer, v packet.Verb, buf []byte) bool {
 
 // emit puts the header into b, seals it and hands the datagrams to out. It
 // returns the wire packet ID.
-func (c *Core) emit(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort, v packet.Verb, b packet.Packet, suite packet.Suite) packet.ID {
+func (c *Core) emit(w *Worker, p *Peer, to way, v packet.Verb, b packet.Packet, suite packet.Suite) packet.ID {
 	compressed := b[packet.HeaderLen-1] & 0x80 // set by packet.Compress
 	packet.PutHeader(b, packet.ID(w.random.Uint64()), p.addr, c.self, v)
 	b[packet.HeaderLen-1] |= compressed
-	mtu := packet.DefaultMTU
-	if len(c.cfg.Physical) > 0 {
-		mtu = c.mtu(ep.Addr())
+	split := packet.NeedsSplit(len(b), to.size)
+	if split && packet.Datagrams(len(b), to.size) > packet.MaxFragments {
+		w.stats.rejects[RejectTooLong].Add(1)
+		return b.ID()
 	}
-	split := packet.NeedsSplit(len(b), mtu)
 	b.SetFragmented(split)
 	if suite == packet.SuiteTrusted {
-		b.SetTrusted(c.trustedPath(ep.Addr()))
+		b.SetTrusted(c.trustedPath(to.ep.Addr()))
 	} else {
 		p.keys.Seal(b, suite, &w.scratch)
 	}
 	w.stats.sealed[suite].Add(uint64(len(b)))
 	w.stats.txPackets.Add(1)
 	w.stats.txBytes.Add(uint64(len(b)))
+	w.stats.carried(to.relay, tx, len(b))
 	if !split {
-		w.out.Send(sock, ep, nil, b)
+		w.out.Send(to.sock, to.ep, nil, b)
 		return b.ID()
 	}
-	packet.Split(b, mtu, true, &w.hdr, func(head, data []byte) {
+	packet.Split(b, to.size, true, &w.hdr, func(head, data []byte) {
 		w.stats.fragmentsOut.Add(1)
-		w.out.Send(sock, ep, head, data)
+		w.out.Send(to.sock, to.ep, head, data)
 	})
 	return b.ID()
 }
@@ -103,7 +106,10 @@ func (c *Core) sendNow(w *Worker, p *Peer, v packet.Verb, payload []byte, opts S
 	if r == nil {
 		return false
 	}
-	id := c.emit(w, p, r.path.sock, r.path.ep, v, w.control(payload, opts.Compress), c.suiteFor(p, r))
+	to := r.way()
+	b := w.control(payload, opts.Compress)
+	id := c.emit(w, p, to, v, b, c.suiteFor(p, r))
+	r.path.size.noteSent(len(b), to.size, w.t)
 	r.path.lastOut.Store(w.t)
 	if opts.ExpectReply {
 		touch(&p.lastAsked, w.t)
@@ -124,11 +130,20 @@ func (c *Core) reply(w *Worker, to *Peer, src Source, v packet.Verb, payload []b
 }
 
 func (c *Core) replyLocked(w *Worker, to *Peer, src Source, v packet.Verb, payload []byte, compress bool, suite packet.Suite) bool {
-	b := w.control(payload, compress)
+	at := way{sock: src.Socket, ep: src.Endpoint, size: c.sizeTo(to, src.Socket, src.Endpoint), relay: src.Hops > 0}
+	return c.answerLocked(w, to, at, src, v, w.control(payload, compress), suite)
+}
+
+// answerLocked sends an answer if its address may get as much. A size of 0 means one
+// datagram.
+func (c *Core) answerLocked(w *Worker, to *Peer, at way, src Source, v packet.Verb, b []byte, suite packet.Suite) bool {
 	if !c.mayAnswerLocked(w, to, src, len(b)) {
 		return false
 	}
-	c.emit(w, to, src.Socket, src.Endpoint, v, b, suite)
+	if at.size == 0 {
+		at.size = len(b)
+	}
+	c.emit(w, to, at, v, b, suite)
 	return true
 }
 
@@ -144,16 +159,11 @@ func (c *Core) SendError(w *Worker, to *Peer, src Source, inRe packet.Verb, id p
 	c.reply(w, to, src, packet.VerbError, append(b, payload...), false, to.suite())
 }
 
-// knowsEcho reports whether a peer answers ECHO.
-func (p *Peer) knowsEcho() bool {
-	return p.ProtocolVersion() >= 5 && p.version.Load()>>8&0xffffff != 0x010100
-}
-
 const probePayload = replyLen + packet.HeaderLen
 
 // probeSizeLocked is at least the size of a probe.
 func (c *Core) probeSizeLocked(p *Peer) int {
-	if p.knowsEcho() {
+	if p.answersEcho() {
 		return packet.HeaderLen + probePayload
 	}
 	return c.helloSizeLocked()
@@ -163,7 +173,7 @@ func (c *Core) probeSizeLocked(p *Peer) int {
 // as its answer and another ECHO: who hears it from an unproven endpoint need not
 // send more than came.
 func (c *Core) probeLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
-	if p.knowsEcho() {
+	if p.answersEcho() {
 		c.echoLocked(w, p, sock, ep, probePayload)
 	} else {
 		c.sendHelloLocked(w, p, sock, ep)
@@ -172,6 +182,6 @@ func (c *Core) probeLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort)
 
 func (c *Core) echoLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort, payload int) {
 	b := packet.Packet(make([]byte, packet.HeaderLen+payload))
-	id := c.emit(w, p, sock, ep, packet.VerbEcho, b, p.suite())
+	id := c.emit(w, p, way{sock: sock, ep: ep, size: safeDatagram}, packet.VerbEcho, b, p.suite())
 	c.replies.expect(id, &expectation{peer: p.addr, verb: packet.VerbEcho, ep: ep, sent: w.t})
 }

@@ -234,6 +234,8 @@ func TestTrustedPath(t *testing.T) {
 			n.a = newHostWith(t, n.Net, nil, n.ids[1], with(tt.a), ap("8.0.0.1:9993"))
 			n.b = newHostWith(t, n.Net, nil, n.ids[2], with(tt.b), ap("8.0.0.2:9993"))
 			n.connect(t, 10*time.Second)
+			n.a.send(n.Net, n.b, 5000)
+			n.Run(2 * time.Second) // until the path is known to carry large datagrams
 			biggest := 0
 			n.Seen = func(_, _ netip.AddrPort, d []byte) { biggest = max(biggest, len(d)) }
 			n.b.got, n.b.last = 0, nil

@@ -66,8 +66,24 @@ type workerStats struct {
 	sealed, opened                         [numSuites]atomic.Uint64 // bytes
 	fragmentsIn, fragmentsOut              atomic.Uint64
 	rejects                                [numRejects]atomic.Uint64
+	directBytes, relayBytes                [2]atomic.Uint64 // by direction
 
 	_ [64]byte // keeps another worker's counters off the cache line
+}
+
+// Directions of what is counted.
+const (
+	rx = iota
+	tx
+)
+
+// carried counts the bytes of an encrypted packet, by the way that it takes or took.
+func (st *workerStats) carried(relay bool, direction, n int) {
+	if relay {
+		st.relayBytes[direction].Add(uint64(n))
+	} else {
+		st.directBytes[direction].Add(uint64(n))
+	}
 }
 
 // add adds the counters of st.
@@ -82,13 +98,18 @@ func (sum *workerStats) add(st *workerStats) {
 		sum.sealed[i].Add(st.sealed[i].Load())
 		sum.opened[i].Add(st.opened[i].Load())
 	}
+	for i := range sum.directBytes {
+		sum.directBytes[i].Add(st.directBytes[i].Load())
+		sum.relayBytes[i].Add(st.relayBytes[i].Load())
+	}
 	for i := range sum.rejects {
 		sum.rejects[i].Add(st.rejects[i].Load())
 	}
 }
 
 type coreStats struct {
-	relayed atomic.Uint64
+	relayed    atomic.Uint64
+	blackHoles atomic.Uint64
 }
 
 // Stats is a snapshot of counters.
@@ -99,6 +120,8 @@ type Stats struct {
 	Reassembled, FragmentsExpired, FragmentsDisplaced, TooLong uint64
 	Rejected                                                   [numRejects]uint64
 	Relayed                                                    uint64
+	BlackHoles                                                 uint64    // found on paths, for large datagrams
+	DirectBytes, RelayBytes                                    [2]uint64 // of encrypted packets for us and from us, received and sent, by the way
 	OutQueue, HeldQueue, RetryQueue                            int
 	OutQueueLimit, HeldQueueLimit, RetryQueueLimit             int
 	Peers                                                      int
@@ -156,7 +179,10 @@ func (c *Core) Stats() (s Stats) {
 	}
 	s.Reassembled, s.FragmentsExpired = c.frags.Completed.Load(), c.frags.Expired.Load()
 	s.FragmentsDisplaced, s.TooLong = c.frags.Displaced.Load(), c.frags.TooLong.Load()
-	s.Relayed = c.stats.relayed.Load()
+	s.Relayed, s.BlackHoles = c.stats.relayed.Load(), c.stats.blackHoles.Load()
+	for i := range s.DirectBytes {
+		s.DirectBytes[i], s.RelayBytes[i] = sum.directBytes[i].Load(), sum.relayBytes[i].Load()
+	}
 	s.Peers = int(c.count.Load())
 	return s
 }
@@ -180,6 +206,7 @@ type PathInfo struct {
 	Preferred, Expired    bool
 	LastSend, LastReceive time.Time
 	Latency               time.Duration // < 0 = unknown
+	MTU                   int           // largest datagram that is known to arrive, 0 = unknown
 }
 
 // Peers describes all peers, ordered by address.
@@ -210,6 +237,7 @@ func (c *Core) peerInfoLocked(p *Peer) PeerInfo {
 		if l := pa.latency.Load(); l > 0 {
 			pi.Latency = time.Duration(l)
 		}
+		pi.MTU = int(pa.size.known.Load())
 		if pi.Preferred {
 			info.Latency = pi.Latency
 		}

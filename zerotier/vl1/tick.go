@@ -2,6 +2,7 @@ package vl1
 
 import (
 	"cmp"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -32,6 +33,7 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	w := c.tick.Begin(out, now)
 	c.clock.look.Store(&look{now, w.t})
 	c.mu.Lock()
+	c.nextSize = math.MaxInt64
 	c.followLocalLocked(w)
 	c.tickRootsLocked(w)
 	c.updateBestLocked(w.t)
@@ -67,6 +69,7 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	if c.best.Load() == nil && len(c.roots) > 0 {
 		wait = tickEvery / 4
 	}
+	wait = min(wait, max(time.Duration(c.nextSize-w.t), sizeTick))
 	forgotten, newcomers := c.forgotten, c.newcomers
 	c.forgotten, c.newcomers = nil, nil
 	c.mu.Unlock()
@@ -97,6 +100,7 @@ func (c *Core) tickRootsLocked(w *Worker) {
 			continue
 		}
 		c.checkPathsLocked(w, p, true)
+		c.sizePathsLocked(w, p)
 		pa := p.bestPathLocked(w.t)
 		if pa != nil && !pa.silent(w.t) {
 			rs.attempts = 0
@@ -259,6 +263,7 @@ func (c *Core) tickPeerLocked(w *Worker, p *Peer, ping bool) {
 	used := max(p.lastNontrivial.Load(), p.lastData.Load()) // also if we only send
 	active := used != 0 && since(w.t, used) < peerActive || c.contacts[p.addr]
 	c.checkPathsLocked(w, p, active)
+	c.sizePathsLocked(w, p)
 	if active {
 		c.tryConfiguredLocked(w, p)
 	} else {

@@ -14,7 +14,7 @@ import (
 // counts.
 type PhysicalNetwork struct {
 	Prefix    netip.Prefix
-	MTU       int  // UDP payload, 1400 to 10324; 0 = 1432
+	MTU       int  // UDP payload, at most; 510 to 10324; 0 = 1432
 	Blacklist bool // no paths through it
 	// TrustedPath, if not 0, lets packets to and from the network go unencrypted and
 	// unauthenticated, for peers that have the same number configured.
@@ -30,7 +30,7 @@ type VirtualPeer struct {
 // Bounds of local settings (chapter 02 §4.13).
 const (
 	maxPhysical = 32
-	minMTU      = 1400
+	minMTU      = 510
 	maxMTU      = 10324
 )
 

@@ -79,7 +79,7 @@ func (c *Core) askWhoisLocked(w *Worker, a identity.Address, stranger bool) {
 	}
 	c.whois.asked(a, w.t)
 	b := packet.Packet(a.Append(make([]byte, packet.HeaderLen, packet.HeaderLen+identity.AddressLen)))
-	id := c.emit(w, best, pa.sock, pa.ep, packet.VerbWhois, b, best.suite())
+	id := c.emit(w, best, way{sock: pa.sock, ep: pa.ep, size: safeDatagram}, packet.VerbWhois, b, best.suite())
 	pa.lastOut.Store(w.t)
 	c.replies.expect(id, &expectation{peer: best.addr, verb: packet.VerbWhois, sent: w.t, asked: a})
 }

@@ -15,6 +15,7 @@ import (
 const (
 	MaxMetadata    = 1023
 	MaxChunk       = 9640 // data bytes per packet that every receiver takes
+	minChunk       = 1024
 	maxUpdates     = 3
 	maxChunks      = 474
 	updateLifetime = 30 * time.Second
@@ -98,10 +99,19 @@ func (c *Chunk) Verify(controller *identity.Identity) bool {
 // FastPropagate reports whether members pass the chunk on.
 func (c *Chunk) FastPropagate() bool { return c.Flags&flagPropagate != 0 }
 
-// AppendChunks cuts a dictionary into signed chunks, one payload each.
-func AppendChunks(signer *identity.Identity, n NetworkID, dict []byte, updateID uint64) (payloads [][]byte, err error) {
-	for index := 0; index < len(dict); index += MaxChunk {
-		data := dict[index:min(index+MaxChunk, len(dict))]
+// chunkOverhead is what a packet with a chunk has besides the chunk's data, at most: the
+// header, the reply fields of OK, the chunk's own fields and its signature.
+const chunkOverhead = packet.HeaderLen + 9 + 8 + 2 + 1 + 8 + 4 + 4 + 3 + identity.SignatureLen
+
+// AppendChunks cuts a dictionary into signed chunks, one payload each, for packets of at
+// most limit bytes; 0 = as every receiver takes them.
+func AppendChunks(signer *identity.Identity, n NetworkID, dict []byte, updateID uint64, limit int) (payloads [][]byte, err error) {
+	size := MaxChunk
+	if limit > 0 {
+		size = min(size, max(limit-chunkOverhead, minChunk))
+	}
+	for index := 0; index < len(dict); index += size {
+		data := dict[index:min(index+size, len(dict))]
 		b := be.AppendUint16(n.Append(nil), uint16(len(data)))
 		b = append(append(b, data...), 0)
 		b = be.AppendUint64(b, updateID)

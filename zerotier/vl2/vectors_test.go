@@ -353,7 +353,7 @@ func TestConfigVectors(t *testing.T) {
 				t.Errorf("metadata %q, want %q", own, meta)
 			}
 		}
-		payloads, err := vl2.AppendChunks(ctrl, c.ID, dict, 7)
+		payloads, err := vl2.AppendChunks(ctrl, c.ID, dict, 7, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -122,7 +122,8 @@ type Path struct {
 	Expired     bool           `json:"expired"`
 	LastSend    time.Time      `json:"lastSend,omitzero"`
 	LastReceive time.Time      `json:"lastReceive,omitzero"`
-	Latency     float64        `json:"latency"` // ms; see [Milliseconds]
+	Latency     float64        `json:"latency"`       // ms; see [Milliseconds]
+	MTU         int            `json:"mtu,omitempty"` // largest UDP payload that is known to arrive; 0 = unknown
 }
 
 // Milliseconds returns a latency in milliseconds, -1 for an unknown one, which is below

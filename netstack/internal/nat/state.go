@@ -2,6 +2,7 @@ package nat
 
 import (
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"ztgate/netstack/internal/ipkt"
@@ -30,6 +31,17 @@ const (
 const refusedFor = time.Second
 
 var stateNames = [numStates]string{"", "new", "opening", "established", "closing", "closed", "reset", "closed", "dead"}
+
+// States lists the names of the states of flows.
+func States() []string {
+	var out []string
+	for _, s := range stateNames[stateNew:stateDead] {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
 
 // finBit of a direction is beside the state.
 func finBit(dir int) uint32 { return 0x100 << dir }
@@ -261,6 +273,7 @@ func (t *Table) trackSYN(now int64, f *Flow, dir int, v *ipkt.View, s *segment, 
 			t.reopen(now, f)
 			fallthrough
 		case isHalfOpen(state):
+			f.noteSYN(now)
 			d.announce(v, s)
 			t.refresh(now, f)
 			if f.flags&flagFiltered != 0 && st == stateNew {
@@ -284,6 +297,9 @@ func (t *Table) trackSYN(now int64, f *Flow, dir int, v *ipkt.View, s *segment, 
 		w := other.window.Load()
 		if !t.set.NoWindow && w&winSeen != 0 && w&winLiberal == 0 && s.ack != other.end.Load() {
 			return OutOfWindow
+		}
+		if dir == FromServer && state&stateMask == stateNew {
+			t.noteConnected(now, f)
 		}
 		syn := d.window.Load() & winSYN
 		d.announce(v, s)

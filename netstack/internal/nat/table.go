@@ -92,6 +92,7 @@ type Stats struct {
 	Live, Created [NumClasses]atomic.Int64
 	Removed       [NumClasses][NumReasons]atomic.Int64
 	Refused       [NumClasses][NumRefusals]atomic.Int64
+	Connect       [NumSides]ConnectTimes // of clients of a side to servers of the other
 }
 
 // Reason is why a flow ended.

@@ -177,12 +177,17 @@ func (n *Node) Networks() []ztnode.Network {
 
 // Join implements [gateway.Node].
 func (n *Node) Join(id ztnode.NetworkID) error {
+	var err error
 	n.change(func() {
 		if _, ok := n.networks[id]; !ok {
+			if len(n.networks) >= ztnode.MaxNetworks {
+				err = ztnode.ErrTooManyNetworks
+				return
+			}
 			n.networks[id] = ztnode.Network{ID: id, Status: ztnode.StatusRequesting, Type: "PRIVATE", MTU: 2800}
 		}
 	})
-	return nil
+	return err
 }
 
 // Leave implements [gateway.Node].

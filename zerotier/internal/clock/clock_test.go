@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"ztgate/zerotier/internal/clock"
-	"ztgate/zerotier/internal/simnet"
+	"ztgate/zerotier/simnet"
 )
 
 func TestWatch(t *testing.T) {

@@ -7,11 +7,12 @@ package home
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 
 	"ztgate/internal/atomicfile"
+	"ztgate/internal/disk"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/ztnode"
@@ -19,30 +20,34 @@ import (
 
 // Dir is a home that this process alone uses.
 type Dir struct {
+	Disk disk.FS
 	path string
-	lock *os.File
+	lock io.Closer
 }
 
 // Open creates a home if needed and takes its lock, so that two processes never share
 // one identity.
-func Open(path string) (*Dir, error) {
+func Open(path string) (*Dir, error) { return OpenOn(nil, path) }
+
+// OpenOn is [Open] on another disk; nil = the machine's.
+func OpenOn(on disk.FS, path string) (*Dir, error) {
 	if path == "" {
 		return nil, fmt.Errorf("%w: no directory given", ztnode.ErrHomeUnusable)
 	}
+	on = disk.Or(on)
 	for _, d := range []string{"", "networks.d", "moons.d", "peers.d"} {
-		if err := os.MkdirAll(filepath.Join(path, d), 0o700); err != nil {
+		if err := on.MkdirAll(filepath.Join(path, d), 0o700); err != nil {
 			return nil, unusable(err)
 		}
 	}
-	lock, err := os.OpenFile(filepath.Join(path, "ztgate.lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
+	lock, err := on.Lock(filepath.Join(path, "ztgate.lock"))
+	if path := (*fs.PathError)(nil); errors.As(err, &path) {
 		return nil, unusable(err)
 	}
-	if err := lockFile(lock); err != nil {
-		_ = lock.Close()
+	if err != nil {
 		return nil, fmt.Errorf("%w: %s: stop the other process or choose another --home", ztnode.ErrHomeInUse, path)
 	}
-	return &Dir{path, lock}, nil
+	return &Dir{on, path, lock}, nil
 }
 
 func unusable(err error) error { return fmt.Errorf("%w: %w", ztnode.ErrHomeUnusable, err) }
@@ -62,9 +67,9 @@ func (d *Dir) planetPath() string { return d.Path("planet") }
 // Identity reads and checks the identity; nil if the home has none yet. A missing
 // identity.public is written again.
 func (d *Dir) Identity() (*identity.Identity, error) {
-	fi, err := os.Stat(d.secretPath())
+	fi, err := d.Disk.Stat(d.secretPath())
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Stat(d.publicPath()); err == nil {
+		if _, err := d.Disk.Stat(d.publicPath()); err == nil {
 			return nil, fmt.Errorf("%w: %s exists without %s: restore the secret file, or remove the public one to get a new identity",
 				ztnode.ErrIdentityMismatch, d.publicPath(), d.secretPath())
 		}
@@ -79,7 +84,7 @@ func (d *Dir) Identity() (*identity.Identity, error) {
 	if perm := fi.Mode().Perm(); perm&0o077 != 0 {
 		return nil, fmt.Errorf("%w: %s has mode %04o: chmod 600 %[2]s", ztnode.ErrIdentityPermissions, d.secretPath(), perm)
 	}
-	text, err := os.ReadFile(d.secretPath())
+	text, err := d.Disk.ReadFile(d.secretPath())
 	if err != nil {
 		return nil, unusable(err)
 	}
@@ -99,7 +104,7 @@ func (d *Dir) Identity() (*identity.Identity, error) {
 // checkPublic compares identity.public with the secret one; a different one is never
 // overwritten.
 func (d *Dir) checkPublic(id *identity.Identity) error {
-	text, err := os.ReadFile(d.publicPath())
+	text, err := d.Disk.ReadFile(d.publicPath())
 	if errors.Is(err, fs.ErrNotExist) {
 		return d.storePublic(id)
 	}
@@ -115,14 +120,14 @@ func (d *Dir) checkPublic(id *identity.Identity) error {
 
 // StoreIdentity writes the files of a new identity.
 func (d *Dir) StoreIdentity(id *identity.Identity) error {
-	if err := atomicfile.Write(d.secretPath(), []byte(id.SecretString()), 0o600); err != nil {
+	if err := atomicfile.WriteOn(d.Disk, d.secretPath(), []byte(id.SecretString()), 0o600); err != nil {
 		return unusable(err)
 	}
 	return d.storePublic(id)
 }
 
 func (d *Dir) storePublic(id *identity.Identity) error {
-	if err := atomicfile.Write(d.publicPath(), []byte(id.String()), 0o644); err != nil {
+	if err := atomicfile.WriteOn(d.Disk, d.publicPath(), []byte(id.String()), 0o644); err != nil {
 		return unusable(err)
 	}
 	return nil
@@ -147,7 +152,7 @@ func (d *Dir) Planet(given []byte) (*vl1.World, error) {
 }
 
 func (d *Dir) storedPlanet() (*vl1.World, error) {
-	b, err := os.ReadFile(d.planetPath())
+	b, err := d.Disk.ReadFile(d.planetPath())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -172,5 +177,5 @@ func parsePlanet(b []byte) (*vl1.World, error) {
 
 // StorePlanet replaces the planet.
 func (d *Dir) StorePlanet(w *vl1.World) error {
-	return atomicfile.Write(d.planetPath(), w.Append(nil), 0o644)
+	return atomicfile.WriteOn(d.Disk, d.planetPath(), w.Append(nil), 0o644)
 }

@@ -4,6 +4,7 @@ package simnet
 
 import (
 	"bytes"
+	"cmp"
 	"container/heap"
 	"net/netip"
 	"slices"
@@ -173,6 +174,12 @@ func (n *Net) Inject(from, to netip.AddrPort, datagram []byte) {
 	n.push(event{at: n.Now, from: from, to: to, data: bytes.Clone(datagram)})
 }
 
+// After calls do when time has passed.
+func (n *Net) After(d time.Duration, do func()) { n.push(event{at: n.Now.Add(d), do: do}) }
+
+// Wake makes the node's Tick be called at once.
+func (p *Port) Wake() { p.next = p.net.Now }
+
 func (n *Net) push(e event) {
 	n.seq++
 	e.seq = n.seq
@@ -229,6 +236,10 @@ func (n *Net) RunUntil(max time.Duration, cond func() bool) bool {
 }
 
 func (n *Net) deliver(e event) {
+	if e.do != nil {
+		e.do()
+		return
+	}
 	at := place{e.lan, e.to}
 	if e.lan == nil {
 		if n.Drop != nil && n.Drop(e.from, e.to, e.data) {
@@ -263,13 +274,21 @@ type event struct {
 	from, to netip.AddrPort
 	lan      *NAT // the datagram stays behind it
 	data     []byte
+	do       func() // instead of a datagram
 }
 
 type eventQueue []event
 
 func (q eventQueue) Len() int { return len(q) }
+
+// Less makes the order of what happens at the same time depend on where it comes from,
+// as long as that is different, and not on who happened to send first.
 func (q eventQueue) Less(i, j int) bool {
-	return q[i].at.Before(q[j].at) || q[i].at.Equal(q[j].at) && q[i].seq < q[j].seq
+	a, b := &q[i], &q[j]
+	if c := a.at.Compare(b.at); c != 0 {
+		return c < 0
+	}
+	return cmp.Or(a.to.Compare(b.to), a.from.Compare(b.from), cmp.Compare(a.seq, b.seq)) < 0
 }
 func (q eventQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
 func (q *eventQueue) Push(x any)   { *q = append(*q, x.(event)) }
