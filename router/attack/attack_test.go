@@ -24,7 +24,7 @@ var (
 // What a gateway under attack must keep.
 const (
 	mayLose  = 1.0       // percent, of each kind of traffic
-	mayGrow  = 100 << 20 // bytes of resident memory
+	mayGrow  = 160 << 20 // bytes of resident memory
 	mayReply = 1.0       // bytes to a stranger for each of his
 )
 
@@ -103,6 +103,8 @@ func (w *world) try(r row) *result {
 	res := &result{name: r.name, replied: -1}
 	a := r.prepare(w)
 	w.must(w.serves())
+	before, err := w.Gateway.Losses()
+	w.must(err)
 	tr := w.startTraffic()
 	res.rss = w.rss()
 	stopWatch := w.watchMemory()
@@ -130,6 +132,16 @@ func (w *world) try(r row) *result {
 	res.err = res.judge()
 	if a.check != nil {
 		res.err = errors.Join(res.err, a.check())
+	}
+	if after, err := w.Gateway.Losses(); err == nil && res.err != nil {
+		for name, n := range after.Interfaces {
+			if n -= before.Interfaces[name]; n > 0 {
+				res.err = errors.Join(res.err, fmt.Errorf("%s dropped %d packets", name, n))
+			}
+		}
+		if n := after.ReceiveBuffers - before.ReceiveBuffers; n > 0 {
+			res.err = errors.Join(res.err, fmt.Errorf("the node's sockets had no room for %d datagrams", n))
+		}
 	}
 	if err := w.serves(); err != nil {
 		res.err = errors.Join(res.err, fmt.Errorf("afterwards: %w", err))

@@ -246,7 +246,7 @@ func (c *controller) chunks(nwid vl2.NetworkID, member *identity.Identity) [][]b
 	cfg.ID, cfg.Member, cfg.Revision = nwid, member.Address(), c.count
 	cfg.Timestamp, cfg.TimeDelta = time.Now().UnixMilli(), 3_600_000
 	cfg.COM, _ = vl2.NewCOM(c.h.id, nwid, member, cfg.Timestamp, cfg.TimeDelta)
-	list, _ := vl2.AppendChunks(c.h.id, nwid, cfg.Encode(), rand.Uint64()|1)
+	list, _ := vl2.AppendChunks(c.h.id, nwid, cfg.Encode(), rand.Uint64()|1, vl2.MaxChunk)
 	return list
 }
 

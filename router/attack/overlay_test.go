@@ -38,7 +38,7 @@ func (h *hostile) forgery(i int) (packet.Verb, []byte) {
 	case 2:
 		return packet.VerbMulticastGather, vl2.AppendGather(nil, h.w.Network, group, 32, com)
 	case 3, 4:
-		list, _ := vl2.AppendChunks(forger, h.w.Network, []byte("v=7\n"), uint64(i)+1)
+		list, _ := vl2.AppendChunks(forger, h.w.Network, []byte("v=7\n"), uint64(i)+1, vl2.MaxChunk)
 		return packet.VerbNetworkConfig, list[0]
 	case 5:
 		tag := &vl2.Tag{NetworkID: h.w.Network, Timestamp: now, ID: uint32(i), IssuedTo: h.id.Address()}
