@@ -94,7 +94,7 @@ var troubles = []fault{
 	{"another underlay", func(w *world) func() {
 		m := []*machine{w.gate.machine, w.offices[0].machine}[w.rand.IntN(2)]
 		old := m.at
-		m.move(netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(100 + w.rand.IntN(50))}), old.Port()))
+		m.move(netip.AddrPortFrom(netip.AddrFrom4([4]byte{93, 184, 2, byte(100 + w.rand.IntN(50))}), old.Port()))
 		return func() { m.move(old) }
 	}},
 	{"the interface goes down", func(w *world) func() {
@@ -130,7 +130,7 @@ var troubles = []fault{
 
 // aloneOnly is how many nuisances, the last ones, tell when something must have happened,
 // and mean nothing when other things go wrong.
-const aloneOnly = 2
+const aloneOnly = 3
 
 // nuisances are faults that connections must not fail by.
 var nuisances = []fault{
@@ -161,6 +161,14 @@ var nuisances = []fault{
 		return w.setClock([]*machine{w.gate.machine, w.offices[0].machine, w.root}[w.rand.IntN(3)], 2*time.Hour)
 	}},
 	{"a member pretends", func(w *world) func() { return w.rogueTalk() }},
+	{"a member claims addresses of others", func(w *world) func() {
+		stop := w.rogueClaims()
+		w.claimed = true
+		return func() {
+			stop()
+			w.claimed = false
+		}
+	}},
 	{"a route is withdrawn", func(w *world) func() {
 		w.routes(w.netA, routesA[0])
 		w.behindGone = w.net.Now.Sub(epoch) + pushWithin
@@ -230,7 +238,7 @@ func (w *world) reload(i int) {
 func (w *world) pushHostile(addresses bool) func() {
 	hostile := []string{"172.31.0.0/28", "172.31.0.10/32", "172.31.0.0/17", "172.31.128.0/17", "169.254.169.254/32", "169.254.0.0/16", "10.0.0.0/1", "22.0.0.0/7",
 		"10.0.0.10/32", "10.0.0.0/24", "10.0.0.0/25", "10.0.0.0/16", "10.9.0.0/24", "10.9.0.5/32", "192.168.5.0/24", "192.168.5.5/32", "10.50.0.0/16",
-		"203.0.113.1/32", "198.51.100.0/24", "0.0.0.0/0", "128.0.0.0/1", "8.8.8.8/32", "127.0.0.0/8", "224.0.0.0/4", "172.16.0.0/12", "100.100.100.200/32"}
+		"93.184.1.1/32", "93.184.2.0/24", "0.0.0.0/0", "128.0.0.0/1", "8.8.8.8/32", "127.0.0.0/8", "224.0.0.0/4", "172.16.0.0/12", "100.100.100.200/32"}
 	var list []controller.Route
 	for range 1 + w.rand.IntN(4) {
 		r := route(hostile[w.rand.IntN(len(hostile))])
@@ -333,6 +341,26 @@ func (w *world) rogueTalk() func() {
 	})
 }
 
+// rogueClaims is a member that says it has the addresses of others.
+func (w *world) rogueClaims() func() {
+	return w.repeat(700*time.Millisecond, func() {
+		claimed := []netip.Addr{officeAddr, office2Addr, gateAddr, behindAddr}[w.rand.IntN(4)]
+		gate, own := ztnode.MACOf(w.netA, w.gate.id.Address()), w.rogue.mac()
+		all := ztnode.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+		switch w.rand.IntN(4) {
+		case 0:
+			w.rogue.send(w.netA, frame(gate, own, unix.ETH_P_ARP, arp(2, own, claimed, gate, gateAddr)))
+		case 1:
+			w.rogue.send(w.netA, frame(all, own, unix.ETH_P_ARP, arp(1, own, claimed, ztnode.MAC{}, claimed)))
+		case 2:
+			w.rogue.send(w.netA, frame(gate, own, unix.ETH_P_ARP, arp(1, own, claimed, ztnode.MAC{}, gateAddr)))
+		case 3:
+			from := netip.AddrPortFrom(claimed, 5000)
+			w.toGate(gatewaytest.UDP(from, netip.AddrPortFrom(gateAddr, inPort), token(spoofMark, from, 0)))
+		}
+	})
+}
+
 // strangerFlood is somebody on the internet who sends what he has, and what he heard.
 func (w *world) strangerFlood() func() {
 	var heard [][]byte
@@ -343,7 +371,7 @@ func (w *world) strangerFlood() func() {
 			heard = append(heard, d)
 		}
 	}
-	from := netip.MustParseAddrPort("192.0.2.77:4000")
+	from := netip.MustParseAddrPort("93.184.9.77:4000")
 	stop := w.repeat(20*time.Millisecond, func() {
 		for range 4 {
 			d := make([]byte, 28+w.rand.IntN(200))

@@ -258,6 +258,9 @@ func (w *world) toOverlay(nwid networkID, f []byte) {
 			return
 		}
 		w.trace("out %x %d %s %s %d", uint64(nwid)&0xff, p.proto, p.src, p.dst, len(p.payload))
+		if nwid == w.netA && w.claimed && [6]byte(f) == w.rogue.mac() && p.dst.Addr() != rogueAddr {
+			w.found("stray", "what is for %s goes to a member that only says it has that address", p.dst)
+		}
 		w.checkOut(nwid, &p)
 	}
 }

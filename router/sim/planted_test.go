@@ -49,11 +49,13 @@ var plantedFaults = []planted{
 	{"a revocation is forgotten", "zerotier/vl2/membership.go", []string{"		m.comVoid = r.Threshold\n", ""}},
 	{"the controller announces no revocation", "zerotier/controller/revoke.go", []string{"	if len(list) == 0 {\n		return\n	}\n	for a, m := range n.members {", "	for a, m := range n.members {\n		break"}},
 	{"a withdrawn route stays in the kernel", "router/host/link.go", []string{"		if err := k.nl.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {\n			errs =", "		if err := error(nil); err != nil {\n			errs ="}},
-	{"a greedy client isn't limited", "netstack/internal/nat/open.go", []string{"t.count >= t.set.MaxFlows && !t.makeRoom()", "t.count >= t.set.MaxFlows"}},
+	{"a greedy client isn't limited", "netstack/internal/nat/open.go", []string{"t.count >= t.bound(c) && !t.evict(t.expendableFor(c))", "t.count >= t.set.MaxFlows"}},
 	{"a clock set back stops the protocol", "zerotier/network/layer.go", []string{"	return int64(t.Sub(*start)) + int64(24*time.Hour)", "	return int64(t.Round(0).Sub(start.Round(0))) + int64(24*time.Hour)"}},
 	{"guards go while the network is down", "router/gateway/gateway.go", []string{"g.link.Guard(routes, p.KeepGuards)", "g.link.Guard(routes, false)"}},
 	{"no guards", "router/gateway/gateway.go", []string{"g.link.Guard(routes, p.KeepGuards)", "g.link.Guard(nil, false)"}},
 	{"an external port is given to two clients", "netstack/internal/nat/port.go", []string{"func (p *pool) free(port uint16) bool { return !p.used.has(port) && !p.reserved.has(port) }", "func (p *pool) free(port uint16) bool { return !p.reserved.has(port) }"}},
+	{"whoever claims an address has it", "netstack/internal/neigh/neigh.go", []string{
+		"		told, v = &Conflict{Address: a, Owner: e.mac, Rival: mac}, Refused\n		ask =", "		t.bind(now, a, mac, how, p == nil)\n		ask ="}},
 	{"a removed route isn't put back", "router/host/link.go", []string{"		if slices.Contains(present, w) {\n			continue\n		}\n		if err", "		if slices.Contains(present, w) || slices.Contains(k.once, w) {\n			continue\n		}\n		k.once = append(k.once, w)\n		if err",
 		"	addrs   []netip.Prefix\n", "	addrs   []netip.Prefix\n	once    []ztnode.Route\n"}},
 }

@@ -82,6 +82,7 @@ type world struct {
 	trouble    int                                  // faults that connections may fail by
 	quietSince time.Time                            // when the last of them ended
 	hostile    int                                  // pushes that make network B useless
+	claimed    bool                                 // the rogue says that it has addresses of others
 	behindGone time.Duration                        // when the route to behindPrefix has been gone for long enough; 0 = it is there
 	revoked    time.Duration                        // when the rogue must no longer be heard; 0 = it may be
 
@@ -190,20 +191,20 @@ func newWorld(seed uint64, ids []*identity.Identity, configs []*config.Config) *
 	// is used again, held before.
 	w.net.Seen = func(from, to netip.AddrPort, _ []byte) { w.trace("wire %s %s", from, to) }
 	w.net.Drop, w.net.Delay = w.drop, w.late
-	const rootAt = "203.0.113.1:9993"
+	const rootAt = "93.184.1.1:9993"
 	planet := vl1.NewPlanet(1, 1, []vl1.Root{{Identity: ids[0].Public(), Endpoints: []netip.AddrPort{netip.MustParseAddrPort(rootAt)}}}, vl1.Key{})
 	w.planet = planet.Append(nil)
 	w.netA, w.netB = networkID(uint64(ids[1].Address())<<24|1), networkID(uint64(ids[1].Address())<<24|2)
 	w.root = w.newMachine("root", ids[0], rootAt)
-	w.ctl = w.newMachine("controller", ids[1], "203.0.113.2:9993")
+	w.ctl = w.newMachine("controller", ids[1], "93.184.1.2:9993")
 	w.ctl.controller = true
-	w.gate = w.newGate(ids[2], "198.51.100.9:9993")
+	w.gate = w.newGate(ids[2], "93.184.2.9:9993")
 	w.gate.cfg = configs[0]
 	w.offices = []*office{
-		w.newOffice("office", ids[3], "198.51.100.10:9993", w.netA, officeAddr.String(), behindAddr.String()),
-		w.newOffice("office2", ids[4], "198.51.100.11:9993", w.netA, office2Addr.String()),
+		w.newOffice("office", ids[3], "93.184.2.10:9993", w.netA, officeAddr.String(), behindAddr.String()),
+		w.newOffice("office2", ids[4], "93.184.2.11:9993", w.netA, office2Addr.String()),
 	}
-	w.rogue = w.newOffice("rogue", ids[5], "198.51.100.66:9993", w.netA, rogueAddr.String())
+	w.rogue = w.newOffice("rogue", ids[5], "93.184.2.66:9993", w.netA, rogueAddr.String())
 	w.newClient("172.31.0.10")
 	w.newClient("172.31.0.11")
 	w.greedy = w.newClient("172.31.0.66")
@@ -405,7 +406,7 @@ func (w *world) heard(server, mark string, p *packet) {
 // checkKernel checks where the kernel sends packets.
 func (w *world) checkKernel() {
 	k := w.gate.kernel
-	for _, s := range []string{"172.31.0.10", "172.31.0.20", "172.31.16.1", "172.31.16.9", "172.31.17.5", "203.0.113.1", "198.51.100.10", "169.254.169.254",
+	for _, s := range []string{"172.31.0.10", "172.31.0.20", "172.31.16.1", "172.31.16.9", "172.31.17.5", "93.184.1.1", "93.184.2.10", "169.254.169.254",
 		"8.8.8.8", "22.1.1.1", "192.168.5.5", "10.50.0.1", "127.0.0.1", "224.0.0.1", "100.100.100.200"} {
 		if a := netip.MustParseAddr(s); k.way(a) == tunIndex {
 			w.found("kernel", "packets to %s come to the gateway", a)

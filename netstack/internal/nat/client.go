@@ -158,6 +158,19 @@ func (t *Table) oldestOf(c *client, member bool) uint32 {
 	return c.opening.first
 }
 
+// expendableFor returns the flow that makes room for one of a client, 0 if none may go.
+// Who has much doesn't take the last part of the table from those who have few.
+func (t *Table) expendableFor(c *client) uint32 {
+	id := t.expendable()
+	if id == 0 || int(c.live) < t.keepFor || !isHalfOpen(t.flow(id).state.Load()) {
+		return id
+	}
+	if owner := t.clientOf(t.flow(id)); owner.key != c.key && int(owner.live) < t.keepFor {
+		return 0
+	}
+	return id
+}
+
 // bound is how many flows there may be when a client opens one: what is left last is
 // kept for those who have few.
 func (t *Table) bound(c *client) int {

@@ -179,6 +179,17 @@ func TestGreedyEstablished(t *testing.T) {
 		for i := range 20 {
 			victim(p, i, func() {})
 		}
+		// Those who have much and ask for more take nothing from those who wait for their
+		// first answer.
+		n := 0
+		for i := 20; i < 30; i++ {
+			victim(p, i, func() {
+				for range 500 {
+					n++
+					p.send(VPC, pkttest.UDP(fmt.Sprintf("172.31.0.%d:%d", 10+n%3, 63100+n%1000), o1, "x"))
+				}
+			})
+		}
 		p.check()
 	}
 	// Limits that are configured are those that hold.
@@ -302,6 +313,17 @@ func TestGreedyQuarantine(t *testing.T) {
 		}
 		for i := range 20 {
 			victim(p, i, func() {})
+		}
+		// Those who have much and ask for more take nothing from those who wait for their
+		// first answer.
+		n := 0
+		for i := 20; i < 30; i++ {
+			victim(p, i, func() {
+				for range 500 {
+					n++
+					p.send(VPC, pkttest.UDP(fmt.Sprintf("172.31.0.%d:%d", 10+n%3, 63100+n%1000), o1, "x"))
+				}
+			})
 		}
 		p.check()
 	}

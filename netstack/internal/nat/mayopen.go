@@ -54,7 +54,7 @@ func (t *Table) mayHave(now uint32, c *client) Refusal {
 		own++
 	}
 	c.live -= int32(own)
-	if t.count-own-others >= t.bound(c) && t.expendable() == 0 {
+	if t.count-own-others >= t.bound(c) && t.expendableFor(c) == 0 {
 		return TableFull
 	}
 	return Accepted

@@ -121,7 +121,7 @@ func (t *Table) openFor(now uint32, c *client, k *Key, v *ipkt.View, n *NewFlow)
 	case t.set.MaxHalfOpen > 0 && c.half.Count() >= t.set.MaxHalfOpen:
 		t.evict(c.opening.first)
 	}
-	if t.count >= t.bound(c) && !t.evict(t.expendable()) {
+	if t.count >= t.bound(c) && !t.evict(t.expendableFor(c)) {
 		return 0, TableFull
 	}
 	id := t.alloc()

@@ -10,6 +10,7 @@ package neigh
 
 import (
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -460,6 +461,13 @@ type Resolved struct {
 	Packets []Waiting
 }
 
+func sorted[V any](m map[netip.Addr]V) []netip.Addr {
+	if len(m) == 0 {
+		return nil
+	}
+	return slices.SortedFunc(maps.Keys(m), netip.Addr.Compare)
+}
+
 // Tick repeats questions. It returns the packets that waited for neighbours that don't
 // answer, and those for addresses that have a new owner because the old one is silent.
 func (t *Table) Tick(now int64) (failed []Waiting, ready []Resolved) {
@@ -467,8 +475,8 @@ func (t *Table) Tick(now int64) (failed []Waiting, ready []Resolved) {
 	var owners []MAC
 	var told []Conflict
 	t.mu.Lock()
-	for a, c := range t.contests {
-		e := t.entries[a]
+	for _, a := range sorted(t.contests) { // so that simulations can repeat it
+		c, e := t.contests[a], t.entries[a]
 		switch {
 		case now-c.asked < retryEvery:
 		case c.tries < contestTries:
@@ -485,7 +493,8 @@ func (t *Table) Tick(now int64) (failed []Waiting, ready []Resolved) {
 			}
 		}
 	}
-	for a, p := range t.waiting {
+	for _, a := range sorted(t.waiting) {
+		p := t.waiting[a]
 		if now-p.asked < retryEvery {
 			continue
 		}
