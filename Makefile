@@ -8,7 +8,7 @@ FUZZTIME  ?= 10s
 RACE_PKGS := ./zerotier/... ./netstack/... ./router/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build have-libzt build-libzt test-libzt lab test race e2e interop portable conformance conformance-linux soak simulate simulate-faults bench lint fuzz clean deps
+.PHONY: help build have-libzt build-libzt test-libzt lab test race e2e interop portable conformance conformance-linux soak attack simulate simulate-faults bench lint fuzz clean deps
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ SOAK       ?= 24h
 SOAK_EVERY ?= 10m
 soak: build ## 30 % load for SOAK with a fault every SOAK_EVERY, and everything flat (root)
 	cd router/faults && ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 0 -run TestSoak -v -table -soak $(SOAK) -soak-every $(SOAK_EVERY)
+
+ROW ?= .
+attack: deps build ## what others lose while the gateway is attacked, attack by attack; ROW=regexp chooses some, TABLE=file keeps the table (root)
+	cd router/attack && ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 12m -run 'TestAttack/$(ROW)' -table '$(TABLE)'
 
 # Every process begins with seeds of its own. What a seed found happens again with
 # go test ./router/sim -run Worlds -v -seed N -quiet 24h.

@@ -37,6 +37,9 @@ type Sender interface {
 type Config struct {
 	Home   string // in the format of a ZeroTier home; created if missing
 	Planet []byte // replaces an older or another one in Home; nil = that one, else the built-in one
+	// Networks are joined before those that Home remembers, where there are more than
+	// [ztnode.MaxNetworks].
+	Networks []ztnode.NetworkID
 	// OpenUDP opens the sockets. Addresses that exclude refuses lie inside joined
 	// networks and must not be used.
 	OpenUDP func(exclude func(netip.Addr) bool) (UDP, error)

@@ -182,6 +182,9 @@ func macNumber(m ztnode.MAC) C.uint64_t {
 
 // Join joins a network and remembers it in home.
 func (n *Node) Join(id ztnode.NetworkID) error {
+	if nets := *n.nets.Load(); nets[id] == nil && len(nets) >= ztnode.MaxNetworks {
+		return ztnode.ErrTooManyNetworks
+	}
 	err := n.call(func(w *worker) C.int { return C.shim_join(n.c, w.b, C.uint64_t(id)) })
 	if err != nil {
 		return fmt.Errorf("join network %s: %w", id, err)

@@ -183,8 +183,21 @@ func (n *Node) joinStored() error {
 			return err
 		}
 	}
-	for _, id := range n.store.ids(objNetwork) {
-		if err := n.Join(ztnode.NetworkID(id)); err != nil {
+	stored := n.store.ids(objNetwork)
+	slices.Sort(stored)
+	all := slices.Clone(n.cfg.Networks)
+	for _, id := range stored {
+		if !slices.Contains(all, ztnode.NetworkID(id)) {
+			all = append(all, ztnode.NetworkID(id))
+		}
+	}
+	room := min(len(all), ztnode.MaxNetworks)
+	if left := all[room:]; len(left) > 0 {
+		n.log.Error("home remembers more networks than a node can join: the rest is not joined", "limit", ztnode.MaxNetworks, "left_out", left,
+			"remedy", "leave some and restart")
+	}
+	for _, id := range all[:room] {
+		if err := n.Join(id); err != nil {
 			return err
 		}
 	}

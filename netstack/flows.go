@@ -21,6 +21,9 @@ func protocolName(proto uint8) string {
 	return fmt.Sprint(proto)
 }
 
+// FlowStates lists the states that a flow can have.
+func FlowStates() []string { return nat.States() }
+
 func (q *FlowFilter) matches(i *FlowInfo) bool {
 	return !(q.To.IsValid() && !q.To.Contains(i.Server.Addr()) || q.From.IsValid() && !q.From.Contains(i.Client.Addr()) ||
 		q.Protocol != "" && q.Protocol != i.Protocol || q.State != "" && q.State != i.State || q.Network != 0 && q.Network != i.Network)

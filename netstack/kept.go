@@ -250,6 +250,11 @@ func (w *worker) resume(side Side, at *attachment, v *ipkt.View, t *tuple) (f *n
 	}
 	if same {
 		d.flow.Generation = w.set.generation
+		if from := w.set.attachments[m.Network]; m.From == OverlaySide && from != nil {
+			if mac, ok := from.neigh.Owner(from.hop(m.Client.Addr())); ok {
+				d.flow.Member = macNumber(mac)<<16 | uint64(from.slot)
+			}
+		}
 		var why nat.Refusal
 		if f, why = e.table.Resume(w.now, &m, &d.flow); why == nat.Accepted {
 			e.kept.forget(f)

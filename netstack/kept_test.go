@@ -225,6 +225,28 @@ func TestRestartRefused(t *testing.T) {
 	}
 }
 
+// TestRestartPortTaken: a port that has another owner by now isn't taken back: the ends of
+// the old connection are told, and the new one goes on.
+func TestRestartPortTaken(t *testing.T) {
+	r := newRig(t)
+	r.fromVPC(pkttest.TCP("172.31.0.10:4000", "10.0.0.10:80", ipkt.SYN, 1000, 0, ""))
+	r.fromOverlay(pkttest.TCP("10.0.0.10:80", "10.0.0.1:4000", ipkt.SYN|ipkt.ACK, 5000, 1001, ""))
+	r.fromVPC(pkttest.TCP("172.31.0.10:4000", "10.0.0.10:80", ipkt.ACK, 1001, 5001, ""))
+	r = r.again(nil)
+	r.sleep(3 * time.Minute) // the port has rested
+	o, _ := r.fromVPC(pkttest.TCP("172.31.0.11:4000", "10.0.0.11:80", ipkt.SYN, 1, 0, ""))
+	r.want("another client", o, "tcp 10.0.0.1:4000 > 10.0.0.11:80")
+	o, v := r.fromOverlay(pkttest.TCP("10.0.0.10:80", "10.0.0.1:4000", ipkt.ACK, 5001, 1001, "late"))
+	r.want("server", o, "tcp 10.0.0.1:4000 > 10.0.0.10:80")
+	r.want("client", v, "tcp 10.0.0.10:80 > 172.31.0.10:4000")
+	_, v = r.fromOverlay(pkttest.TCP("10.0.0.11:80", "10.0.0.1:4000", ipkt.SYN|ipkt.ACK, 7, 2, ""))
+	r.want("the new connection", v, "tcp 10.0.0.11:80 > 172.31.0.11:4000")
+	if n := len(r.e.Flows(FlowFilter{})); n != 1 {
+		t.Errorf("%d flows, want 1", n)
+	}
+	r.account()
+}
+
 // TestUnknownSegments: segments of connections that nothing is known of are answered with
 // RSTs, from either side and at a bounded rate; SYNs from outside, bare acknowledgements
 // and RSTs aren't.

@@ -15,7 +15,6 @@ import (
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -79,6 +78,12 @@ func newLocalStack(send func(tcpip.NICID, []byte)) (*localStack, error) {
 	})
 	if err := l.s.SetPortRange(nat.LocalPortFirst, nat.LocalPortLast); err != nil {
 		return nil, fmt.Errorf("create local stack: port range: %v", err)
+	}
+	// The range is small: connections that have ended mustn't hold its ports for a
+	// minute (as net.ipv4.tcp_tw_reuse has it).
+	reuse := tcpip.TCPTimeWaitReuseGlobal
+	if err := l.s.SetTransportProtocolOption(tcp.ProtocolNumber, &reuse); err != nil {
+		return nil, fmt.Errorf("create local stack: reuse of ports: %v", err)
 	}
 	return l, nil
 }
@@ -147,6 +152,24 @@ func (l *localStack) addAddress(id tcpip.NICID, n *localNIC, a netip.Addr) error
 	}
 	n.addrs[a] = pa
 	return nil
+}
+
+// only reports whether an address is the only one of its family on its interface,
+// which connections then come from unbound.
+func (l *localStack) only(a tcpip.FullAddress) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.nics[a.NIC]
+	if n == nil {
+		return false
+	}
+	count := 0
+	for x := range n.addrs {
+		if x.BitLen() == 8*a.Addr.Len() {
+			count++
+		}
+	}
+	return count == 1
 }
 
 // link returns the link of an interface, nil if there is none.
@@ -272,7 +295,10 @@ func (e *Engine) DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, err
 	if err != nil {
 		return nil, err
 	}
-	c, err := gonet.DialTCPWithBind(ctx, e.local.s, from, to, proto)
+	if e.local.only(from) {
+		from.Addr = tcpip.Address{}
+	}
+	c, err := dialTCP(ctx, e.local.s, from, to, proto)
 	if err != nil {
 		return nil, err
 	}
@@ -286,7 +312,7 @@ func (e *Engine) DialUDP(_ context.Context, dst netip.AddrPort) (net.Conn, error
 	if err != nil {
 		return nil, err
 	}
-	c, err := gonet.DialUDP(e.local.s, &from, &to, proto)
+	c, err := dialUDP(e.local.s, from, to, proto)
 	if err != nil {
 		return nil, err
 	}

@@ -108,8 +108,19 @@ func TestRefusalShares(t *testing.T) {
 		c.Policy = policy.New(policy.Accept, []policy.Rule{{Action: policy.Drop, Proto: ipkt.TCP, Ports: []policy.PortRange{{First: 22, Last: 22}}}})
 	})
 	victims := func() int { return len(find(r.e.Refusals(), "policy")) }
+	// All at once: one source doesn't use up what all may do.
+	for i := range 2 * maxRefusals {
+		r.fromMember(rivalMAC, pkttest.UDP("10.0.0.10:53", fmt.Sprintf("10.0.0.1:%d", 20000+i), "x"))
+	}
 	for i := range 8 {
 		r.fromVPC(pkttest.TCP(fmt.Sprintf("172.31.0.%d:4000", 10+i), "10.0.0.10:22", ipkt.SYN, 1, 0, ""))
+	}
+	for i := range 2 * maxRefusals { // one after the other: nor more than its share of a list with room
+		r.sleep(time.Second)
+		r.fromMember(rivalMAC, pkttest.UDP("10.0.0.10:53", fmt.Sprintf("10.0.0.1:%d", 30000+i), "x"))
+	}
+	if n := len(r.e.Refusals()); n != refusalShare+8 {
+		t.Errorf("%d refusals, want %d of one source and 8", n, refusalShare)
 	}
 	for round := range 40 {
 		var flood, sources [][]byte

@@ -1,7 +1,7 @@
 // Package router holds the rooms that make a gateway of a forwarding plane and an
 // overlay node that don't know each other:
 //
-//   - lab, e2e and faults run all of it on one machine, in network namespaces;
+//   - lab, e2e, faults and attack run all of it on one machine, in network namespaces;
 //   - sim runs all of it in one goroutine, on a simulated clock;
 //   - gateway puts everything together and runs it, as a gateway or a member;
 //   - admin is what works without a process: identities, planets, network records;

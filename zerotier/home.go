@@ -1,9 +1,11 @@
 package zerotier
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -89,14 +91,21 @@ func (s *store) removeMoon(id uint64) error {
 	return nil
 }
 
-// networks lists the networks to join, with the cached configuration where one
-// can be read (chapter 03 §1.7). A damaged cache only costs a request.
-func (s *store) networks() (map[vl2.NetworkID]*vl2.NetworkConfig, error) {
+// storedNetwork is a network to join, with the cached configuration if one can be
+// read.
+type storedNetwork struct {
+	id     vl2.NetworkID
+	config *vl2.NetworkConfig
+	at     time.Time
+}
+
+// networks lists the networks to join, those whose files are oldest first (chapter
+// 03 §1.7). A damaged cache only costs a request.
+func (s *store) networks() (out []storedNetwork, err error) {
 	entries, err := s.Disk.ReadDir(s.Path("networks.d"))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ztnode.ErrHomeUnusable, err)
 	}
-	out := make(map[vl2.NetworkID]*vl2.NetworkConfig)
 	for _, e := range entries {
 		name, ok := strings.CutSuffix(e.Name(), ".conf")
 		if !ok || len(name) != 16 {
@@ -106,15 +115,19 @@ func (s *store) networks() (map[vl2.NetworkID]*vl2.NetworkConfig, error) {
 		if err != nil {
 			continue
 		}
-		out[id] = nil
+		n := storedNetwork{id: id}
+		if fi, err := e.Info(); err == nil {
+			n.at = fi.ModTime()
+		}
 		b, err := s.Disk.ReadFile(s.Path("networks.d", e.Name()))
-		if err != nil || len(b) > maxCachedConfig {
-			continue
+		if err == nil && len(b) <= maxCachedConfig {
+			if cfg, err := vl2.DecodeNetworkConfig(b); err == nil && cfg.ID == id {
+				n.config = cfg
+			}
 		}
-		if cfg, err := vl2.DecodeNetworkConfig(b); err == nil && cfg.ID == id {
-			out[id] = cfg
-		}
+		out = append(out, n)
 	}
+	slices.SortFunc(out, func(a, b storedNetwork) int { return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.id, b.id)) })
 	return out, nil
 }
 

@@ -35,8 +35,16 @@ func (n *Node) Info() ztnode.Info {
 		Root: n.core.IsRoot(), Controller: n.ctl != nil,
 		Surface: n.core.Surface(), Listening: n.udp.LocalEndpoints(),
 		PortMapping: n.mapper != nil, PortMappings: n.PortMappings(),
-		ClockSet: jump.At, ClockSetBy: jump.By.Seconds(),
+		Duplicate: duplicate(n.core.Duplicate()),
+		ClockSet:  jump.At, ClockSetBy: jump.By.Seconds(),
 	}
+}
+
+func duplicate(d vl1.Duplicate) *ztnode.Duplicate {
+	if d.At.IsZero() {
+		return nil
+	}
+	return &ztnode.Duplicate{At: d.At, Endpoint: d.Endpoint, Collision: d.Collision}
 }
 
 // Peers describes all known peers, ordered by address.
@@ -45,7 +53,7 @@ func (n *Node) Peers() []ztnode.Peer {
 	for _, p := range n.core.Peers() {
 		v := ztnode.Peer{
 			Address: p.Address.String(), Role: p.Role.String(), Version: "-", Latency: ztnode.Milliseconds(p.Latency),
-			Relayed: p.Relayed, Cipher: int(p.Suite), LastReceive: p.LastReceive, Paths: []ztnode.Path{},
+			Relayed: p.Relayed, Cipher: int(p.Suite), LastReceive: p.LastReceive, LastRelayed: p.LastRelayed, Paths: []ztnode.Path{},
 		}
 		if p.ProtocolVersion != 0 {
 			v.Version = fmt.Sprintf("%d.%d.%d", p.Version[0], p.Version[1], p.Version[2])

@@ -54,11 +54,14 @@ type Config struct {
 	// Bind are the local addresses to use; none = those of all interfaces. Only a node
 	// on loopback addresses alone takes them for paths to peers.
 	Bind       []netip.Addr
-	Logger     *slog.Logger     // nil = no log
-	Controller bool             // also act as a network controller, state in Home/controller.d
-	Planet     []byte           // custom planet; replaces an older or another one in Home
-	Disk       disk.FS          // of Home; nil = the machine's
-	Now        func() time.Time // nil = time.Now
+	Logger     *slog.Logger // nil = no log
+	Controller bool         // also act as a network controller, state in Home/controller.d
+	Planet     []byte       // custom planet; replaces an older or another one in Home
+	// Networks are joined before those that Home remembers, where there are more than
+	// [ztnode.MaxNetworks].
+	Networks []ztnode.NetworkID
+	Disk     disk.FS          // of Home; nil = the machine's
+	Now      func() time.Time // nil = time.Now
 
 	// Local settings (chapter 02 §8.6).
 	Physical     []vl1.PhysicalNetwork
@@ -106,7 +109,10 @@ type Node struct {
 	clock    *clock.Watch
 	watchers watch.Watchers
 	online   bool
-	offline  time.Time // since when, or since the last remedy
+	offline  time.Time          // since when, or since the last remedy
+	left     []ztnode.NetworkID // out, since there are too many
+
+	joining sync.Mutex // what is joined, and home's memory of it, change together
 
 	background sync.WaitGroup
 }
@@ -273,14 +279,43 @@ func (n *Node) joinStored() error {
 	if err != nil {
 		return err
 	}
+	rank := func(s storedNetwork) int { // the configured ones first
+		if i := slices.Index(n.cfg.Networks, s.id); i >= 0 {
+			return i
+		}
+		return len(n.cfg.Networks)
+	}
+	slices.SortStableFunc(stored, func(a, b storedNetwork) int { return rank(a) - rank(b) })
+	room := ztnode.MaxNetworks
+	for _, id := range n.cfg.Networks {
+		if !slices.ContainsFunc(stored, func(s storedNetwork) bool { return s.id == id }) {
+			room--
+		}
+	}
+	room = min(max(room, 0), len(stored))
+	for _, s := range stored[room:] {
+		n.left = append(n.left, s.id)
+	}
+	if len(n.left) > 0 {
+		n.log.Error("home remembers more networks than a node can join: the rest is not joined", "limit", ztnode.MaxNetworks, "left_out", n.left,
+			"remedy", "leave some and restart")
+	}
 	return n.send(func(t *txWorker, now time.Time) error {
-		for id, cached := range stored {
-			if err := n.layer.Join(t.out, now, id, cached); err != nil {
+		for _, s := range stored[:room] {
+			if err := n.layer.Join(t.out, now, s.id, s.config); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// LeftOut lists the networks that Home remembers but that are not joined, since
+// there are too many.
+func (n *Node) LeftOut() []ztnode.NetworkID {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.left)
 }
 
 // Close frees what New opened. Run does it too.
@@ -471,6 +506,12 @@ func (n *Node) WriteFrames(nwid uint64, bufs [][]byte, sizes []int, offset int) 
 	return ok, nil
 }
 
+// Owns reports whether an address of a network is proven to be that of the member with
+// a MAC.
+func (n *Node) Owns(nwid uint64, mac [6]byte, a netip.Addr) bool {
+	return n.layer.Owns(vl2.NetworkID(nwid), mac, a)
+}
+
 func (n *Node) deliver(nwid vl2.NetworkID, frames [][]byte) {
 	if n.cfg.OnFrames != nil {
 		n.cfg.OnFrames(uint64(nwid), frames)
@@ -558,18 +599,37 @@ func (n *Node) notify() { n.watchers.Notify() }
 
 // Join joins a network and remembers it in home.
 func (n *Node) Join(id ztnode.NetworkID) error {
-	if err := n.home.rememberNetwork(id); err != nil {
+	n.joining.Lock()
+	defer n.joining.Unlock()
+	_, joined := n.layer.Network(id)
+	err := n.send(func(t *txWorker, now time.Time) error { return n.layer.Join(t.out, now, id, nil) })
+	if err != nil {
 		return err
 	}
-	err := n.send(func(t *txWorker, now time.Time) error { return n.layer.Join(t.out, now, id, nil) })
+	if err := n.home.rememberNetwork(id); err != nil {
+		if !joined {
+			n.layer.Leave(id)
+		}
+		return err
+	}
+	n.noLongerLeftOut(id)
 	n.kick()
 	n.notify()
-	return err
+	return nil
+}
+
+func (n *Node) noLongerLeftOut(id ztnode.NetworkID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.left = slices.DeleteFunc(n.left, func(x ztnode.NetworkID) bool { return x == id })
 }
 
 // Leave leaves a network and forgets it.
 func (n *Node) Leave(id ztnode.NetworkID) error {
+	n.joining.Lock()
+	defer n.joining.Unlock()
 	n.layer.Leave(id)
+	n.noLongerLeftOut(id)
 	n.notify()
 	return n.home.removeNetwork(id)
 }

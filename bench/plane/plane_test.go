@@ -184,8 +184,8 @@ func BenchmarkNewUDP(b *testing.B) {
 			p := bufs[i][offset:]
 			sizes[i] = copy(p, template)
 			n++
-			binary.BigEndian.PutUint16(p[20:], uint16(1024+n%50000))
-			binary.BigEndian.PutUint16(p[22:], uint16(1+n/50000))
+			binary.BigEndian.PutUint16(p[20:], uint16(1024+n%40000))
+			binary.BigEndian.PutUint16(p[22:], uint16(1+n/40000))
 			p[10], p[11] = 0, 0
 			binary.BigEndian.PutUint16(p[10:], ^sum(p[:20], 0))
 		}
@@ -208,7 +208,7 @@ func BenchmarkMemory(b *testing.B) {
 	for b.Loop() {
 		const n = 100000
 		before := heap()
-		r := newRig(b, netstack.NAT{MaxFlows: n + 1})
+		r := newRig(b, netstack.NAT{MaxFlows: n + 1, MaxFlowsPerClient: n})
 		empty := heap()
 		out := make([][]byte, 0, 128)
 		for i := range n {

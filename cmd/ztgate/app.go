@@ -16,6 +16,7 @@ import (
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/fault"
+	"ztgate/zerotier/ztnode"
 )
 
 // app is one invocation with its streams, so that it can be tested without a
@@ -46,7 +47,9 @@ func (a *app) main(ctx context.Context, args []string) int {
 	if !a.running {
 		err = fault.Usage(err)
 	}
-	if a.json || slices.Contains(args, "-j") || slices.Contains(args, "--json") {
+	if log := a.finalLog(args); log != nil {
+		log.Error("ztgate ends", "error", err, "exit_code", fault.ExitCode(err))
+	} else if a.json || slices.Contains(args, "-j") || slices.Contains(args, "--json") {
 		_ = json.NewEncoder(a.errOut).Encode(control.NewErrorView(err)) // nobody left to tell
 	} else {
 		text := err.Error()
@@ -61,6 +64,28 @@ func (a *app) main(ctx context.Context, args []string) int {
 		}
 	}
 	return fault.ExitCode(err)
+}
+
+// finalLog returns the log of a process that logs as JSON, so that its last line is
+// read by what reads the others; nil for other commands.
+func (a *app) finalLog(args []string) *slog.Logger {
+	i := slices.IndexFunc(args, func(s string) bool { return s == "run" || s == "member" })
+	if i < 0 || slices.ContainsFunc(args[:i], func(s string) bool { return !strings.HasPrefix(s, "-") }) {
+		return nil
+	}
+	src := a.sources()
+	src.NoFile = args[i] == "member"
+	for j, s := range args { // flags behind a faulty one aren't parsed
+		if v, ok := strings.CutPrefix(s, "--log-format="); ok {
+			src.Flags["log-format"] = []string{v}
+		} else if s == "--log-format" && j+1 < len(args) {
+			src.Flags["log-format"] = args[j+1 : j+2]
+		}
+	}
+	if log, asJSON := config.NewFinalLogger(a.errOut, src); asJSON {
+		return log
+	}
+	return nil
 }
 
 // command returns the command tree.
@@ -79,16 +104,34 @@ Exit codes: 0 done, 1 the operation failed, 2 wrong usage or configuration,
 	root.PersistentFlags().BoolVarP(&a.json, "json", "j", false, "print JSON")
 	a.settingFlags(root.PersistentFlags(), "home", "socket")
 	root.AddCommand(a.runCommand(), a.memberCommand(), a.statusCommand(), a.infoCommand(), a.networksCommand(),
-		a.peersCommand(), a.flowsCommand(), a.joinCommand(), a.leaveCommand(), a.explainCommand(), a.reloadCommand(), a.moonsCommand(), a.orbitCommand(), a.deorbitCommand(), a.pingCommand(), a.waitCommand(), a.doctorCommand(),
+		a.peersCommand(), a.flowsCommand(), a.dropsCommand(), a.joinCommand(), a.leaveCommand(), a.explainCommand(), a.reloadCommand(), a.moonsCommand(), a.orbitCommand(), a.deorbitCommand(), a.pingCommand(), a.waitCommand(), a.doctorCommand(),
 		a.healthCommand(), a.identityCommand(), a.planetCommand(), a.controllerCommand(), a.configCommand(),
 		a.versionCommand())
 	a.addLab(root)
+	root.SetHelpCommand(helpCommand())
+	root.SetOut(a.out)
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if !c.Runnable() { // cobra shows its help, whatever is asked for
+			sub := c
+			c.RunE = func(_ *cobra.Command, args []string) error {
+				return unknownCommand(sub, strings.Join(args, " "))
+			}
+			c.Args = cobra.ArbitraryArgs
+		}
+	}
+	strict(root)
 	return root
 }
 
 // group returns a command that only holds others.
 func group(use, short string, sub ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: use, Short: short, Args: func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return unknownCommand(cmd, args[0])
+		}
+		return nil
+	}}
 	var names []string
 	for _, s := range sub {
 		names = append(names, s.Name())
@@ -182,24 +225,13 @@ func row(w io.Writer, cells ...any) {
 		if i > 0 {
 			fmt.Fprint(w, "\t")
 		}
-		text := clean(fmt.Sprint(c))
+		text := ztnode.Printable(fmt.Sprint(c))
 		if text == "" {
 			text = "-"
 		}
 		fmt.Fprint(w, text)
 	}
 	fmt.Fprintln(w)
-}
-
-// clean keeps control characters, which names from the network may contain, from
-// the terminal.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
-			return '?'
-		}
-		return r
-	}, s)
 }
 
 // show asks the running process and prints the answer.

@@ -116,10 +116,26 @@ func (h *harness) populate(t *testing.T) {
 	})
 }
 
+// refuse sends what the gateway drops: a packet of a stranger in the VPC, and one that
+// nobody asked for.
+func (h *harness) refuse(t *testing.T) {
+	t.Helper()
+	h.vpc.Send(gatewaytest.UDP(netip.MustParseAddrPort("192.0.2.1:53"), netip.MustParseAddrPort("10.147.17.9:53"), []byte("x")))
+	us, them := ztnode.MAC{}, ztnode.MACOf(nwid, 0x1122334455) // the harness gives us no MAC
+	frame := append(append(us[:], them[:]...), 0x08, 0)
+	frame = append(frame, gatewaytest.UDP(netip.MustParseAddrPort("10.147.17.66:53"), netip.MustParseAddrPort("10.147.17.5:50"), []byte("x"))...)
+	h.node.Receive(nwid, frame)
+	testwait.For(t, patience, "two drops", func() bool {
+		d, err := control.NewClient(h.socket).Drops(t.Context())
+		return err == nil && len(d.Drops) == 2
+	})
+}
+
 func TestQueries(t *testing.T) {
 	h := newHarness(t)
 	h.serve(t)
 	h.populate(t)
+	h.refuse(t)
 	for _, tt := range []struct {
 		args string
 		want []string // in the table
@@ -131,6 +147,9 @@ func TestQueries(t *testing.T) {
 		{"listnetworks", []string{"8056c2e21c000001"}, nil},
 		{"peers", []string{"778cde7190", "PLANET", "DIRECT", "198.51.100.1:9993"}, []string{`"link": "DIRECT"`}},
 		{"flows --top 5 --to 10.147.17.0/24", []string{"172.31.0.9:40000", "10.147.17.5:40000"}, []string{`"state": "established"`}},
+		{"drops", []string{"source_not_allowed", "192.0.2.1:53", "10.147.17.9:53", "no_flow", "1122334455", "10.147.17.66:53",
+			"The source is not one that may send. Add it to vpc.sources"}, []string{`"reason": "source_not_allowed"`, `"meaning": "The source is not`, `"count": 1`, `"member": "1122334455"`}},
+		{"status", []string{"DROPPED BECAUSE", "192.0.2.1:53", "1122334455"}, []string{`"reason": "no_flow"`}},
 		{"flows --to 10.99.0.1", []string{"PROTO"}, []string{`"total": 0`}},
 		{"health", []string{"online", "ok"}, []string{`"ready": true`}},
 		{"wait --for ready --timeout 5s", []string{"ready"}, []string{`"ready": true`}},
@@ -225,7 +244,7 @@ func TestNotReady(t *testing.T) {
 
 func TestNotRunning(t *testing.T) {
 	h := newHarness(t)
-	for _, args := range []string{"status", "info", "networks", "peers", "flows", "health", "join 8056c2e21c000001",
+	for _, args := range []string{"status", "info", "networks", "peers", "flows", "drops", "health", "join 8056c2e21c000001",
 		"leave 8056c2e21c000001", "ping 10.0.0.1", "wait --timeout 100ms", "controller list", "controller create"} {
 		r := h.run(t, "", strings.Fields(args)...)
 		if r.code != 3 || !strings.Contains(r.err, "not running") || r.out != "" {

@@ -40,8 +40,11 @@ func (a *app) statusCommand() *cobra.Command {
 			if s.MemoryLimit > 0 {
 				fmt.Fprintf(w, "memory limit: %d MiB\n", s.MemoryLimit>>20)
 			}
+			for _, l := range s.Limited {
+				fmt.Fprintf(w, "over its limit: %s, %d %s refused\n", l.Client, l.Refused, l.What)
+			}
 			for _, c := range s.Health.Failed() {
-				fmt.Fprintf(w, "%s, %s: %s\n", c.Severity, c.Name, clean(c.String()))
+				fmt.Fprintf(w, "%s, %s: %s\n", c.Severity, c.Name, ztnode.Printable(c.String()))
 			}
 			fmt.Fprintln(w)
 			networkTable(w, s.Networks)
@@ -68,6 +71,10 @@ func (a *app) statusCommand() *cobra.Command {
 					row(w, n.Name, join(n.Addresses), ago(n.LastAnswer), n.Error)
 				}
 			}
+			if len(s.Drops) > 0 {
+				fmt.Fprintln(w)
+				dropsTable(w, s.Drops)
+			}
 		})
 }
 
@@ -85,7 +92,7 @@ func networkTable(w io.Writer, nets []control.NetworkView) {
 	}
 	for _, n := range nets {
 		for _, p := range n.Problems {
-			fmt.Fprintf(w, "%s: %s\n", n.ID, clean(p))
+			fmt.Fprintf(w, "%s: %s\n", n.ID, ztnode.Printable(p))
 		}
 	}
 }
@@ -174,13 +181,35 @@ func (a *app) flowsCommand() *cobra.Command {
 			}
 		})
 	f := cmd.Flags()
-	f.StringVar(&q.To, "to", "", "only flows to an address or prefix")
-	f.StringVar(&q.From, "from", "", "only flows that an address or prefix opened")
-	f.StringVar(&q.Protocol, "proto", "", "only flows of a protocol: tcp, udp, icmp")
+	prefixFlag(f, &q.To, "to", "only flows to an address or prefix")
+	prefixFlag(f, &q.From, "from", "only flows that an address or prefix opened")
+	protocolFlag(f, &q.Protocol, "proto", "only flows of a protocol: tcp, udp, icmp")
 	f.StringVar(&q.State, "state", "", "only flows in a state, as the column STATE shows it")
-	f.StringVar(&q.Network, "network", "", "only flows of a network")
-	f.IntVar(&q.Top, "top", 0, "show only so many flows")
+	networkFlag(f, &q.Network, "network", "only flows of a network")
+	countFlag(f, &q.Top, "top", "", 0, 1, control.MaxFlows, "show only so many flows")
 	return cmd
+}
+
+func (a *app) dropsCommand() *cobra.Command {
+	return show(a, "drops", "List the packets that were dropped last, and why",
+		func(ctx context.Context, c *control.Client) (control.Drops, error) { return c.Drops(ctx) },
+		func(w io.Writer, d control.Drops) {
+			dropsTable(w, d.Drops)
+			seen := map[string]bool{}
+			for _, x := range d.Drops {
+				if !seen[x.Reason] {
+					seen[x.Reason] = true
+					fmt.Fprintf(w, "%s: %s %s\n", x.Reason, x.Meaning, x.Remedy)
+				}
+			}
+		})
+}
+
+func dropsTable(w io.Writer, list []control.Drop) {
+	row(w, "DROPPED BECAUSE", "FROM", "MEMBER", "PROTO", "SOURCE", "DESTINATION", "PACKETS", "LAST", "FIRST")
+	for _, x := range list {
+		row(w, x.Reason, x.Side, x.Member, x.Protocol, endpoint(x.Source), endpoint(x.Destination), x.Count, ago(x.Last), ago(x.First))
+	}
 }
 
 func endpoint(ap netip.AddrPort) string {
@@ -221,7 +250,7 @@ func (a *app) pingCommand() *cobra.Command {
 			req.TimeoutMS = int(timeout.Milliseconds())
 			var last error
 			answered := 0
-			for i := range max(count, 1) {
+			for i := range count {
 				if i > 0 {
 					select {
 					case <-cmd.Context().Done():
@@ -235,7 +264,7 @@ func (a *app) pingCommand() *cobra.Command {
 						return err
 					}
 					last = err
-					fmt.Fprintln(a.errOut, clean(err.Error()))
+					fmt.Fprintln(a.errOut, ztnode.Printable(err.Error()))
 					continue
 				}
 				answered++
@@ -249,9 +278,9 @@ func (a *app) pingCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().IntVarP(&count, "count", "c", 3, "how many times")
-	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "how long to wait for each answer")
-	cmd.Flags().DurationVarP(&interval, "interval", "i", time.Second, "pause between two")
+	countFlag(cmd.Flags(), &count, "count", "c", 3, 1, 1e6, "how many times")
+	durationFlag(cmd.Flags(), &timeout, "timeout", "", 5*time.Second, time.Millisecond, control.MaxPingTimeout, "how long to wait for each answer")
+	durationFlag(cmd.Flags(), &interval, "interval", "i", time.Second, time.Millisecond, time.Hour, "pause between two")
 	return cmd
 }
 

@@ -8,9 +8,11 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"ztgate/router/admin"
 	"ztgate/router/control"
+	"ztgate/router/fault"
 )
 
 func (a *app) controllerCommand() *cobra.Command {
@@ -30,7 +32,7 @@ func specFlags(cmd *cobra.Command) *admin.NetworkSpec {
 	f.StringVar(&s.Subnet, "subnet", "", "subnet that members get addresses of, as in 10.147.17.0/24")
 	f.StringArrayVar(&s.Pools, "pool", nil, "FIRST-LAST, addresses to give to members; repeatable")
 	f.StringArrayVar(&s.Routes, "route", nil, "TARGET or TARGET=VIA, managed route; repeatable")
-	f.IntVar(&s.MTU, "mtu", 0, "MTU of the network, in bytes (default 2800)")
+	countFlag(f, &s.MTU, "mtu", "", 0, admin.MinNetworkMTU, admin.MaxNetworkMTU, "MTU of the network, in bytes (default 2800)")
 	f.BoolVar(&s.RFC4193, "rfc4193", false, "give members an RFC 4193 IPv6 address")
 	f.BoolVar(&s.SixPlan, "6plane", false, "give members a 6PLANE IPv6 prefix")
 	f.StringVar(&s.Rules, "rules", "", "file with rules in ZeroTier's rule language")
@@ -38,16 +40,28 @@ func specFlags(cmd *cobra.Command) *admin.NetworkSpec {
 	return s
 }
 
+// patch returns what the flags say.
+func patch(cmd *cobra.Command, s *admin.NetworkSpec) (json.RawMessage, error) {
+	f := cmd.Flags()
+	s.Private = f.Changed("public") && !s.Public
+	for _, name := range []string{"rfc4193", "6plane"} {
+		if f.Changed(name) && f.Lookup(name).Value.String() == "false" {
+			return nil, fault.Usagef("--%s=false: leave it out; to take such addresses back, give --json-keys '{\"v6AssignMode\":{}}'", name)
+		}
+	}
+	return s.Patch()
+}
+
 func (a *app) netCreate() *cobra.Command {
 	cmd := &cobra.Command{Use: "create", Short: "Make a network", Args: cobra.NoArgs,
 		Example: "  ztgate controller create --name office --subnet 10.147.17.0/24"}
 	spec := specFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		patch, err := spec.Patch()
+		change, err := patch(cmd, spec)
 		if err != nil {
 			return err
 		}
-		r, err := a.client().CreateNetwork(cmd.Context(), patch)
+		r, err := a.client().CreateNetwork(cmd.Context(), change)
 		if err != nil {
 			return err
 		}
@@ -60,11 +74,16 @@ func (a *app) netSet() *cobra.Command {
 	cmd := &cobra.Command{Use: "set NWID", Short: "Change a network", Args: cobra.ExactArgs(1)}
 	spec := specFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		patch, err := spec.Patch()
+		changes := false
+		cmd.LocalFlags().VisitAll(func(f *pflag.Flag) { changes = changes || f.Changed })
+		if !changes {
+			return fault.Usagef("%s: nothing to change: give one of its flags, see ztgate help controller set", cmd.CommandPath())
+		}
+		change, err := patch(cmd, spec)
 		if err != nil {
 			return err
 		}
-		r, err := a.client().SetNetwork(cmd.Context(), args[0], patch)
+		r, err := a.client().SetNetwork(cmd.Context(), args[0], change)
 		if err != nil {
 			return err
 		}
@@ -130,15 +149,24 @@ func (a *app) memberSet(use string, authorized bool) *cobra.Command {
 		short, alias, done = "Remove nodes from a network", "deauthorise", "deauthorized"
 	}
 	spec := admin.MemberSpec{Authorized: &authorized}
+	var bridge bool
 	cmd := &cobra.Command{Use: use, Short: short, Aliases: []string{alias}, Args: cobra.MinimumNArgs(2)}
 	if authorized {
 		cmd.Flags().StringVar(&spec.Name, "name", "", "name of the member")
 		cmd.Flags().StringArrayVar(&spec.IPs, "ip", nil, "address for the member, repeatable")
-		cmd.Flags().BoolVar(&spec.Bridge, "bridge", false, "let the member bridge other hosts into the network")
+		cmd.Flags().BoolVar(&bridge, "bridge", false, "let the member bridge other hosts into the network")
 		cmd.Flags().StringArrayVar(&spec.Tags, "tag", nil, "ID=VALUE, tag of the member, repeatable; replaces those it has")
 		cmd.Flags().UintSliceVar(&spec.Caps, "capability", nil, "number of a capability of the network, repeatable; replaces those it has")
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		for _, name := range []string{"ip", "name"} {
+			if len(args) > 2 && cmd.Flags().Changed(name) {
+				return fault.Usagef("--%s is for one member: name one address, not %d", name, len(args)-1)
+			}
+		}
+		if cmd.Flags().Changed("bridge") {
+			spec.Bridge = &bridge
+		}
 		patch, err := spec.Patch()
 		if err != nil {
 			return err

@@ -11,10 +11,12 @@ import (
 	"ztgate/router/control"
 	"ztgate/router/fault"
 	"ztgate/router/gateway"
+	"ztgate/zerotier/ztnode"
 )
 
 func (a *app) doctorCommand() *cobra.Command {
 	var from string
+	var client netip.Addr
 	cmd := &cobra.Command{
 		Use:   "doctor [HOST[:PORT]...]",
 		Short: "Walk the whole way to the targets and name the first broken link",
@@ -25,7 +27,14 @@ configuration. Without a running gateway it looks at all that one needs.
 Exit codes: 0 all links hold, 3 only the gateway isn't running, 4 a link is broken.`,
 		Example: "  ztgate doctor 10.0.0.10:443 --from 172.31.0.10",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req, err := diagnosisRequest(args, from)
+			if from != "" {
+				a, err := netip.ParseAddr(from)
+				if err != nil || a.Zone() != "" {
+					return fault.Usagef("--from %q: give an address of a host in the VPC", from)
+				}
+				client = a.Unmap()
+			}
+			req, err := diagnosisRequest(args, client)
 			if err != nil {
 				return err
 			}
@@ -47,12 +56,8 @@ Exit codes: 0 all links hold, 3 only the gateway isn't running, 4 a link is brok
 	return cmd
 }
 
-func diagnosisRequest(args []string, from string) (req control.DiagnosisRequest, err error) {
-	if from != "" {
-		if req.Client, err = netip.ParseAddr(from); err != nil {
-			return req, fault.Usagef("--from %q: give an address", from)
-		}
-	}
+func diagnosisRequest(args []string, client netip.Addr) (control.DiagnosisRequest, error) {
+	req := control.DiagnosisRequest{Client: client}
 	for _, arg := range args {
 		if !strings.Contains(arg, "://") {
 			ping, err := control.ParsePingTarget(arg)
@@ -78,7 +83,7 @@ func diagnosis(w io.Writer, d control.Diagnosis) {
 	for _, l := range d.Links {
 		if l.Target != target {
 			target = l.Target
-			fmt.Fprintln(w, "to "+clean(target))
+			fmt.Fprintln(w, "to "+ztnode.Printable(target))
 		}
 		detail := l.Detail
 		if l.Remedy != "" {

@@ -56,14 +56,17 @@ func (a *app) explainCommand() *cobra.Command {
 			return a.print(x, func(w io.Writer) { explanation(w, x) })
 		},
 	}
-	cmd.Flags().StringVar(&q.Protocol, "proto", "", "protocol of the packet: tcp, udp, icmp or a number (default: tcp with a port, else icmp)")
-	cmd.Flags().StringVar(&network, "network", "", "network that the packet comes from, instead of the VPC")
+	protocolFlag(cmd.Flags(), &q.Protocol, "proto", "protocol of the packet: tcp, udp, icmp or a number (default: tcp with a port, else icmp)")
+	networkFlag(cmd.Flags(), &network, "network", "network that the packet comes from, instead of the VPC")
 	return cmd
 }
 
 // hostPort reads ADDRESS or ADDRESS:PORT.
 func hostPort(s string) (netip.AddrPort, error) {
 	if ap, err := netip.ParseAddrPort(s); err == nil {
+		if ap.Port() == 0 {
+			return ap, fmt.Errorf("%q: give a port from 1 to 65535, or none", s)
+		}
 		return ap, nil
 	}
 	addr, err := netip.ParseAddr(strings.Trim(s, "[]"))

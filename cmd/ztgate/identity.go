@@ -3,11 +3,13 @@ package main
 import (
 	"fmt"
 	"io"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"ztgate/router/admin"
+	"ztgate/router/fault"
 )
 
 func (a *app) identityCommand() *cobra.Command {
@@ -16,6 +18,12 @@ func (a *app) identityCommand() *cobra.Command {
 		Use: "new [SECRET-FILE [PUBLIC-FILE]]", Short: "Make an identity; without a file, print it with its secret",
 		Args: cobra.MaximumNArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {
+			switch {
+			case force && len(args) == 0:
+				return fault.Usagef("--force is for files: name one, or leave it out")
+			case len(args) == 2 && filepath.Clean(args[0]) == filepath.Clean(args[1]):
+				return fault.Usagef("%s: secret and public identity need a file each", args[0])
+			}
 			args = append(args, "", "")
 			id, err := admin.NewIdentity(args[0], args[1], force)
 			if err != nil {
@@ -65,7 +73,13 @@ func (a *app) planetCommand() *cobra.Command {
 The key file is made by the first call. A later call with the same key makes the
 next revision, which running nodes accept from their roots.`,
 		Example: "  ztgate planet make --root identity.public=198.51.100.1/9993 --out planet --key planet.key",
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case filepath.Clean(out) == filepath.Clean(key):
+				return fault.Usagef("%s: planet and key need a file each", out)
+			case cmd.Flags().Changed("id") && spec.ID == 0:
+				return fault.Usagef("--id 0: give a number above 0, or leave it out for that of the key")
+			}
 			spec.Now = time.Now()
 			p, err := admin.WritePlanet(spec, out, key, force)
 			if err != nil {

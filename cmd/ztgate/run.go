@@ -12,8 +12,10 @@ import (
 
 	"ztgate/router/config"
 	"ztgate/router/control"
+	"ztgate/router/fault"
 	"ztgate/router/gateway"
 	"ztgate/router/plan"
+	"ztgate/zerotier/ztnode"
 )
 
 func (a *app) runCommand() *cobra.Command {
@@ -90,8 +92,8 @@ func (a *app) waitCommand() *cobra.Command {
 			return a.print(h, func(w io.Writer) { fmt.Fprintln(w, what) })
 		},
 	}
-	cmd.Flags().StringVar(&what, "for", "ready", "what to wait for: online or ready")
-	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to wait at most")
+	wordFlag(cmd.Flags(), &what, "for", "ready", []string{"online", "ready"}, "what to wait for: online or ready")
+	durationFlag(cmd.Flags(), &timeout, "timeout", "", time.Minute, time.Millisecond, 7*24*time.Hour, "how long to wait at most")
 	return cmd
 }
 
@@ -130,6 +132,9 @@ func (a *app) configCommand() *cobra.Command {
 		cmd.Args = cobra.MaximumNArgs(1)
 		cmd.RunE = func(_ *cobra.Command, args []string) error {
 			if len(args) == 1 {
+				if a.flags["config"] != nil {
+					return fault.Usagef("config: given twice, as FILE and by --config: leave one out")
+				}
 				a.flags["config"] = args
 			}
 			cfg, err := config.Load(a.sources())
@@ -151,7 +156,7 @@ func (a *app) configCommand() *cobra.Command {
 		}
 		return a.print(v, func(w io.Writer) {
 			for _, warning := range v.Warnings {
-				fmt.Fprintln(w, "warning: "+clean(warning))
+				fmt.Fprintln(w, "warning: "+ztnode.Printable(warning))
 			}
 			fmt.Fprintln(w, "the configuration is valid")
 		})

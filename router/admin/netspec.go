@@ -12,11 +12,18 @@ import (
 	"ztgate/router/fault"
 )
 
+// Bounds of the MTU of a network.
+const (
+	MinNetworkMTU = 1280
+	MaxNetworkMTU = 10000
+)
+
 // NetworkSpec says in short how a controller's network shall be; empty fields
 // keep what is there.
 type NetworkSpec struct {
 	Name    string
 	Public  bool
+	Private bool     // the opposite
 	Subnet  string   // pool, route and automatic addresses in one
 	Pools   []string // FIRST-LAST
 	Routes  []string // TARGET or TARGET=VIA
@@ -59,11 +66,11 @@ type assignMode struct {
 // Patch returns the keys of the network record that change, as a JSON object.
 func (s NetworkSpec) Patch() (json.RawMessage, error) {
 	p := networkPatch{Name: s.Name, MTU: s.MTU}
-	if s.Public {
-		p.Private = new(bool)
+	if s.Public || s.Private {
+		p.Private = &s.Private
 	}
-	if s.MTU != 0 && (s.MTU < 1280 || s.MTU > 10000) {
-		return nil, fault.Usagef("--mtu %d: give a number from 1280 to 10000", s.MTU)
+	if s.MTU != 0 && (s.MTU < MinNetworkMTU || s.MTU > MaxNetworkMTU) {
+		return nil, fault.Usagef("--mtu %d: give a number from %d to %d", s.MTU, MinNetworkMTU, MaxNetworkMTU)
 	}
 	if s.RFC4193 || s.SixPlan {
 		p.V6 = &assignMode{RFC4193: s.RFC4193, SixPlan: s.SixPlan}
@@ -182,7 +189,7 @@ type MemberSpec struct {
 	Authorized *bool
 	Name       string
 	IPs        []string
-	Bridge     bool
+	Bridge     *bool
 	Tags       []string // ID=VALUE
 	Caps       []uint   // IDs of capabilities
 }
@@ -192,7 +199,7 @@ type MemberSpec struct {
 type memberPatch struct {
 	Authorized   *bool       `json:"authorized,omitempty"`
 	Name         string      `json:"name,omitempty"`
-	Bridge       bool        `json:"activeBridge,omitempty"`
+	Bridge       *bool       `json:"activeBridge,omitempty"`
 	IPs          []string    `json:"ipAssignments,omitempty"`
 	Tags         [][2]uint32 `json:"tags,omitempty"`
 	Capabilities []uint      `json:"capabilities,omitempty"`

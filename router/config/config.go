@@ -50,6 +50,8 @@ type Config struct {
 
 	origin  map[string]string
 	sources Sources
+	file    string // that was read, "" = none, or one without content
+	noFile  bool   // on purpose
 	written written
 	answers map[string][]netip.Addr // that the names were replaced by
 	fitted  bool                    // by [Config.FitFlows]
@@ -199,6 +201,15 @@ func (t Target) String() string {
 	return t.Scheme + "://" + t.Addr.String()
 }
 
+// NetworkIDs lists the networks to join.
+func (c *Config) NetworkIDs() []ztnode.NetworkID {
+	out := make([]ztnode.NetworkID, len(c.Networks))
+	for i, n := range c.Networks {
+		out[i] = n.ID
+	}
+	return out
+}
+
 // Network returns the options of a network, which may have been joined at run
 // time and then has the defaults.
 func (c *Config) Network(id ztnode.NetworkID) NetworkConfig {
@@ -223,6 +234,26 @@ type Value struct {
 	Key    string `json:"key"`
 	Value  any    `json:"value"`
 	Origin string `json:"origin"`
+}
+
+// Key is a key of the configuration file.
+type Key struct {
+	Name    string
+	Section string // that lists the record it belongs to, "" = none
+	Live    bool   // a running gateway takes a change
+}
+
+// Keys lists all keys of the file that have a value.
+func Keys() (out []Key) {
+	for _, s := range settings {
+		out = append(out, Key{Name: s.key, Live: s.live})
+	}
+	for _, part := range sections {
+		for _, k := range part.keys() {
+			out = append(out, Key{k, part.name(), part.isLive()})
+		}
+	}
+	return out
 }
 
 // Values returns the effective configuration with the origin of every value.
@@ -263,6 +294,10 @@ func (c *Config) Values() []Value {
 	}
 	return out
 }
+
+// File returns the path of the configuration file that was read, "" if there was none
+// with anything in it, and whether the operator wanted none.
+func (c *Config) File() (path string, none bool) { return c.file, c.noFile }
 
 // Origin says where the value of a key came from.
 func (c *Config) Origin(key string) string {
@@ -327,6 +362,9 @@ func (c *Config) check() []error {
 			bad("networks", "%s is listed twice: remove one", n.ID)
 		}
 		seen = append(seen, n.ID)
+	}
+	if n := len(c.Networks); n > ztnode.MaxNetworks {
+		bad("networks", "%d are too many: a node can be in %d", n, ztnode.MaxNetworks)
 	}
 	if c.IdentityPublic != "" && c.IdentitySecret == "" {
 		bad("identity.public", "is of no use without identity.secret: give both or none")

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"reflect"
 	"slices"
 
 	"go.yaml.in/yaml/v3"
@@ -54,6 +55,7 @@ type section interface {
 	keys() []string // of a record, with the section's name before them
 	load(*yamlFile, *yaml.Node)
 	texts(*Config) []string
+	same(a, b *Config) bool // they were written alike
 	isLive() bool
 }
 
@@ -91,6 +93,8 @@ func (r *record[T]) texts(c *Config) []string {
 	}
 	return out
 }
+
+func (r *record[T]) same(a, b *Config) bool { return reflect.DeepEqual(*r.list(a), *r.list(b)) }
 
 // load reads the section of the file.
 func (r *record[T]) load(f *yamlFile, n *yaml.Node) {

@@ -63,19 +63,13 @@ func Location(src Sources) (socket, home string, homeGiven bool) {
 
 // Load makes the configuration. Its error lists everything that is wrong, one
 // line each.
-func Load(src Sources) (*Config, error) {
+func Load(src Sources) (*Config, error) { return load(src, "") }
+
+// load makes the configuration. It must come from a file if one is running.
+func load(src Sources, running string) (*Config, error) {
 	l := newLoader(src)
-	for _, s := range settings {
-		if err := s.set(l.cfg, l.def(s)); err != nil {
-			return nil, fmt.Errorf("default of %s: %w", s.key, err)
-		}
-	}
-	l.file(src)
-	l.environment()
-	for _, s := range settings {
-		if v, ok := src.Flags[s.flag]; ok && s.flag != "" {
-			l.apply(s, v, "flag --"+s.flag)
-		}
+	if err := l.read(running); err != nil {
+		return nil, err
 	}
 	l.localConf()
 	l.secrets()
@@ -86,6 +80,24 @@ func Load(src Sources) (*Config, error) {
 		return nil, fault.Usage(errors.Join(l.errs...))
 	}
 	return l.finish(), nil
+}
+
+// read applies all sources, the weakest first.
+func (l *loader) read(running string) error {
+	src := l.cfg.sources
+	for _, s := range settings {
+		if err := s.set(l.cfg, l.def(s)); err != nil {
+			return fmt.Errorf("default of %s: %w", s.key, err)
+		}
+	}
+	l.file(src, running)
+	l.environment()
+	for _, s := range settings {
+		if v, ok := src.Flags[s.flag]; ok && s.flag != "" {
+			l.apply(s, v, "flag --"+s.flag)
+		}
+	}
+	return nil
 }
 
 // finish returns the configuration as it is before any name is resolved.
@@ -185,7 +197,7 @@ func (l *loader) environment() {
 	slices.Sort(unknown)
 	for _, name := range unknown {
 		w := name + " is set but means nothing"
-		if near := nearest(name, mapKeys(known)); near != "" {
+		if near := Nearest(name, mapKeys(known)); near != "" {
 			w += ": did you mean " + near + "?"
 		}
 		l.cfg.Warnings = append(l.cfg.Warnings, w)
@@ -202,7 +214,7 @@ func isServiceVariable(name string) bool {
 	return strings.HasPrefix(name, "ZTGATE_SERVICE_") || strings.HasPrefix(name, "ZTGATE_PORT_")
 }
 
-func (l *loader) file(src Sources) {
+func (l *loader) file(src Sources, running string) {
 	path, explicit := DefaultConfig, false
 	if v := l.env["ZTGATE_CONFIG"]; v != "" {
 		path, explicit = v, true
@@ -210,18 +222,22 @@ func (l *loader) file(src Sources) {
 	if v := src.Flags["config"]; len(v) > 0 {
 		path, explicit = v[len(v)-1], true // empty: no file
 	}
+	l.cfg.noFile = path == ""
 	if path == "" || src.NoFile && !explicit {
 		return
 	}
 	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) && !explicit {
-		return
-	}
-	if err != nil {
+	switch missing := errors.Is(err, fs.ErrNotExist); {
+	case missing && path == running:
+		l.errorf("configuration file %s is gone, and its policy would be: restore it, or restart with --config= to go on without a file", path)
+	case missing && !explicit:
+	case err != nil:
 		l.errorf("read configuration file: %w", err)
-		return
+	case l.yaml(path, text):
+		l.cfg.file = path
+	case path == running:
+		l.errorf("configuration file %s is empty, and its policy would be: restore it, or write {} for the defaults", path)
 	}
-	l.yaml(path, text)
 }
 
 // secrets reads values given as file:PATH.

@@ -81,7 +81,12 @@ var forwardRecords = &record[Forward]{
 		return nil
 	},
 	list: func(c *Config) *[]Forward { return &c.written.forwards },
-	text: func(_ *Config, f Forward) string { return f.String() },
+	text: func(_ *Config, f Forward) string {
+		if f.Side == SideOverlay {
+			return f.String() + " from overlay"
+		}
+		return f.String()
+	},
 }
 
 var mapRecords = &record[AddressMap]{

@@ -8,9 +8,9 @@ import (
 // Reload reads the configuration again from where it came from. It returns what a
 // running gateway may put into force, the keys and sections that differ from c in
 // it, and those that wait for a restart: there next has c's values. Names keep the
-// addresses that they have in c.
+// addresses that they have in c. Without the file that c came from there is no next.
 func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
-	if next, err = Load(c.sources); err != nil {
+	if next, err = load(c.sources, c.file); err != nil {
 		return nil, nil, nil, err
 	}
 	if c.fitted {
@@ -25,14 +25,15 @@ func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
 			changed = append(changed, s.key)
 		default:
 			restart = append(restart, s.key)
+			next.origin[s.key] = c.origin[s.key]
 			if err := s.set(next, was); err != nil {
 				return nil, nil, nil, err
 			}
 		}
 	}
 	for _, part := range sections {
-		switch was, is := part.texts(c), part.texts(next); {
-		case slices.Equal(was, is):
+		switch {
+		case part.same(c, next):
 		case !part.isLive():
 			restart = append(restart, part.name())
 		case !slices.Contains(changed, part.name()): // the IDs of networks are a setting too

@@ -126,7 +126,8 @@ var settings = []*setting{
 	number("port", "port", "UDP port of the overlay, 0 = any free one", DefaultPort, 0, 65535, func(c *Config) *int { return &c.Port }).alias("ZT_PRIMARY_PORT"),
 	scalar("listen", "listen", "address of the HTTP server for metrics and health, empty = off", DefaultListen, func(c *Config, v string) error {
 		if v != "" {
-			if _, _, err := net.SplitHostPort(v); err != nil {
+			_, port, err := net.SplitHostPort(v)
+			if _, bad := strconv.ParseUint(port, 10, 16); err != nil || bad != nil {
 				return errors.New("give ADDRESS:PORT, as in 127.0.0.1:9002, or nothing to switch it off")
 			}
 		}
@@ -139,7 +140,7 @@ var settings = []*setting{
 		}
 		return nil
 	}, func(c *Config) string { return strings.ToLower(c.LogLevel.String()) }),
-	word("log.format", "log-format", "how to log: text or json", "text", []string{"text", "json"}, func(c *Config) *string { return &c.LogFormat }),
+	word("log.format", "log-format", "how to log: text or json", "text", []string{"text", formatJSON}, func(c *Config) *string { return &c.LogFormat }),
 	nodeSetting(),
 	text("planet", "planet", "planet file of your own roots", "", func(c *Config) *string { return &c.Planet }),
 	boolean("controller", "controller", "also be a network controller", false, func(c *Config) *bool { return &c.Controller }),
@@ -248,7 +249,7 @@ func interfacesSetting() *setting {
 // addressSetting is the gateway's own address on the TUN. The default lies in
 // shared address space and is never visible outside this host.
 func addressSetting() *setting {
-	s := list("vpc.address", "address", "own address on the TUN, repeatable, or none", []string{"100.127.255.1/32"}, ParseAddress,
+	s := list("vpc.address", "address", "own address on the TUN, repeatable, or none", []string{"100.127.255.1/32"}, parseOwnAddress,
 		func(c *Config) *[]netip.Prefix { return &c.VPC.Address })
 	set := s.set
 	s.set = func(c *Config, v []string) error {

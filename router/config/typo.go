@@ -13,8 +13,8 @@ func mapKeys(m map[string]bool) []string {
 	return out
 }
 
-// nearest returns the word that a typo most likely meant, "" if none is close.
-func nearest(s string, words []string) string {
+// Nearest returns the word that a typo most likely meant, "" if none is close.
+func Nearest(s string, words []string) string {
 	best, dist := "", max(2, len(s)/3)+1
 	for _, w := range words {
 		if d := editDistance(s, w); d < dist {

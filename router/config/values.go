@@ -1,6 +1,7 @@
 package config
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -58,6 +59,35 @@ func ParseAddress(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
+// parseOwnAddress reads an address that this host can have, with its prefix.
+func parseOwnAddress(s string) (netip.Prefix, error) {
+	p, err := ParseAddress(s)
+	if err != nil {
+		return p, errors.New("give an address, as in 100.127.255.1, or with its subnet, as in 10.0.0.1/24")
+	}
+	a := p.Addr()
+	switch {
+	case a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast():
+		return p, fmt.Errorf("%s can't be an address of an interface of ours: give a private one, as in 100.127.255.1", a)
+	case p.Bits() < 8:
+		return p, fmt.Errorf("a subnet of /%d is more than anybody has: give the address with its own subnet, as in %s/24", p.Bits(), a)
+	case p.Bits() < a.BitLen()-1 && a == p.Masked().Addr():
+		return p, fmt.Errorf("%s is the subnet itself: give an address in it, as in %s/%d", p, a.Next(), p.Bits())
+	case !strings.Contains(s, "/") && a.Is4() && a.As4()[3] == 0:
+		return p, fmt.Errorf("%s looks like a subnet: give an address in it, as in %s/24, or write %s/32", a, a.Next(), a)
+	case a.Is4() && p.Bits() < 31 && broadcast(p) == a:
+		return p, fmt.Errorf("%s is the broadcast address of %s: give another, as in %s/%d", a, p.Masked(), a.Prev(), p.Bits())
+	}
+	return p, nil
+}
+
+// broadcast returns the last address of an IPv4 prefix.
+func broadcast(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().As4()
+	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])|^uint32(0)>>p.Bits())
+	return netip.AddrFrom4(b)
+}
+
 // ParseTarget reads tcp://HOST:PORT or icmp://HOST.
 func ParseTarget(s string) (Target, error) {
 	u, err := url.Parse(s)
@@ -103,7 +133,7 @@ func parsePorts(s string) (PortRange, error) {
 	}
 	lo, err1 := strconv.ParseUint(first, 10, 16)
 	hi, err2 := strconv.ParseUint(last, 10, 16)
-	if err1 != nil || err2 != nil || lo > hi {
+	if err1 != nil || err2 != nil || lo > hi || lo == 0 {
 		return PortRange{}, errors.New("give a port or a range, as in 443 or 8000-8099")
 	}
 	return PortRange{uint16(lo), uint16(hi)}, nil

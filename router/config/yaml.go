@@ -14,24 +14,27 @@ import (
 // be worse than to refuse them.
 var reservedKeys = []string{"vpc.geneve", "vpc.packet"}
 
-// yaml applies a configuration file.
-func (l *loader) yaml(path string, text []byte) {
+// yaml applies a configuration file. It reports whether there is anything in it, be
+// it wrong.
+func (l *loader) yaml(path string, text []byte) (content bool) {
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	var doc yaml.Node
 	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
-		return // empty
+		return false
 	} else if err != nil {
 		l.errorf("read %s: %s", path, oneLine(err))
-		return
+		return true
 	}
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		l.errorf("read %s: holds more than one document: keep one", path)
-		return
+		return true
 	}
 	f := &yamlFile{loader: l, path: path}
-	f.mapping("", resolve(doc.Content[0]), func(key, full string, value *yaml.Node) {
+	root := resolve(doc.Content[0])
+	f.mapping("", root, func(key, full string, value *yaml.Node) {
 		f.value(key, full, value)
 	})
+	return !isNull(root)
 }
 
 type yamlFile struct {
@@ -107,7 +110,7 @@ func (f *yamlFile) value(key, full string, n *yaml.Node) {
 
 func (f *yamlFile) unknown(n *yaml.Node, full string, known []string) {
 	hint := ""
-	if near := nearest(full, known); near != "" {
+	if near := Nearest(full, known); near != "" {
 		hint = near
 	} else { // right name, wrong section
 		leaf := full[strings.LastIndex(full, ".")+1:]

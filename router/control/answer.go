@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -20,11 +19,6 @@ import (
 	"ztgate/router/fault"
 	"ztgate/zerotier/ztnode"
 )
-
-func NewHTTPServer(h http.Handler, complaints *log.Logger) *http.Server {
-	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second,
-		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: complaints}
-}
 
 // errorLogEvery is how often the HTTP servers' complaints are logged: without
 // descriptors they complain at every attempt to accept a connection.
@@ -105,22 +99,23 @@ func ParseFlowFilter(value func(string) string) (f FlowFilter, err error) {
 		to   *netip.Prefix
 	}{{"to", &f.To}, {"from", &f.From}} {
 		if v := value(a.name); v != "" {
-			p, err := config.ParseAddress(v)
-			if err != nil {
-				return f, fault.Usagef("--%s %q: give ADDRESS or ADDRESS/BITS", a.name, v)
+			if *a.to, err = config.ParsePrefix(v); err != nil {
+				return f, fault.Usagef("--%s %q: %w", a.name, v, err)
 			}
-			*a.to = p.Masked()
 		}
 	}
-	f.Protocol, f.State = value("protocol"), value("state")
+	if f.Protocol, err = parseProtocol(value("protocol")); err != nil {
+		return f, err
+	}
+	f.State = value("state")
 	if v := value("network"); v != "" {
 		if f.Network, err = ztnode.ParseNetworkID(v); err != nil {
 			return f, fault.Usage(err)
 		}
 	}
 	if top := value("top"); top != "" {
-		if f.Top, err = strconv.Atoi(top); err != nil || f.Top < 0 {
-			return f, fault.Usagef("--top %q: give a number", top)
+		if f.Top, err = strconv.Atoi(top); err != nil || f.Top < 1 || f.Top > MaxFlows {
+			return f, fault.Usagef("--top %q: give a number from 1 to %d", top, MaxFlows)
 		}
 	}
 	return f, nil

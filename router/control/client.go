@@ -165,6 +165,11 @@ func (c *Client) Flows(ctx context.Context, f FlowQuery) (Flows, error) {
 	return call[Flows](ctx, c, "GET", "/v1/flows?"+q.Encode(), nil)
 }
 
+// Drops lists the packets that were dropped last.
+func (c *Client) Drops(ctx context.Context) (Drops, error) {
+	return call[Drops](ctx, c, "GET", "/v1/drops", nil)
+}
+
 // Join joins a network, also at later starts.
 func (c *Client) Join(ctx context.Context, id string) (Networks, error) {
 	return call[Networks](ctx, c, "POST", "/v1/networks/"+url.PathEscape(id), nil)

@@ -1,12 +1,15 @@
 package control
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 
+	"ztgate/router/config"
+	"ztgate/router/fault"
 	"ztgate/zerotier/ztnode"
 )
 
@@ -51,10 +54,32 @@ func (q *Question) Check() error {
 		return errors.New("source and destination are of different families")
 	case q.FromOverlay && q.Network == 0:
 		return errors.New("a packet from the overlay needs a network: give --network")
-	case q.Proto() == 0:
-		return errors.New("protocol " + strconv.Quote(q.Protocol) + ": give tcp, udp, icmp or a number")
 	}
+	p, err := parseProtocol(q.Protocol)
+	if err != nil {
+		return err
+	}
+	q.Protocol = p
 	return nil
+}
+
+var protocols = map[string]string{"1": "icmp", "58": "icmp", "6": "tcp", "17": "udp"}
+
+// parseProtocol returns the protocol that a question is about, "" for none, by the
+// name that flows have it under.
+func parseProtocol(s string) (string, error) {
+	switch s {
+	case "", "tcp", "udp", "icmp":
+		return s, nil
+	}
+	n, err := strconv.ParseUint(s, 10, 8)
+	if err != nil || n == 0 {
+		if near := config.Nearest(s, []string{"tcp", "udp", "icmp"}); near != "" {
+			return "", fault.Usagef("protocol %q: did you mean %s?", s, near)
+		}
+		return "", fault.Usagef("protocol %q: give tcp, udp, icmp or a number from 1 to 255", s)
+	}
+	return cmp.Or(protocols[strconv.FormatUint(n, 10)], strconv.FormatUint(n, 10)), nil
 }
 
 // Explanation says what would happen to a packet, and why.

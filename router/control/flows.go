@@ -6,6 +6,9 @@ import (
 	"ztgate/zerotier/ztnode"
 )
 
+// MaxFlows bounds an answer; the table itself may be far larger.
+const MaxFlows = 10000
+
 // FlowFilter selects flows.
 type FlowFilter struct {
 	To, From netip.Prefix     // invalid = all

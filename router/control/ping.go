@@ -5,9 +5,14 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"ztgate/router/fault"
 )
+
+// MaxPingTimeout is how long a ping may wait, less than what the server gives a
+// request.
+const MaxPingTimeout = 25 * time.Second
 
 // ParsePingTarget reads HOST, HOST:PORT, an IPv6 address or [IPv6]:PORT.
 func ParsePingTarget(s string) (PingRequest, error) {

@@ -96,10 +96,19 @@ type Status struct {
 	Names    []NameState   `json:"names,omitempty"`
 	Peers    PeerCounts    `json:"peers"`
 	Problems []string      `json:"problems,omitempty"` // of the configuration; those of a network stand there
+	Drops    []Drop        `json:"drops,omitempty"`    // the last few
 	Flows    int           `json:"flows"`
 	Limit    int           `json:"flowsLimit"`
 
-	MemoryLimit int64 `json:"memoryLimitBytes,omitempty"` // of the runtime; 0 = none
+	MemoryLimit int64     `json:"memoryLimitBytes,omitempty"` // of the runtime; 0 = none
+	Limited     []Limited `json:"limited,omitempty"`
+}
+
+// Limited is a client that was refused for what it has already.
+type Limited struct {
+	Client  netip.Prefix `json:"client"` // an address, or an IPv6 /64
+	What    string       `json:"what"`   // it wanted
+	Refused uint64       `json:"refused"`
 }
 
 // PeerCounts says how peers are reached.

@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ztgate/internal/testwait"
 	"ztgate/netstack"
 	"ztgate/router/admin"
@@ -112,7 +114,8 @@ func TestGateway(t *testing.T) {
 		for _, name := range []string{"ztgate_packets_total", "ztgate_bytes_total", "ztgate_forwarded_packets_total",
 			"ztgate_flows", "ztgate_flows_limit", "ztgate_flows_created_total", "ztgate_flow_cache_hits_total", "ztgate_peers",
 			"ztgate_network_status", "ztgate_network_certificate_expiry_timestamp_seconds", "ztgate_wire_crypto_bytes_total",
-			"ztgate_target_up", "ztgate_health_status", "ztgate_build_info", "process_cpu_seconds_total", "go_goroutines"} {
+			"ztgate_target_up", "ztgate_health_status", "ztgate_health_state", "ztgate_network_controller_last_heard_timestamp_seconds",
+			"ztgate_build_info", "process_cpu_seconds_total", "go_goroutines"} {
 			if len(m[name]) == 0 {
 				t.Errorf("metric %s is missing", name)
 			}
@@ -260,9 +263,60 @@ func restart(t *testing.T, s *lab.Scenario) {
 	}
 }
 
+// slowAnswer begins a question whose answer the office gives when it is told to. It returns
+// the client's end, which says nothing more, and the office's.
+func slowAnswer(t *testing.T, s *lab.Scenario) (client, server net.Conn) {
+	t.Helper()
+	l, err := s.Office.Listen("tcp", office+":7011")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if client, err = s.VPC.Dial(ctx, "tcp", office+":7011"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	if server, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Close() })
+	if _, err := fmt.Fprintln(client, "question"); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(server).ReadString('\n'); err != nil || line != "question\n" {
+		t.Fatalf("the office got %q, %v", line, err)
+	}
+	testwait.For(t, 5*time.Second, "acknowledgement of the question", func() bool { return unacknowledged(t, client) == 0 })
+	return client, server
+}
+
+// unacknowledged is how many segments of a connection's own may have to be sent again.
+func unacknowledged(t *testing.T, c net.Conn) (n uint32) {
+	t.Helper()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		info, e := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err = e; e == nil {
+			n = info.Unacked
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // testGatewayRestart stops the gateway, checks that nothing is left, and starts
-// it again.
+// it again. An answer that it slept through arrives.
 func testGatewayRestart(t *testing.T, s *lab.Scenario) {
+	client, server := slowAnswer(t, s)
 	before, err := os.ReadFile(filepath.Join(s.GatewayProcess.Home, "identity.secret"))
 	if err != nil {
 		t.Fatal(err)
@@ -275,6 +329,15 @@ func testGatewayRestart(t *testing.T, s *lab.Scenario) {
 		t.Errorf("the route is still there:\n%s", out)
 	}
 	restart(t, s)
+	if _, err := fmt.Fprintln(server, "answer"); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(client).ReadString('\n'); err != nil || line != "answer\n" {
+		t.Errorf("the answer after the restart: %q, %v", line, err)
+	}
 	after, err := os.ReadFile(filepath.Join(s.GatewayProcess.Home, "identity.secret"))
 	if err != nil || string(after) != string(before) {
 		t.Errorf("the identity changed: %v", err)

@@ -2,9 +2,11 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"time"
 
 	"ztgate/netstack"
@@ -57,6 +59,7 @@ func (s *service) controlHandler() http.Handler {
 		}
 		return s.flows(f)
 	})
+	get("GET /v1/drops", func(*http.Request) (any, error) { return s.drops() })
 	get("POST /v1/networks/{id}", func(r *http.Request) (any, error) { return s.join(r.PathValue("id")) })
 	get("DELETE /v1/networks/{id}", func(r *http.Request) (any, error) { return s.leave(r.PathValue("id")) })
 	get("POST /v1/reload", func(*http.Request) (any, error) { return s.reloadConfig() })
@@ -100,10 +103,12 @@ func (s *service) join(text string) (any, error) {
 	if s.mode == control.ModeNode {
 		return nil, fault.Usagef("this process has no interface to join networks with: run ztgate run or ztgate member")
 	}
-	if err := s.node.Join(id); err != nil {
+	if err := s.node.Join(id); errors.Is(err, ztnode.ErrTooManyNetworks) {
+		return nil, fault.Usagef("join network %s: %w with ztgate leave NWID", id, err)
+	} else if err != nil {
 		return nil, fmt.Errorf("join network %s: %w", id, err)
 	}
-	return control.Networks{Schema: control.Schema, Networks: s.only(id)}, nil
+	return control.Networks{Schema: control.Schema, Networks: s.only(id)}, s.remembered.join(id, true)
 }
 
 func (s *service) only(id ztnode.NetworkID) []control.NetworkView {
@@ -122,8 +127,26 @@ func (s *service) leave(text string) (any, error) {
 		return nil, fault.Usage(err)
 	}
 	left := s.only(id)
+	if len(left) == 0 && !slices.Contains(s.node.leftOut(), id) {
+		return nil, s.notJoined(id)
+	}
 	if err := s.node.Leave(id); err != nil {
 		return nil, fmt.Errorf("leave network %s: %w", id, err)
 	}
-	return control.Networks{Schema: control.Schema, Networks: left}, nil
+	return control.Networks{Schema: control.Schema, Networks: left}, s.remembered.join(id, false)
+}
+
+// notJoined refuses to leave a network, and names the one that was meant.
+func (s *service) notJoined(id ztnode.NetworkID) error {
+	var known []string
+	for _, n := range s.networks() {
+		known = append(known, n.ID.String())
+	}
+	switch near := config.Nearest(id.String(), known); {
+	case near != "":
+		return fault.Usagef("network %s isn't joined: did you mean %s?", id, near)
+	case len(known) == 0:
+		return fault.Usagef("network %s isn't joined, and no other one is", id)
+	}
+	return fault.Usagef("network %s isn't joined: see ztgate networks", id)
 }

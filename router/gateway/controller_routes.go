@@ -78,11 +78,14 @@ func (s *service) controllerRoutes(get func(string, func(*http.Request) (any, er
 		return control.Records{Schema: control.Schema, Records: append([]json.RawMessage{}, list...)}, nil
 	})
 	with("GET /v1/controller/networks/{id}/members/{address}", func(c Controller, id ztnode.NetworkID, r *http.Request) (any, error) {
+		if err := checkAddress(r); err != nil {
+			return nil, err
+		}
 		return record(c.Member(id, r.PathValue("address")))
 	})
 	with("POST /v1/controller/networks/{id}/members/{address}", func(c Controller, id ztnode.NetworkID, r *http.Request) (any, error) {
-		if !control.ValidNodeAddress(r.PathValue("address")) {
-			return nil, fault.Usagef("member %q: want 10 hex digits, as in fcd8055969", r.PathValue("address"))
+		if err := checkAddress(r); err != nil {
+			return nil, err
 		}
 		b, err := patch(r)
 		if err != nil {
@@ -91,10 +94,21 @@ func (s *service) controllerRoutes(get func(string, func(*http.Request) (any, er
 		return record(c.SetMember(id, r.PathValue("address"), b))
 	})
 	with("DELETE /v1/controller/networks/{id}/members/{address}", func(c Controller, id ztnode.NetworkID, r *http.Request) (any, error) {
+		if err := checkAddress(r); err != nil {
+			return nil, err
+		}
 		b, err := c.Member(id, r.PathValue("address"))
 		if err != nil {
 			return nil, err
 		}
 		return record(b, c.DeleteMember(id, r.PathValue("address")))
 	})
+}
+
+// checkAddress looks at the member that a request names.
+func checkAddress(r *http.Request) error {
+	if a := r.PathValue("address"); !control.ValidNodeAddress(a) {
+		return fault.Usagef("member %q: want 10 hex digits, as in fcd8055969", a)
+	}
+	return nil
 }

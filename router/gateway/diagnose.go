@@ -116,6 +116,11 @@ func (s *service) diagnose(ctx context.Context, req control.DiagnosisRequest) (c
 		}
 		targets = append(targets, t)
 	}
+	for _, t := range targets {
+		if a := t.Addr.Addr(); len(req.Targets) > 0 && req.Client.IsValid() && a.IsValid() && a.Is6() != req.Client.Is6() {
+			return control.Diagnosis{}, fault.Usagef("client %s and target %s are of different families", req.Client, t)
+		}
+	}
 	checks := s.health().Checks
 	w := &walk{}
 	for _, l := range []struct {

@@ -49,6 +49,9 @@ func (s *service) explain(q control.Question) (any, error) {
 	if err := q.Check(); err != nil {
 		return nil, fault.Usage(err)
 	}
+	if q.FromOverlay && len(s.only(q.Network)) == 0 {
+		return nil, s.notJoined(q.Network)
+	}
 	x, err := s.follows(q)
 	if err != nil {
 		return nil, err

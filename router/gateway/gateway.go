@@ -4,10 +4,12 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -81,16 +83,20 @@ func (g *gateway) begin(base netstack.Config) error {
 	if err := g.link.SetAddresses(cfg.VPC.Address); err != nil {
 		return err
 	}
-	base.PathMTU = pathMTU(s.node)
+	base.PathMTU = pathMTU(s.node.Node)
 	base.Mappings, base.Logger, base.NAT.Seed = g.kept.load(s.log), s.log, natSeed(g.disk, cfg.Home)
-	engine, err := newEngine(cfg, p, g.dev, s.node, base)
+	if c, ok := s.node.Node.(certifier); ok {
+		base.Owns = c.Owns
+	}
+	engine, err := newEngine(cfg, p, g.dev, s.node.Node, base)
 	if err != nil {
 		return fmt.Errorf("start forwarding plane: %w", err)
 	}
 	s.usePlane(engine)
 	s.reload, s.ways = g.apply, g
 	s.names = newNames(cfg.Names(), nameServers{networks: s.networks, dial: g.dial}.lookup, g.renamed, s.log)
-	g.proxy = hostproxy.New(s.plane, base.Registerer, s.log)
+	g.proxy = hostproxy.New(s.plane, proxyLimits(cfg, s.log), base.Registerer, s.log)
+	s.limited = g.limitedClients
 	if err := g.proxy.Set(p.HostForwards); err != nil {
 		return err
 	}
@@ -98,6 +104,24 @@ func (g *gateway) begin(base netstack.Config) error {
 	g.pulse = &pulse{read: engine.Pulse, knock: g.knock}
 	s.alive, s.aClient, s.echo = g.pulse.alive, g.clientAddress, g.echoes
 	return nil
+}
+
+// maxLimited clients are shown.
+const maxLimited = 10
+
+// limitedClients lists who was refused for what he has already.
+func (g *gateway) limitedClients() (out []control.Limited) {
+	for _, r := range g.proxy.Refused() {
+		out = append(out, control.Limited{Client: r.Client, What: "connections to the host's own addresses", Refused: r.Count})
+	}
+	clients, _ := g.plane.Greedy(maxLimited)
+	for _, c := range clients {
+		if c.Refused > 0 {
+			out = append(out, control.Limited{Client: c.Prefix, What: "flows", Refused: c.Refused})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b control.Limited) int { return cmp.Compare(b.Refused, a.Refused) })
+	return out[:min(len(out), maxLimited)]
 }
 
 // parts implements [role].

@@ -165,6 +165,7 @@ func testGatewayLife(t *testing.T, nl *netlink.Handle) {
 	node.SetOffice(gatewaytest.NewOffice())
 	g := startGateway(t, cfg, node)
 	testwait.For(t, patience, "join", func() bool { return len(node.Networks()) == 1 })
+	testwait.For(t, patience, "what the gateway is waiting for", func() bool { return strings.Contains(g.logs.String(), "OFFLINE") })
 	node.SetOnline(true)
 	nw := okNetwork()
 	nw.Addresses = append(nw.Addresses, netip.MustParsePrefix("fd00:77::5/64"))
@@ -226,7 +227,10 @@ func testGatewayLife(t *testing.T, nl *netlink.Handle) {
 	}
 	b, err := os.ReadFile(filepath.Join(home, "nat-mappings.json"))
 	lines := slices.Sorted(strings.Lines(string(b)))
-	if want := []string{`{"protocol":6,"client":"172.31.0.10:4000","external":"10.147.17.5:4000"}` + "\n",
+	if want := []string{
+		`{"protocol":6,"client":"172.31.0.10:4000","external":"10.147.17.5:4000","target":"10.0.0.10:443","server":"10.0.0.10:443","network":9247793161240051713}` + "\n",
+		`{"protocol":6,"client":"172.31.0.10:4000","external":"10.147.17.5:4000"}` + "\n",
+		`{"protocol":6,"client":"172.31.0.10:4001","external":"10.147.17.5:4001","target":"10.147.17.9:443","server":"10.147.17.9:443","network":9247793161240051713}` + "\n",
 		`{"protocol":6,"client":"172.31.0.10:4001","external":"10.147.17.5:4001"}` + "\n"}; err != nil || !slices.Equal(lines, want) {
 		t.Errorf("mappings in home: %q, %v, want %q", lines, err, want)
 	}

@@ -26,6 +26,8 @@ const (
 	// minute, with low_bandwidth about every hour.
 	controllerPatience    = 10 * time.Minute
 	controllerPatienceLow = 3 * time.Hour
+	// clockSettles is how long after the clock was set certificates may be off.
+	clockSettles = 10 * time.Minute
 )
 
 // health says whether clients are served and what is wrong. Everything that tells of
@@ -48,7 +50,7 @@ func (s *service) health() control.Health {
 	if s.plane != nil {
 		checks = append(checks, s.flowCheck())
 	}
-	checks = append(checks, s.configurationCheck(), s.clock.check(now))
+	checks = append(checks, s.configurationCheck(), clockCheck(info, now))
 	return control.NewHealth(online, checks)
 }
 
@@ -262,12 +264,22 @@ func (s *service) configurationCheck() control.Check {
 	return control.Failed(name, control.Degraded, strings.Join(reasons, "; "), "")
 }
 
+// clockCheck tells that the clock was set. A host that slept isn't told.
+func clockCheck(info ztnode.Info, now time.Time) control.Check {
+	const name = "clock"
+	if info.ClockSet.IsZero() || now.Sub(info.ClockSet).Abs() >= clockSettles {
+		return control.Passed(name)
+	}
+	by := time.Duration(info.ClockSetBy * float64(time.Second)).Round(time.Second)
+	return control.Failed(name, control.Degraded, fmt.Sprintf("the clock was set by %+v at %s", by, clockTime(info.ClockSet)),
+		"members may refuse certificates of another time: see that a time service keeps the clock")
+}
+
 // clockTime writes a time so that it doesn't change from one look to the next.
 func clockTime(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
 
 // observe logs changes of health and what the process is waiting for.
 func (s *service) observe(now time.Time) {
-	s.clock.look(now)
 	s.rtt.observe(s.node.Peers(), now)
 	h := s.health()
 	s.mu.Lock()

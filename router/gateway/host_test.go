@@ -202,10 +202,13 @@ func TestProbeWay(t *testing.T) {
 			inNamespace(t, func(t *testing.T, nl *netlink.Handle) {
 				vpcHost(t, nl)
 				g, _, _, _ := startInVPC(t, tt.flags)
-				st, err := g.client.Status(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
+				var st control.Status
+				testwait.NoError(t, patience, func() (err error) { // the first probe may be early
+					if st, err = g.client.Status(t.Context()); err == nil && st.Targets[0].Member == "" {
+						err = errors.New("no member is known")
+					}
+					return err
+				})
 				got := st.Targets[0]
 				if !got.Up || got.Through != tt.through || !strings.HasPrefix(got.PolicyNote, tt.note) || (tt.note == "") != (got.PolicyNote == "") ||
 					got.Member != gatewaytest.OfficeAddress.String() || got.Path != "DIRECT" {
@@ -284,6 +287,9 @@ func TestDegraded(t *testing.T) {
 			n.Certificate = time.Now().Add(-time.Minute)
 			node.SetNetwork(n)
 		}, "certificate", "the certificate ended at "},
+		"clock": {func(t *testing.T, node *gatewaytest.Node) {
+			node.SetInfo(func(i *ztnode.Info) { i.ClockSet, i.ClockSetBy = time.Now(), -3600 })
+		}, "clock", "the clock was set by -1h0m0s at "},
 		"relay": {func(t *testing.T, node *gatewaytest.Node) {
 			node.SetPeers(ztnode.Peer{Address: gatewaytest.OfficeAddress.String(), Role: ztnode.RoleLeaf, Latency: -1, Relayed: true, LastReceive: time.Now()})
 		}, "paths", "is reached through a root"},

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -25,6 +26,8 @@ const (
 	settleEvery = 500 * time.Millisecond
 	// maxWays bounds how many ways the kernel is asked for in one look.
 	maxWays = 128
+	// maxReasons bounds what is told of them.
+	maxReasons = 4
 	// waysEvery is how often ways are asked for without a change of routes or rules.
 	waysEvery = 5 * time.Second
 )
@@ -41,9 +44,13 @@ func checkHost(vpc config.VPCConfig, sysctl func(key string) string) []control.C
 			out = append(out, control.Failed(name, severity, reason, remedy))
 		}
 	}
-	add("ip_forward", host.Forwards(sysctl, false), control.Down,
+	v4 := control.Down
+	if len(vpc.Sources) > 0 && !sends(vpc, netip.Addr.Is4) {
+		v4 = control.Degraded // nobody there needs it
+	}
+	add("ip_forward", host.Forwards(sysctl, false), v4,
 		"net.ipv4.ip_forward is 0, and the kernel doesn't pass VPC packets on to "+tun, "run sysctl -w net.ipv4.ip_forward=1")
-	if sends6(vpc) {
+	if sends(vpc, netip.Addr.Is6) {
 		add("ipv6_forward", host.Forwards(sysctl, true), control.Down,
 			"net.ipv6.conf.all.forwarding is 0, and the kernel doesn't pass IPv6 packets of the VPC on to "+tun, "run sysctl -w net.ipv6.conf.all.forwarding=1")
 	}
@@ -75,9 +82,9 @@ func checkHost(vpc config.VPCConfig, sysctl func(key string) string) []control.C
 	return out
 }
 
-// sends6 reports whether the VPC is said to have IPv6.
-func sends6(vpc config.VPCConfig) bool {
-	return slices.ContainsFunc(vpc.Sources, func(p netip.Prefix) bool { return p.Addr().Is6() })
+// sends reports whether the VPC is said to have addresses of a family.
+func sends(vpc config.VPCConfig, is func(netip.Addr) bool) bool {
+	return slices.ContainsFunc(vpc.Sources, func(p netip.Prefix) bool { return is(p.Addr()) })
 }
 
 // hostLooker looks at the host of a gateway.
@@ -91,7 +98,7 @@ type hostLooker struct {
 
 // look makes known what is wrong with the host and with the data path. changed says
 // that routes or rules may have changed since the last time. Only the goroutine of
-// watch calls it.
+// run calls it.
 func (g *gateway) look(now time.Time, changed bool) {
 	cfg, p := g.config(), g.planned()
 	checks := append(checkHost(cfg.VPC, g.sysctl), g.tunCheck(p))
@@ -103,9 +110,7 @@ func (g *gateway) look(now time.Time, changed bool) {
 		g.looker.ways, g.looker.asked = g.wayCheck(p), now
 	}
 	checks = append(checks, g.looker.ways, g.pulse.check())
-	if old := g.hostChecks.Swap(&checks); old == nil || !slices.Equal(*old, checks) {
-		g.log.Debug("the host changed")
-	}
+	g.hostChecks.Store(&checks)
 }
 
 func (g *gateway) tunCheck(p *plan.Plan) control.Check {
@@ -149,11 +154,10 @@ func (g *gateway) wayCheck(p *plan.Plan) control.Check {
 	if len(reasons) == 0 {
 		return control.Passed(name)
 	}
-	list := make([]string, 0, len(reasons))
-	for r := range reasons {
-		list = append(list, r)
+	list := slices.Sorted(maps.Keys(reasons))
+	if more := len(list) - maxReasons; more > 0 { // most likely of the same cause
+		list = append(list[:maxReasons], fmt.Sprintf("and %d more", more))
 	}
-	slices.Sort(list)
 	return control.Failed(name, control.Down, strings.Join(list, "; "), "see ip route and ip rule")
 }
 
@@ -172,8 +176,10 @@ func (g *gateway) destinations(p *plan.Plan) (out []netip.Addr) {
 		}
 		out = append(out, a)
 	}
-	if !sends6(g.config().VPC) {
+	if vpc := g.config().VPC; !sends(vpc, netip.Addr.Is6) {
 		out = slices.DeleteFunc(out, netip.Addr.Is6)
+	} else if !sends(vpc, netip.Addr.Is4) {
+		out = slices.DeleteFunc(out, netip.Addr.Is4)
 	}
 	return out
 }

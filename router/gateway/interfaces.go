@@ -43,10 +43,19 @@ type NodeConfig struct {
 	Port           int
 	Planet         []byte // nil = the one in Home, else the built-in one
 	Controller     bool
-	Underlay       config.Underlay
-	Logger         *slog.Logger
-	OnFrames       func(nwid uint64, frames [][]byte)
-	Registerer     prometheus.Registerer
+	// Networks are joined first, where there are more than a node can be in.
+	Networks   []ztnode.NetworkID
+	Underlay   config.Underlay
+	Logger     *slog.Logger
+	OnFrames   func(nwid uint64, frames [][]byte)
+	Registerer prometheus.Registerer
+}
+
+// certifier is a node that sees the network controllers' certificates.
+type certifier interface {
+	// Owns reports whether an address of a network is proven to be that of the member
+	// with a MAC.
+	Owns(nwid uint64, mac [6]byte, a netip.Addr) bool
 }
 
 // orbiter is a node that can use moons.

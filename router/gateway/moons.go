@@ -10,7 +10,7 @@ import (
 )
 
 func (s *service) orbiter() (orbiter, error) {
-	o, ok := s.node.(orbiter)
+	o, ok := s.node.orbiter()
 	if !ok {
 		return nil, fault.Usagef("moons: this node can't use moons: run ztgate with --node go")
 	}

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
+	"ztgate/router/config"
 	"ztgate/router/plan"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/ztnode"
@@ -24,6 +26,17 @@ func (s *service) joinConfigured() error {
 		if err := s.node.Join(n.ID); err != nil {
 			return fmt.Errorf("join network %s: %w", n.ID, err)
 		}
+	}
+	return nil
+}
+
+// leaveGone leaves the networks that the configuration file doesn't name any more.
+func (s *service) leaveGone(cfg *config.Config) error {
+	for _, id := range s.remembered.gone(cfg) {
+		if err := s.node.Leave(id); err != nil {
+			return fmt.Errorf("leave network %s, which isn't configured any more: %w", id, err)
+		}
+		s.log.Info("network is not configured any more", "network", id)
 	}
 	return nil
 }
@@ -145,6 +158,10 @@ func (s *service) use(st *state, errs map[ztnode.NetworkID]error) {
 		st.problems[p.Network] = append(st.problems[p.Network], p.String())
 	}
 	st.problems[0] = append(st.problems[0], s.config().Unresolved...)
+	if left := s.node.leftOut(); len(left) > 0 {
+		st.problems[0] = append(st.problems[0], fmt.Sprintf("%d networks that home remembers are not joined, since a node can be in %d: leave some and restart: %s",
+			len(left), ztnode.MaxNetworks, joinIDs(left)))
+	}
 	for id, err := range errs {
 		if err != nil {
 			st.problems[id] = append(st.problems[id], err.Error())
@@ -190,6 +207,14 @@ func (s *service) lost(p *plan.Plan) (out []netip.Prefix) {
 		}
 	}
 	return out
+}
+
+func joinIDs(list []ztnode.NetworkID) string {
+	out := make([]string, len(list))
+	for i, id := range list {
+		out[i] = id.String()
+	}
+	return strings.Join(out, ", ")
 }
 
 // planned returns the plan in force, an empty one before the first.

@@ -31,7 +31,7 @@ func newLibztNode(cfg NodeConfig) (Node, error) {
 	}
 	l := &libztNode{}
 	var err error
-	l.Node, err = bindings.New(bindings.Config{Home: cfg.Home, Planet: cfg.Planet, Logger: cfg.Logger, OnFrames: cfg.OnFrames,
+	l.Node, err = bindings.New(bindings.Config{Home: cfg.Home, Planet: cfg.Planet, Networks: cfg.Networks, Logger: cfg.Logger, OnFrames: cfg.OnFrames,
 		OpenUDP: func(exclude func(netip.Addr) bool) (bindings.UDP, error) {
 			u, err := transport.Open(transport.Config{Port: cfg.Port, Logger: cfg.Logger,
 				Exclude: func(_ string, a netip.Addr) bool { return exclude(a) }})

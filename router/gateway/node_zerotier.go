@@ -18,7 +18,7 @@ type goNode struct{ *zerotier.Node }
 
 // newGoNode opens home and the UDP sockets.
 func newGoNode(cfg NodeConfig) (Node, error) {
-	zc := zerotier.Config{Home: cfg.Home, Port: cfg.Port, Planet: cfg.Planet, Controller: cfg.Controller,
+	zc := zerotier.Config{Home: cfg.Home, Port: cfg.Port, Planet: cfg.Planet, Networks: cfg.Networks, Controller: cfg.Controller,
 		LowBandwidth: cfg.Underlay.LowBandwidth, DefaultTCPRelay: cfg.Underlay.TCPRelay == "auto",
 		PortMapping: cfg.Underlay.PortMapping, Logger: cfg.Logger, OnFrames: cfg.OnFrames}
 	if ap, err := netip.ParseAddrPort(cfg.Underlay.TCPRelay); err == nil {

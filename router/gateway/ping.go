@@ -27,12 +27,8 @@ func (g *gateway) dial(ctx context.Context, network string, dst netip.AddrPort) 
 	return g.plane.DialTCP(ctx, dst)
 }
 
-// pingTimeout bounds one ping; maxPingTimeout what a caller may ask for, less
-// than what the server gives a request.
-const (
-	pingTimeout    = 5 * time.Second
-	maxPingTimeout = 25 * time.Second
-)
+// pingTimeout bounds one ping unless the caller says otherwise.
+const pingTimeout = 5 * time.Second
 
 func (s *service) ping(ctx context.Context, req control.PingRequest) (control.Ping, error) {
 	if s.mode == control.ModeNode {
@@ -42,8 +38,10 @@ func (s *service) ping(ctx context.Context, req control.PingRequest) (control.Pi
 		return control.Ping{}, fault.Usagef("port %d: give a number from 1 to 65535", req.Port)
 	}
 	timeout := pingTimeout
-	if req.TimeoutMS > 0 {
-		timeout = min(time.Duration(req.TimeoutMS)*time.Millisecond, maxPingTimeout)
+	if limit := int(control.MaxPingTimeout.Milliseconds()); req.TimeoutMS < 0 || req.TimeoutMS > limit {
+		return control.Ping{}, fault.Usagef("timeout of %d ms: give a number from 1 to %d", req.TimeoutMS, limit)
+	} else if req.TimeoutMS > 0 {
+		timeout = time.Duration(req.TimeoutMS) * time.Millisecond
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

@@ -181,6 +181,28 @@ func (p *plane) Flows(f control.FlowFilter) []control.Flow {
 	return out
 }
 
+// drops lists the last refusals, at most so many; -1 = all.
+func (p *plane) drops(most int) []control.Drop {
+	list := p.Engine.Refusals()
+	if most >= 0 {
+		list = list[:min(most, len(list))]
+	}
+	meanings := make(map[string]netstack.Reason)
+	for _, r := range netstack.Reasons() {
+		meanings[r.Name] = r
+	}
+	out := make([]control.Drop, len(list))
+	for i, x := range list {
+		m := meanings[x.Reason]
+		out[i] = control.Drop{Reason: x.Reason, Meaning: m.Meaning, Remedy: m.Remedy, Side: string(sides[x.Side]), Network: ztnode.NetworkID(x.Network),
+			Protocol: x.Protocol, Source: x.Source, Destination: x.Destination, First: x.First, Last: x.Last, Count: x.Count}
+		if x.MAC != [6]byte{} {
+			out[i].Member = ztnode.AddressOf(out[i].Network, x.MAC).String()
+		}
+	}
+	return out
+}
+
 // Neighbour tells [service.ping] who answers.
 func (p *plane) Neighbour(id ztnode.NetworkID, a netip.Addr) (ztnode.MAC, bool) {
 	mac, ok := p.Engine.Neighbour(uint64(id), a)

@@ -3,7 +3,6 @@ package gateway
 import (
 	"errors"
 	"testing"
-	"time"
 
 	"ztgate/netstack"
 	"ztgate/router/control"
@@ -40,30 +39,6 @@ func TestPulse(t *testing.T) {
 		now.Rounds++
 		if p.beat(); !p.alive() {
 			t.Errorf("%s: still dead", name)
-		}
-	}
-}
-
-// TestClockJump: steps are told for a while, and slow drift isn't.
-func TestClockJump(t *testing.T) {
-	at := time.Now()
-	for name, tt := range map[string]struct {
-		wall, real time.Duration
-		ok         bool
-	}{
-		"none":          {time.Second, time.Second, true},
-		"adjusted":      {900 * time.Millisecond, time.Second, true},
-		"forward":       {time.Hour, time.Second, false},
-		"back":          {-time.Hour, time.Second, false},
-		"a day of rest": {24 * time.Hour, time.Second, false},
-	} {
-		var c clockWatch
-		c.note(at, tt.wall, tt.real)
-		if got := c.check(at.Add(time.Minute)); got.OK != tt.ok || !tt.ok && got.Severity != control.Degraded {
-			t.Errorf("%s: %+v", name, got)
-		}
-		if got := c.check(at.Add(clockSettles)); !got.OK {
-			t.Errorf("%s: never forgotten: %+v", name, got)
 		}
 	}
 }

@@ -2,9 +2,11 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"ztgate/router/control"
 	"ztgate/router/fault"
 	"ztgate/router/plan"
+	"ztgate/zerotier/ztnode"
 )
 
 // reloadConfig reads and applies the configuration. A faulty one changes nothing.
@@ -82,23 +85,49 @@ func (g *gateway) apply(next *config.Config) error {
 	defer g.planning.Unlock()
 	clear(g.served)                        // what the operator himself gives up isn't lost
 	next = next.Resolve(g.names.answers()) // which may have come since next was read
-	if err := g.enact(next); err != nil {
+	stay := g.staying(next)
+	if err := checkRoom(next, stay); err != nil {
+		return err
+	}
+	if err := g.enact(next, stay); err != nil {
 		return err
 	}
 	g.names.set(next.Names())
-	return g.joinConfigured()
+	return errors.Join(g.leaveGone(next), g.joinConfigured(), g.remembered.keep(next))
+}
+
+// staying lists the networks without those that a configuration doesn't name any more.
+func (s *service) staying(next *config.Config) []ztnode.Network {
+	gone := s.remembered.gone(next)
+	return slices.DeleteFunc(s.networks(), func(n ztnode.Network) bool { return slices.Contains(gone, n.ID) })
+}
+
+// checkRoom says whether a node that is in some networks can join the configured ones.
+func checkRoom(next *config.Config, in []ztnode.Network) error {
+	all := len(in)
+	for _, id := range next.NetworkIDs() {
+		if !slices.ContainsFunc(in, func(n ztnode.Network) bool { return n.ID == id }) {
+			all++
+		}
+	}
+	if all > ztnode.MaxNetworks {
+		return fault.Usagef("networks (from %s): with those that were joined by command they are %d, and a node can be in %d: leave some with ztgate leave NWID",
+			next.Origin("networks"), all, ztnode.MaxNetworks)
+	}
+	return nil
 }
 
 // renamed takes the addresses of names.
 func (g *gateway) renamed(answers map[string][]netip.Addr) error {
 	g.planning.Lock()
 	defer g.planning.Unlock()
-	return g.enact(g.config().Resolve(answers))
+	return g.enact(g.config().Resolve(answers), g.networks())
 }
 
-// enact makes a configuration that of the process, with planning held.
-func (g *gateway) enact(next *config.Config) error {
-	p, err := g.plan(next, g.networks())
+// enact makes a configuration that of the process, for these networks, with planning
+// held.
+func (g *gateway) enact(next *config.Config, nets []ztnode.Network) error {
+	p, err := g.plan(next, nets)
 	if err != nil {
 		return err
 	}

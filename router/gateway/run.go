@@ -68,8 +68,15 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 	if err != nil {
 		return err
 	}
+	mem, err := remember(cfg.Home)
+	if err != nil {
+		return err
+	}
+	if err := mem.missing(cfg); err != nil {
+		return err
+	}
 	reg := newRegistry(cfg)
-	node, err := newNode(NodeConfig{Implementation: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller,
+	node, err := newNode(NodeConfig{Implementation: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Networks: cfg.NetworkIDs(),
 		Underlay: cfg.Underlay, Logger: log, Registerer: reg, OnFrames: r.receive})
 	if err != nil {
 		return fmt.Errorf("start node: %w", err)
@@ -81,7 +88,10 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 		}
 	}()
 	s := newService(cfg, log, node, begun)
-	s.notifier, s.memory = newNotifier(log), memory
+	s.notifier, s.memory, s.remembered = newNotifier(log), memory, mem
+	if err := s.leaveGone(cfg); err != nil {
+		return err
+	}
 	defer func() { r.close(err != nil) }()
 	if err := r.setUp(s, reg); err != nil {
 		return err
@@ -91,6 +101,9 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 		return err
 	}
 	defer srv.close()
+	if err := mem.keep(cfg); err != nil {
+		return err
+	}
 	info := node.Info()
 	log.Info("starting", "version", control.Version, "address", info.Address, "node", cfg.Node, "mode", s.mode, "home", cfg.Home,
 		"socket", srv.socket(), "listen", cfg.Listen, "controller", info.Controller)

@@ -21,9 +21,20 @@ import (
 type server struct {
 	sockets []net.Listener
 	http    net.Listener // nil = off
-	control *http.Server
-	public  *http.Server
+	control *control.HTTPServer
+	public  *control.HTTPServer
 }
+
+const (
+	// maxPublic and maxControl are how many connections the two may have: far more
+	// than monitoring and operators need, and few enough for their descriptors to be
+	// there always (see [hostConnections]).
+	maxPublic  = 32
+	maxControl = 32
+	// publicTimeout and controlTimeout bound a request; a ping may take long.
+	publicTimeout  = 10 * time.Second
+	controlTimeout = 30 * time.Second
+)
 
 // listen opens both listeners, so that a taken port is an error at once.
 func listen(s *service, reg *prometheus.Registry) (_ *server, err error) {
@@ -37,7 +48,7 @@ func listen(s *service, reg *prometheus.Registry) (_ *server, err error) {
 		return nil, err
 	}
 	complaints := log.New(&control.ErrorLog{Log: s.log}, "", 0)
-	srv.control = control.NewHTTPServer(s.controlHandler(), complaints)
+	srv.control = control.NewHTTPServer(s.controlHandler(), maxControl, controlTimeout, complaints)
 	if s.config().Listen == "" {
 		return srv, nil
 	}
@@ -48,14 +59,19 @@ func listen(s *service, reg *prometheus.Registry) (_ *server, err error) {
 		return nil, fmt.Errorf("open HTTP server (listen from %s): %w", s.config().Origin("listen"), err)
 	}
 	s.registerMetrics(reg)
-	srv.public = control.NewHTTPServer(s.httpHandler(reg), complaints)
+	srv.public = control.NewHTTPServer(s.httpHandler(reg), maxPublic, publicTimeout, complaints)
+	for name, h := range map[string]*control.HTTPServer{"public": srv.public, "control": srv.control} {
+		reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "ztgate_http_connections_closed_total",
+			Help:        "Connections closed because there were too many, by server.",
+			ConstLabels: prometheus.Labels{"server": name}}, func() float64 { return float64(h.Turned.Load()) }))
+	}
 	return srv, nil
 }
 
 // run serves until ctx ends.
 func (srv *server) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	serve := func(s *http.Server, l net.Listener) {
+	serve := func(s *control.HTTPServer, l net.Listener) {
 		g.Go(func() error {
 			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serve %s: %w", l.Addr(), err)
@@ -73,7 +89,7 @@ func (srv *server) run(ctx context.Context) error {
 		<-ctx.Done()
 		grace, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		for _, s := range []*http.Server{srv.control, srv.public} {
+		for _, s := range []*control.HTTPServer{srv.control, srv.public} {
 			if s != nil && s.Shutdown(grace) != nil {
 				_ = s.Close()
 			}

@@ -27,7 +27,7 @@ type service struct {
 	log        *slog.Logger
 	now        func() time.Time
 	start      time.Time
-	node       Node
+	node       clean
 	memory     int64  // limit, bytes; 0 = none
 	plane      *plane // nil unless a gateway
 	targets    *prober
@@ -36,11 +36,12 @@ type service struct {
 	ways       hostWays                   // the host's kernel; nil = nothing of it matters
 	resync     chan struct{}              // a value makes the networks be looked at again
 	reload     func(*config.Config) error // puts a configuration into force; nil = this process can't
+	remembered *homeMemory                // nil = what was in force last isn't remembered
+	limited    func() []control.Limited   // clients that limits refuse, the greediest first; nil = there are none
 	reloading  sync.Mutex
 
 	hostChecks atomic.Pointer[[]control.Check] // of the host and the data path; nil = nobody looks
 	lastReload reloadResult
-	clock      clockWatch
 	rtt        *rtts                                                                 // nil = nobody asks
 	notifier   *notifier                                                             // nil = no service manager
 	aClient    func(v6 bool) netip.Addr                                              // how clients' addresses are; nil or invalid = unknown
@@ -59,7 +60,7 @@ type service struct {
 }
 
 func newService(cfg *config.Config, log *slog.Logger, node Node, start time.Time) *service {
-	s := &service{now: time.Now, resync: make(chan struct{}, 1), log: log, start: start, node: node, seen: control.Down,
+	s := &service{now: time.Now, resync: make(chan struct{}, 1), log: log, start: start, node: clean{node}, seen: control.Down,
 		lifetimes: map[ztnode.NetworkID]time.Duration{}, served: map[netip.Prefix]ztnode.NetworkID{}}
 	s.conf.Store(cfg)
 	s.targets = newProber(cfg.Targets, hostDialer{}, log)
@@ -169,18 +170,38 @@ func (s *service) status() control.Status {
 			st.Peers.None++
 		}
 	}
+	if s.limited != nil {
+		st.Limited = s.limited()
+	}
 	if s.plane != nil {
 		st.Flows, st.Limit = s.plane.Load()
+		st.Drops = s.plane.drops(dropsInStatus)
 	}
 	return st
 }
 
-// maxFlowsShown bounds an answer; the table itself may be far larger.
-const maxFlowsShown = 10000
+// dropsInStatus is how many refusals one screen shows.
+const dropsInStatus = 5
+
+func (s *service) drops() (control.Drops, error) {
+	if s.plane == nil {
+		return control.Drops{}, fault.Usagef("this process is a %s and forwards nothing: ask a gateway", s.mode)
+	}
+	return control.Drops{Schema: control.Schema, Drops: s.plane.drops(-1)}, nil
+}
 
 func (s *service) flows(f control.FlowFilter) (control.Flows, error) {
 	if s.plane == nil {
 		return control.Flows{}, fault.Usagef("this process is a %s and has no flows: ask a gateway", s.mode)
+	}
+	if states := netstack.FlowStates(); f.State != "" && !slices.Contains(states, f.State) {
+		if near := config.Nearest(f.State, states); near != "" {
+			return control.Flows{}, fault.Usagef("--state %q: did you mean %s?", f.State, near)
+		}
+		return control.Flows{}, fault.Usagef("--state %q: use one of %s", f.State, strings.Join(states, ", "))
+	}
+	if f.Network != 0 && len(s.only(f.Network)) == 0 {
+		return control.Flows{}, s.notJoined(f.Network)
 	}
 	top := f.Top
 	f.Top = 0
@@ -189,7 +210,7 @@ func (s *service) flows(f control.FlowFilter) (control.Flows, error) {
 	slices.SortStableFunc(list, func(a, b control.Flow) int {
 		return cmp.Compare(b.BytesIn+b.BytesOut, a.BytesIn+a.BytesOut)
 	})
-	limit := maxFlowsShown
+	limit := control.MaxFlows
 	if top > 0 {
 		limit = min(limit, top)
 	}

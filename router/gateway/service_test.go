@@ -48,6 +48,7 @@ type running struct {
 	client *control.Client
 	cfg    *config.Config
 	socket string
+	logs   *logBuffer // as JSON
 }
 
 // shortDir returns a directory whose name fits a unix socket.
@@ -88,7 +89,7 @@ func serve(t *testing.T, mode string, flags map[string][]string) *running {
 	for k, v := range flags {
 		all[k] = v
 	}
-	r := &running{node: gatewaytest.NewNode(), office: gatewaytest.NewOffice(), cfg: load(t, all)}
+	r := &running{node: gatewaytest.NewNode(), office: gatewaytest.NewOffice(), cfg: load(t, all), logs: &logBuffer{}}
 	r.socket = r.cfg.Socket
 	r.client = control.NewClient(r.socket)
 	if mode == control.ModeGateway {
@@ -99,7 +100,7 @@ func serve(t *testing.T, mode string, flags map[string][]string) *running {
 	var parts errgroup.Group
 	parts.Go(func() error { return r.node.Run(ctx) })
 	parts.Go(func() error {
-		return gateway.Serve(ctx, r.cfg, mode, slog.New(slog.DiscardHandler), r.node, r.engine)
+		return gateway.Serve(ctx, r.cfg, mode, slog.New(slog.NewJSONHandler(r.logs, nil)), r.node, r.engine)
 	})
 	t.Cleanup(func() {
 		stop()

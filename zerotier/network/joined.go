@@ -11,6 +11,7 @@ import (
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
+	"ztgate/zerotier/ztnode"
 )
 
 // joined is one joined network.
@@ -336,7 +337,7 @@ func (n *joined) install(cfg *vl2.NetworkConfig, now time.Time) {
 	n.snap.Store(n.newStateLocked(cfg, StatusOK, now))
 	n.mu.Unlock()
 	if old.status != StatusOK {
-		n.l.log.Info("network is up", "network", n.id, "name", cfg.Name, "addresses", cfg.Addresses)
+		n.l.log.Info("network is up", "network", n.id, "name", ztnode.Text(cfg.Name), "addresses", cfg.Addresses)
 	}
 	n.l.changed(n)
 }

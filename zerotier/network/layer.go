@@ -6,7 +6,6 @@
 package network
 
 import (
-	"errors"
 	"log/slog"
 	"maps"
 	"slices"
@@ -111,11 +110,10 @@ func (s Status) String() string { return ztnode.Statuses()[s] }
 
 // Limits.
 const (
-	maxNetworks = 64
-	maxMembers  = 10000 // records per network
-	maxPending  = 1024  // members with credentials in several packets, per network
-	maxGreets   = 256   // members to be told our groups, per network
-	maxLimited  = 8192  // nodes per limiter
+	maxMembers = 10000 // records per network
+	maxPending = 1024  // members with credentials in several packets, per network
+	maxGreets  = 256   // members to be told our groups, per network
+	maxLimited = 8192  // nodes per limiter
 )
 
 // Times (chapter 03 §10 unless said otherwise).
@@ -245,9 +243,6 @@ func (l *Layer) afford(w *vl1.Worker, from *vl1.Peer, pieces int) (budget.Work, 
 
 func (l *Layer) net(id vl2.NetworkID) *joined { return (*l.nets.Load())[id] }
 
-// errTooMany says that no more networks can be joined.
-var errTooMany = errors.New("too many networks joined")
-
 // Join joins a network; joining twice does nothing. cached is a configuration
 // kept from before, or nil.
 func (l *Layer) Join(out vl1.Out, now time.Time, id vl2.NetworkID, cached *vl2.NetworkConfig) error {
@@ -257,8 +252,8 @@ func (l *Layer) Join(out vl1.Out, now time.Time, id vl2.NetworkID, cached *vl2.N
 	if old[id] != nil {
 		return nil
 	}
-	if len(old) >= maxNetworks {
-		return errTooMany
+	if len(old) >= ztnode.MaxNetworks {
+		return ztnode.ErrTooManyNetworks
 	}
 	n := &joined{l: l, id: id, mac: vl2.MACOf(id, l.self), members: make(map[identity.Address]*member)}
 	if cached != nil && cached.Member == l.self {

@@ -230,6 +230,7 @@ type Core struct {
 	revive    reviving
 	newcomers []*Peer
 	met       rate.Bucket // RENDEZVOUS followed
+	twin      twin
 	roots     map[identity.Address]*rootState
 	local     []netip.AddrPort // endpoints of the sockets as last looked at
 	lastLocal int64
@@ -300,6 +301,11 @@ func New(cfg Config) (*Core, error) {
 		credit:    newCredit(),
 		repeat:    newRepeats(),
 	}
+	session, err := cfg.Identity.Agree(cfg.Identity)
+	if err != nil {
+		return nil, fmt.Errorf("vl1: %w", err)
+	}
+	c.twin = twin{keys: packet.NewKeys(session), instance: rand.Int64()}
 	if len(cfg.Physical) > maxPhysical {
 		return nil, fmt.Errorf("vl1: %d physical networks configured, %d are possible", len(cfg.Physical), maxPhysical)
 	}

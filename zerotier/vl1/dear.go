@@ -9,7 +9,7 @@ import (
 // must not keep a controller's answers from us.
 const askedLifetime = trustLifetime
 
-// sender says for whom dear work is done.
+// senderOf says for whom dear work is done.
 func (c *Core) senderOf(p *Peer, t int64) budget.Sender {
 	asked := p.lastAsked.Load()
 	return budget.Sender{Address: p.addr, Member: p.trusted(t) || asked != 0 && since(t, asked) < askedLifetime || c.IsUpstream(p.addr)}

@@ -627,3 +627,22 @@ func TestReviveFromCache(t *testing.T) {
 		})
 	}
 }
+
+// What takes the way through a root is counted apart from what goes directly.
+func TestRelayedBytes(t *testing.T) {
+	n := newInternet(t, 1, nats{mapping(simnet.Symmetric), mapping(simnet.Symmetric)})
+	n.online(t)
+	n.traffic(20 * time.Second)
+	for direction, relayed := range n.a.core.Stats().RelayBytes {
+		if relayed == 0 {
+			t.Errorf("nothing relayed in direction %d", direction)
+		}
+	}
+	n = newInternet(t, 1, nats{})
+	n.connect(t, 10*time.Second)
+	before := n.a.core.Stats()
+	n.traffic(20 * time.Second)
+	if n.a.core.Stats().RelayBytes != before.RelayBytes {
+		t.Error("direct traffic counts as relayed")
+	}
+}

@@ -33,6 +33,7 @@ const (
 	sizeRaise     = 10 * time.Second       // until larger sizes are tried again; four times as long each time
 	sizeRaiseMost = 10 * time.Minute
 	sizeWarnEvery = 10 * time.Minute
+	sizePaths     = 4 // of a peer asked about at once: what it answers is limited
 	sizeTick      = 100 * time.Millisecond
 )
 
@@ -221,7 +222,7 @@ func (d *datagramSize) answeredLocked(n int) (hole bool) {
 
 // sizePathsLocked asks what the paths of a peer carry, as far as that matters.
 func (c *Core) sizePathsLocked(w *Worker, p *Peer) {
-	if !p.answersEcho() {
+	if !p.knowsEcho() {
 		if p.ProtocolVersion() != 0 {
 			for _, pa := range p.paths {
 				pa.size.now.Store(int32(pa.size.most))
@@ -231,6 +232,12 @@ func (c *Core) sizePathsLocked(w *Worker, p *Peer) {
 	}
 	r := p.route.Load()
 	data := p.lastData.Load()
+	asking := 0
+	for _, pa := range p.paths {
+		if pa.size.probe != 0 {
+			asking++
+		}
+	}
 	for _, pa := range p.paths {
 		d := &pa.size
 		large := d.large.Load()
@@ -238,6 +245,12 @@ func (c *Core) sizePathsLocked(w *Worker, p *Peer) {
 			r != nil && r.path == pa && data != 0 && since(w.t, data) < sizeUsed
 		if pa.silent(w.t) || pa.doubtedLocked(w.t) || !d.begun && !used && !p.trusted(w.t) || d.probe == 0 && since(w.t, pa.probed) < sizeGap {
 			continue
+		}
+		if d.probe == 0 {
+			if asking == sizePaths {
+				continue
+			}
+			asking++
 		}
 		var again time.Duration
 		switch {

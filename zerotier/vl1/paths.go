@@ -102,7 +102,7 @@ func (c *Core) probeNewLocked(w *Worker, p *Peer, src Source, verb packet.Verb) 
 	if !p.confirms.Take(w.t, 2*time.Second, 5) {
 		return
 	}
-	echo := p.answersEcho() || verb == packet.VerbEcho
+	echo := p.knowsEcho() || verb == packet.VerbEcho
 	size := packet.HeaderLen
 	if !echo {
 		size = c.helloSizeLocked()
@@ -206,7 +206,7 @@ func (c *Core) receiveRendezvous(w *Worker, from *Peer, p packet.Packet, src Sou
 			c.punchLocked(w, peer, src.Socket, v.at)
 		}
 		c.mu.Unlock()
-	} else if !v.peer.Reserved() {
+	} else if !v.peer.Reserved() && v.peer != c.self {
 		c.mu.Lock()
 		c.hints.add(v.peer, hint{src.Socket, v.at, w.t})
 		c.mu.Unlock()

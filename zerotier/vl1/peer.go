@@ -37,6 +37,7 @@ type Peer struct {
 	lastWhois     int64
 	echoes        rate.Bucket // answered
 	lastRedirect  int64
+	selves        rate.Bucket // relayed, to itself
 	lastTry       int64
 	owed          *owedWorlds
 	owedEcho      owedEcho
@@ -132,11 +133,6 @@ func (p *Peer) Identity() *identity.Identity { return p.id }
 
 // ProtocolVersion returns what the peer announced, 0 if nothing yet.
 func (p *Peer) ProtocolVersion() int { return int(p.version.Load() >> 32 & 0xff) }
-
-// answersEcho reports whether the peer is known to answer ECHO (chapter 02 §2.6).
-func (p *Peer) answersEcho() bool {
-	return p.ProtocolVersion() >= 5 && p.version.Load()>>8&0xffffff != 0x010100
-}
 
 func packVersion(v version) uint64 {
 	return uint64(v.protocol)<<32 | uint64(v.major)<<24 | uint64(v.minor)<<16 | uint64(v.revision)

@@ -17,7 +17,7 @@ func (c *Core) Receive(w *Worker, sock SocketID, from netip.AddrPort, datagram [
 	case packet.KindPacket:
 		p := packet.Packet(datagram)
 		if p.Source() == c.self {
-			w.stats.rejects[RejectOwnAddress].Add(1)
+			c.receiveSelf(w, src, p)
 			return
 		}
 		if p.Destination() != c.self {
@@ -94,11 +94,11 @@ func (c *Core) receivePacket(w *Worker, src Source, p packet.Packet) {
 		return
 	}
 	w.stats.opened[suite].Add(uint64(len(p)))
-	w.stats.carried(src.Hops > 0, rx, len(p))
 	if suite != packet.SuiteTrusted && c.repeat.seen(p.ID()) {
 		w.stats.rejects[RejectReplay].Add(1)
 		return
 	}
+	w.stats.carried(src.Hops > 0, rx, len(p))
 	c.deposit(w, peer, src)
 	if p, ok := c.inflate(w, peer, p); ok {
 		c.dispatch(w, peer, p, src)
@@ -258,8 +258,9 @@ func (c *Core) receiveError(w *Worker, from *Peer, p packet.Packet, src Source) 
 	}
 	if code == packet.ErrorIdentityCollision {
 		if c.IsUpstream(from.addr) {
-			c.log.Error("another node uses the address of our identity; this node is not reachable until one of them gets a new identity",
-				"address", c.self, "root", from.addr)
+			c.mu.Lock()
+			c.seeTwinLocked(w.t, Duplicate{Collision: true})
+			c.mu.Unlock()
 		}
 		c.heard(w, from, src, packet.VerbError, false, false)
 		return

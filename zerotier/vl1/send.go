@@ -159,11 +159,16 @@ func (c *Core) SendError(w *Worker, to *Peer, src Source, inRe packet.Verb, id p
 	c.reply(w, to, src, packet.VerbError, append(b, payload...), false, to.suite())
 }
 
+// knowsEcho reports whether a peer answers ECHO.
+func (p *Peer) knowsEcho() bool {
+	return p.ProtocolVersion() >= 5 && p.version.Load()>>8&0xffffff != 0x010100
+}
+
 const probePayload = replyLen + packet.HeaderLen
 
 // probeSizeLocked is at least the size of a probe.
 func (c *Core) probeSizeLocked(p *Peer) int {
-	if p.answersEcho() {
+	if p.knowsEcho() {
 		return packet.HeaderLen + probePayload
 	}
 	return c.helloSizeLocked()
@@ -173,7 +178,7 @@ func (c *Core) probeSizeLocked(p *Peer) int {
 // as its answer and another ECHO: who hears it from an unproven endpoint need not
 // send more than came.
 func (c *Core) probeLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort) {
-	if p.answersEcho() {
+	if p.knowsEcho() {
 		c.echoLocked(w, p, sock, ep, probePayload)
 	} else {
 		c.sendHelloLocked(w, p, sock, ep)

@@ -197,6 +197,7 @@ type PeerInfo struct {
 	Latency         time.Duration // of the preferred path, < 0 = unknown
 	Relayed         bool
 	LastReceive     time.Time
+	LastRelayed     time.Time // received through a root
 	Paths           []PathInfo
 }
 
@@ -224,7 +225,7 @@ func (c *Core) peerInfoLocked(p *Peer) PeerInfo {
 	info := PeerInfo{
 		Address: p.addr, Role: c.role(p.addr), ProtocolVersion: p.ProtocolVersion(),
 		Version: [3]int{int(v >> 24 & 0xff), int(v >> 16 & 0xff), int(v & 0xffff)},
-		Suite:   p.suite(), Latency: -1, LastReceive: c.timeOf(p.lastReceive.Load()),
+		Suite:   p.suite(), Latency: -1, LastReceive: c.timeOf(p.lastReceive.Load()), LastRelayed: c.timeOf(p.lastRelayed.Load()),
 	}
 	r := p.route.Load()
 	info.Relayed = r == nil || r.relay

@@ -262,6 +262,9 @@ func (m *Membership) OwnsIP(own *NetworkConfig, a netip.Addr) bool {
 	return m.Owns(own, ipThing(a)) || impliedOwner(own, a)
 }
 
+// Certified is Owns for an IP address.
+func (m *Membership) Certified(own *NetworkConfig, a netip.Addr) bool { return m.Owns(own, ipThing(a)) }
+
 func impliedOwner(own *NetworkConfig, a netip.Addr) bool {
 	if own.Flags&FlagNDPEmulation == 0 || !a.Is6() {
 		return false

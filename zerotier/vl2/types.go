@@ -104,6 +104,16 @@ func SixPlane(n NetworkID, a identity.Address) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16(b), 40)
 }
 
+// MadeOf reports an address that contains a member's own: its [RFC4193] address, or one
+// of the /80 of its [SixPlane] address.
+func MadeOf(n NetworkID, member identity.Address, a netip.Addr) bool {
+	if a == RFC4193(n, member).Addr() {
+		return true
+	}
+	six, b := SixPlane(n, member).Addr().As16(), a.As16()
+	return a.Is6() && [10]byte(six[:10]) == [10]byte(b[:10])
+}
+
 // LinkLocal returns the link-local address that belongs to a MAC.
 func LinkLocal(m MAC) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] & 0xfd, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})

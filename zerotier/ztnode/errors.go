@@ -1,6 +1,12 @@
 package ztnode
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
+
+// MaxNetworks is how many networks a node can be in.
+const MaxNetworks = 64
 
 // Errors of a node that name a cause an operator can remedy.
 var (
@@ -11,4 +17,5 @@ var (
 	ErrIdentityInvalid     = errors.New("identity invalid")
 	ErrPlanetInvalid       = errors.New("planet file invalid")
 	ErrPortInUse           = errors.New("port is in use")
+	ErrTooManyNetworks     = fmt.Errorf("%d networks are joined, and more are not possible: leave one first", MaxNetworks)
 )

@@ -63,6 +63,15 @@ type Info struct {
 	// seconds, below zero for back. Zero if it never was.
 	ClockSet   time.Time `json:"clockSet,omitzero"`
 	ClockSetBy float64   `json:"clockSetBy,omitempty"`
+
+	Duplicate *Duplicate `json:"duplicate,omitempty"` // seen since the start; nil = none
+}
+
+// Duplicate is another node in our place: one of the two is not reached.
+type Duplicate struct {
+	At        time.Time      `json:"at"`                  // when it was seen last
+	Endpoint  netip.AddrPort `json:"endpoint,omitzero"`   // where, if that is known
+	Collision bool           `json:"collision,omitempty"` // it has our address with another identity, else our identity
 }
 
 // PortMapping is a UDP port that a router in front of this host maps to it.
@@ -112,6 +121,7 @@ type Peer struct {
 	Link        string    `json:"link"`   // DIRECT or RELAY; nodes leave it empty
 	Cipher      int       `json:"cipher"` // cipher suite of what we send
 	LastReceive time.Time `json:"lastReceive,omitzero"`
+	LastRelayed time.Time `json:"lastRelayed,omitzero"` // received through a root
 	Paths       []Path    `json:"paths"`
 }
 

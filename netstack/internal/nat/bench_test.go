@@ -37,7 +37,7 @@ func BenchmarkSweep(b *testing.B) {
 			var v ipkt.View
 			var k Key
 			ipkt.Parse(template, &v)
-			v.SPort, v.DPort = uint16(1024+i%50000), uint16(1+i/50000)
+			v.SPort, v.DPort = uint16(1024+i%40000), uint16(1+i/40000)
 			p.tab.KeyOf(VPC, &v, &k)
 			if _, _, why := p.tab.Open(p.now, &k, &v, &NewFlow{To: Overlay, Source: Masquerade, Address: ipkt.Bytes(external)}); why != Accepted {
 				b.Fatalf("flow %d refused: %d", i, why)

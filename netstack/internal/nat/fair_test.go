@@ -91,7 +91,7 @@ func TestGreedy(t *testing.T) {
 	const first = 64500
 	for setting, set := range settings {
 		for from, src := range sources {
-			if setting != "plain" && (testing.Short() || from == "a /24") {
+			if setting != "plain" && (testing.Short() || from != "the VPC") {
 				continue
 			}
 			for _, g := range greedy(src, "10.0.0.10") {

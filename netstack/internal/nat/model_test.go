@@ -384,3 +384,50 @@ func FuzzModel(f *testing.F) {
 		}
 	})
 }
+
+// TestScarceModel runs random histories in a small table, against a list of what was
+// answered: that never makes room, and who has little is refused only when nothing else is
+// left.
+func TestScarceModel(t *testing.T) {
+	n := 200
+	if testing.Short() {
+		n = 20
+	}
+	for seed := range uint64(n) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		set := Settings{MaxFlows: 20 + rng.IntN(200), MaxHalfOpen: []int{0, 0, 5}[rng.IntN(3)], Seed: [32]byte{byte(seed)},
+			PortSharing: PortSharing(rng.IntN(2)), FilterUDP: Filtering(rng.IntN(2))}
+		if rng.IntN(3) == 0 {
+			set.MaxFlowsPerClient = 10 + rng.IntN(set.MaxFlows)
+		}
+		p := newPlayer(t, set)
+		type flow struct{ client, server, outside string }
+		firm, of := map[flow]bool{}, map[string]int{}
+		for range 600 {
+			host := fmt.Sprintf("172.31.%d.%d", rng.IntN(3), 1+rng.IntN(4))
+			client := fmt.Sprintf("%s:%d", host, []int{500, 4000}[rng.IntN(2)]+rng.IntN(60))
+			server := modelServers[rng.IntN(len(modelServers))]
+			got, why := p.send(VPC, pkttest.UDP(client, server, "x"))
+			if got == "" {
+				most := p.tab.set.MaxFlowsPerClient
+				if !(why == ClientFull && of[host] >= most || why == TableFull && len(firm) >= set.MaxFlows-set.MaxFlows/keptPart) {
+					t.Fatalf("seed %d: %s is refused with %q beside %d answered flows of %d, %d its own", seed, client, RefusalNames[why], len(firm), set.MaxFlows, of[host])
+				}
+				continue
+			}
+			f := flow{client, server, got[len("udp ") : len(got)-len(" > "+server)]}
+			if rng.IntN(3) == 0 && !firm[f] {
+				p.mustPass("answer", Overlay, pkttest.UDP(server, f.outside, "y"))
+				firm[f] = true
+				of[host]++
+			}
+		}
+		for f := range firm {
+			p.want("answered flow", Overlay, pkttest.UDP(f.server, f.outside, "y"), "udp "+f.server+" > "+f.client)
+		}
+		p.check()
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package nat
 
 import (
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"ztgate/netstack/internal/ipkt"
@@ -30,6 +31,17 @@ const (
 const refusedFor = time.Second
 
 var stateNames = [numStates]string{"", "new", "opening", "established", "closing", "closed", "reset", "closed", "dead"}
+
+// States lists the names of the states of flows.
+func States() []string {
+	var out []string
+	for _, s := range stateNames[stateNew:stateDead] {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
 
 // finBit of a direction is beside the state.
 func finBit(dir int) uint32 { return 0x100 << dir }

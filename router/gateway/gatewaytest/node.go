@@ -60,6 +60,9 @@ func (n *Node) Start(cfg gateway.NodeConfig) (gateway.Node, error) {
 // SetOnline changes the state of the node.
 func (n *Node) SetOnline(v bool) { n.change(func() { n.info.Online = v }) }
 
+// SetInfo changes what the node says of itself.
+func (n *Node) SetInfo(edit func(*ztnode.Info)) { n.change(func() { edit(&n.info) }) }
+
 // SetNetwork adds or changes a network.
 func (n *Node) SetNetwork(nw ztnode.Network) { n.change(func() { n.networks[nw.ID] = nw }) }
 
@@ -177,12 +180,17 @@ func (n *Node) Networks() []ztnode.Network {
 
 // Join implements [gateway.Node].
 func (n *Node) Join(id ztnode.NetworkID) error {
+	var err error
 	n.change(func() {
 		if _, ok := n.networks[id]; !ok {
+			if len(n.networks) >= ztnode.MaxNetworks {
+				err = ztnode.ErrTooManyNetworks
+				return
+			}
 			n.networks[id] = ztnode.Network{ID: id, Status: ztnode.StatusRequesting, Type: "PRIVATE", MTU: 2800}
 		}
 	})
-	return nil
+	return err
 }
 
 // Leave implements [gateway.Node].

@@ -20,12 +20,17 @@ import (
 // dialPlane connects to a listener of the test instead of an overlay.
 type dialPlane struct {
 	to      string
+	silent  atomic.Bool // the host never answers who connects
 	verdict atomic.Value
 	dialled atomic.Value // the last netip.AddrPort
 }
 
 func (p *dialPlane) DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
 	p.dialled.Store(dst)
+	if p.silent.Load() {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	if p.to == "" {
 		return nil, errors.New("no route")
 	}
@@ -67,7 +72,7 @@ func TestRelays(t *testing.T) {
 	plane := &dialPlane{to: host.Addr().String()}
 	plane.verdict.Store("forward")
 	ctx, stop := context.WithCancel(context.Background())
-	r := New(plane, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	r := New(plane, Limits{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
 	free, err := net.Listen("tcp", "127.0.0.1:0")
@@ -153,7 +158,7 @@ func TestRelaysUDP(t *testing.T) {
 	plane.verdict.Store("forward")
 	ctx, stop := context.WithCancel(context.Background())
 	reg := prometheus.NewRegistry()
-	r := New(plane, reg, slog.New(slog.DiscardHandler))
+	r := New(plane, Limits{}, reg, slog.New(slog.DiscardHandler))
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
 	free, err := net.ListenUDP("udp4", nil)
@@ -214,7 +219,7 @@ func TestRelaysUDP(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if len(r.conns) != 0 {
-		t.Errorf("%d sessions are left", len(r.conns))
+	if len(r.udp.open) != 0 {
+		t.Errorf("%d sessions are left", len(r.udp.open))
 	}
 }

@@ -3,6 +3,7 @@
 package hostproxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,15 +25,45 @@ import (
 // by the forwarding plane's own host.
 type Proxy struct {
 	plane   Plane
+	limits  Limits
 	log     *slog.Logger
 	results *prometheus.CounterVec
+	start   time.Time
+	streams *buffers
+	packets *buffers
 
-	mu     sync.Mutex // guards what follows
-	open   map[endpoint]*listener
-	conns  map[io.Closer]struct{} // of clients
-	closed bool
-	wg     sync.WaitGroup
+	mu       sync.Mutex // guards what follows
+	open     map[endpoint]*listener
+	tcp, udp *shares
+	dials    *shares // of tcp, those that the host hasn't answered yet
+	refused  blame
+	warned   time.Time // when a failure to accept was logged last
+	closed   bool
+	wg       sync.WaitGroup
 }
+
+// Limits bound what clients may use. The zero value means the defaults.
+type Limits struct {
+	Connections int           // TCP in all, 0 = [MaxConnections]
+	PerClient   int           // connections, and sessions, of one client; 0 = a fair share
+	Idle        time.Duration // of a TCP connection, 0 = [DefaultIdle]
+	IdleUDP     time.Duration // of a UDP session, 0 = [DefaultIdleUDP]
+}
+
+const (
+	// MaxConnections is how many TCP connections there may be, and how many UDP
+	// sessions: they share the ports that the plane's own host has for itself.
+	MaxConnections = 2048
+	DefaultIdle    = 120 * time.Hour
+	DefaultIdleUDP = 5 * time.Minute // RFC 4787 REQ-5
+	// unanswered is how long a UDP session lasts that only its client has used
+	// (RFC 4787 REQ-5).
+	unanswered = 2 * time.Minute
+	// dialShare of the connections may wait for their hosts.
+	dialShare = 4
+	// expireEvery is how often idle ones are looked for.
+	expireEvery = 10 * time.Second
+)
 
 // endpoint is where a forward listens.
 type endpoint struct {
@@ -59,27 +90,58 @@ const (
 	relayOK          = "ok"
 	relayRefused     = "refused"
 	relayUnreachable = "unreachable"
-	relayLimit       = "limit"
+	relayLimit       = "limit"   // too many of the client, or in all
+	relayEvicted     = "evicted" // gave way to another one
+	relayIdle        = "idle"
 )
 
+var relayResults = []string{relayOK, relayRefused, relayUnreachable, relayLimit, relayEvicted, relayIdle}
+
 const (
-	maxRelayed   = 4096 // TCP connections and UDP sessions together
 	relayConnect = 10 * time.Second
-	relayBuffer  = 64 << 10
+	// acceptPause is how long nothing is accepted after a failure to accept, which is
+	// logged once in warnEvery.
+	acceptPause = 100 * time.Millisecond
+	warnEvery   = time.Minute
 )
 
 // New makes a proxy without forwards.
-func New(plane Plane, reg prometheus.Registerer, log *slog.Logger) *Proxy {
-	r := &Proxy{plane: plane, log: log, open: map[endpoint]*listener{}, conns: map[io.Closer]struct{}{},
+func New(plane Plane, limits Limits, reg prometheus.Registerer, log *slog.Logger) *Proxy {
+	limits.Connections = cmp.Or(limits.Connections, MaxConnections)
+	limits.Idle = cmp.Or(limits.Idle, DefaultIdle)
+	limits.IdleUDP = cmp.Or(limits.IdleUDP, DefaultIdleUDP)
+	each := func(all int) int {
+		if limits.PerClient > 0 {
+			return min(all, limits.PerClient)
+		}
+		return fairShare(all)
+	}
+	dials := limits.Connections / dialShare
+	r := &Proxy{plane: plane, limits: limits, log: log, start: time.Now(), streams: newBuffers(streamBuffer), packets: newBuffers(maxDatagram),
+		open: map[endpoint]*listener{}, refused: blame{},
+		tcp: newShares(limits.Connections, each(limits.Connections)), udp: newShares(MaxConnections, each(MaxConnections)),
+		dials: newShares(dials, min(each(limits.Connections), fairShare(dials))),
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ztgate_relayed_connections_total",
 			Help: "TCP connections and UDP sessions of forwards on the host's own addresses, by what became of them."}, []string{"protocol", "result"})}
-	for _, result := range []string{relayOK, relayRefused, relayUnreachable, relayLimit} {
+	for _, result := range relayResults {
 		for _, proto := range []string{"tcp", "udp"} {
 			r.results.WithLabelValues(proto, result)
 		}
 	}
 	reg.MustRegister(r.results)
 	return r
+}
+
+func (r *Proxy) count(proto, result string) { r.results.WithLabelValues(proto, result).Inc() }
+
+// now is the time since the start.
+func (r *Proxy) now() time.Duration { return time.Since(r.start) }
+
+// Refused lists the clients that were refused for the limits, most often first.
+func (r *Proxy) Refused() []Refused {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.refused.list()
 }
 
 // Set serves these forwards from now on: it opens what is new and closes what is
@@ -141,11 +203,38 @@ func listen(f config.Forward) (io.Closer, error) {
 	return net.Listen("tcp"+family, f.Listen.String())
 }
 
-// Run waits for the end of ctx and then ends all.
+// Run ends what is idle, and all when ctx ends.
 func (r *Proxy) Run(ctx context.Context) error {
-	<-ctx.Done()
-	r.Close()
-	return nil
+	t := time.NewTicker(expireEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			r.Close()
+			return nil
+		case <-t.C:
+			r.expire(r.now())
+		}
+	}
+}
+
+// expire ends what is idle.
+func (r *Proxy) expire(now time.Duration) {
+	r.mu.Lock()
+	tcp := r.tcp.expired(now, r.limits.Idle, r.limits.Idle)
+	udp := r.udp.expired(now, r.limits.IdleUDP, min(unanswered, r.limits.IdleUDP))
+	for _, e := range tcp {
+		r.forget(e)
+	}
+	r.mu.Unlock()
+	for _, e := range tcp {
+		r.count("tcp", relayIdle)
+		e.end()
+	}
+	for _, e := range udp {
+		r.count("udp", relayOK) // nothing else ends a session
+		e.end()
+	}
 }
 
 // Close ends all and waits for it; calling it again does nothing.
@@ -155,51 +244,119 @@ func (r *Proxy) Close() {
 	for _, l := range r.open {
 		_ = l.Close()
 	}
-	for c := range r.conns {
-		_ = c.Close()
+	var all []*entry
+	for _, s := range []*shares{r.tcp, r.udp} {
+		for e := range s.open {
+			all = append(all, e)
+		}
 	}
 	r.mu.Unlock()
+	for _, e := range all {
+		e.end()
+	}
 	r.wg.Wait()
 }
 
 func (r *Proxy) serve(l *listener, accept net.Listener) {
 	for {
-		c, err := accept.Accept()
+		client, err := accept.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil { // out of descriptors, for example
-			r.log.Warn("accept for a forward", "forward", l.forward.Load().String(), "error", err)
-			time.Sleep(100 * time.Millisecond)
+		if err != nil {
+			r.acceptFailed(l, err)
 			continue
 		}
-		if !r.add(c) {
-			r.results.WithLabelValues("tcp", relayLimit).Inc()
-			_ = c.Close()
+		c := r.admitTCP(client)
+		if c == nil {
+			r.count("tcp", relayLimit)
+			abort(client)
 			continue
 		}
 		r.wg.Go(func() {
-			r.results.WithLabelValues("tcp", r.carry(*l.forward.Load(), c)).Inc()
-			r.remove(c)
+			result := c.carry(*l.forward.Load())
+			c.cancel()
+			if r.leave(&c.entry) { // else it was counted
+				r.count("tcp", result)
+			}
 		})
 	}
 }
 
-func (r *Proxy) add(c io.Closer) bool {
+// acceptFailed logs a failure, as for want of descriptors, and waits a little.
+func (r *Proxy) acceptFailed(l *listener, err error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed || len(r.conns) >= maxRelayed {
-		return false
+	now := time.Now()
+	warn := now.Sub(r.warned) >= warnEvery
+	if warn {
+		r.warned = now
 	}
-	r.conns[c] = struct{}{}
-	return true
+	r.mu.Unlock()
+	if warn {
+		r.log.Warn("accept for a forward", "forward", l.forward.Load().String(), "error", err)
+	}
+	time.Sleep(acceptPause)
 }
 
-func (r *Proxy) remove(c io.Closer) {
-	_ = c.Close()
+// admitTCP gives a connection its places, nil if there is none for it.
+func (r *Proxy) admitTCP(client net.Conn) *conn {
+	from, err := netip.ParseAddrPort(client.RemoteAddr().String())
+	if err != nil {
+		return nil
+	}
+	c := &conn{r: r, client: client, from: netip.AddrPortFrom(from.Addr().Unmap(), from.Port())}
+	c.entry.client, c.end = clientOf(from.Addr()), c.abort
+	c.ctx, c.cancel = context.WithTimeout(context.Background(), relayConnect)
+	if !r.admit(&c.entry, "tcp", r.dials, r.tcp) {
+		c.cancel()
+		return nil
+	}
+	return c
+}
+
+// admit gives an entry a place in each of some shares, or in none.
+func (r *Proxy) admit(e *entry, proto string, in ...*shares) bool {
+	now := r.now()
+	e.touch(now)
+	var gone []*entry
 	r.mu.Lock()
-	delete(r.conns, c)
+	ok := !r.closed
+	for i := 0; ok && i < len(in); i++ {
+		var g *entry
+		if g, ok = in[i].admit(e, now); g != nil {
+			gone = append(gone, g)
+		}
+		if !ok {
+			r.refused.add(e.client)
+			for _, s := range in[:i] {
+				s.remove(e)
+			}
+		}
+	}
+	for _, g := range gone {
+		r.forget(g)
+	}
 	r.mu.Unlock()
+	for _, g := range gone {
+		r.count(proto, relayEvicted)
+		g.end()
+	}
+	return ok
+}
+
+// forget takes all places of an entry, with mu held. It reports whether it had one.
+func (r *Proxy) forget(e *entry) (had bool) {
+	for _, s := range []*shares{r.tcp, r.udp, r.dials} {
+		had = s.remove(e) || had
+	}
+	return had
+}
+
+// leave gives the places of an entry back, false if they were taken from it.
+func (r *Proxy) leave(e *entry) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.forget(e)
 }
 
 // allows asks policy and vpc.sources.
@@ -207,39 +364,124 @@ func (r *Proxy) allows(f config.Forward, from netip.AddrPort) bool {
 	return r.plane.Explain(control.Question{Protocol: f.Proto, Source: from, Destination: f.To}).Verdict == "forward"
 }
 
-// carry connects a client with the forward's host until both are done.
-func (r *Proxy) carry(f config.Forward, client net.Conn) string {
-	from, err := netip.ParseAddrPort(client.RemoteAddr().String())
-	if err != nil {
+// conn is a client's connection, and the one to the forward's host.
+type conn struct {
+	entry
+	r      *Proxy
+	from   netip.AddrPort
+	client net.Conn
+	ctx    context.Context // of the connecting
+	cancel context.CancelFunc
+
+	mu       sync.Mutex // guards what follows
+	host     net.Conn   // nil = not connected yet
+	aborted  bool
+	ended    bool // the host's end was read
+	watching bool // the client's end was read
+}
+
+// carry connects the client with the forward's host until both are done. However it
+// ends, both sides see the same end: what isn't the other side's clean one is a
+// reset.
+func (c *conn) carry(f config.Forward) string {
+	if !c.r.allows(f, c.from) {
+		c.abort()
 		return relayRefused
 	}
-	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-	if !r.allows(f, from) {
-		return relayRefused
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), relayConnect)
-	host, err := r.plane.DialTCP(ctx, f.To)
-	cancel()
+	host, err := c.r.plane.DialTCP(c.ctx, f.To)
 	if err != nil {
+		c.abort()
 		return relayUnreachable
 	}
-	defer host.Close()
-	var wg sync.WaitGroup
-	wg.Go(func() { pipe(host, client) })
-	wg.Go(func() { pipe(client, host) })
-	wg.Wait()
+	c.r.connected(&c.entry)
+	c.mu.Lock()
+	c.host = host
+	aborted := c.aborted
+	c.mu.Unlock()
+	if aborted {
+		abort(host)
+		return relayOK
+	}
+	var requests sync.WaitGroup
+	requests.Go(func() {
+		err := c.pipe(host, c.client)
+		if err == nil && c.watch() {
+			err = awaitReset(c.client)
+		}
+		if err != nil {
+			c.abort()
+		}
+	})
+	if err := c.pipe(c.client, host); err != nil {
+		c.abort()
+	}
+	c.answersEnded()
+	requests.Wait()
+	_ = c.client.Close()
+	_ = host.Close()
 	return relayOK
 }
 
-// pipe copies until src ends, and passes the end on. After an error both sides
-// are of no use any more.
-func pipe(dst, src net.Conn) {
-	if _, err := io.CopyBuffer(dst, struct{ io.Reader }{src}, make([]byte, relayBuffer)); err != nil {
-		_ = dst.Close()
-		_ = src.Close()
+// connected frees the place of an entry among the dials.
+func (r *Proxy) connected(e *entry) {
+	e.answered.Store(true)
+	e.touch(r.now())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dials.remove(e)
+}
+
+// watch says whether there is anything left to wait for once the client's end was
+// read.
+func (c *conn) watch() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.watching = !c.ended
+	return c.watching
+}
+
+func (c *conn) answersEnded() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+	if c.watching {
+		_ = c.client.SetReadDeadline(past)
+	}
+}
+
+// abort resets both sides.
+func (c *conn) abort() {
+	c.mu.Lock()
+	host, first := c.host, !c.aborted
+	c.aborted = true
+	c.mu.Unlock()
+	if !first {
 		return
 	}
-	if c, ok := dst.(interface{ CloseWrite() error }); ok {
-		_ = c.CloseWrite()
+	c.cancel()
+	abort(c.client)
+	if host != nil {
+		abort(host)
 	}
+}
+
+// pipe copies until src ends, and passes the end on.
+func (c *conn) pipe(dst, src net.Conn) error {
+	s := newSource(src, c.r.streams)
+	write := func(b []byte) error {
+		c.touch(c.r.now())
+		_, err := dst.Write(b)
+		return err
+	}
+	for {
+		if err := s.next(write); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return err
+		}
+	}
+	if d, ok := dst.(interface{ CloseWrite() error }); ok {
+		return d.CloseWrite()
+	}
+	return nil
 }

@@ -7,19 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"ztgate/router/config"
-)
-
-const (
-	// relayIdle ends a UDP session without datagrams (RFC 4787 REQ-5).
-	relayIdle = 5 * time.Minute
-	// maxRelayedUDP sessions share the ports that the host stack has for itself.
-	maxRelayedUDP = 2048
-	maxDatagram   = 65535
 )
 
 // listenUDP opens the socket of a UDP forward. It tells to which of the host's
@@ -55,8 +46,33 @@ type udpSessions struct {
 	c *net.UDPConn
 
 	mu   sync.Mutex
-	open map[udpClient]net.Conn // towards the host
+	open map[udpClient]*session
 	wg   sync.WaitGroup
+}
+
+// session is a client's, with its socket towards the host.
+type session struct {
+	entry
+	mu    sync.Mutex // guards what follows
+	host  net.Conn   // nil = not opened yet
+	ended bool
+}
+
+// open takes the socket over, unless the session has ended.
+func (x *session) open(host net.Conn) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.host = host
+	return !x.ended
+}
+
+func (x *session) close() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.ended = true
+	if x.host != nil {
+		_ = x.host.Close()
+	}
 }
 
 // udpClient is who sent a datagram, and to which address of ours.
@@ -68,7 +84,7 @@ type udpClient struct {
 // serveUDP carries datagrams until the socket is closed, and sessions of it until
 // they are idle or all is closed.
 func (r *Proxy) serveUDP(l *listener, c *net.UDPConn) {
-	s := &udpSessions{r: r, l: l, c: c, open: map[udpClient]net.Conn{}}
+	s := &udpSessions{r: r, l: l, c: c, open: map[udpClient]*session{}}
 	defer s.close()
 	b, oob := make([]byte, maxDatagram), make([]byte, 128)
 	for {
@@ -80,72 +96,78 @@ func (r *Proxy) serveUDP(l *listener, c *net.UDPConn) {
 			continue // an ICMP error about an earlier answer
 		}
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-		if host := s.session(udpClient{from, destinationOf(oob[:on])}); host != nil {
-			_ = host.SetReadDeadline(time.Now().Add(relayIdle))
-			_, _ = host.Write(b[:n]) // lost like on any link if it fails
+		if x := s.session(udpClient{from, destinationOf(oob[:on])}); x != nil {
+			x.touch(r.now())
+			_, _ = x.host.Write(b[:n]) // lost like on any link if it fails
 		}
 	}
 }
 
 // session returns the way of a client's datagrams, nil if there is none.
-func (s *udpSessions) session(k udpClient) net.Conn {
+func (s *udpSessions) session(k udpClient) *session {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if host := s.open[k]; host != nil {
-		return host
+	x := s.open[k]
+	s.mu.Unlock()
+	if x != nil {
+		return x
 	}
-	count := func(result string) { s.r.results.WithLabelValues("udp", result).Inc() }
 	f := *s.l.forward.Load()
 	if !s.r.allows(f, k.from) {
-		count(relayRefused)
+		s.r.count("udp", relayRefused)
 		return nil
 	}
-	if len(s.open) >= maxRelayedUDP {
-		count(relayLimit)
+	x = &session{}
+	x.client, x.end = clientOf(k.from.Addr()), x.close
+	if !s.r.admit(&x.entry, "udp", s.r.udp) {
+		s.r.count("udp", relayLimit)
 		return nil
 	}
 	host, err := s.r.plane.DialUDP(context.Background(), f.To)
 	if err != nil {
-		count(relayUnreachable)
+		s.r.leave(&x.entry)
+		s.r.count("udp", relayUnreachable)
 		return nil
 	}
-	if !s.r.add(host) {
+	if !x.open(host) {
 		_ = host.Close()
-		count(relayLimit)
 		return nil
 	}
-	s.open[k] = host
+	s.mu.Lock()
+	s.open[k] = x
+	s.mu.Unlock()
 	s.wg.Go(func() {
-		s.answer(k, host)
-		s.r.remove(host)
+		s.answer(k, x)
+		x.close()
 		s.mu.Lock()
 		delete(s.open, k)
 		s.mu.Unlock()
-		count(relayOK)
+		if s.r.leave(&x.entry) {
+			s.r.count("udp", relayOK)
+		}
 	})
-	return host
+	return x
 }
 
-// answer carries the host's datagrams to a client until the session is idle.
-func (s *udpSessions) answer(k udpClient, host net.Conn) {
-	_ = host.SetReadDeadline(time.Now().Add(relayIdle))
-	b, oob := make([]byte, maxDatagram), sourceControl(k.local)
-	for {
-		n, err := host.Read(b)
-		if err != nil {
-			return // idle, closed, or refused by the host
+// answer carries the host's datagrams to a client until the session is closed or the
+// host refuses.
+func (s *udpSessions) answer(k udpClient, x *session) {
+	oob := sourceControl(k.local)
+	send := func(b []byte) error {
+		x.answered.Store(true)
+		x.touch(s.r.now())
+		if _, _, err := s.c.WriteMsgUDPAddrPort(b, oob, k.from); errors.Is(err, net.ErrClosed) {
+			return err
 		}
-		_ = host.SetReadDeadline(time.Now().Add(relayIdle))
-		if _, _, err := s.c.WriteMsgUDPAddrPort(b[:n], oob, k.from); errors.Is(err, net.ErrClosed) {
-			return
-		}
+		return nil // lost like on any link
+	}
+	for from := newSource(x.host, s.r.packets); from.next(send) == nil; {
 	}
 }
 
 func (s *udpSessions) close() {
 	s.mu.Lock()
-	for _, host := range s.open {
-		_ = host.Close()
+	for _, x := range s.open {
+		x.end()
 	}
 	s.mu.Unlock()
 	s.wg.Wait()
