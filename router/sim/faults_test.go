@@ -121,7 +121,11 @@ var troubles = []fault{
 	{"a full disk and a crash", func(w *world) func() {
 		m := w.someMachine()
 		m.disk.full = true
-		w.net.After(seconds(w.rand, 1, 30), m.crash)
+		w.net.After(seconds(w.rand, 1, 30), func() {
+			if m.disk.full {
+				m.crash()
+			}
+		})
 		return func() {
 			m.disk.full = false
 			m.start()
