@@ -95,9 +95,6 @@ var inputs = map[string]string{
 	"wait --timeout 0":     `from 1ms to 168h0m0s`,
 	"wait --timeout 9999h": `from 1ms to 168h0m0s`,
 	// doctor
-	"doctor --from office":     `give an address`,
-	"doctor --from=":           `is empty`,
-	"doctor 10.0.0.10:0":       `port from 1 to 65535`,
 	"doctor http://10.0.0.10/": `give tcp://HOST:PORT`,
 	// identities and planets
 	"identity new --force":         `--force is for files`,
