@@ -17,7 +17,6 @@ var (
 	officeIP = netip.MustParseAddr(office)
 	clientIP = netip.MustParseAddr(client)
 	silentIP = netip.MustParseAddr(silent)
-	greedyIP = netip.MustParseAddr(greedy)
 	officeAt = netip.AddrPortFrom(officeIP, 80)
 	deafAt   = netip.AddrPortFrom(officeIP, 9) // the office drops what comes there
 )

@@ -271,6 +271,13 @@ func (w *world) rss() int {
 	return 0
 }
 
+// logSize returns the length of the gateway's log.
+func (w *world) logSize() int {
+	fi, err := os.Stat(w.GatewayProcess.Log)
+	w.must(err)
+	return int(fi.Size())
+}
+
 // pace calls f rate times a second, with 0, 1, 2 and so on, until ctx ends, and
 // returns how often. When this machine lets it wait for long it does less: queues of
 // the kernel have room for 500 packets, and a burst that fills them isn't what is
