@@ -112,13 +112,18 @@ func (d *memDisk) lose(r *rand.Rand) (bad []string) {
 	return bad
 }
 
-// tear cuts a file, as a disk does that lies about what it has synced.
+// tear cuts a file in the middle of a line, as a disk does that lies about what it has
+// synced.
 func (d *memDisk) tear(name string, r *rand.Rand) bool {
 	n := d.files[name]
 	if n == nil || len(n.data) == 0 {
 		return false
 	}
-	n.data = slices.Clone(n.data[:r.IntN(len(n.data))])
+	cut := 1 + r.IntN(len(n.data))
+	for cut > 1 && (n.data[cut-1] == '\n' || cut == len(n.data) || n.data[cut] == '\n') {
+		cut--
+	}
+	n.data = slices.Clone(n.data[:cut])
 	n.synced = n.data
 	d.good[name] = [][]byte{n.data}
 	return true

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"time"
 
@@ -225,7 +226,8 @@ func (w *world) reload(i int) {
 	}
 	w.event("reload %d", i)
 	w.gate.do(func() {
-		if err := w.gate.st.Reload(w.configs[i]); err != nil {
+		l, down := w.gate.kernel.byIndex(tunIndex)
+		if err := w.gate.st.Reload(w.configs[i]); err != nil && down == nil && l.Flags&net.FlagUp != 0 {
 			w.found("reload", "%v", err)
 		}
 		w.gate.cfg = w.configs[i]

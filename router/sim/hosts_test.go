@@ -169,8 +169,11 @@ func (x *conn) judge() {
 
 // receive takes a packet that comes to the client.
 func (c *client) receive(p *packet) {
-	if len(p.payload) > 0 && p.proto != unix.IPPROTO_ICMP && !bytes.Contains(p.payload, []byte(" "+c.addr.String()+":")) {
+	if bytes.HasPrefix(p.payload, []byte(clientMark+" ")) && p.proto != unix.IPPROTO_ICMP && !bytes.Contains(p.payload, []byte(" "+c.addr.String()+":")) {
 		c.w.found("cross", "%s gets what is meant for another: %q from %s", c.addr, p.payload, p.src)
+	}
+	if bytes.HasPrefix(p.payload, []byte(spoofMark+" ")) && p.src.Addr() == officeAddr && c.w.calm() {
+		c.w.found("spoof", "%s gets a packet of %s, which a member without that address sent", c.addr, p.src)
 	}
 	x := c.conns[p.dst.Port()]
 	if x == nil || p.proto != x.proto || x.proto != unix.IPPROTO_ICMP && p.src != x.to {

@@ -147,6 +147,11 @@ func (m *machine) crashed() {
 	power := m.w.rand.IntN(2) == 0
 	m.w.event("%s crashes (power %v)", m.name, power)
 	m.down(power)
+	if m == m.w.gate.machine { // whose ports were whose is saved every few seconds
+		for _, o := range m.w.offices {
+			clear(o.svc.heard)
+		}
+	}
 	m.disk.locked, m.disk.crashAt = false, 0
 	if !power {
 		return

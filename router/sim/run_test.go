@@ -58,7 +58,7 @@ func (w *world) traffic(busy *bool) {
 			netip.AddrPortFrom(behindAddr, 22), netip.AddrPortFrom(forwardAddr, outPort), netip.AddrPortFrom(gateAddr, inPort),
 		}[w.rand.IntN(5)]
 		proto := []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP}[w.rand.IntN(3)]
-		switch c := w.clients[w.rand.IntN(2)]; {
+		switch c := w.client(); {
 		case to.Addr() == forwardAddr:
 			c.connect(unix.IPPROTO_UDP, to, nil)
 		case to.Addr() == gateAddr: // not for the VPC

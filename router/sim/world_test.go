@@ -2,6 +2,7 @@ package sim
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"log/slog"
@@ -110,6 +111,13 @@ type finding struct {
 	at              time.Duration
 }
 
+// wellBehaved is how many clients make connections. Each has few flows at a time, less than
+// a full table keeps room for.
+const wellBehaved = 200
+
+// client returns some well-behaved client.
+func (w *world) client() *client { return w.clients[w.rand.IntN(wellBehaved)] }
+
 // recovery is within what time after the last fault everything works again.
 const recovery = 150 * time.Second
 
@@ -205,8 +213,9 @@ func newWorld(seed uint64, ids []*identity.Identity, configs []*config.Config) *
 		w.newOffice("office2", ids[4], "93.184.2.11:9993", w.netA, office2Addr.String()),
 	}
 	w.rogue = w.newOffice("rogue", ids[5], "93.184.2.66:9993", w.netA, rogueAddr.String())
-	w.newClient("172.31.0.10")
-	w.newClient("172.31.0.11")
+	for i := range wellBehaved {
+		w.newClient(netip.AddrFrom4([4]byte{172, 31, 1, byte(10 + i)}).String())
+	}
 	w.greedy = w.newClient("172.31.0.66")
 	w.server.addr, w.server.svc = serverAddr, &service{w: w, name: "server", heard: map[served]claim{}}
 	w.quietSince = w.net.Now
@@ -227,10 +236,11 @@ func (w *world) administrate() {
 		if w.ctl.node != nil {
 			w.ctl.do(func() {
 				err := w.changes[0](w.ctl.node.Controller())
-				if err != nil && !w.ctl.disk.full {
+				invalid := errors.Is(err, controller.ErrInvalid) // which a hostile administrator tries too
+				if err != nil && !w.ctl.disk.full && !invalid {
 					w.found("administer", "%v", err)
 				}
-				if done = err == nil; done {
+				if done = err == nil || invalid; done {
 					w.records = w.recorded()
 				}
 				w.ctl.port.Wake()
@@ -406,7 +416,7 @@ func (w *world) heard(server, mark string, p *packet) {
 // checkKernel checks where the kernel sends packets.
 func (w *world) checkKernel() {
 	k := w.gate.kernel
-	for _, s := range []string{"172.31.0.10", "172.31.0.20", "172.31.16.1", "172.31.16.9", "172.31.17.5", "93.184.1.1", "93.184.2.10", "169.254.169.254",
+	for _, s := range []string{"172.31.0.10", "172.31.1.10", "172.31.0.20", "172.31.16.1", "172.31.16.9", "172.31.17.5", "93.184.1.1", "93.184.2.10", "169.254.169.254",
 		"8.8.8.8", "22.1.1.1", "192.168.5.5", "10.50.0.1", "127.0.0.1", "224.0.0.1", "100.100.100.200"} {
 		if a := netip.MustParseAddr(s); k.way(a) == tunIndex {
 			w.found("kernel", "packets to %s come to the gateway", a)
@@ -467,7 +477,7 @@ func (w *world) observe() {
 // ping is the client that readiness is measured by.
 func (w *world) ping() {
 	at := w.net.Now
-	w.clients[1].connect(unix.IPPROTO_ICMP, netip.AddrPortFrom(officeAddr, 0), func(ok bool) {
+	w.client().connect(unix.IPPROTO_ICMP, netip.AddrPortFrom(officeAddr, 0), func(ok bool) {
 		w.pings = append(w.pings, pinged{at, ok})
 		w.pings = w.pings[max(0, len(w.pings)-20):]
 		w.gate.served = w.gate.served || ok && w.gate.st != nil

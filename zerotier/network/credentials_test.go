@@ -65,6 +65,31 @@ func TestRevocationCutsBothWaysAtOnce(t *testing.T) {
 	}
 }
 
+// A member that is started anew between its revocation and its next authorisation, and has
+// nothing to say by itself, is found again.
+func TestRevokedAndStartedAnew(t *testing.T) {
+	n, r, a, b, id := up(t)
+	talk(n, a, b, id)
+	r.ctl.revoke = []identity.Address{a.id.Address()}
+	n.Run(2 * time.Second)
+	at := a.port.Endpoints()[0]
+	n.Detach(a.port)
+	n.Run(time.Minute)
+	a = newHost(t, n, a.id, r.core.Planet(), nil, at)
+	r.ctl.authorized[a.id.Address()] = true
+	a.join(t, n, id)
+	if !n.RunUntil(10*time.Second, func() bool { return a.status(id) == network.StatusOK }) {
+		t.Fatal("not up again")
+	}
+	n.Run(5 * time.Second)
+	if !n.RunUntil(5*time.Second, func() bool {
+		b.write(n, id, vl2.MACOf(id, a.id.Address()), vl2.EtherTypeIPv4, frame)
+		return a.count(frame) > 0
+	}) {
+		t.Error("no frame of B arrives")
+	}
+}
+
 // A revocation reaches members that the controller could not tell.
 func TestRevocationPropagates(t *testing.T) {
 	n, r, a, b, id := up(t)

@@ -550,7 +550,15 @@ func (l *Layer) refused(w *vl1.Worker, n *joined, from identity.Address, code pa
 	switch code {
 	case packet.ErrorNeedMembershipCertificate:
 		s := n.snap.Load()
-		if m := n.member(from); m != nil && s.open && s.cfg.COM != nil {
+		switch m := n.member(from); {
+		case !s.open || s.cfg.COM == nil:
+		case m == nil:
+			// We may have been started anew, and it knows us from before. It sends nothing
+			// until it sees a valid certificate. No record is made for whoever asks.
+			if len(s.credentials) > 0 && l.shows.Take(from, w.Now()) {
+				n.sendCredentials(w, from, s.credentials[0])
+			}
+		default:
 			last := m.lastPush.Load()
 			if last < s.installed || last == 0 || since(l.instant(w.Now()), last) > pushOnRequest {
 				n.push(w, m, s)

@@ -163,6 +163,7 @@ type Layer struct {
 
 	creds   rate.Map[identity.Address] // credentials looked at, per sender
 	needs   rate.Map[identity.Address] // certificates asked for, per member
+	shows   rate.Map[identity.Address] // credentials shown to those without a record, per asker
 	gathers rate.Map[identity.Address] // gathers answered, per asker
 	spreads rate.Map[identity.Address] // multicasts replicated, per origin
 	diverts rate.Map[identity.Address] // copies and redirections, per source
@@ -188,6 +189,7 @@ func New(cfg Config) *Layer {
 	}
 	limit(&l.creds, credentialGate, credentialBurst)
 	limit(&l.needs, needCertGate, 1)
+	limit(&l.shows, pushOnRequest, 1)
 	limit(&l.gathers, 5*time.Millisecond, 400)
 	limit(&l.spreads, time.Millisecond, 1000)
 	limit(&l.diverts, 50*time.Microsecond, 4096)

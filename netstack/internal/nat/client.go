@@ -159,10 +159,11 @@ func (t *Table) oldestOf(c *client, member bool) uint32 {
 }
 
 // expendableFor returns the flow that makes room for one of a client, 0 if none may go.
-// Who has much doesn't take the last part of the table from those who have few.
+// The last part of the table is for those who have few, also for as long as they wait for
+// an answer: who has much takes nothing from them while they don't need more than that.
 func (t *Table) expendableFor(c *client) uint32 {
 	id := t.expendable()
-	if id == 0 || int(c.live) < t.keepFor || !isHalfOpen(t.flow(id).state.Load()) {
+	if id == 0 || int(c.live) < t.keepFor || t.halfOpen.Count() > t.kept || !isHalfOpen(t.flow(id).state.Load()) {
 		return id
 	}
 	if owner := t.clientOf(t.flow(id)); owner.key != c.key && int(owner.live) < t.keepFor {
