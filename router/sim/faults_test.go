@@ -181,9 +181,11 @@ var nuisances = []fault{
 	{"a member is expelled", func(w *world) func() {
 		end := w.expel(w.rogue.machine)
 		w.revoked = w.net.Now.Sub(epoch) + pushWithin
+		w.deaf = w.rogue.machine // one that means no good doesn't listen to that
 		stop := w.rogueTalk()
 		return func() {
 			stop()
+			w.deaf = nil
 			end()
 			w.revoked = 0
 		}
@@ -238,7 +240,7 @@ func (w *world) reload(i int) {
 
 // pushHostile gives network B what would take packets of others.
 func (w *world) pushHostile(addresses bool) func() {
-	hostile := []string{"172.31.0.0/28", "172.31.0.10/32", "172.31.0.0/17", "172.31.128.0/17", "169.254.169.254/32", "169.254.0.0/16", "10.0.0.0/1", "22.0.0.0/7",
+	hostile := []string{"172.31.0.0/28", "172.31.0.10/32", "172.31.0.0/17", "172.31.128.0/17", "169.254.169.254/32", "169.254.0.0/16", "10.0.0.0/1", "22.0.0.0/7", "28.0.0.0/6", "6.0.0.0/7",
 		"10.0.0.10/32", "10.0.0.0/24", "10.0.0.0/25", "10.0.0.0/16", "10.9.0.0/24", "10.9.0.5/32", "192.168.5.0/24", "192.168.5.5/32", "10.50.0.0/16",
 		"93.184.1.1/32", "93.184.2.0/24", "0.0.0.0/0", "128.0.0.0/1", "8.8.8.8/32", "127.0.0.0/8", "224.0.0.0/4", "172.16.0.0/12", "100.100.100.200/32"}
 	var list []controller.Route

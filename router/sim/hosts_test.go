@@ -29,6 +29,7 @@ func (s *service) answer(p *packet) []byte {
 	case p.flags&gatewaytest.SYN != 0:
 		return gatewaytest.TCP(p.dst, p.src, gatewaytest.SYN|gatewaytest.ACK, serverSeq, p.seq+1, nil)
 	case p.flags&gatewaytest.FIN != 0:
+		delete(s.heard, served{p.proto, p.src, p.dst}) // its port may go to another client (RFC 6888 REQ-8 A)
 		return gatewaytest.TCP(p.dst, p.src, gatewaytest.FIN|gatewaytest.ACK, p.ack, p.seq+uint32(len(p.payload))+1, nil)
 	case len(p.payload) > 0:
 		return gatewaytest.TCP(p.dst, p.src, gatewaytest.PSH|gatewaytest.ACK, p.ack, p.seq+uint32(len(p.payload)), p.payload)
@@ -62,7 +63,7 @@ func (s *service) hear(p *packet) {
 	k := served{p.proto, p.src, p.dst}
 	now := s.w.net.Now
 	if c, ok := s.heard[k]; ok && c.client != string(client) && now.Sub(c.at) < shareWindow {
-		s.w.found("port", "%s sees %s and, %v later, %s as %s", s.name, c.client, now.Sub(c.at), client, p.src)
+		s.w.found("port", "%s sees %s and, %v later, %s as %s by protocol %d", s.name, c.client, now.Sub(c.at), client, p.src, p.proto)
 	}
 	if len(s.heard) > 10000 {
 		clear(s.heard)

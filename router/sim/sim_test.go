@@ -125,7 +125,7 @@ func TestWorlds(t *testing.T) {
 	switch {
 	case n > 0 || *lasts > 0:
 	case testing.Short():
-		n, *quiet = 2, 10*time.Minute
+		n, *rounds, *quiet = 2, 3, 10*time.Minute
 	default:
 		n, *quiet = 12, 4*time.Hour
 	}
@@ -189,7 +189,11 @@ func (s *totals) String() string {
 // TestReplay runs a seed twice, and the same happens.
 func TestReplay(t *testing.T) {
 	s := newSetting(t)
-	*quiet = time.Hour
+	defer func(r int, q time.Duration) { *rounds, *quiet = r, q }(*rounds, *quiet)
+	*rounds, *quiet = 6, time.Hour
+	if testing.Short() {
+		*rounds = 2
+	}
 	a, b := s.play(t, 3, false), s.play(t, 3, false)
 	if a.log.sum != b.log.sum || a.log.n != b.log.n {
 		t.Errorf("the first time %d events with the sum %x, then %d with %x", a.log.n, a.log.sum, b.log.n, b.log.sum)

@@ -83,6 +83,7 @@ type world struct {
 	trouble    int                                  // faults that connections may fail by
 	quietSince time.Time                            // when the last of them ended
 	hostile    int                                  // pushes that make network B useless
+	deaf       *machine                             // hears nothing
 	claimed    bool                                 // the rogue says that it has addresses of others
 	behindGone time.Duration                        // when the route to behindPrefix has been gone for long enough; 0 = it is there
 	revoked    time.Duration                        // when the rogue must no longer be heard; 0 = it may be
@@ -354,6 +355,9 @@ func (w *world) calm() bool {
 func (w *world) drop(from, to netip.AddrPort, d []byte) bool {
 	k := link{from, to}
 	w.links[k]++
+	if w.deaf != nil && w.deaf.at == to {
+		return true
+	}
 	if len(w.cut) > 0 {
 		for _, m := range w.machines {
 			if w.cut[m.name] && (m.at == from || m.at == to) {
@@ -417,7 +421,7 @@ func (w *world) heard(server, mark string, p *packet) {
 func (w *world) checkKernel() {
 	k := w.gate.kernel
 	for _, s := range []string{"172.31.0.10", "172.31.1.10", "172.31.0.20", "172.31.16.1", "172.31.16.9", "172.31.17.5", "93.184.1.1", "93.184.2.10", "169.254.169.254",
-		"8.8.8.8", "22.1.1.1", "192.168.5.5", "10.50.0.1", "127.0.0.1", "224.0.0.1", "100.100.100.200"} {
+		"8.8.8.8", "23.1.1.1", "31.1.1.1", "7.1.1.1", "192.168.5.5", "10.50.0.1", "127.0.0.1", "224.0.0.1", "100.100.100.200"} {
 		if a := netip.MustParseAddr(s); k.way(a) == tunIndex {
 			w.found("kernel", "packets to %s come to the gateway", a)
 		}
