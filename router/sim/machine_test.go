@@ -271,7 +271,6 @@ type gate struct {
 	readySince time.Time
 	served     bool // clients were served once: guards keep the way since
 	torn       bool // the file of mappings was cut
-	probe      time.Time
 	syncs      bool // a sync is on its way
 }
 
