@@ -6,6 +6,8 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+
+	"ztgate/zerotier/ztnode"
 )
 
 // Headroom is the room, in bytes, that [Node.WriteFrames] needs before each

@@ -35,16 +35,9 @@ func (n *Node) Info() ztnode.Info {
 		Root: n.core.IsRoot(), Controller: n.ctl != nil,
 		Surface: n.core.Surface(), Listening: n.udp.LocalEndpoints(),
 		PortMapping: n.mapper != nil, PortMappings: n.PortMappings(),
-		Duplicate: duplicate(n.core.Duplicate()),
+		Collision: n.core.Collision(),
 		ClockSet:  jump.At, ClockSetBy: jump.By.Seconds(),
 	}
-}
-
-func duplicate(d vl1.Duplicate) *ztnode.Duplicate {
-	if d.At.IsZero() {
-		return nil
-	}
-	return &ztnode.Duplicate{At: d.At, Endpoint: d.Endpoint, Collision: d.Collision}
 }
 
 // Peers describes all known peers, ordered by address.

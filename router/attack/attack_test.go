@@ -26,6 +26,7 @@ const (
 	mayLose  = 1.0       // percent, of each kind of traffic
 	mayGrow  = 160 << 20 // bytes of resident memory
 	mayReply = 1.0       // bytes to a stranger for each of his
+	mayLog   = 64 << 10  // bytes of warnings and errors
 )
 
 // attack is one attack, ready to begin.
@@ -52,6 +53,7 @@ type result struct {
 	lost      losses
 	rss, peak int
 	replied   float64 // -1 = not counted
+	logged    int
 	err       error
 }
 
@@ -105,6 +107,7 @@ func (w *world) try(r row) *result {
 	w.must(w.serves())
 	before, err := w.Gateway.Losses()
 	w.must(err)
+	logged := w.logSize()
 	tr := w.startTraffic()
 	res.rss = w.rss()
 	stopWatch := w.watchMemory()
@@ -125,7 +128,7 @@ func (w *world) try(r row) *result {
 	cancel()
 	tr.stop()
 
-	res.lost, res.peak = tr.losses(), stopWatch()
+	res.lost, res.peak, res.logged = tr.losses(), stopWatch(), w.logSize()-logged
 	if r.unproven {
 		res.replied = float64(replied()) / float64(max(bytes, 1))
 	}
@@ -187,6 +190,9 @@ func (r *result) judge() error {
 	}
 	if r.peak-r.rss > mayGrow {
 		bad("memory grew from %d to %d MB", r.rss>>20, r.peak>>20)
+	}
+	if r.logged > mayLog {
+		bad("%d KB were logged", r.logged>>10)
 	}
 	if r.peak == 0 {
 		bad("the gateway has ended")

@@ -19,8 +19,9 @@ const hostileIP = "10.0.0.66"
 // hostile is an authorised member that means ill.
 func (w *world) hostile() *hostile { return w.join("hostile", hostileIP) }
 
-// forgeries are payloads with signatures that cost a check: all is right but the key.
-// to each comes another content, so that no cache helps.
+// forgery returns a payload with a signature that costs a check: all is right but the
+// key.
+// Each has another content, so that no cache helps.
 func (h *hostile) forgery(i int) (packet.Verb, []byte) {
 	forger, _ := pretend(h.id, h.w.Network.Controller())
 	now := time.Now().UnixMilli() + int64(i)
@@ -55,7 +56,7 @@ func (h *hostile) forgery(i int) (packet.Verb, []byte) {
 }
 
 // forge sends forgeries, prepared beforehand.
-func (h *hostile) forge(rate int) func(context.Context) (int, int) {
+func (h *hostile) forge(rate int) attack {
 	type message struct {
 		verb    packet.Verb
 		payload []byte
@@ -65,7 +66,18 @@ func (h *hostile) forge(rate int) func(context.Context) (int, int) {
 		v, b := h.forgery(i)
 		list = append(list, message{v, b})
 	}
-	return every(rate, func(i int) { m := list[i%len(list)]; h.say(m.verb, m.payload) })
+	return attack{
+		run: every(rate, func(i int) { m := list[i%len(list)]; h.say(m.verb, m.payload) }),
+		check: func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			m, err := h.w.Metrics(ctx)
+			if err == nil && m.Sum("ztgate_dropped_packets_total", map[string]string{"reason": "network_bad_signature"}) == 0 {
+				err = fmt.Errorf("no signature was found wrong: the row tests nothing")
+			}
+			return err
+		},
+	}
 }
 
 var (
@@ -76,7 +88,7 @@ var (
 )
 
 var overlayRows = []row{
-	{name: "member/forged signatures", prepare: func(w *world) attack { return attack{run: w.hostile().forge(4000)} }},
+	{name: "member/forged signatures", prepare: func(w *world) attack { return w.hostile().forge(4000) }},
 	{name: "member/claims the office's address by ARP", prepare: func(w *world) attack {
 		h := w.hostile()
 		gw := vl2.MACOf(w.Network, w.gateway.Address())
@@ -283,7 +295,7 @@ var outsiderRows = []row{
 			},
 		}
 	}},
-	{name: "outsider/forged signatures", prepare: func(w *world) attack { return attack{run: w.join("outsider", "").forge(4000)} }},
+	{name: "outsider/forged signatures", prepare: func(w *world) attack { return w.join("outsider", "").forge(4000) }},
 	{name: "outsider/frames", prepare: func(w *world) attack {
 		h := w.join("outsider", "")
 		return attack{

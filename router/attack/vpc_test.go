@@ -17,7 +17,6 @@ var (
 	officeIP = netip.MustParseAddr(office)
 	clientIP = netip.MustParseAddr(client)
 	silentIP = netip.MustParseAddr(silent)
-	greedyIP = netip.MustParseAddr(greedy)
 	officeAt = netip.AddrPortFrom(officeIP, 80)
 	deafAt   = netip.AddrPortFrom(officeIP, 9) // the office drops what comes there
 )
@@ -62,7 +61,7 @@ var vpcRows = []row{
 		return attack{run: every(13_000, func(i int) { r.send(icmp4(silentIP, officeIP, 8, 0, uint32(i%65536)<<16|1, nil)) })}
 	}},
 	{name: "client/idle established connections", prepare: func(w *world) attack {
-		return attack{run: w.hold(office+":"+strconv.Itoa(echoPort), 6000)}
+		return attack{run: w.hold(office+":"+strconv.Itoa(idlePort), 6000)}
 	}},
 	{name: "client/fragments without the last piece", prepare: func(w *world) attack {
 		r := w.rawVPC()

@@ -44,6 +44,7 @@ const (
 	spoofable    = "44.0.0.0/8" // networks that lie behind the stranger
 
 	echoPort  = 7
+	idlePort  = 8    // of the office: what is left there doesn't meet others' ports
 	hostPort  = 8443 // of the gateway's host: forwarded to the office
 	entryPort = 2222 // of the gateway in the overlay: forwarded to the client
 
@@ -271,6 +272,13 @@ func (w *world) rss() int {
 	return 0
 }
 
+// logSize returns the length of the gateway's log.
+func (w *world) logSize() int {
+	fi, err := os.Stat(w.GatewayProcess.Log)
+	w.must(err)
+	return int(fi.Size())
+}
+
 // pace calls f rate times a second, with 0, 1, 2 and so on, until ctx ends, and
 // returns how often. When this machine lets it wait for long it does less: queues of
 // the kernel have room for 500 packets, and a burst that fills them isn't what is
@@ -301,11 +309,14 @@ func pace(ctx context.Context, rate int, f func(i int)) (done int) {
 
 // startServers starts what the legitimate clients talk to.
 func (w *world) startServers() {
-	for _, n := range []*lab.Namespace{w.Office, w.VPC} {
-		at := fmt.Sprintf(":%d", echoPort)
-		l, err := n.Listen("tcp4", at)
+	for _, s := range []struct {
+		n    *lab.Namespace
+		port int
+	}{{w.Office, echoPort}, {w.Office, idlePort}, {w.VPC, echoPort}} {
+		at := fmt.Sprintf(":%d", s.port)
+		l, err := s.n.Listen("tcp4", at)
 		w.must(err)
-		u, err := n.ListenPacket("udp4", at)
+		u, err := s.n.ListenPacket("udp4", at)
 		w.must(err)
 		_ = u.(*net.UDPConn).SetReadBuffer(8 << 20)
 		go serveTCP(l)

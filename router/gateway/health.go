@@ -278,6 +278,32 @@ func clockCheck(info ztnode.Info, now time.Time) control.Check {
 // clockTime writes a time so that it doesn't change from one look to the next.
 func clockTime(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
 
+// How often the log takes problems. A controller that changes its mind all the time
+// must not fill the disk.
+const (
+	sayEvery = 5 * time.Second
+	sayBurst = 50
+	maxSaid  = 2000 // bytes of a text
+)
+
+// say logs a problem, unless there were many lately; the next one tells how many were
+// left out.
+func (s *service) say(level slog.Level, msg string, args ...any) {
+	if !s.said.Take(max(0, int64(s.now().Sub(s.start))), 1, sayEvery, sayBurst) {
+		s.unsaid.Add(1)
+		return
+	}
+	if n := s.unsaid.Swap(0); n > 0 {
+		args = append(args, "left_out", n)
+	}
+	for i, a := range args {
+		if text, ok := a.(string); ok && len(text) > maxSaid {
+			args[i] = text[:maxSaid] + "…"
+		}
+	}
+	s.log.Log(context.Background(), level, msg, args...)
+}
+
 // observe logs changes of health and what the process is waiting for.
 func (s *service) observe(now time.Time) {
 	s.rtt.observe(s.node.Peers(), now)
@@ -306,7 +332,7 @@ func (s *service) observe(now time.Time) {
 	}
 	for _, c := range h.Failed() {
 		if !slices.Contains(seen, c) {
-			s.log.Log(context.Background(), level, msg, "check", c.Name, "severity", string(c.Severity), "for", c.String())
+			s.say(level, msg, "check", c.Name, "severity", string(c.Severity), "for", c.String())
 		}
 	}
 	s.notifier.status(h)

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -177,9 +178,9 @@ func (s *service) use(st *state, errs map[ztnode.NetworkID]error) {
 			switch {
 			case old != nil && slices.Contains(old.problems[id], p):
 			case id == 0:
-				s.log.Warn("problem", "problem", p)
+				s.say(slog.LevelWarn, "problem", "problem", p)
 			default:
-				s.log.Warn("problem", "network", id, "problem", p)
+				s.say(slog.LevelWarn, "problem", "network", id, "problem", p)
 			}
 		}
 	}

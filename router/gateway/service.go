@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ztgate/internal/rate"
 	"ztgate/netstack"
 	"ztgate/router/config"
 	"ztgate/router/control"
@@ -51,6 +52,9 @@ type service struct {
 	// served are the prefixes that were in use, by network, until the configuration
 	// changes. Whoever makes plans known uses it.
 	served map[netip.Prefix]ztnode.NetworkID
+
+	said   rate.Shared   // problems in the log
+	unsaid atomic.Uint64 // since the last one that was
 
 	mu        sync.Mutex
 	lifetimes map[ztnode.NetworkID]time.Duration // longest seen of the certificates

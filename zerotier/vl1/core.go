@@ -301,11 +301,6 @@ func New(cfg Config) (*Core, error) {
 		credit:    newCredit(),
 		repeat:    newRepeats(),
 	}
-	session, err := cfg.Identity.Agree(cfg.Identity)
-	if err != nil {
-		return nil, fmt.Errorf("vl1: %w", err)
-	}
-	c.twin = twin{keys: packet.NewKeys(session), instance: rand.Int64()}
 	if len(cfg.Physical) > maxPhysical {
 		return nil, fmt.Errorf("vl1: %d physical networks configured, %d are possible", len(cfg.Physical), maxPhysical)
 	}

@@ -37,7 +37,6 @@ type Peer struct {
 	lastWhois     int64
 	echoes        rate.Bucket // answered
 	lastRedirect  int64
-	selves        rate.Bucket // relayed, to itself
 	lastTry       int64
 	owed          *owedWorlds
 	owedEcho      owedEcho

@@ -17,7 +17,7 @@ func (c *Core) Receive(w *Worker, sock SocketID, from netip.AddrPort, datagram [
 	case packet.KindPacket:
 		p := packet.Packet(datagram)
 		if p.Source() == c.self {
-			c.receiveSelf(w, src, p)
+			w.stats.rejects[RejectOwnAddress].Add(1)
 			return
 		}
 		if p.Destination() != c.self {
@@ -259,7 +259,7 @@ func (c *Core) receiveError(w *Worker, from *Peer, p packet.Packet, src Source) 
 	if code == packet.ErrorIdentityCollision {
 		if c.IsUpstream(from.addr) {
 			c.mu.Lock()
-			c.seeTwinLocked(w.t, Duplicate{Collision: true})
+			c.seeTwinLocked(w.t)
 			c.mu.Unlock()
 		}
 		c.heard(w, from, src, packet.VerbError, false, false)

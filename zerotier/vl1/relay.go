@@ -27,10 +27,6 @@ func (c *Core) relayPacket(w *Worker, src Source, p packet.Packet) {
 		return
 	}
 	p.SetHops(p.Hops() + 1)
-	if p.Source() == p.Destination() {
-		c.relaySelf(w, src, p)
-		return
-	}
 	dst := c.Peer(p.Destination())
 	if !c.forward(w, src, dst, p.Source(), p) {
 		return

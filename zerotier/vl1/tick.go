@@ -37,7 +37,6 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	c.followLocalLocked(w)
 	c.tickRootsLocked(w)
 	c.updateBestLocked(w.t)
-	c.helloSelfLocked(w)
 	every := pingCheckEvery
 	if c.cfg.LowBandwidth {
 		every *= 5

@@ -64,14 +64,7 @@ type Info struct {
 	ClockSet   time.Time `json:"clockSet,omitzero"`
 	ClockSetBy float64   `json:"clockSetBy,omitempty"`
 
-	Duplicate *Duplicate `json:"duplicate,omitempty"` // seen since the start; nil = none
-}
-
-// Duplicate is another node in our place: one of the two is not reached.
-type Duplicate struct {
-	At        time.Time      `json:"at"`                  // when it was seen last
-	Endpoint  netip.AddrPort `json:"endpoint,omitzero"`   // where, if that is known
-	Collision bool           `json:"collision,omitempty"` // it has our address with another identity, else our identity
+	Collision time.Time `json:"collision,omitzero"` // when a root last knew our address by another identity; zero = never
 }
 
 // PortMapping is a UDP port that a router in front of this host maps to it.

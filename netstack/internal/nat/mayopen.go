@@ -3,7 +3,8 @@ package nat
 import "ztgate/netstack/internal/ipkt"
 
 // MayOpen returns what Open would, and changes and counts nothing. It errs only where
-// flows that are over would be cleared away first.
+// flows that are over would be cleared away first, and in a full table where a client's
+// own flow makes way first: whose would be next then isn't known.
 func (t *Table) MayOpen(now int64, k *Key, v *ipkt.View, n *NewFlow) Refusal {
 	if why := t.mayBegin(k, v, n, n.Source != Keep || n.Server != [16]byte{}); why != Accepted {
 		return why

@@ -211,6 +211,11 @@ func (t *Table) trackTCP(now int64, f *Flow, dir int, v *ipkt.View) Verdict {
 		return Filtered
 	}
 	if !t.inWindow(f, dir, &s) {
+		if state&stateMask == stateNew && dir == FromServer && s.flags&^tcpPSH == tcpACK && !s.data {
+			// The server has an older connection from the same port, and asks: the
+			// client's RST ends that one (RFC 5961 §4).
+			return Pass
+		}
 		return OutOfWindow
 	}
 	f.note(dir, &s)
@@ -354,6 +359,9 @@ func (t *Table) trackRST(now int64, f *Flow, dir int, s *segment, state uint32) 
 	if s.seq == d.end.Load() || other.window.Load()&winGranted != 0 && s.seq == other.limit.Load()-other.maxWindow(d) {
 		t.change(now, f, stateReset)
 		return Pass
+	}
+	if state&stateMask == stateNew && dir == FromClient {
+		return Pass // for an older connection from the same port
 	}
 	r := *s
 	r.flags &^= tcpACK
