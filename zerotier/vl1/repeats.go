@@ -29,9 +29,11 @@ func newRepeats() repeats {
 func (r *repeats) place(id packet.ID) (*atomic.Uint64, uint32) {
 	// IDs that count up, as most do, are spread whatever the key is: times a number alone
 	// they would lie in rows.
-	h := uint64(id) * r.key
-	h ^= h >> 29
-	h *= 0xbf58476d1ce4e5b9
+	h := uint64(id)
+	h = (h ^ h>>32) * r.key
+	h = (h ^ h>>29) * 0xbf58476d1ce4e5b9
+	h ^= h >> 32
+	h *= 0x94d049bb133111eb
 	return &r.places[h>>(64-repeatBits)], uint32(h>>(32-repeatBits)) | 1 // 0 is for nothing
 }
 
