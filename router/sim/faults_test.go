@@ -87,6 +87,15 @@ var troubles = []fault{
 		}
 	}},
 	{"the office loses its membership", func(w *world) func() { return w.expel(w.offices[0].machine) }},
+	{"the office is started anew without its membership", func(w *world) func() {
+		o := w.offices[0].machine
+		end := w.expel(o)
+		o.crash()
+		return func() {
+			o.start()
+			end()
+		}
+	}},
 	{"the gateway loses its membership", func(w *world) func() { return w.expel(w.gate.machine) }},
 	{"another address for the gateway", func(w *world) func() {
 		w.authorize(w.netA, w.gate.machine, true, netip.MustParseAddr("10.0.0.2"))

@@ -55,7 +55,9 @@ var plantedFaults = []planted{
 	{"a clock set back stops the protocol", "zerotier/network/layer.go", []string{"	return int64(t.Sub(*start)) + int64(24*time.Hour)", "	return int64(t.Round(0).Sub(start.Round(0))) + int64(24*time.Hour)"}},
 	{"guards go while the network is down", "router/gateway/gateway.go", []string{"g.link.Guard(routes, p.KeepGuards)", "g.link.Guard(routes, false)"}},
 	{"no guards", "router/gateway/gateway.go", []string{"g.link.Guard(routes, p.KeepGuards)", "g.link.Guard(nil, false)"}},
-	{"an external port is given to two clients", "netstack/internal/nat/port.go", []string{"func (p *pool) free(port uint16) bool { return !p.used.has(port) && !p.reserved.has(port) }", "func (p *pool) free(port uint16) bool { return !p.reserved.has(port) }"}},
+	{"an external port is given to two clients", "netstack/internal/nat/port.go", []string{
+		"t.endpointHash(client, port, 0)%mappingHeads", "t.endpointHash(&[16]byte{}, port, 0)%mappingHeads",
+		"if m.port == port && m.client == client.addr && (", "if m.port == port && (true || "}},
 	{"whoever claims an address has it", "netstack/internal/neigh/neigh.go", []string{
 		"		told, v = &Conflict{Address: a, Owner: e.mac, Rival: mac}, Refused\n		ask =", "		t.bind(now, a, mac, how, p == nil)\n		ask ="}},
 	{"a removed route isn't put back", "router/host/link.go", []string{"		if slices.Contains(present, w) {\n			continue\n		}\n		if err", "		if slices.Contains(present, w) || slices.Contains(k.once, w) {\n			continue\n		}\n		k.once = append(k.once, w)\n		if err",
