@@ -417,8 +417,12 @@ func (c *conn) carry(f config.Forward) string {
 	}
 	c.answersEnded()
 	requests.Wait()
-	_ = c.client.Close()
-	_ = host.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.aborted { // else both are being reset
+		_ = c.client.Close()
+		_ = host.Close()
+	}
 	return relayOK
 }
 
@@ -479,6 +483,12 @@ func (c *conn) pipe(dst, src net.Conn) error {
 		} else if err != nil {
 			return err
 		}
+	}
+	c.mu.Lock()
+	aborted := c.aborted // then the end is our own doing, and no clean one
+	c.mu.Unlock()
+	if aborted {
+		return net.ErrClosed
 	}
 	if d, ok := dst.(interface{ CloseWrite() error }); ok {
 		return d.CloseWrite()
