@@ -54,7 +54,15 @@ func (f mappingFile) read() (list []netstack.Mapping, err error) {
 	if fi, err := r.Stat(); err != nil || fi.Size() > maxMappingsFile {
 		return nil, cmp.Or(err, fmt.Errorf("%s: more than %d bytes", f.path, maxMappingsFile))
 	}
-	dec := json.NewDecoder(r)
+	in := bufio.NewReader(r)
+	dec := json.NewDecoder(in)
+	// Versions before wrote one array.
+	if first, err := in.Peek(1); err == nil && first[0] == '[' {
+		if err := dec.Decode(&list); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.path, err)
+		}
+		return list, nil
+	}
 	for {
 		var m netstack.Mapping
 		switch err := dec.Decode(&m); {

@@ -43,7 +43,14 @@ func TestMappings(t *testing.T) {
 	if err != nil || strings.Count(string(whole), "\n") != len(want) {
 		t.Errorf("file %q, %v, want a line for each", whole, err)
 	}
-	for _, damaged := range []string{"{", "[]", `{"protocol":6,"client":"nobody"}`, `{"protocol":600}`, string(whole[:len(whole)-2]), string(whole) + "x"} {
+	array := "[" + strings.Replace(strings.TrimSpace(string(whole)), "\n", ",\n", 1) + "]"
+	if err := os.WriteFile(path, []byte(array), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := newMappingFile(nil, home).load(log); !slices.Equal(got, want) || logged.Len() > 0 {
+		t.Errorf("an array, as versions before wrote it: %v, log %q", got, &logged)
+	}
+	for _, damaged := range []string{"{", "[", `{"protocol":6,"client":"nobody"}`, `{"protocol":600}`, string(whole[:len(whole)-2]), string(whole) + "x"} {
 		logged.Reset()
 		if err := os.WriteFile(path, []byte(damaged), 0o600); err != nil {
 			t.Fatal(err)

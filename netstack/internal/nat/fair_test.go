@@ -79,9 +79,19 @@ var sources = map[string]func(i int) string{
 	"the VPC":    func(i int) string { return fmt.Sprintf("172.31.%d.%d", i*7%256, 1+i*13%250) },
 }
 
+// notShort leaves floods of a single goroutine out where each step costs tenfold: under
+// the race detector and under emulation.
+func notShort(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("a long flood")
+	}
+}
+
 // TestGreedy floods the table and goes on at full rate, while others open a connection
 // each tenth of a second: not one is refused or loses its port before the answer comes.
 func TestGreedy(t *testing.T) {
+	notShort(t)
 	settings := map[string]Settings{
 		"plain":                {},
 		"by destination":       {PortSharing: ByDestination},
@@ -91,7 +101,7 @@ func TestGreedy(t *testing.T) {
 	const first = 64500
 	for setting, set := range settings {
 		for from, src := range sources {
-			if setting != "plain" && (testing.Short() || from != "the VPC") {
+			if setting != "plain" && from != "the VPC" {
 				continue
 			}
 			for _, g := range greedy(src, "10.0.0.10") {
@@ -156,6 +166,7 @@ func victim(p *player, i int, meanwhile func()) {
 // TestGreedyEstablished: one client with all the established flows it can get leaves
 // enough of the ports and of the table to others, and so does a second one.
 func TestGreedyEstablished(t *testing.T) {
+	notShort(t)
 	for _, set := range []Settings{{}, {MaxFlows: 20000}, {PortSharing: ByDestination}} {
 		p := newPlayer(t, set)
 		got := 0
@@ -209,6 +220,7 @@ func portOf(p *player, port int) string {
 // TestGreedyMember: one overlay member that comes through forwards, from whatever
 // addresses, half-open or answered, leaves room to the VPC and to other members.
 func TestGreedyMember(t *testing.T) {
+	notShort(t)
 	const forward, target = "172.31.0.1:443", "172.31.0.20:443"
 	for _, how := range []NewFlow{
 		{To: VPC, Source: Keep, Server: ipkt.Bytes(netip.MustParseAddr("172.31.0.20"))},
@@ -252,6 +264,7 @@ func TestGreedyMember(t *testing.T) {
 
 // TestGreedy6: without translation only the table is scarce.
 func TestGreedy6(t *testing.T) {
+	notShort(t)
 	for name, src := range map[string]func(i int) string{
 		"one client": func(int) string { return "fd77:1::10" },
 		"a /64":      func(i int) string { return fmt.Sprintf("fd77:1::%x", 16+i) },
@@ -285,6 +298,7 @@ func TestGreedy6(t *testing.T) {
 
 // TestGreedyHairpin: flows to other clients' mappings take from the same ports.
 func TestGreedyHairpin(t *testing.T) {
+	notShort(t)
 	p := newPlayer(t, Settings{})
 	p.mustPass("the mapping", VPC, pkttest.UDP(v2, o1, "x"))
 	hairpin := opener{p: p, side: VPC, how: NewFlow{To: VPC, Source: Masquerade, Address: ipkt.Bytes(external), Filtered: true,
@@ -302,6 +316,7 @@ func TestGreedyHairpin(t *testing.T) {
 // TestGreedyQuarantine: ports that are quarantined after a flood are no reason to
 // refuse anybody, and a flood costs nobody a port that is kept for it.
 func TestGreedyQuarantine(t *testing.T) {
+	notShort(t)
 	for _, filter := range []Filtering{AddressAndPortDependent, EndpointIndependent} {
 		p := newPlayer(t, Settings{FilterUDP: filter})
 		for i := range 64500 {
