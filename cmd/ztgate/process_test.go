@@ -211,7 +211,7 @@ func TestFewDescriptors(t *testing.T) { inOwnNet(t, testFewDescriptors) }
 
 func testFewDescriptors(t *testing.T) {
 	const listen = "127.0.0.1:9002"
-	p := program(t, 256, "member", "--controller", "--port", "0", "--listen", listen)
+	p := program(t, 256, "member", "--node", "go", "--controller", "--port", "0", "--listen", listen)
 	p.begin(t)
 	var limit unix.Rlimit
 	if err := unix.Prlimit(p.Process.Pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil || limit.Cur != 256 {
