@@ -116,6 +116,9 @@ func TestGateway(t *testing.T) {
 			"ztgate_network_status", "ztgate_network_certificate_expiry_timestamp_seconds", "ztgate_wire_crypto_bytes_total",
 			"ztgate_target_up", "ztgate_health_status", "ztgate_health_state", "ztgate_network_controller_last_heard_timestamp_seconds",
 			"ztgate_build_info", "process_cpu_seconds_total", "go_goroutines"} {
+			if name == "ztgate_network_controller_last_heard_timestamp_seconds" && os.Getenv("ZTGATE_E2E_NODE") == "libzt" {
+				continue // libzt doesn't say when it heard its controller
+			}
 			if len(m[name]) == 0 {
 				t.Errorf("metric %s is missing", name)
 			}
