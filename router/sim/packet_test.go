@@ -70,24 +70,13 @@ func echo(typ byte, src netip.AddrPort, dst netip.Addr, payload []byte) []byte {
 	b := gatewaytest.UDP(src, netip.AddrPortFrom(dst, 0), payload)
 	b[9] = unix.IPPROTO_ICMP
 	binary.BigEndian.PutUint16(b[10:], 0)
-	binary.BigEndian.PutUint16(b[10:], checksum(b[:ipLen]))
+	binary.BigEndian.PutUint16(b[10:], gatewaytest.Checksum(b[:ipLen]))
 	m := b[ipLen:]
 	copy(m, []byte{typ, 0, 0, 0})
 	binary.BigEndian.PutUint16(m[4:], src.Port())
 	binary.BigEndian.PutUint16(m[6:], 1)
-	binary.BigEndian.PutUint16(m[2:], checksum(m))
+	binary.BigEndian.PutUint16(m[2:], gatewaytest.Checksum(m))
 	return b
-}
-
-func checksum(b []byte) uint16 {
-	var n uint32
-	for i, c := range b {
-		n += uint32(c) << (8 * (1 - i%2))
-	}
-	for n > 0xffff {
-		n = n>>16 + n&0xffff
-	}
-	return ^uint16(n)
 }
 
 // frame makes an Ethernet frame with its headroom before it.

@@ -56,18 +56,18 @@ func ipv4(proto uint8, src, dst netip.Addr, sum int, message []byte) []byte {
 	binary.BigEndian.PutUint16(b[2:], uint16(ipLen+len(message)))
 	copy(b[12:], src.AsSlice())
 	copy(b[16:], dst.AsSlice())
-	binary.BigEndian.PutUint16(b[10:], checksum(b))
+	binary.BigEndian.PutUint16(b[10:], Checksum(b))
 	var pseudo []byte
 	if proto != unix.IPPROTO_ICMP {
 		pseudo = append(append(pseudo, b[12:ipLen]...), 0, proto)
 		pseudo = binary.BigEndian.AppendUint16(pseudo, uint16(len(message)))
 	}
-	binary.BigEndian.PutUint16(message[sum:], checksum(append(pseudo, message...)))
+	binary.BigEndian.PutUint16(message[sum:], Checksum(append(pseudo, message...)))
 	return append(b, message...)
 }
 
-// checksum is that of RFC 1071.
-func checksum(b []byte) uint16 {
+// Checksum is that of RFC 1071.
+func Checksum(b []byte) uint16 {
 	var n uint32
 	for i, c := range b {
 		n += uint32(c) << (8 * (1 - i%2))
