@@ -42,6 +42,9 @@ func TestRooms(t *testing.T) {
 	_, text, _ = strings.Cut(text, "\n```\n")
 	text, _, _ = strings.Cut(text, "\n```\n")
 	for _, m := range regexp.MustCompile(`(?m)^([a-z0-9/]+)  +\S`).FindAllStringSubmatch(text, -1) {
+		if slices.Contains(order, m[1]) {
+			t.Errorf("design.md lists %s twice", m[1])
+		}
 		order = append(order, m[1])
 	}
 	files := sources(t)
