@@ -35,7 +35,7 @@ func Serve(ctx context.Context, cfg *config.Config, mode string, log *slog.Logge
 
 // judge makes a plan by the configuration alone.
 func (s *service) judge(nets []ztnode.Network) {
-	p := plan.Make(plan.Input{Config: s.config(), Networks: nets, Held: s.planned().Held})
+	p := plan.Make(plan.Input{Config: s.config(), Networks: nets, Joined: s.remembered.joined(), Held: s.planned().Held})
 	s.usePlan(p, s.config().VPC.TUN, nil)
 }
 

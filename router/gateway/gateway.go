@@ -181,7 +181,7 @@ func (g *gateway) plan(cfg *config.Config, nets []ztnode.Network) (*plan.Plan, e
 	}
 	g.findClients(h)
 	h.Underlay = append(h.Underlay, g.rootEndpoints()...)
-	return plan.Make(plan.Input{Config: cfg, Networks: nets, Host: h, Held: g.planned().Held}), nil
+	return plan.Make(plan.Input{Config: cfg, Networks: nets, Joined: g.remembered.joined(), Host: h, Held: g.planned().Held}), nil
 }
 
 // sync makes everything agree with the networks.

@@ -141,7 +141,7 @@ func (m *member) plan(nets []ztnode.Network) (*plan.Plan, error) {
 		return nil, err
 	}
 	h.Underlay = append(h.Underlay, m.rootEndpoints()...)
-	return plan.Make(plan.Input{Role: plan.Member, Config: m.config(), Networks: nets, Host: h, Held: m.planned().Held}), nil
+	return plan.Make(plan.Input{Role: plan.Member, Config: m.config(), Networks: nets, Joined: m.remembered.joined(), Host: h, Held: m.planned().Held}), nil
 }
 
 // renamed takes the addresses of names.

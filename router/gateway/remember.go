@@ -34,7 +34,8 @@ type remembered struct {
 	File string `json:"configurationFile"`
 	// Networks are those that the file named.
 	Networks []ztnode.NetworkID `json:"networks,omitempty"`
-	// Joined are those that were joined by command, whatever the file says.
+	// Joined are those that were joined by command, whatever the file says, in that
+	// order.
 	Joined []ztnode.NetworkID `json:"joined,omitempty"`
 }
 
@@ -102,7 +103,19 @@ func (m *homeMemory) keep(cfg *config.Config) error {
 	return m.write(next)
 }
 
-// join remembers that a network was joined, or left, by command.
+// joined lists the networks that were joined by command, the first one first. A nil
+// memory knows none.
+func (m *homeMemory) joined() []ztnode.NetworkID {
+	if m == nil {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.kept.Joined
+}
+
+// join remembers that a network was joined, or left, by command. One that is joined
+// again keeps its place.
 func (m *homeMemory) join(id ztnode.NetworkID, joined bool) error {
 	if m == nil {
 		return nil
@@ -110,9 +123,13 @@ func (m *homeMemory) join(id ztnode.NetworkID, joined bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	next := m.kept
-	next.Joined = slices.DeleteFunc(slices.Clone(m.kept.Joined), func(x ztnode.NetworkID) bool { return x == id })
-	if joined {
-		next.Joined = append(next.Joined, id)
+	switch i := slices.Index(m.kept.Joined, id); {
+	case joined == (i >= 0):
+		return nil
+	case joined:
+		next.Joined = append(slices.Clone(m.kept.Joined), id)
+	default:
+		next.Joined = slices.Delete(slices.Clone(m.kept.Joined), i, i+1)
 	}
 	return m.write(next)
 }

@@ -70,6 +70,8 @@ type Input struct {
 	Role     Role
 	Config   *config.Config
 	Networks []ztnode.Network
+	// Joined are networks in the order in which they were joined by command.
+	Joined []ztnode.NetworkID
 	Host     *Host // nil = not known
 	// Held are the prefixes that networks had when they last worked. A network that
 	// doesn't work now keeps them from others.
@@ -119,7 +121,7 @@ func Make(in Input) *Plan {
 	if in.Role == Gateway {
 		b.maps()
 	}
-	for _, n := range order(in.Config, in.Networks) {
+	for _, n := range order(in) {
 		if n.Status == ztnode.StatusOK {
 			b.network(n)
 		} else {
@@ -139,15 +141,17 @@ func Check(cfg *config.Config) error {
 	return fatalError(Make(Input{Config: cfg}).Problems)
 }
 
-// order sorts networks by who was named first: in the configuration, then by ID.
-func order(cfg *config.Config, nets []ztnode.Network) []ztnode.Network {
+// order sorts networks by who was named first: in the configuration, then by
+// command, then by ID.
+func order(in Input) []ztnode.Network {
+	named := slices.Concat(in.Config.NetworkIDs(), in.Joined)
 	place := func(id ztnode.NetworkID) int {
-		if i := slices.IndexFunc(cfg.Networks, func(n config.NetworkConfig) bool { return n.ID == id }); i >= 0 {
+		if i := slices.Index(named, id); i >= 0 {
 			return i
 		}
-		return len(cfg.Networks)
+		return len(named)
 	}
-	return slices.SortedStableFunc(slices.Values(nets), func(a, b ztnode.Network) int {
+	return slices.SortedStableFunc(slices.Values(in.Networks), func(a, b ztnode.Network) int {
 		return cmp.Or(cmp.Compare(place(a.ID), place(b.ID)), cmp.Compare(a.ID, b.ID))
 	})
 }

@@ -176,8 +176,9 @@ func TestNoSources(t *testing.T) {
 
 func TestAllowGlobal(t *testing.T) {
 	cfg := load(t, "networks: [{id: 8056c2e21c000001, allow_global: true}]\n")
-	p := plan.Make(plan.Input{Config: cfg, Networks: []ztnode.Network{office(first, "8.8.8.0/24", "22.0.0.0/7", "0.0.0.0/1", "168.63.129.0/24", "0.0.0.0/0")}, Host: host()})
-	if got, want := targets(p), []string{"10.0.0.0/24", "8.8.8.0/24", "22.0.0.0/7"}; !slices.Equal(got, want) {
+	p := plan.Make(plan.Input{Config: cfg, Networks: []ztnode.Network{office(first, "8.8.8.0/24", "22.0.0.0/7", "0.0.0.0/1", "168.63.129.0/24", "0.0.0.0/0",
+		"64:ff9b::a9fe:0/112", "64:ff9b::6464:64c8/128", "2001:db8::/32", "64:ff9b::a00:0/104")}, Host: host()})
+	if got, want := targets(p), []string{"10.0.0.0/24", "8.8.8.0/24", "22.0.0.0/7", "2001:db8::/32", "64:ff9b::a00:0/104"}; !slices.Equal(got, want) {
 		t.Errorf("routes %v, want %v", got, want)
 	}
 }
@@ -228,6 +229,21 @@ func TestNetworks(t *testing.T) {
 		cfg := load(t, "networks: [8056c2e21c000002, 8056c2e21c000001]\n")
 		if p := plan.Make(plan.Input{Config: cfg, Networks: nets, Host: host()}); len(p.Networks[1].Addresses) != 0 || p.Networks[1].ID != first {
 			t.Errorf("%s: the order of the configuration doesn't count: %+v", route, p.Networks)
+		}
+		// Joined by command, the first is who was joined first, unless the
+		// configuration names one.
+		for _, tt := range []struct {
+			config string
+			joined []ztnode.NetworkID
+			first  ztnode.NetworkID
+		}{
+			{"", []ztnode.NetworkID{second, first}, second},
+			{"", []ztnode.NetworkID{second}, second},
+			{"networks: [8056c2e21c000001]\n", []ztnode.NetworkID{second, first}, first},
+		} {
+			if p := plan.Make(plan.Input{Config: load(t, tt.config), Networks: nets, Joined: tt.joined, Host: host()}); p.Networks[0].ID != tt.first || p.Networks[0].Refused > 0 {
+				t.Errorf("%s, joined %v, %q: the first isn't %s: %+v", route, tt.joined, tt.config, tt.first, p.Networks)
+			}
 		}
 		// The first one fails: nobody gets what it had.
 		down := ztnode.Network{ID: first, Status: ztnode.StatusDenied}
@@ -328,6 +344,8 @@ func TestForwards(t *testing.T) {
 		{`{listen: "tcp/8443", to: "127.0.0.1:443"}`, "loopback", true, "", ""},
 		{`{listen: "tcp/8443", to: "169.254.169.254:80"}`, "link-local", true, "", ""},
 		{`{listen: "tcp/8443", to: "100.100.100.200:80"}`, "metadata", true, "", ""},
+		{`{listen: "tcp/8443", to: "[64:ff9b::a9fe:a9fe]:80"}`, "metadata", true, "", ""},
+		{`{listen: "tcp/8443", to: "[::ffff:169.254.169.254]:80"}`, "IPv4 addresses in IPv6 form", true, "", ""},
 		{`{listen: "tcp/127.0.0.1:8443", to: "10.0.0.10:443"}`, "loopback", true, "", ""},
 		{`{listen: "tcp/10.0.0.1:2222", to: "172.31.0.10:22", from: overlay}`, "", false, "plane", ""},
 		{`{listen: "tcp/2222", to: "172.31.0.10:22", from: overlay}`, "", false, "plane", ""},
