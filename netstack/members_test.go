@@ -202,6 +202,80 @@ func TestFlowMember(t *testing.T) {
 	}
 }
 
+// TestFlowMemberKinds: another member gets nothing into a flow, of whatever protocol and
+// whoever opened it, by a packet of the flow, an end of it or an error about it.
+func TestFlowMemberKinds(t *testing.T) {
+	for _, f := range families {
+		client, office, gateway := pkttest.Addr(f.client).Addr().String(), pkttest.Addr(f.office).Addr().String(), pkttest.Addr(f.inside).Addr().String()
+		listen, outside := netip.AddrPortFrom(pkttest.Addr(f.inside).Addr(), 2222).String(), netip.AddrPortFrom(pkttest.Addr(f.office).Addr(), 5555).String()
+		server := netip.AddrPortFrom(pkttest.Addr(f.client).Addr(), 22).String()
+		for _, tt := range []struct {
+			name    string
+			open    func(r *rig) // by the office or to it
+			forged  [][]byte     // in the name of the office
+			seen    []byte       // a packet to the office, which errors quote
+			genuine []byte       // of the office
+		}{
+			{name: "TCP", open: func(r *rig) {
+				r.fromVPC(pkttest.TCP(f.client, f.office, ipkt.SYN, 1000, 0, ""))
+				r.fromMember(officeMAC, pkttest.TCP(f.office, f.inside, ipkt.SYN|ipkt.ACK, 5000, 1001, ""))
+				r.fromVPC(pkttest.TCP(f.client, f.office, ipkt.ACK, 1001, 5001, "question"))
+			}, forged: [][]byte{pkttest.TCP(f.office, f.inside, ipkt.RST, 5001, 0, ""), pkttest.TCP(f.office, f.inside, ipkt.ACK, 5001, 1009, "x"),
+				pkttest.TCP(f.office, f.inside, ipkt.FIN|ipkt.ACK, 5001, 1009, "")},
+				seen: pkttest.TCP(f.inside, f.office, ipkt.ACK, 1001, 5001, "question"), genuine: pkttest.TCP(f.office, f.inside, ipkt.ACK, 5001, 1009, "y")},
+			{name: "TCP before the answer", open: func(r *rig) {
+				r.fromVPC(pkttest.TCP(f.client, f.office, ipkt.SYN, 1000, 0, ""))
+			}, forged: [][]byte{pkttest.TCP(f.office, f.inside, ipkt.RST|ipkt.ACK, 0, 1001, ""), pkttest.TCP(f.office, f.inside, ipkt.SYN|ipkt.ACK, 5000, 1001, "")},
+				seen: pkttest.TCP(f.inside, f.office, ipkt.SYN, 1000, 0, ""), genuine: pkttest.TCP(f.office, f.inside, ipkt.SYN|ipkt.ACK, 5000, 1001, "")},
+			{name: "echo", open: func(r *rig) { r.fromVPC(pkttest.Echo(client, office, false, 4000, "x")) },
+				forged: [][]byte{pkttest.Echo(office, gateway, true, 4000, "x")},
+				seen:   pkttest.Echo(gateway, office, false, 4000, "x"), genuine: pkttest.Echo(office, gateway, true, 4000, "x")},
+			{name: "UDP by a forward", open: func(r *rig) {
+				r.fromMember(officeMAC, pkttest.UDP(outside, listen, "question"))
+				r.fromVPC(pkttest.UDP(server, outside, "answer"))
+			}, forged: [][]byte{pkttest.UDP(outside, listen, "x")},
+				seen: pkttest.UDP(listen, outside, "answer"), genuine: pkttest.UDP(outside, listen, "y")},
+			{name: "TCP by a forward", open: func(r *rig) {
+				r.fromMember(officeMAC, pkttest.TCP(outside, listen, ipkt.SYN, 1000, 0, ""))
+				r.fromVPC(pkttest.TCP(server, outside, ipkt.SYN|ipkt.ACK, 5000, 1001, ""))
+				r.fromMember(officeMAC, pkttest.TCP(outside, listen, ipkt.ACK, 1001, 5001, "question"))
+			}, forged: [][]byte{pkttest.TCP(outside, listen, ipkt.RST, 1009, 0, ""), pkttest.TCP(outside, listen, ipkt.ACK, 1009, 5001, "x")},
+				seen: pkttest.TCP(listen, outside, ipkt.SYN|ipkt.ACK, 5000, 1001, ""), genuine: pkttest.TCP(outside, listen, ipkt.ACK, 1009, 5001, "y")},
+		} {
+			t.Run(f.name+"/"+tt.name, func(t *testing.T) {
+				r := newRig(t)
+				r.masquerade6()
+				r.overlay.macs[pkttest.Addr(f.office).Addr()] = officeMAC
+				if err := r.e.SetTranslation([]PortForward{
+					{From: OverlaySide, Proto: ipkt.TCP, Listen: pkttest.Addr(listen), To: pkttest.Addr(server)},
+					{From: OverlaySide, Proto: ipkt.UDP, Listen: pkttest.Addr(listen), To: pkttest.Addr(server)}}, nil); err != nil {
+					t.Fatal(err)
+				}
+				tt.open(r)
+				r.take()
+				errors := [][2]uint8{{3, 0}, {3, 1}, {3, 3}, {3, 4}, {3, 13}, {4, 0}, {5, 1}, {11, 0}, {11, 1}, {12, 0}}
+				if f.name == "IPv6" {
+					errors = [][2]uint8{{1, 0}, {1, 1}, {1, 4}, {2, 0}, {3, 0}, {3, 1}, {4, 0}, {4, 1}, {137, 0}}
+				}
+				for _, e := range errors {
+					for _, src := range []string{office, map[string]string{"IPv4": "10.9.0.77", "IPv6": "fd77:9::77"}[f.name]} {
+						_, v := r.fromMember(rivalMAC, pkttest.ICMPError(src, gateway, e[0], e[1], 1300, tt.seen, 100))
+						r.want("error of another", v)
+					}
+				}
+				for _, p := range tt.forged {
+					_, v := r.fromMember(rivalMAC, p)
+					r.want("forged "+pkttest.Describe(p), v)
+				}
+				if _, v := r.fromMember(officeMAC, tt.genuine); len(v) != 1 {
+					t.Errorf("the office's own packet: %q", v)
+				}
+				r.account()
+			})
+		}
+	}
+}
+
 // TestErrorMember: an ICMP error about a flow is believed only from the member that the
 // flow's packets go to, whatever source it names, and only if it can be true.
 func TestErrorMember(t *testing.T) {

@@ -63,6 +63,9 @@ func never(p netip.Prefix) *objection {
 			return object("remove or narrow it", "%s is a cloud's metadata service, which is never forwarded", m)
 		}
 	}
+	if special.IsMetadata(p.Addr()) { // as IPv6 writes it
+		return object("remove or narrow it", "%s is a cloud's metadata service, which is never forwarded", p.Addr())
+	}
 	return nil
 }
 

@@ -72,7 +72,7 @@ type Input struct {
 	Networks []ztnode.Network
 	// Joined are networks in the order in which they were joined by command.
 	Joined []ztnode.NetworkID
-	Host     *Host // nil = not known
+	Host   *Host // nil = not known
 	// Held are the prefixes that networks had when they last worked. A network that
 	// doesn't work now keeps them from others.
 	Held Held

@@ -59,7 +59,7 @@ func TestRefusedForward(t *testing.T) {
 func TestUnusable(t *testing.T) {
 	for a, want := range map[string]string{
 		"10.0.0.1": "", "8.8.8.8": "", "fd00::1": "", "127.0.0.1": "loopback", "0.0.0.0": "never forwarded", "::": "never forwarded", "::ffff:127.0.0.1": "loopback",
-		"169.254.169.254": "link-local", "100.100.100.200": "metadata", "ff02::1": "multicast", "fe80::1%eth0": "malformed",
+		"169.254.169.254": "link-local", "100.100.100.200": "metadata", "64:ff9b::a9fe:a9fe": "metadata", "64:ff9b::a00:1": "", "ff02::1": "multicast", "fe80::1%eth0": "malformed",
 	} {
 		if got := plan.Unusable(netip.MustParseAddr(a)); (got == "") != (want == "") || !strings.Contains(got, want) {
 			t.Errorf("%s: %q, want %q", a, got, want)
