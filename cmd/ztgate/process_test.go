@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -24,6 +22,7 @@ import (
 	"ztgate/internal/ownnet"
 	"ztgate/internal/testwait"
 	"ztgate/router/control"
+	"ztgate/router/gateway/gatewaytest"
 )
 
 // asProgram makes the test's program be the real one.
@@ -41,20 +40,7 @@ type process struct {
 	*exec.Cmd
 	dir    string
 	client *control.Client
-	mu     sync.Mutex
-	log    bytes.Buffer
-}
-
-func (p *process) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.log.Write(b)
-}
-
-func (p *process) output() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.log.String()
+	log    gatewaytest.Log
 }
 
 // program returns the program with so many descriptors, 0 = as many as there are.
@@ -72,7 +58,7 @@ func program(t *testing.T, files int, args ...string) *process {
 	}
 	p.Cmd = exec.Command("/bin/sh", append([]string{"-c", script, os.Args[0]}, args...)...)
 	p.Env = []string{asProgram + "=1", "ZTGATE_HOME=" + dir, "ZTGATE_SOCKET=" + filepath.Join(dir, "s"), "ZTGATE_CONFIG=", "PATH=" + os.Getenv("PATH")}
-	p.Stdout, p.Stderr = p, p
+	p.Stdout, p.Stderr = &p.log, &p.log
 	return p
 }
 
@@ -93,7 +79,7 @@ func (p *process) end(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := p.Wait(); err != nil {
-		t.Errorf("%v\n%s", err, p.output())
+		t.Errorf("%v\n%s", err, p.log.String())
 	}
 }
 
@@ -152,20 +138,20 @@ func testJSONLog(t *testing.T) {
 	}
 	p := program(t, 0, "run", "--log-format", "json", "--log-level", "debug", "--port", "0", "--listen=", "--network", nwid.String(), "--target", "tcp://10.0.0.10:443")
 	p.begin(t)
-	testwait.For(t, patience, "what it waits for", func() bool { return strings.Contains(p.output(), "waiting") })
+	testwait.For(t, patience, "what it waits for", func() bool { return strings.Contains(p.log.String(), "waiting") })
 	if err := p.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	testwait.For(t, patience, "the reload", func() bool { return strings.Contains(p.output(), "reloaded") })
+	testwait.For(t, patience, "the reload", func() bool { return strings.Contains(p.log.String(), "reloaded") })
 	p.end(t)
 	found := false
-	for _, line := range jsonLines(t, p.output()) {
+	for _, line := range jsonLines(t, p.log.String()) {
 		if line["msg"] == "network" {
 			found = line["network"] == nwid.String() && line["status"] == "REQUESTING_CONFIGURATION"
 		}
 	}
 	if !found {
-		t.Errorf("the log lacks the network:\n%s", p.output())
+		t.Errorf("the log lacks the network:\n%s", p.log.String())
 	}
 	busy, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -193,7 +179,7 @@ func testJSONLog(t *testing.T) {
 			p := program(t, 0, tt.args...)
 			p.Env = append(p.Env, tt.env)
 			_ = p.Run() // the code says the same
-			lines := jsonLines(t, p.output())
+			lines := jsonLines(t, p.log.String())
 			if len(lines) == 0 {
 				t.Fatal("nothing is logged")
 			}

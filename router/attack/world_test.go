@@ -24,6 +24,7 @@ import (
 	"ztgate/internal/testwait"
 	"ztgate/router/admin"
 	"ztgate/router/lab"
+	"ztgate/router/lab/labtest"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/vl1"
 )
@@ -182,23 +183,11 @@ func (w *world) addStranger() {
 	}
 }
 
-func (w *world) must(err error) {
-	w.t.Helper()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-}
+func (w *world) must(err error) { w.t.Helper(); labtest.Must(w.t, err) }
 
-// sh runs a script in a namespace.
 func (w *world) sh(n *lab.Namespace, script string) string {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	out, err := n.Run(ctx, "sh", "-ec", script)
-	if err != nil {
-		w.t.Fatalf("%s: %v\n%s", script, err, out)
-	}
-	return string(out)
+	return labtest.Shell(w.t, n, script)
 }
 
 // storedIdentity reads the identity of a process of the lab.

@@ -51,6 +51,27 @@ func echoLines(t *testing.T, n *lab.Namespace, address string) {
 	}()
 }
 
+// echoDatagrams serves in a namespace: it sends back what it gets, and then the client's
+// address.
+func echoDatagrams(t *testing.T, n *lab.Namespace, address string) {
+	t.Helper()
+	host, err := n.ListenPacket("udp4", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = host.Close() })
+	go func() {
+		b := make([]byte, 4000)
+		for {
+			n, from, err := host.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			_, _ = host.WriteTo(append(b[:n], from.String()...), from)
+		}
+	}()
+}
+
 // talk sends a line and returns what the other side says it comes from.
 func talk(n *lab.Namespace, address string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
@@ -100,21 +121,7 @@ func TestForwards(t *testing.T) {
 		})
 	})
 	t.Run("datagrams", func(t *testing.T) {
-		host, err := s.Office.ListenPacket("udp4", office+":5353")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer host.Close()
-		go func() {
-			b := make([]byte, 4000)
-			for {
-				n, from, err := host.ReadFrom(b)
-				if err != nil {
-					return
-				}
-				_, _ = host.WriteTo(append(b[:n], from.String()...), from)
-			}
-		}()
+		echoDatagrams(t, s.Office, office+":5353")
 		// A host's own address, and the gateway's on the overlay.
 		for at, size := range map[string]int{"172.31.0.1:5353": 2500, "10.0.0.1:5353": 1200} { // the former in fragments
 			c, err := s.VPC.Dial(t.Context(), "udp4", at)

@@ -259,21 +259,7 @@ func TestMemberOff(t *testing.T) {
 
 // testLimit: a client that has reached its limit gets no more, others go on.
 func testLimit(t *testing.T, s *lab.Scenario) {
-	host, err := s.Office.ListenPacket("udp4", office+":7007")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer host.Close()
-	go func() {
-		b := make([]byte, 100)
-		for {
-			n, from, err := host.ReadFrom(b)
-			if err != nil {
-				return
-			}
-			_, _ = host.WriteTo(b[:n], from)
-		}
-	}()
+	echoDatagrams(t, s.Office, office+":7007")
 	echo := func(from string) error {
 		var c net.Conn
 		err := s.VPC.Do(func() (err error) {

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -16,6 +15,7 @@ import (
 
 	"ztgate/internal/testwait"
 	"ztgate/router/lab"
+	"ztgate/router/lab/labtest"
 )
 
 // dialFrom connects from an address of a namespace.
@@ -47,7 +47,6 @@ forwards:
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	file := bytes.Repeat([]byte("0123456789abcdef"), 1<<12)
 	pair := func(t *testing.T) (a, b *net.TCPConn) {
 		t.Helper()
 		a, err := dialFrom(s.VPC, client, at)
@@ -63,64 +62,7 @@ forwards:
 		t.Cleanup(func() { _ = a.Close(); _ = b.Close() })
 		return a, b
 	}
-	write := func(t *testing.T, c net.Conn) {
-		t.Helper()
-		if _, err := c.Write(file); err != nil {
-			t.Fatal(err)
-		}
-	}
-	half := func(t *testing.T, c net.Conn) {
-		t.Helper()
-		if _, err := io.ReadFull(c, make([]byte, len(file)/2)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	all := func(t *testing.T, who string, c net.Conn) {
-		t.Helper()
-		if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, file) {
-			t.Errorf("%s reads %d bytes, %v, want %d and a clean end", who, len(got), err, len(file))
-		}
-	}
-	reset := func(t *testing.T, who string, c net.Conn) {
-		t.Helper()
-		if n, err := io.Copy(io.Discard, c); !errors.Is(err, unix.ECONNRESET) {
-			t.Errorf("%s reads %d bytes and then %v, want a reset", who, n, err)
-		}
-	}
-	t.Run("the host aborts within a file", func(t *testing.T) {
-		a, b := pair(t)
-		write(t, b)
-		half(t, a)
-		_ = b.SetLinger(0)
-		_ = b.Close()
-		reset(t, "the client", a)
-	})
-	t.Run("the client aborts within a file", func(t *testing.T) {
-		a, b := pair(t)
-		write(t, a)
-		half(t, b)
-		_ = a.SetLinger(0)
-		_ = a.Close()
-		reset(t, "the host", b)
-	})
-	t.Run("the host ends first", func(t *testing.T) {
-		a, b := pair(t)
-		write(t, b)
-		_ = b.CloseWrite()
-		all(t, "the client", a)
-		write(t, a)
-		_ = a.CloseWrite()
-		all(t, "the host", b)
-	})
-	t.Run("the client ends first", func(t *testing.T) {
-		a, b := pair(t)
-		write(t, a)
-		_ = a.CloseWrite()
-		all(t, "the host", b)
-		write(t, b)
-		_ = b.CloseWrite()
-		all(t, "the client", a)
-	})
+	labtest.Ends(t, pair)
 	t.Run("the host refuses", func(t *testing.T) {
 		c, err := dialFrom(s.VPC, client, "172.31.0.1:2223")
 		if err != nil {
@@ -130,7 +72,7 @@ forwards:
 			return
 		}
 		defer c.Close()
-		reset(t, "the client", c)
+		labtest.Reset(t, "the client", c)
 	})
 	t.Run("short connections", func(t *testing.T) { // more than there are ports
 		for i := range 3500 {

@@ -121,22 +121,11 @@ func newWorld(t *testing.T, name string) *world {
 	return w
 }
 
-func (w *world) must(err error) {
-	w.t.Helper()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-}
+func (w *world) must(err error) { w.t.Helper(); labtest.Must(w.t, err) }
 
 func (w *world) sh(n *lab.Namespace, script string) string {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	out, err := n.Run(ctx, "sh", "-ec", script)
-	if err != nil {
-		w.t.Fatalf("%s: %v\n%s", script, err, out)
-	}
-	return string(out)
+	return labtest.Shell(w.t, n, script)
 }
 
 // eventually waits until f returns no error, and returns how long that took.

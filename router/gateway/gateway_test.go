@@ -1,7 +1,6 @@
 package gateway_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,7 +14,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -34,24 +32,6 @@ import (
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/ztnode"
 )
-
-// logBuffer collects log lines of several goroutines.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // inNamespace runs the rest of a test in a network namespace of its own, whose
 // loopback is up.
@@ -111,7 +91,7 @@ func connect(from, to string) (net.Conn, error) {
 // started is a gateway that runs in this test's namespace.
 type started struct {
 	client *control.Client
-	logs   *logBuffer
+	logs   *gatewaytest.Log
 	stop   context.CancelFunc
 	done   chan error
 }
@@ -120,7 +100,7 @@ type started struct {
 func startGateway(t *testing.T, cfg *config.Config, node *gatewaytest.Node) *started {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
-	g := &started{client: control.NewClient(cfg.Socket), logs: &logBuffer{}, stop: stop, done: make(chan error, 1)}
+	g := &started{client: control.NewClient(cfg.Socket), logs: &gatewaytest.Log{}, stop: stop, done: make(chan error, 1)}
 	go func() {
 		g.done <- gateway.RunWith(ctx, cfg, slog.New(slog.NewTextHandler(g.logs, nil)), node.Start)
 	}()
@@ -313,7 +293,7 @@ func testGatewayNodeFails(t *testing.T, _ *netlink.Handle) {
 func TestMemberLife(t *testing.T) {
 	dir := shortDir(t)
 	cfg := load(t, map[string][]string{"home": {dir}, "socket": {filepath.Join(dir, "s")}, "listen": {""}, "controller": {"true"}})
-	node, logs := gatewaytest.NewNode(), &logBuffer{}
+	node, logs := gatewaytest.NewNode(), &gatewaytest.Log{}
 	node.SetOnline(true)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)

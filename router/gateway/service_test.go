@@ -48,7 +48,7 @@ type running struct {
 	client *control.Client
 	cfg    *config.Config
 	socket string
-	logs   *logBuffer // as JSON
+	logs   *gatewaytest.Log // as JSON
 }
 
 // shortDir returns a directory whose name fits a unix socket.
@@ -89,7 +89,7 @@ func serve(t *testing.T, mode string, flags map[string][]string) *running {
 	for k, v := range flags {
 		all[k] = v
 	}
-	r := &running{node: gatewaytest.NewNode(), office: gatewaytest.NewOffice(), cfg: load(t, all), logs: &logBuffer{}}
+	r := &running{node: gatewaytest.NewNode(), office: gatewaytest.NewOffice(), cfg: load(t, all), logs: &gatewaytest.Log{}}
 	r.socket = r.cfg.Socket
 	r.client = control.NewClient(r.socket)
 	if mode == control.ModeGateway {
