@@ -57,7 +57,7 @@ func (e *Engine) Explain(q Question) Explanation {
 			return x
 		}
 	}
-	if !q.Src.Addr().IsValid() || !q.Dst.Addr().IsValid() || q.Src.Addr().Is4() != q.Dst.Addr().Is4() {
+	if !q.makesPacket() {
 		x.refuse("drop", dropMalformed)
 		return x
 	}
@@ -78,6 +78,12 @@ func (e *Engine) Explain(q Question) Explanation {
 
 // anyPort stands for the port of a client that is left open.
 const anyPort = 49152
+
+// makesPacket reports that there is a packet with these ends.
+func (q *Question) makesPacket() bool {
+	src, dst := q.Src.Addr(), q.Dst.Addr()
+	return src.IsValid() && dst.IsValid() && src.Is4() == dst.Is4()
+}
 
 // packet makes the shortest packet of its kind that could open a flow.
 func (q *Question) packet() []byte {

@@ -245,6 +245,23 @@ func (e *Engine) Refusals() []Refusal {
 	return out
 }
 
+// NoteRefusal puts a packet among the last refusals that somebody else refused for the
+// reason that [Engine.Explain] gave. It never came here, so that nothing is counted.
+func (e *Engine) NoteRefusal(q Question, reason string) {
+	i := slices.IndexFunc(drops(), func(d drop) bool { return d.String() == reason })
+	var v ipkt.View
+	if i < 0 || !q.makesPacket() || ipkt.Parse(q.packet(), &v) != ipkt.OK {
+		return
+	}
+	w := e.worker()
+	defer e.release(w)
+	w.who = whose{at: w.set.attachments[q.Network], view: &v}
+	if q.FromOverlay {
+		w.who.side = OverlaySide
+	}
+	w.note(drops()[i], 1)
+}
+
 // timeOf inverts [Engine.clock].
 func (e *Engine) timeOf(t int64) time.Time { return e.start.Add(time.Duration(t)) }
 

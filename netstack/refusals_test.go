@@ -101,6 +101,45 @@ func TestRefusals(t *testing.T) {
 	r.account()
 }
 
+// TestNotedRefusals: what others refuse by what was explained is shown like a packet, and
+// counted as none.
+func TestNotedRefusals(t *testing.T) {
+	r := newRig(t, func(c *Config) {
+		c.Policy = policy.New(policy.Accept, []policy.Rule{{Action: policy.Reject, Ports: []policy.PortRange{{First: 22, Last: 22}}}})
+	})
+	for _, tt := range []struct {
+		proto    uint8
+		src, dst string
+		reason   string
+	}{
+		{ipkt.TCP, "172.31.0.10:4000", "10.0.0.10:22", "policy"},
+		{ipkt.UDP, "172.31.0.10:4000", "10.0.0.10:22", "policy"},
+		{ipkt.TCP, "[fd77:1::50]:4000", "[fd77:100::50]:22", "policy"},
+		{ipkt.TCP, "192.0.2.1:4000", "10.0.0.10:80", "source_not_allowed"},
+		{ipkt.TCP, "172.31.0.10:4000", "10.77.0.10:80", "no_route"},
+	} {
+		q := Question{Protocol: tt.proto, Src: pkttest.Addr(tt.src), Dst: pkttest.Addr(tt.dst)}
+		x := r.e.Explain(q)
+		if x.Verdict == "forward" || x.Reason != tt.reason {
+			t.Errorf("%s to %s: %s, %s", tt.src, tt.dst, x.Verdict, x.Reason)
+		}
+		for range 3 {
+			r.e.NoteRefusal(q, x.Reason)
+		}
+		if got := find(r.e.Refusals(), tt.reason); len(got) == 0 || got[0].Count != 3 || got[0].Source != q.Src || got[0].Destination != q.Dst || got[0].Protocol != protocolName(tt.proto) {
+			t.Errorf("%s to %s: %+v", tt.src, tt.dst, got)
+		}
+		r.sleep(time.Second)
+	}
+	for _, d := range drops() {
+		if n := r.drops(VPCSide, d); n != 0 {
+			t.Errorf("%d packets are counted as %s", n, d)
+		}
+	}
+	r.e.NoteRefusal(Question{}, "policy")
+	r.e.NoteRefusal(Question{}, "nonsense")
+}
+
 // TestRefusalShares: a flood of one source doesn't push out what others are refused, nor
 // does one of many sources for one reason; the list is bounded.
 func TestRefusalShares(t *testing.T) {

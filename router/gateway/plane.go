@@ -128,9 +128,18 @@ func planeNetworks(cfg *config.Config, p *plan.Plan) []netstack.Network {
 	return out
 }
 
+func questionOf(q control.Question) netstack.Question {
+	return netstack.Question{FromOverlay: q.FromOverlay, Network: uint64(q.Network), Protocol: q.Proto(), Src: q.Source, Dst: q.Destination}
+}
+
+// NoteRefusal shows what was refused for what Explain said.
+func (p *plane) NoteRefusal(q control.Question, reason string) {
+	p.Engine.NoteRefusal(questionOf(q), reason)
+}
+
 // Explain says what the plane would do with a packet.
 func (p *plane) Explain(q control.Question) control.Explanation {
-	x := p.Engine.Explain(netstack.Question{FromOverlay: q.FromOverlay, Network: uint64(q.Network), Protocol: q.Proto(), Src: q.Source, Dst: q.Destination})
+	x := p.Engine.Explain(questionOf(q))
 	out := control.Explanation{Verdict: x.Verdict, Reason: x.Reason, Established: x.Established, Rule: x.Rule, Network: ztnode.NetworkID(x.Network),
 		Route: x.Route, NextHop: x.NextHop, Source: x.Source, Destination: x.Destination, Translation: x.SourceHow,
 		Redirected: x.Redirected, MTU: x.MTU}

@@ -157,6 +157,9 @@ func TestEnds(t *testing.T) {
 				b.plane.verdict.Store("drop")
 				b.refused(t, addr)
 				testwait.For(t, patience, "the count", func() bool { return b.results(t, "tcp", relayRefused) == 1 })
+				if got, want := b.plane.noted.Load(), "policy tcp to "+netip.AddrPortFrom(addr, 443).String(); got != want {
+					t.Errorf("shown is %v, want %s", got, want)
+				}
 			},
 			"the gateway ends": func(t *testing.T, b *between) {
 				client := b.dial(t, addr)

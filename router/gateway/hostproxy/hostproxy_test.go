@@ -23,6 +23,7 @@ type dialPlane struct {
 	silent  atomic.Bool // the host never answers who connects
 	verdict atomic.Value
 	dialled atomic.Value // the last netip.AddrPort
+	noted   atomic.Value // the last refusal
 }
 
 func (p *dialPlane) DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
@@ -47,7 +48,11 @@ func (p *dialPlane) DialUDP(ctx context.Context, _ netip.AddrPort) (net.Conn, er
 }
 
 func (p *dialPlane) Explain(control.Question) control.Explanation {
-	return control.Explanation{Verdict: p.verdict.Load().(string)}
+	return control.Explanation{Verdict: p.verdict.Load().(string), Reason: "policy"}
+}
+
+func (p *dialPlane) NoteRefusal(q control.Question, reason string) {
+	p.noted.Store(reason + " " + q.Protocol + " to " + q.Destination.String())
 }
 
 func TestRelays(t *testing.T) {

@@ -81,6 +81,7 @@ type listener struct {
 // Plane is what forwards on the host's addresses need of the forwarding plane.
 type Plane interface {
 	Explain(q control.Question) control.Explanation
+	NoteRefusal(q control.Question, reason string)
 	DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 	DialUDP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 }
@@ -361,7 +362,13 @@ func (r *Proxy) leave(e *entry) bool {
 
 // allows asks policy and vpc.sources.
 func (r *Proxy) allows(f config.Forward, from netip.AddrPort) bool {
-	return r.plane.Explain(control.Question{Protocol: f.Proto, Source: from, Destination: f.To}).Verdict == "forward"
+	q := control.Question{Protocol: f.Proto, Source: from, Destination: f.To}
+	x := r.plane.Explain(q)
+	if x.Verdict == "forward" {
+		return true
+	}
+	r.plane.NoteRefusal(q, x.Reason)
+	return false
 }
 
 // conn is a client's connection, and the one to the forward's host.
