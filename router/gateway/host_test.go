@@ -203,18 +203,22 @@ func TestProbeWay(t *testing.T) {
 				vpcHost(t, nl)
 				g, _, _, _ := startInVPC(t, tt.flags)
 				var st control.Status
-				testwait.NoError(t, patience, func() (err error) { // the first probe may be early
-					if st, err = g.client.Status(t.Context()); err == nil && st.Targets[0].Member == "" {
-						err = errors.New("no member is known")
+				want := map[bool]control.State{true: control.Ready, false: control.Degraded}[tt.note == ""]
+				testwait.Poll(patience, func() bool { // the first probe may be early
+					var err error
+					st, err = g.client.Status(t.Context())
+					if err != nil {
+						return false
 					}
-					return err
+					got := st.Targets[0]
+					return got.Up && got.Through == tt.through && got.Member != "" && st.Health.State == want
 				})
 				got := st.Targets[0]
 				if !got.Up || got.Through != tt.through || !strings.HasPrefix(got.PolicyNote, tt.note) || (tt.note == "") != (got.PolicyNote == "") ||
 					got.Member != gatewaytest.OfficeAddress.String() || got.Path != "DIRECT" {
 					t.Errorf("%+v", got)
 				}
-				if want := map[bool]control.State{true: control.Ready, false: control.Degraded}[tt.note == ""]; st.Health.State != want {
+				if st.Health.State != want {
 					t.Errorf("%s: %+v", st.Health.State, st.Health)
 				}
 			})
