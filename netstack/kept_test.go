@@ -281,3 +281,36 @@ func TestUnknownSegments(t *testing.T) {
 		})
 	}
 }
+
+// TestKeptAreBounded: flows of one client, and all of them, are kept for the next run up to a
+// bound, and no longer than two hours.
+func TestKeptAreBounded(t *testing.T) {
+	list := func(clients, each int) (out []Mapping) {
+		for c := range clients {
+			for i := range each {
+				host := netip.AddrFrom4([4]byte{172, 31, byte(c >> 8), byte(c)})
+				port := uint16(1 + i)
+				ext := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 1, byte(c)}), port)
+				out = append(out, Mapping{Proto: ipkt.TCP, From: VPCSide, Network: testNet, Client: netip.AddrPortFrom(host, port),
+					Target: pkttest.Addr("10.0.0.10:80"), Server: pkttest.Addr("10.0.0.10:80"), External: ext})
+			}
+		}
+		return out
+	}
+	to := &Timeouts{TCPEstablished: 10 * time.Hour, UDP: time.Hour}
+	for _, tt := range []struct{ clients, each, want int }{{1, 100, 100}, {1, maxKept / 2, maxKeptPerClient}, {8, maxKept / 4, maxKept}} {
+		var k keptFlows
+		if got := k.init(1, list(tt.clients, tt.each), to); got != tt.want {
+			t.Errorf("%d clients with %d flows each: %d kept, want %d", tt.clients, tt.each, got, tt.want)
+		}
+	}
+	var k keptFlows
+	one := list(1, 1)
+	k.init(1, one, to)
+	key := k.list[0].key()
+	for after, want := range map[time.Duration]bool{2 * time.Hour: true, maxKeptFor: false, 124*time.Minute + time.Second: false} {
+		if _, ok := k.find(1+int64(after), key); ok != want {
+			t.Errorf("after %v: kept %v", after, ok)
+		}
+	}
+}

@@ -234,6 +234,7 @@ func TestLoadErrors(t *testing.T) {
 		{"two documents", "home: /a\n---\nhome: /b", nil, nil, "more than one document"},
 		{"no yaml", "home: [", nil, nil, "read "},
 		{"target", "targets: [\"10.0.0.1:443\"]", nil, nil, "give tcp://HOST:PORT"},
+		{"many targets", "targets: [" + strings.Repeat("\"icmp://10.0.0.1\", ", 64) + "\"icmp://10.0.0.2\"]", nil, nil, "65 are too many"},
 		{"target address", "targets: [\"tcp://10.0.0.300:443\"]", nil, nil, "an IPv4 address has four numbers up to 255"},
 		{"policy", "policy: {default: deny}", nil, nil, "use one of accept, drop, reject"},
 		{"rule without action", "policy: {rules: [{to: 10.0.0.0/8}]}", nil, nil, "has no action"},

@@ -7,6 +7,8 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"testing"
 	"time"
 
@@ -112,3 +114,84 @@ func TestTooManyConnections(t *testing.T) {
 	}
 	testwait.NoError(t, 5*time.Second, func() error { return get("/fast") })
 }
+
+// TestSlowRequests: whoever sends a request slowly, or doesn't take the answer, is cut off.
+func TestSlowRequests(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	large := make([]byte, 64<<20) // beyond what the kernel takes
+	ends := make(chan error, 4)
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /body", func(_ http.ResponseWriter, r *http.Request) {
+		_, err := io.Copy(io.Discard, r.Body)
+		ends <- err
+	})
+	mux.HandleFunc("GET /large", func(w http.ResponseWriter, _ *http.Request) {
+		_, err := w.Write(large)
+		ends <- err
+	})
+	s := NewHTTPServer(mux, 8, 3*time.Second, log.New(io.Discard, "", 0))
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(l) }()
+	t.Cleanup(func() { _ = s.Close(); <-done })
+	for name, tt := range map[string]struct {
+		text   string
+		within bool // the handler is asked, and its reading or writing fails
+		reads  bool
+	}{
+		"nothing":    {"", false, true},
+		"head":       {"GET /large HTTP/1.1\r\nHost: x\r\nX-A: ", false, true},
+		"body":       {"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nx", true, true},
+		"the answer": {"GET /large HTTP/1.1\r\nHost: x\r\n\r\n", true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := io.WriteString(c, tt.text); err != nil {
+				t.Fatal(err)
+			}
+			if tt.reads {
+				_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+				if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Error("the connection stays")
+				}
+			}
+			if !tt.within {
+				return
+			}
+			select {
+			case err := <-ends:
+				if err == nil {
+					t.Error("it was carried to its end")
+				}
+			case <-time.After(20 * time.Second):
+				t.Error("the request stays")
+			}
+		})
+	}
+}
+
+// TestLargeRequest: a body has a bound.
+func TestLargeRequest(t *testing.T) {
+	read := 0
+	h := Answer(func(r *http.Request) (any, error) {
+		b, err := io.ReadAll(r.Body)
+		read = len(b)
+		return nil, err
+	})
+	w := httptest.NewRecorder()
+	h(w, httptest.NewRequest("POST", "/", io.LimitReader(zeros{}, 100<<20)))
+	if w.Code == http.StatusOK || read > 4<<20 {
+		t.Errorf("code %d, %d bytes read", w.Code, read)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }

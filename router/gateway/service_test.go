@@ -185,6 +185,15 @@ func TestControlAPI(t *testing.T) {
 	}
 }
 
+// A diagnosis walks to so many targets, and no more.
+func TestDiagnosisIsBounded(t *testing.T) {
+	r := serve(t, control.ModeGateway, nil)
+	targets := slices.Repeat([]string{"tcp://10.0.0.10:443"}, 65)
+	if _, err := r.client.Doctor(t.Context(), control.DiagnosisRequest{Targets: targets}); fault.ExitCode(err) != 2 || !strings.Contains(err.Error(), "at most 64") {
+		t.Errorf("65 targets: %v", err)
+	}
+}
+
 func TestFlows(t *testing.T) {
 	r := serve(t, control.ModeGateway, nil)
 	r.setNetwork(t, okNetwork())

@@ -227,6 +227,20 @@ func TestUnauthorizedRecordsAreBounded(t *testing.T) {
 	}
 }
 
+// A public network takes no more members by their requests than there may be records.
+func TestRecordsAreBounded(t *testing.T) {
+	r := newRig(t)
+	n := r.create(func(n *Network) { n.Private = false })
+	net := r.c.networks[n.ID]
+	for i := range identity.Address(maxMembers) {
+		net.members[0x2000000000+i] = &member{}
+	}
+	r.join("alice", n.ID)
+	if _, ok := r.c.Member(n.ID, r.addr("alice")); ok || len(net.members) != maxMembers || r.c.Stats().Overflow != 1 {
+		t.Errorf("taken %v, %d records, %+v", ok, len(net.members), r.c.Stats())
+	}
+}
+
 func TestQueueIsBounded(t *testing.T) {
 	r := newRig(t)
 	n := r.create(nil)

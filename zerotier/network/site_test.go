@@ -441,6 +441,55 @@ func TestRecordsAreBounded(t *testing.T) {
 	}
 }
 
+// What one node makes another do has a rate: answers to gathers, copies of its multicasts,
+// and copies of its frames that rules order. Hosts behind bridges have a bound.
+func TestNodesAreLimited(t *testing.T) {
+	b := newBoard(t, 3)
+	x, y := b.order[1], b.order[2]
+	tee := append(binary.BigEndian.AppendUint64(nil, uint64(y.address())), 0, 0, 0, 0, 0, 10)
+	n := b.create(func(n *controller.Network) {
+		n.Rules = []vl2.Rule{{Type: vl2.ActionTee, Field: tee}, {Type: vl2.ActionAccept}}
+	})
+	b.join(n, x, y)
+	b.talk(n, x, y)
+	group := vl2.MulticastGroup{MAC: vl2.BroadcastMAC}
+	const tries = 8192
+	before := x.layer.Stats()
+	for range tries {
+		x.write(n, vl2.MACOf(n, b.root.address()), vl2.EtherTypeIPv4, frame)
+		b.queue = b.queue[:0]
+	}
+	after := x.layer.Stats()
+	if got := after.Diverted - before.Diverted; got > 4096 || got < 4000 || after.DivertsRefused-before.DivertsRefused != tries-got {
+		t.Errorf("%d of %d copies sent at once, want 4,096", got, tries)
+	}
+	before = b.root.layer.Stats()
+	for range tries {
+		x.put(b.root.address(), packet.VerbMulticastGather, vl2.AppendGather(nil, n, group, 10, nil))
+		b.settle()
+	}
+	if got := tries - int(b.root.layer.Stats().GatherFlood-before.GatherFlood); got > 400 || got < 300 {
+		t.Errorf("%d of %d gathers answered at once, want 400", got, tries)
+	}
+	before = y.layer.Stats()
+	for range tries {
+		y.layer.Replicate(n, x.address(), &vl2.MulticastFrame{Group: group, EtherType: vl2.EtherTypeIPv4, Data: frame}, b.now)
+		b.queue = b.queue[:0]
+	}
+	if got := tries - int(y.layer.Stats().GatherFlood-before.GatherFlood); got > 1000 || got < 900 {
+		t.Errorf("%d of %d multicasts replicated at once, want 1,000", got, tries)
+	}
+	host := func(i int) vl2.MAC { return vl2.MAC{0x52, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)} }
+	behind := 0
+	for i := range 20000 {
+		x.layer.LearnBridge(n, host(i), y.address(), b.now)
+		behind = x.layer.LearnBehind(n, vl2.MulticastGroup{MAC: host(i)}, b.now)
+	}
+	if c := x.layer.Tables(); c.Bridges != 16384 || behind != 1024 {
+		t.Errorf("%d routes to hosts behind bridges, %d groups of hosts behind us; want 16,384 and 1,024", c.Bridges, behind)
+	}
+}
+
 func TestAdHocIPv6(t *testing.T) {
 	b := newBoard(t, 2)
 	x, y := b.order[1], b.order[2]

@@ -357,3 +357,31 @@ func TestShares(t *testing.T) {
 		t.Errorf("%d uninvited addresses left", guests)
 	}
 }
+
+// TestWaitingIsBounded: packets that wait for addresses which nobody has are few, and others
+// still get a place when these are given up.
+func TestWaitingIsBounded(t *testing.T) {
+	b := newBench(t, nil)
+	kept := 0
+	for i := range 10 * maxPending {
+		if b.Resolve(b.now, netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), []byte{0x45}, 0) {
+			kept++
+		}
+	}
+	if kept != maxPending || len(b.waiting) != maxPending {
+		t.Errorf("%d addresses are waited for, want %d", kept, maxPending)
+	}
+	b.pass((maxTries + 1) * time.Second)
+	kept = 0
+	for range 10 * maxQueued {
+		if b.Resolve(b.now, peer, []byte{0x45}, 0) {
+			kept++
+		}
+	}
+	if kept != maxQueued {
+		t.Errorf("%d packets wait for one address, want %d", kept, maxQueued)
+	}
+	if ready, _, _ := b.HandleARP(b.now, mac, answer()); len(ready) != maxQueued {
+		t.Errorf("%d of them are sent", len(ready))
+	}
+}

@@ -137,6 +137,7 @@ func TestErrors(t *testing.T) {
 		{"macro a accept; ; macro a accept; ;", 1, 25, "twice"},
 		{"macro a include a ; include a", 1, 17, "deep"},
 		{"macro a($x) accept dport $x; ; include a", 1, 40, "takes 1"},
+		{nested(18), 1, 0, "deep"},
 		{"include b", 1, 9, "no macro"},
 		{"accept dport $x;", 1, 14, "no parameter"},
 		{"tee 5 nobody;", 1, 7, "10 hexadecimal"},
@@ -172,4 +173,13 @@ func FuzzCompile(f *testing.F) {
 			t.Errorf("rules that can't be read: %v", err)
 		}
 	})
+}
+
+// nested is macros of which each includes the one before it.
+func nested(n int) string {
+	b := "macro m0 accept; ; "
+	for i := 1; i < n; i++ {
+		b += fmt.Sprintf("macro m%d include m%d ; ", i, i-1)
+	}
+	return b + fmt.Sprintf("include m%d", n-1)
 }
