@@ -134,11 +134,7 @@ func (g *gateway) tunCheck(p *plan.Plan) control.Check {
 func (g *gateway) wayCheck(p *plan.Plan) control.Check {
 	const name = "kernel_routes"
 	reasons := map[string]bool{}
-	n := 0
 	for _, dst := range g.destinations(p) {
-		if n++; n > maxWays {
-			break
-		}
 		x, done, err := g.throughHost(control.Question{Source: netip.AddrPortFrom(g.clientAddress(dst.Is6()), 0), Destination: netip.AddrPortFrom(dst, 0)})
 		switch {
 		case err != nil:
@@ -161,8 +157,8 @@ func (g *gateway) wayCheck(p *plan.Plan) control.Check {
 	return control.Failed(name, control.Down, strings.Join(list, "; "), "see ip route and ip rule")
 }
 
-// destinations are addresses that packets of clients go to: of each of our routes one,
-// and the targets.
+// destinations are addresses that packets of clients go to: the targets, and of our
+// routes one each. There are at most maxWays.
 func (g *gateway) destinations(p *plan.Plan) (out []netip.Addr) {
 	for _, t := range g.config().Targets {
 		if _, ours := p.Route(t.Addr.Addr()); ours {
@@ -181,7 +177,7 @@ func (g *gateway) destinations(p *plan.Plan) (out []netip.Addr) {
 	} else if !sends(vpc, netip.Addr.Is4) {
 		out = slices.DeleteFunc(out, netip.Addr.Is4)
 	}
-	return out
+	return out[:min(len(out), maxWays)]
 }
 
 // noWayBack says why answers of an overlay host don't get to clients, "" if they do.

@@ -3,6 +3,8 @@ package gateway
 import (
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"ztgate/router/config"
 )
 
@@ -42,5 +44,17 @@ func TestFitFlows(t *testing.T) {
 	}
 	if got := load(map[string][]string{"max-flows": {"100000"}}).FitFlows(50000, "x"); got.NAT.MaxFlows != 100000 {
 		t.Errorf("against the operator: %d", got.NAT.MaxFlows)
+	}
+}
+
+// TestMemoryOfMachine: the limit leaves a quarter of the machine to others.
+func TestMemoryOfMachine(t *testing.T) {
+	var s unix.Sysinfo_t
+	if err := unix.Sysinfo(&s); err != nil {
+		t.Fatal(err)
+	}
+	machine := uint64(s.Totalram) * uint64(s.Unit)
+	if got, err := memory(); err != nil || got == 0 || got > machine*3/4+1<<20 {
+		t.Errorf("%d MiB of %d, %v", got>>20, machine>>20, err)
 	}
 }

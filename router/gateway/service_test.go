@@ -373,6 +373,24 @@ func TestHTTP(t *testing.T) {
 	if code, _ := get("/v1/info"); code != 404 {
 		t.Errorf("control API over TCP: %d, want 404", code)
 	}
+	for _, x := range []string{"POST /v1/reload", "POST /v1/networks/1111111111000002", "DELETE /v1/networks/8056c2e21c000001", "DELETE /network/8056c2e21c000001",
+		"POST /controller/network/8056c2e21c______", "PUT /", "POST /metrics", "DELETE /healthz", "POST /readyz"} {
+		method, path, _ := strings.Cut(x, " ")
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+r.cfg.Listen+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _ = resp.Body.Close(); resp.StatusCode != http.StatusNotFound && resp.StatusCode != http.StatusMethodNotAllowed {
+			t.Errorf("%s: %d", x, resp.StatusCode)
+		}
+	}
+	if n := len(r.node.Networks()); n != 1 {
+		t.Errorf("%d networks are joined now", n)
+	}
 	code, body := get("/metrics")
 	if code != 200 {
 		t.Fatalf("metrics: %d", code)

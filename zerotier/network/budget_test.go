@@ -123,3 +123,26 @@ func TestKnownSignaturesCostNothing(t *testing.T) {
 		t.Errorf("%d signatures checked", b.peers.checked)
 	}
 }
+
+// What is packed with bad signatures is looked at up to the fourth of them.
+func TestBadSignatures(t *testing.T) {
+	n, _, a, b, id := up(t)
+	talk(n, a, b, id)
+	n.Run(10 * time.Second)
+	var forged []vl2.Credential
+	for i := range 20 {
+		c, err := vl2.NewCOM(a.id, id, a.id, n.Now.UnixMilli()+int64(i), 1_800_000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Signer = id.Controller()
+		forged = append(forged, c)
+	}
+	b.peers.checked = 0
+	before := b.layer.Stats()
+	a.send(n, b, packet.VerbNetworkCredentials, vl2.AppendCredentials(nil, forged...))
+	n.Run(time.Second)
+	if b.peers.checked != 4 || b.layer.Stats().RejectedCredentials-before.RejectedCredentials != 4 {
+		t.Errorf("%d signatures checked, %+v", b.peers.checked, b.layer.Stats())
+	}
+}

@@ -78,6 +78,29 @@ func TestPeersAreBounded(t *testing.T) {
 	}
 }
 
+// TestIdentitiesAreBounded: a full table learns nobody from what a root answers.
+func TestIdentitiesAreBounded(t *testing.T) {
+	c, peers := boundsCore(t, nil, 1)
+	learned := peers[0].id
+	c.removePeer(peers[0])
+	root := c.Peer(c.Upstreams()[0])
+	w := c.NewWorker().Begin(nil, time.Unix(2, 0))
+	for _, full := range []bool{true, false} {
+		before := c.count.Load()
+		if full {
+			c.count.Store(maxPeers)
+		}
+		c.okWhois(w, root, learned.AppendBinary(nil), &expectation{asked: learned.Address()})
+		if got := c.Peer(learned.Address()) != nil; got == full {
+			t.Errorf("full %v: learned %v", full, got)
+		}
+		c.count.Store(before)
+	}
+	if n := c.Stats().RejectedBy(RejectPeerLimit); n != 1 {
+		t.Errorf("%d refused for the limit", n)
+	}
+}
+
 // TestPathsAreBounded: a peer that is heard from ever new places has few paths, the latest.
 func TestPathsAreBounded(t *testing.T) {
 	c, peers := boundsCore(t, nil, 1)

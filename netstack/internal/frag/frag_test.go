@@ -49,6 +49,23 @@ func TestOrders(t *testing.T) {
 	}
 }
 
+// TestPieces: a datagram in more pieces than anybody cuts one into is given up.
+func TestPieces(t *testing.T) {
+	lost, held, many := 0, 0, 0
+	s := newStore(&lost)
+	for _, p := range pkttest.Fragments(datagram("172.31.0.10", 7, 8*4*maxPieces), slices.Repeat([]int{8}, 2*maxPieces)...) {
+		switch _, res := s.Add(1, 0, 0, view(t, p)); res {
+		case Held:
+			held++
+		case TooMany:
+			many++
+		}
+	}
+	if held != maxPieces || many == 0 {
+		t.Errorf("%d pieces held, %d too many, want %d", held, many, maxPieces)
+	}
+}
+
 func TestOverlap(t *testing.T) {
 	parts := pkttest.Fragments(datagram("172.31.0.10", 7, 2048), 800, 800)
 	bad := slices.Clone(parts[1])
