@@ -88,10 +88,11 @@ func (b *builder) forwards() {
 // forwardFault finds what is wrong with a forward by itself.
 func (b *builder) forwardFault(f config.Forward) *objection {
 	to, listen := f.To.Addr(), f.Listen.Addr()
-	for _, a := range []netip.Addr{to, listen} {
-		if a == listen && a.IsUnspecified() {
-			continue
-		}
+	named := []netip.Addr{to}
+	if !listen.IsUnspecified() {
+		named = append(named, listen)
+	}
+	for _, a := range named {
 		if why := never(single(a)); why != nil {
 			why.remedy = "name another address"
 			return why
@@ -137,7 +138,16 @@ func (b *builder) fromVPC(thing string, f config.Forward) {
 	listen := f.Listen.Addr()
 	_, inside := b.inSources(f.To.Addr())
 	_, overlay := b.out.Route(listen)
+	why := b.noHost(listen)
+	if !inside && why == nil {
+		if why = b.noHost(f.To.Addr()); why == nil && b.ours(f.To.Addr()) {
+			why = object("name another host", "%s is this gateway's own address on the overlay", f.To.Addr())
+		}
+	}
 	switch {
+	case why != nil:
+		b.refuse(0, single(listen), thing, why)
+		return
 	case listen.IsUnspecified():
 		b.out.Forwards = append(b.out.Forwards, f)
 		if !inside {
@@ -183,12 +193,29 @@ func (b *builder) fromOverlay(thing string, f config.Forward) {
 	}
 	b.out.Forwards = append(b.out.Forwards, f)
 	listen := f.Listen.Addr()
-	ours := slices.ContainsFunc(b.out.Networks, func(n Network) bool {
-		return slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return p.Addr() == listen })
-	})
-	if !listen.IsUnspecified() && !ours && b.settled() {
+	if !listen.IsUnspecified() && !b.ours(listen) && b.settled() {
 		b.warn(thing, object("assign it to this node at the network's controller, or name only a port", "no network has given us the address %s", listen))
 	}
+}
+
+// ours reports an address that a network has given us.
+func (b *builder) ours(a netip.Addr) bool {
+	return slices.ContainsFunc(b.out.Networks, func(n Network) bool {
+		return slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return p.Addr() == a })
+	})
+}
+
+// noHost refuses an address that means a whole subnet of a network.
+func (b *builder) noHost(a netip.Addr) *objection {
+	for _, n := range b.out.Networks {
+		for _, p := range n.Addresses {
+			if why := unusable(netip.PrefixFrom(a, p.Bits())); why != nil && p.Contains(a) {
+				why.remedy = "name a host"
+				return why
+			}
+		}
+	}
+	return nil
 }
 
 // settled reports that all networks work, so that what isn't there won't come.
