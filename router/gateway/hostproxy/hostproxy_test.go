@@ -143,6 +143,73 @@ func TestRelays(t *testing.T) {
 	}
 }
 
+// TestSamePort: a forward may change between all addresses of the host and one, and back, at
+// the same port; a change that fails leaves everything as it was.
+func TestSamePort(t *testing.T) {
+	for family, addr := range loopbacks {
+		for _, proto := range []string{"tcp", "udp"} {
+			t.Run(family+"/"+proto, func(t *testing.T) {
+				all := netip.IPv4Unspecified()
+				if addr.Is6() {
+					all = netip.IPv6Unspecified()
+				}
+				r := New(&dialPlane{}, Limits{}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+				defer r.Close()
+				at := func(a netip.Addr, port uint16) config.Forward {
+					return config.Forward{Proto: proto, Side: config.SideVPC, Listen: netip.AddrPortFrom(a, port), To: netip.AddrPortFrom(addr, 443), Masquerade: true}
+				}
+				busy, port := freePorts(t, proto, addr)
+				listens := func() bool {
+					c, err := listen(at(addr, port))
+					if err == nil {
+						_ = c.Close()
+					}
+					return err != nil
+				}
+				for _, a := range []netip.Addr{all, addr, all, addr} {
+					if err := r.Set([]config.Forward{at(a, port)}); err != nil {
+						t.Fatalf("to %v: %v", a, err)
+					}
+					if err := r.Set([]config.Forward{at(all, port), at(addr, busy)}); err == nil {
+						t.Fatal("a port in use was no error")
+					}
+					if _, ok := r.open[endpoint{proto, netip.AddrPortFrom(a, port)}]; len(r.open) != 1 || !ok || !listens() {
+						t.Errorf("at %v, after a change that failed: %v", a, r.open)
+					}
+				}
+				if err := r.Set(nil); err != nil || listens() {
+					t.Errorf("still listens without forwards: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// freePorts returns a port that is in use until the end of the test, and one that isn't.
+func freePorts(t *testing.T, proto string, a netip.Addr) (busy, free uint16) {
+	t.Helper()
+	var out []uint16
+	for range 2 {
+		c, err := listen(config.Forward{Proto: proto, Listen: netip.AddrPortFrom(a, 0)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var at net.Addr
+		switch c := c.(type) {
+		case net.Listener:
+			at = c.Addr()
+		case *net.UDPConn:
+			at = c.LocalAddr()
+		}
+		if out = append(out, netip.MustParseAddrPort(at.String()).Port()); len(out) == 1 {
+			t.Cleanup(func() { _ = c.Close() })
+		} else {
+			_ = c.Close()
+		}
+	}
+	return out[0], out[1]
+}
+
 func TestRelaysUDP(t *testing.T) {
 	host, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {

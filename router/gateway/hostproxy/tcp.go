@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"ztgate/router/config"
 	"ztgate/router/control"
@@ -155,18 +156,29 @@ func (r *Proxy) Set(forwards []config.Forward) error {
 		return net.ErrClosed
 	}
 	want := map[endpoint]*listener{}
-	var fresh []*listener
 	for _, f := range forwards {
 		at := endpoint{f.Proto, f.Listen}
-		if l := r.open[at]; l != nil {
-			want[at] = l
+		want[at] = r.open[at]
+	}
+	var fresh []*listener
+	var inTheWay []config.Forward
+	for _, f := range forwards {
+		at := endpoint{f.Proto, f.Listen}
+		if want[at] != nil {
 			continue
 		}
 		c, err := listen(f)
+		if errors.Is(err, unix.EADDRINUSE) { // perhaps by one that goes
+			if gone := r.closeGone(at, want); len(gone) > 0 {
+				inTheWay = append(inTheWay, gone...)
+				c, err = listen(f)
+			}
+		}
 		if err != nil {
 			for _, l := range fresh {
 				_ = l.Close()
 			}
+			r.reopen(inTheWay)
 			return fmt.Errorf("forward %s: %w: choose another port or end what uses it", f, err)
 		}
 		want[at] = &listener{Closer: c}
@@ -182,14 +194,47 @@ func (r *Proxy) Set(forwards []config.Forward) error {
 	}
 	r.open = want
 	for _, l := range fresh {
-		switch c := l.Closer.(type) {
-		case net.Listener:
-			r.wg.Go(func() { r.serve(l, c) })
-		case *net.UDPConn:
-			r.wg.Go(func() { r.serveUDP(l, c) })
-		}
+		r.begin(l)
 	}
 	return nil
+}
+
+// closeGone closes what isn't wanted any more and listens at a port of an endpoint: all
+// addresses of a host are in the way of a single one, and the other way round.
+func (r *Proxy) closeGone(at endpoint, want map[endpoint]*listener) (gone []config.Forward) {
+	for old, l := range r.open {
+		if _, stays := want[old]; !stays && old.proto == at.proto && old.listen.Port() == at.listen.Port() {
+			_ = l.Close()
+			gone = append(gone, *l.forward.Load())
+		}
+	}
+	return gone
+}
+
+// reopen serves again what was closed for a change that failed.
+func (r *Proxy) reopen(forwards []config.Forward) {
+	for _, f := range forwards {
+		at := endpoint{f.Proto, f.Listen}
+		c, err := listen(f)
+		if err != nil {
+			r.log.Error("a forward that was in force can't listen any more", "forward", f.String(), "error", err)
+			delete(r.open, at)
+			continue
+		}
+		l := &listener{Closer: c}
+		l.forward.Store(&f)
+		r.open[at] = l
+		r.begin(l)
+	}
+}
+
+func (r *Proxy) begin(l *listener) {
+	switch c := l.Closer.(type) {
+	case net.Listener:
+		r.wg.Go(func() { r.serve(l, c) })
+	case *net.UDPConn:
+		r.wg.Go(func() { r.serveUDP(l, c) })
+	}
 }
 
 // listen opens the endpoint of a forward, for its own family alone.
