@@ -105,6 +105,39 @@ func TestRelayIsBounded(t *testing.T) {
 	}
 }
 
+// Of IPv6 a whole /64 is one source: whoever has one has all its addresses.
+func TestRelayIsBoundedByNetwork(t *testing.T) {
+	for name, tt := range map[string]struct {
+		sources     [2]string
+		least, most int // MB of 160 in a second
+	}{
+		"one /64":      {[2]string{"[2001:db8::1]:9", "[2001:db8::ffff:1]:9"}, 120, 151},
+		"two networks": {[2]string{"[2001:db8::1]:9", "[2001:db8:0:1::1]:9"}, 159, 161},
+	} {
+		n, r, a, b := lab(t)
+		for range 3 {
+			a.send(n, b, 100)
+			b.send(n, a, 100)
+			n.Run(2 * time.Second)
+		}
+		w, out, now := r.core.NewWorker(), newMeter(), n.Now
+		const size, each, tick = 1400, 80_000_000, 10 * time.Millisecond
+		p := packet.Packet(make([]byte, size))
+		for range int(time.Second / tick) {
+			now = now.Add(tick)
+			for range each / int(time.Second/tick) / size {
+				for i, to := range []*host{a, b} {
+					packet.PutHeader(p, 1, to.id.Address(), 0x0123456789, packet.VerbFrame)
+					r.core.Receive(w.Begin(out, now), 1, ap(tt.sources[i]), p)
+				}
+			}
+		}
+		if got := (out.relayed(a) + out.relayed(b)) / 1_000_000; got < tt.least || got > tt.most {
+			t.Errorf("%s: %d MB of 160 relayed", name, got)
+		}
+	}
+}
+
 // What others send as trace or as messages goes nowhere.
 func TestTraceIsDropped(t *testing.T) {
 	n, _, a, b := lab(t)
