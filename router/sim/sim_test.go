@@ -122,7 +122,7 @@ func TestWorlds(t *testing.T) {
 		s.play(t, *oneSeed, testing.Verbose()).report(t)
 		return
 	}
-	debug.SetGCPercent(800) // little is kept, and much thrown away
+	debug.SetGCPercent(400) // little is kept, and much thrown away
 	n := *seeds
 	switch {
 	case n > 0 || *lasts > 0:
