@@ -86,14 +86,14 @@ attack: deps build ## what others lose while the gateway is attacked, attack by 
 	cd router/attack && ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 12m -run 'TestAttack/$(ROW)' -table '$(TABLE)'
 
 # Every process begins with seeds of its own. What a seed found happens again with
-# go test ./router/sim -run Worlds -v -seed N -quiet 24h.
+# go test ./router/sim -run Worlds -v -seed N -quiet 72h.
 SIM       ?= 1h
 SIM_PROCS ?= $(shell nproc)
 SIM_SEED  ?= $(shell date +%s)
 simulate: ## the gateway with everything around it on a simulated clock for SIM, from ever new seeds
 	$(GO) test -c -o bin/sim.test ./router/sim
 	cd router/sim && seq 0 $$(($(SIM_PROCS)-1)) | xargs -P $(SIM_PROCS) -I{} sh -c \
-		'../../bin/sim.test -test.run "^TestWorlds$$" -test.timeout 0 -sim $(SIM) -quiet 24h -first $$(($(SIM_SEED)+{}*1000000))'
+		'../../bin/sim.test -test.run "^TestWorlds$$" -test.timeout 0 -sim $(SIM) -quiet 72h -first $$(($(SIM_SEED)+{}*1000000))'
 
 simulate-faults: ## which faults the simulator finds when they are put back, as a table in bench/results/simulator.md
 	cd router/sim && $(GO) test -count=1 -timeout 0 -run '^TestPlanted$$' -planted ../../bench/results/simulator.md -v .

@@ -54,7 +54,8 @@ type Engine struct {
 	idleMu sync.Mutex
 	idle   []*worker
 
-	mu sync.Mutex // guards changes of set
+	mu      sync.Mutex // guards changes of set, and settled
+	settled bool       // the last change went well
 }
 
 // New makes an engine; nothing runs before Run.

@@ -3,6 +3,7 @@ package netstack
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"runtime"
@@ -167,6 +168,36 @@ func TestRun(t *testing.T) {
 	}
 	if o, _ := r.take(); len(o) == 0 {
 		t.Error("nothing came out")
+	}
+}
+
+// TestNothingChanges: settings that are in force already aren't put into force again, as
+// that would take all flows off the fast path. What failed is.
+func TestNothingChanges(t *testing.T) {
+	r := newRig(t)
+	was := r.e.set.Load()
+	again := func() {
+		t.Helper()
+		if err := errors.Join(r.e.SetNetworks([]Network{testNetwork()}), r.e.SetTranslation(nil, nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if again(); r.e.set.Load() != was {
+		t.Error("the same settings made another snapshot")
+	}
+	broken := testNetwork()
+	broken.MTU = 10
+	if err := r.e.SetNetworks([]Network{broken}); err == nil {
+		t.Fatal("an MTU of 10 was taken")
+	}
+	if again(); r.e.set.Load() == was {
+		t.Error("after a failure the settings weren't put into force again")
+	}
+	was = r.e.set.Load()
+	other := testNetwork()
+	other.Routes[0].Via = netip.MustParseAddr("10.0.0.3")
+	if err := r.e.SetNetworks([]Network{other}); err != nil || r.e.set.Load() == was {
+		t.Errorf("another next hop made no other snapshot: %v", err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -157,14 +158,26 @@ func build(in settings, old *netSet, around surroundings) (*netSet, error) {
 	return s, nil
 }
 
-// change puts edited settings into force.
+// change puts edited settings into force. Without a difference it does nothing: each new
+// snapshot makes all flows be judged again.
 func (e *Engine) change(edit func(*settings)) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	old := e.set.Load()
 	in := old.settings
 	edit(&in)
-	return e.swap(in, old)
+	if e.settled && in.translatesAs(&old.settings) {
+		return nil
+	}
+	err := e.swap(in, old)
+	e.settled = err == nil
+	return err
+}
+
+// translatesAs reports whether networks, forwards and maps are the same.
+func (in *settings) translatesAs(o *settings) bool {
+	return slices.EqualFunc(in.networks, o.networks, func(a, b Network) bool { return reflect.DeepEqual(a, b) }) &&
+		slices.Equal(in.forwards, o.forwards) && slices.Equal(in.maps, o.maps)
 }
 
 // swap puts settings into force. e.mu is held, unless nobody knows the engine yet.

@@ -32,9 +32,11 @@ const (
 
 // health says whether clients are served and what is wrong. Everything that tells of
 // health asks here: the control API, /readyz, the metrics, the log and systemd.
-func (s *service) health() control.Health {
+func (s *service) health() control.Health { return s.healthWith(s.peers()) }
+
+func (s *service) healthWith(peers []ztnode.Peer) control.Health {
 	now := s.now()
-	info, peers, nets := s.node.Info(), s.peers(), s.networks()
+	info, nets := s.node.Info(), s.networks()
 	// A root is itself where others get online.
 	online := info.Online || info.Root
 	checks := []control.Check{s.onlineCheck(online, info.Address, peers, now)}
@@ -304,10 +306,12 @@ func (s *service) say(level slog.Level, msg string, args ...any) {
 	s.log.Log(context.Background(), level, msg, args...)
 }
 
-// observe logs changes of health and what the process is waiting for.
-func (s *service) observe(now time.Time) {
-	s.rtt.observe(s.node.Peers(), now)
-	h := s.health()
+// observe logs changes of health and what the process is waiting for. It returns what
+// health is.
+func (s *service) observe(now time.Time) control.Health {
+	peers := s.peers()
+	s.rtt.observe(peers, now)
+	h := s.healthWith(peers)
 	s.mu.Lock()
 	was, seen, first := s.seen, s.logged, s.readyAt.IsZero()
 	s.seen, s.logged = h.State, h.Failed()
@@ -339,4 +343,5 @@ func (s *service) observe(now time.Time) {
 	if s.alive == nil || s.alive() {
 		s.notifier.alive(now)
 	}
+	return h
 }

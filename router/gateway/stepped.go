@@ -98,13 +98,13 @@ func (s *Stepped) Changed() bool {
 	}
 }
 
-// Look is what is done every second.
-func (s *Stepped) Look() { s.look(false) }
+// Look is what is done every second. It returns whether clients are served.
+func (s *Stepped) Look() control.Health { return s.look(false) }
 
-func (s *Stepped) look(changed bool) {
+func (s *Stepped) look(changed bool) control.Health {
 	now := s.now()
 	s.g.look(now, changed)
-	s.g.observe(now)
+	return s.g.observe(now)
 }
 
 // Tick is what the plane does every 500 ms.

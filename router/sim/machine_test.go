@@ -15,6 +15,7 @@ import (
 
 	"ztgate/internal/atomicfile"
 	"ztgate/router/config"
+	"ztgate/router/control"
 	"ztgate/router/gateway"
 	"ztgate/zerotier"
 	"ztgate/zerotier/identity"
@@ -90,7 +91,7 @@ func (m *machine) every(f func() time.Duration) {
 		if m.life != life || m.port == nil {
 			return
 		}
-		m.do(func() { m.w.net.After(max(f(), m.w.grain, time.Millisecond), step) })
+		m.do(func() { m.w.net.After(max(f(), 5*m.w.grain, time.Millisecond), step) })
 	}
 	m.w.net.After(0, step)
 }
@@ -308,7 +309,7 @@ func (g *gate) begin() (err error) {
 		return err
 	}
 	g.every(func() time.Duration { g.st.Tick(); return 500 * time.Millisecond })
-	g.every(func() time.Duration { g.st.Look(); g.looked(); return time.Second })
+	g.every(func() time.Duration { g.looked(g.st.Look()); return time.Second })
 	g.every(func() time.Duration { g.sync(); return 15 * time.Second })
 	g.every(g.st.Keep)
 	g.every(func() time.Duration { return g.st.Probe().Sub(g.clock.now()) })
@@ -360,8 +361,7 @@ func (g *gate) step() {
 	}
 }
 
-func (g *gate) looked() {
-	h := g.st.Health()
+func (g *gate) looked(h control.Health) {
 	if h.Ready != g.ready {
 		g.ready, g.readySince = h.Ready, g.w.net.Now
 		g.w.event("ready %v: %s", h.Ready, strings.Join(h.Reasons, "; "))

@@ -15,8 +15,7 @@ var forwardAddr = netip.MustParseAddr("10.0.0.200")
 // run is the history of a world.
 func (w *world) run(rounds int, quiet time.Duration) {
 	w.boot()
-	busy := true
-	w.traffic(&busy)
+	w.watch(true)
 	w.pass(recovery + seconds(w.rand, 30, 60))
 	for range rounds {
 		if len(w.findings) > 0 {
@@ -28,12 +27,39 @@ func (w *world) run(rounds int, quiet time.Duration) {
 			w.annoy()
 		}
 	}
-	busy, w.grain = false, 4*time.Second
 	for end := w.net.Now.Add(quiet); w.net.Now.Before(end) && len(w.findings) == 0; {
-		w.pass(min(10*time.Minute, end.Sub(w.net.Now)))
+		w.watch(false)
+		w.pass(min(seconds(w.rand, 1800, 3*3600), end.Sub(w.net.Now)))
+		if w.net.Now.Before(end) {
+			w.night()
+			w.watch(true)
+			w.pass(recovery + seconds(w.rand, 30, 60))
+		}
 	}
 	w.event("end: %d connections, %d answered, %d faults", w.connections, w.answered, w.faults)
 	w.log.settle()
+}
+
+// idle is the grain of timers while nothing goes on: less than any patience of nodes.
+const idle = 4 * time.Second
+
+// night switches machines off for hours: what is known of them ends, like certificates,
+// paths and flows.
+func (w *world) night() {
+	members := []*machine{w.offices[0].machine, w.offices[1].machine, w.rogue.machine}
+	off := [][]*machine{members, members, {w.ctl}, {w.root}, {w.gate.machine}, append(members, w.ctl, w.root)}[w.rand.IntN(6)]
+	w.faults++
+	over := w.disturb()
+	for _, m := range off {
+		w.event("%s is off for the night", m.name)
+		m.crash()
+	}
+	w.pass(seconds(w.rand, 3600, 10*3600))
+	for _, i := range w.rand.Perm(len(off)) {
+		off[i].start()
+	}
+	w.event("morning")
+	over()
 }
 
 // pass lets time pass.
@@ -43,13 +69,23 @@ func (w *world) pass(d time.Duration) {
 	}
 }
 
-// traffic makes clients connect, often while somebody is watching.
-func (w *world) traffic(busy *bool) {
-	pace := func(often, seldom time.Duration) time.Duration {
-		if *busy {
-			return often
+// watch makes clients connect, and looks at what they see, from now on: often or seldom.
+func (w *world) watch(closely bool) {
+	w.grain = idle
+	if closely {
+		w.grain = 0
+	}
+	w.watches++
+	watch := w.watches
+	later := func(often, seldom time.Duration, f func()) {
+		if !closely {
+			often = seldom
 		}
-		return seldom
+		w.net.After(often, func() {
+			if w.watches == watch {
+				f()
+			}
+		})
 	}
 	var connect, ping, look func()
 	connect = func() {
@@ -68,15 +104,15 @@ func (w *world) traffic(busy *bool) {
 		default:
 			c.connect(proto, to, nil)
 		}
-		w.net.After(pace(seconds(w.rand, 0, 2), seconds(w.rand, 300, 1800)), connect)
+		later(seconds(w.rand, 0, 2), seconds(w.rand, 300, 1800), connect)
 	}
 	ping = func() {
 		w.ping()
-		w.net.After(pace(2*time.Second, 10*time.Minute), ping)
+		later(2*time.Second, 10*time.Minute, ping)
 	}
 	look = func() {
 		w.observe()
-		w.net.After(pace(time.Second, 10*time.Minute), look)
+		later(time.Second, 10*time.Minute, look)
 	}
 	connect()
 	ping()

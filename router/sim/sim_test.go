@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"testing/cryptotest"
@@ -24,7 +25,7 @@ var (
 	until   = flag.Bool("until", false, "stop at the first world in which something is found")
 	traced  = flag.Bool("trace", false, "with -v, print every packet too")
 	rounds  = flag.Int("rounds", 12, "times that something goes wrong in a world")
-	quiet   = flag.Duration("quiet", 12*time.Hour, "how long worlds go on after that")
+	quiet   = flag.Duration("quiet", 12*time.Hour, "how long worlds go on after that, with nights")
 )
 
 // setting is what all worlds have.
@@ -121,6 +122,7 @@ func TestWorlds(t *testing.T) {
 		s.play(t, *oneSeed, testing.Verbose()).report(t)
 		return
 	}
+	debug.SetGCPercent(400) // little is kept, and much thrown away
 	n := *seeds
 	switch {
 	case n > 0 || *lasts > 0:

@@ -46,8 +46,21 @@ var (
 // own node, the secret key. It is immutable.
 type Identity struct {
 	address Address
-	public  [publicLen]byte  // X25519, Ed25519
-	secret  *[secretLen]byte // X25519 scalar, Ed25519 seed; nil in a public identity
+	public  [publicLen]byte // X25519, Ed25519
+	secret  *secret         // nil in a public identity
+}
+
+// secret is a secret key. What signatures are made with is derived from its second half,
+// once: that takes as long as a signature.
+type secret struct {
+	bytes   [secretLen]byte // X25519 scalar, Ed25519 seed
+	signing ed25519.PrivateKey
+}
+
+func newSecret(b []byte) *secret {
+	s := &secret{signing: ed25519.NewKeyFromSeed(b[32:secretLen])}
+	copy(s.bytes[:], b)
+	return s
 }
 
 // Generate searches an identity on all cores; it takes about 15 address hashes.
@@ -73,11 +86,11 @@ func Generate(random io.Reader) (*Identity, error) {
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				var secret [secretLen]byte
-				if !draw(secret[:]) {
+				var b [secretLen]byte
+				if !draw(b[:]) {
 					return
 				}
-				if id := candidate(&secret); id != nil {
+				if id := candidate(newSecret(b[:])); id != nil {
 					select {
 					case found <- id:
 						stop()
@@ -98,9 +111,9 @@ func Generate(random io.Reader) (*Identity, error) {
 }
 
 // candidate returns the identity of secret if it satisfies the proof of work.
-func candidate(secret *[secretLen]byte) *Identity {
-	id := &Identity{secret: secret}
-	if err := publicOf(secret, &id.public); err != nil {
+func candidate(s *secret) *Identity {
+	id := &Identity{secret: s}
+	if err := s.publicOf(&id.public); err != nil {
 		return nil
 	}
 	d := addressHash(&id.public)
@@ -111,13 +124,13 @@ func candidate(secret *[secretLen]byte) *Identity {
 	return id
 }
 
-func publicOf(secret *[secretLen]byte, public *[publicLen]byte) error {
-	dh, err := ecdh.X25519().NewPrivateKey(secret[:32])
+func (s *secret) publicOf(public *[publicLen]byte) error {
+	dh, err := ecdh.X25519().NewPrivateKey(s.bytes[:32])
 	if err != nil {
 		return err
 	}
 	copy(public[:32], dh.PublicKey().Bytes())
-	copy(public[32:], ed25519.NewKeyFromSeed(secret[32:]).Public().(ed25519.PublicKey))
+	copy(public[32:], s.signing.Public().(ed25519.PublicKey))
 	return nil
 }
 
@@ -147,10 +160,11 @@ func Parse(text string) (*Identity, error) {
 		return nil, fmt.Errorf("%w: public key: %w", ErrSyntax, err)
 	}
 	if len(f) == 4 {
-		id.secret = new([secretLen]byte)
-		if err := parseKey(id.secret[:], f[3]); err != nil {
+		var b [secretLen]byte
+		if err := parseKey(b[:], f[3]); err != nil {
 			return nil, fmt.Errorf("%w: secret key is not 128 hexadecimal digits", ErrSyntax)
 		}
+		id.secret = newSecret(b[:])
 	}
 	return id, nil
 }
@@ -185,8 +199,7 @@ func Unmarshal(b []byte) (id *Identity, n int, err error) {
 		if len(b) < BinaryLen+secretLen {
 			return nil, 0, fmt.Errorf("%w: secret key cut short", ErrSyntax)
 		}
-		id.secret = new([secretLen]byte)
-		copy(id.secret[:], b[BinaryLen:])
+		id.secret = newSecret(b[BinaryLen:])
 		return id, BinaryLen + secretLen, nil
 	default:
 		return nil, 0, fmt.Errorf("%w: secret key of %d bytes", ErrSyntax, b[70])
@@ -210,7 +223,7 @@ func (id *Identity) SecretString() string {
 	if id.secret == nil {
 		return ""
 	}
-	return id.String() + ":" + hex.EncodeToString(id.secret[:])
+	return id.String() + ":" + hex.EncodeToString(id.secret.bytes[:])
 }
 
 // Address returns the node address.
@@ -256,7 +269,7 @@ func (id *Identity) Validate() error {
 	}
 	if id.secret != nil {
 		var public [publicLen]byte
-		if err := publicOf(id.secret, &public); err != nil || public != id.public {
+		if err := id.secret.publicOf(&public); err != nil || public != id.public {
 			return ErrKeyPair
 		}
 	}
@@ -272,7 +285,7 @@ func (id *Identity) Agree(peer *Identity) (key [SessionLen]byte, err error) {
 	if id.secret == nil {
 		return key, ErrNoKey
 	}
-	mine, err := ecdh.X25519().NewPrivateKey(id.secret[:32])
+	mine, err := ecdh.X25519().NewPrivateKey(id.secret.bytes[:32])
 	if err != nil {
 		return key, err
 	}
@@ -295,7 +308,7 @@ func (id *Identity) Sign(msg []byte) (sig [SignatureLen]byte, err error) {
 		return sig, ErrNoKey
 	}
 	sum := sha512.Sum512(msg)
-	copy(sig[:64], ed25519.Sign(ed25519.NewKeyFromSeed(id.secret[32:]), sum[:32]))
+	copy(sig[:64], ed25519.Sign(id.secret.signing, sum[:32]))
 	copy(sig[64:], sum[:32])
 	return sig, nil
 }

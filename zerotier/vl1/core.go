@@ -246,6 +246,7 @@ const peerShards = 64
 type peerShard struct {
 	mu sync.RWMutex
 	m  map[identity.Address]*Peer
+	n  atomic.Int32 // len(m): most shards of most nodes are empty
 }
 
 // worldSet is the current planet with the moons.
@@ -486,10 +487,14 @@ func (c *Core) sender(w *Worker, a identity.Address) *Peer {
 
 // eachPeer calls f for a snapshot of all peers.
 func (c *Core) eachPeer(f func(*Peer)) {
+	list := make([]*Peer, 0, 16)
 	for i := range c.peers {
 		s := &c.peers[i]
+		if s.n.Load() == 0 {
+			continue
+		}
 		s.mu.RLock()
-		list := make([]*Peer, 0, len(s.m))
+		list = list[:0]
 		for _, p := range s.m {
 			list = append(list, p)
 		}

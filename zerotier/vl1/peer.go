@@ -170,6 +170,7 @@ func (c *Core) addPeer(id *identity.Identity, t int64) (*Peer, error) {
 		return p, nil
 	}
 	s.m[fresh.addr] = fresh
+	s.n.Add(1)
 	c.count.Add(1)
 	return fresh, nil
 }
@@ -179,6 +180,7 @@ func (c *Core) removePeer(p *Peer) {
 	s.mu.Lock()
 	if s.m[p.addr] == p {
 		delete(s.m, p.addr)
+		s.n.Add(-1)
 		c.count.Add(-1)
 	}
 	s.mu.Unlock()

@@ -30,6 +30,9 @@ func Printable(s string) string {
 func Text(s string) string { return text(s, MaxText) }
 
 func text(s string, most int) string {
+	if len(s) <= most && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return s
+	}
 	clean := Printable(s[:min(len(s), 4*most)])
 	if len(clean) <= most {
 		return clean

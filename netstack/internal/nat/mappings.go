@@ -3,7 +3,6 @@ package nat
 import (
 	"math/bits"
 	"net/netip"
-	"slices"
 	"time"
 
 	"ztgate/netstack/internal/ipkt"
@@ -31,20 +30,23 @@ const maxImportedPools = 64
 // Mappings lists all mappings, also quarantined ones. The lock is held for a few
 // hundred ports at a time: mappings that begin or end meanwhile may be missed.
 func (t *Table) Mappings() (out []Mapping) {
-	const step = 4 // words
+	const words, most = 64, 256 // at a time
 	t.mu.Lock()
-	pools := slices.Clone(t.pools[1:])
+	var pools []*pool
 	n := 0
-	for _, p := range pools {
-		n += p.inUse + p.inQuarantine
+	for _, p := range t.pools[1:] {
+		if used := p.inUse + p.inQuarantine; used > 0 {
+			pools = append(pools, p)
+			n += used
+		}
 	}
 	t.mu.Unlock()
 	out = make([]Mapping, 0, n)
 	for _, p := range pools {
 		ext := ipkt.Addr(p.key.ext)
-		for first := 0; first < len(p.used); first += step {
+		for w := 0; w < len(p.used); {
 			t.mu.Lock()
-			for w := first; w < first+step; w++ {
+			for end, had := min(w+words, len(p.used)), len(out); w < end && len(out) < had+most; w++ {
 				for left := p.used[w]; left != 0; left &= left - 1 {
 					port := uint16(w*64 + bits.TrailingZeros64(left))
 					m := p.at(port)

@@ -11,6 +11,24 @@ import (
 	"ztgate/netstack/internal/pkttest"
 )
 
+// TestMappingsAll: as many mappings as there are, wherever their ports are.
+func TestMappingsAll(t *testing.T) {
+	p := newPlayer(t, Settings{})
+	want := map[netip.AddrPort]bool{}
+	for i := range 1500 {
+		client := fmt.Sprintf("172.31.0.%d:%d", 10+i%100, 4000+i/100*700+i%100)
+		p.out(client)
+		want[pkttest.Addr(client)] = true
+	}
+	list := p.tab.Mappings()
+	for _, m := range list {
+		delete(want, m.Client)
+	}
+	if len(list) != 1500 || len(want) > 0 {
+		t.Errorf("%d mappings are listed of 1500, and %d clients have none", len(list), len(want))
+	}
+}
+
 // TestImport: mappings of an earlier table belong to their owners, whoever comes
 // first.
 func TestImport(t *testing.T) {
