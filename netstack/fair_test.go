@@ -103,7 +103,7 @@ func TestFairShares(t *testing.T) {
 	}
 }
 
-// TestFairSharesAreTold: who has its share of ports with answered flows is told so, by
+// TestFairSharesAreTold: who has its share of ports with established flows is told so, by
 // the error that TCP takes as temporary, and the refusal is counted for it.
 func TestFairSharesAreTold(t *testing.T) {
 	r := newRig(t)
@@ -116,6 +116,7 @@ func TestFairSharesAreTold(t *testing.T) {
 			continue
 		}
 		r.fromOverlay(pkttest.UDP("10.0.0.10:53", strings.Fields(o[0])[1], "y"))
+		r.fromVPC(pkttest.UDP(client, "10.0.0.10:53", "x"))
 	}
 	if len(told) == 0 || !strings.HasPrefix(told[0], "icmp 3/1 172.31.0.1 > 172.31.0.10") {
 		t.Errorf("told %q", told[:min(len(told), 1)])

@@ -177,7 +177,7 @@ func (e *Engine) Mappings() []Mapping {
 	w := e.worker()
 	defer e.release(w)
 	e.table.Walk(func(i nat.Info) bool {
-		answered := i.State == "established" || i.State == "closing"
+		answered := i.State == "established" || i.State == "closing" || i.State == "answered"
 		to := &flows
 		if !answered {
 			to = &waiting

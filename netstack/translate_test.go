@@ -394,6 +394,7 @@ func TestTableFullIsTold(t *testing.T) {
 	for i := range 10 {
 		r.fromVPC(pkttest.UDP(fmt.Sprintf("172.31.0.10:%d", 4000+i), "10.0.0.10:53", "x"))
 		r.fromOverlay(pkttest.UDP("10.0.0.10:53", fmt.Sprintf("10.0.0.1:%d", 4000+i), "x"))
+		r.fromVPC(pkttest.UDP(fmt.Sprintf("172.31.0.10:%d", 4000+i), "10.0.0.10:53", "x"))
 	}
 	_, v := r.fromVPC(pkttest.UDP("172.31.0.11:5000", "10.0.0.10:53", "x"))
 	r.want("D3", v, "icmp 3/1 172.31.0.1 > 172.31.0.11 [17 172.31.0.11:5000 > 10.0.0.10:53]")

@@ -19,15 +19,17 @@ func (b *bench) fillPorts(proto uint8, from netip.Addr, to netip.AddrPort, first
 	})
 }
 
-// fillLowPorts takes all low outside ports by answered flows of many hosts, each of
-// which has few.
+// fillLowPorts takes all low outside ports by flows of many hosts, each of which has few,
+// that go on after their answer.
 func (b *bench) fillLowPorts(to netip.AddrPort) {
-	var in [][]byte
+	var out, in [][]byte
 	for port := 1; port < 1024; port++ {
 		p := b.out(udp(at(lowPortHost(port), port), to, "x"))
 		in = append(in, udp(to, p.from(), "y"))
+		out = append(out, udp(at(lowPortHost(port), port), to, "x"))
 	}
 	b.push(overlay, in...)
+	b.push(vpc, out...)
 }
 
 // lowPortHost is who has a port after fillLowPorts.

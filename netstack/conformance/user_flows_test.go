@@ -197,22 +197,31 @@ func floodWith(b *bench, proto uint8) {
 	b.note("%d packets, %d flows held, V2's flows and 20 of 20 new ones pass", n, live)
 }
 
-// tableAssured fills the table with answered flows.
+// tableAssured fills the table with flows that go on after their answer.
 func tableAssured(b *bench) {
 	limit := 4000
 	b.start(func(s *setup) { s.maxFlows = limit })
 	b.engineOnly()
 	u, c := b.udpFlow(at(v2, 4000), at(o1, 5000)).answered(), b.tcpFlow(at(v2, 4000), at(o1, 80))
-	for i := 0; i < limit; i += 500 {
-		var out, in [][]byte
-		for j := i; j < i+500; j++ {
-			out = append(out, udp(at(addr(fmt.Sprintf("10.77.%d.%d", 1+j%400/200, 52+j%200)), 2000+j), at(o2, 9), "x"))
+	u.send()
+	// One after the other when the table is nearly full, so that each is answered before
+	// the next one comes.
+	for i, n := 0, 0; i < limit; i += n {
+		if n = 500; i+n >= limit {
+			n = 1
+		}
+		var out, in, more [][]byte
+		for j := i; j < i+n; j++ {
+			from := at(addr(fmt.Sprintf("10.77.%d.%d", 1+j%400/200, 52+j%200)), 2000+j)
+			out = append(out, udp(from, at(o2, 9), "x"))
+			more = append(more, udp(from, at(o2, 9), "more"))
 		}
 		_, got := b.push(vpc, out...)
 		for _, p := range got {
 			in = append(in, udp(at(o2, 9), p.from(), "y"))
 		}
 		b.push(overlay, in...)
+		b.push(vpc, more[:len(got)]...)
 	}
 	b.advance(2 * time.Second)
 	refused := 0
@@ -221,6 +230,7 @@ func tableAssured(b *bench) {
 		v, o := b.push(vpc, udp(at(v2, 6000+i), at(o3, 9), "new"))
 		if len(o) == 1 {
 			b.push(overlay, udp(at(o3, 9), o[0].from(), "y"))
+			b.push(vpc, udp(at(v2, 6000+i), at(o3, 9), "more"))
 		} else {
 			refused++
 			if len(v) != 1 || v[0].typ != 3 || v[0].code != 1 {

@@ -203,6 +203,9 @@ func (t *Tree[T]) Greediest(older func(a, b *T) bool) *T {
 	return t.of(most(t.origin[:]), older)
 }
 
+// CountNear returns how much those with the origin of a place have.
+func (t *Tree[T]) CountNear(p Place) int { return int(t.origin[int(p)/(fanout*fanout)]) }
+
 // Near is Greediest among those with the origin of a place.
 func (t *Tree[T]) Near(p Place, older func(a, b *T) bool) *T {
 	o := int(p) / (fanout * fanout)

@@ -12,8 +12,9 @@ type holding struct {
 
 // client is what one address that opens flows has of the table.
 type client struct {
-	key    clientKey
-	member uint8 // see Table.members
+	key      clientKey
+	member   uint8 // see Table.members
+	standing standing
 	holding
 	flows   int32  // all
 	evicted uint32 // flows that made room
@@ -23,7 +24,8 @@ type client struct {
 	opening list               // half-open flows, oldest first
 	half    fair.Share[client] // their number
 	shares  *portShare         // of ports that can be taken from it
-	spare   *client
+	// Of those without flows: in the list of remembered ones, or the next spare one.
+	earlier, later *client
 }
 
 // clientKey tells clients apart: networks may have the same addresses.
@@ -53,14 +55,17 @@ func (t *Table) newClient(c *client, k clientKey, member uint64) {
 // clientFor returns the client that opens a flow.
 func (t *Table) clientFor(k clientKey, member uint64) *client {
 	c := t.clients[k]
-	if c == nil {
+	switch {
+	case c == nil:
 		if c = t.spareClients; c != nil {
-			t.spareClients = c.spare
+			t.spareClients = c.later
 		} else {
 			c = new(client)
 		}
 		t.newClient(c, k, member)
 		t.clients[k] = c
+	case c.flows == 0:
+		t.remembered.remove(c)
 	}
 	return c
 }
@@ -70,10 +75,19 @@ func (t *Table) clientOf(f *Flow) *client { return t.clients[f.clientKey()] }
 
 // leave takes a flow off the number of a client's flows.
 func (t *Table) leave(c *client) {
-	if c.flows--; c.flows == 0 {
-		delete(t.clients, c.key)
-		c.spare, t.spareClients = t.spareClients, c
+	c.flows--
+	switch {
+	case c.flows > 0:
+	case c.standing == proven:
+		t.remember(c)
+	default:
+		t.forget(c)
 	}
+}
+
+func (t *Table) forget(c *client) {
+	delete(t.clients, c.key)
+	c.later, t.spareClients = t.spareClients, c
 }
 
 // addLive counts flows of a client that aren't closed.
@@ -124,7 +138,7 @@ func (t *Table) joinLists(c *client, id uint32, f *Flow) {
 	switch s := f.state.Load(); {
 	case isHalfOpen(s):
 		t.enlist(&c.opening, id, f)
-		t.halfOpen.Add(&c.half, 1)
+		t.halfOpen.add(c.standing, &c.half, 1)
 	case isClosed(s):
 		t.enlist(t.closedList(f), id, f)
 	}
@@ -135,7 +149,7 @@ func (t *Table) leaveLists(c *client, f *Flow, state uint32) {
 	switch {
 	case isHalfOpen(state):
 		t.unlist(&c.opening, f)
-		t.halfOpen.Add(&c.half, -1)
+		t.halfOpen.add(c.standing, &c.half, -1)
 	case isClosed(state):
 		t.unlist(t.closedList(f), f)
 	}
@@ -147,11 +161,11 @@ func (t *Table) memberFull(c *client) bool {
 	return c.member != 0 && t.memberFlows > 0 && int(t.members[c.member].live) >= t.memberFlows
 }
 
-// oldestOf returns the half-open flow that makes room for another one of a client or,
-// if it has none, of its member; 0 if there is none.
+// oldestOf returns the half-open flow that makes room for another one of a client or of its
+// member; 0 if there is none.
 func (t *Table) oldestOf(c *client, member bool) uint32 {
-	if c.opening.first == 0 && member {
-		if other := t.halfOpen.Near(c.half.At, t.older); other != nil && other.member == c.member {
+	if member {
+		if other := t.halfOpen.near(c.half.At, t.older); other != nil && other.member == c.member {
 			return other.opening.first
 		}
 	}
@@ -163,7 +177,7 @@ func (t *Table) oldestOf(c *client, member bool) uint32 {
 // an answer: who has much takes nothing from them while they don't need more than that.
 func (t *Table) expendableFor(c *client) uint32 {
 	id := t.expendable()
-	if id == 0 || int(c.live) < t.keepFor || t.halfOpen.Count() > t.kept || !isHalfOpen(t.flow(id).state.Load()) {
+	if id == 0 || int(c.live) < t.keepFor || t.halfOpen.count() > t.kept || !isHalfOpen(t.flow(id).state.Load()) {
 		return id
 	}
 	if owner := t.clientOf(t.flow(id)); owner.key != c.key && int(owner.live) < t.keepFor {
@@ -196,9 +210,13 @@ func (t *Table) older(a, b *client) bool {
 }
 
 // expendable returns the flow that makes room for another, 0 if none may go: the
-// longest closed one, else the oldest half-open one of the greediest client.
-// Established flows never go (decision D4).
+// longest closed one, else the oldest half-open one of the greediest client. In a flood
+// from clients of whom nothing was answered it is the other way round. Established flows
+// never go (decision D4).
 func (t *Table) expendable() (oldest uint32) {
+	if t.halfOpen.of(silent) > t.set.MaxFlows/floodPart {
+		return t.halfOpen.greediest(t.older).opening.first
+	}
 	try := func(id uint32) {
 		if id != 0 && (oldest == 0 || int32(t.flow(id).last.Load()-t.flow(oldest).last.Load()) < 0) {
 			oldest = id
@@ -209,7 +227,7 @@ func (t *Table) expendable() (oldest uint32) {
 		try(p.closed.first)
 	}
 	if oldest == 0 {
-		if c := t.halfOpen.Greediest(t.older); c != nil {
+		if c := t.halfOpen.greediest(t.older); c != nil {
 			oldest = c.opening.first
 		}
 	}

@@ -178,6 +178,7 @@ func TestGreedyEstablished(t *testing.T) {
 				}
 				got++
 				p.mustPass("answer", Overlay, pkttest.UDP(o1, out[len("udp "):len(out)-len(" > 10.0.0.10:80")], "y"))
+				p.mustPass("after it", VPC, pkttest.UDP(fmt.Sprintf("%s:%d", host, 1024+i), o1, "x"))
 			}
 		}
 		all := min(61512, p.tab.Limit())
@@ -208,6 +209,7 @@ func TestGreedyEstablished(t *testing.T) {
 	for i := range 60000 {
 		p.mustPass("within its limit", VPC, pkttest.UDP(fmt.Sprintf("172.31.0.10:%d", 1024+i), o1, "x"))
 		p.mustPass("answer", Overlay, pkttest.UDP(o1, "10.0.0.1:"+portOf(p, 1024+i), "y"))
+		p.mustPass("after it", VPC, pkttest.UDP(fmt.Sprintf("172.31.0.10:%d", 1024+i), o1, "x"))
 	}
 }
 

@@ -78,7 +78,7 @@ func (t *Table) Match6(ref Ref, side Side, h *ipkt.Head6) (*Flow, int) {
 // nothing is noted, and only Find and Track know why. now is [Coarse].
 func (t *Table) PassUDP(now uint32, f *Flow, dir int) bool {
 	state := f.state.Load()
-	if state != stateEstablished && (state != stateNew || dir == FromServer || f.flags&flagFiltered != 0) {
+	if state != stateEstablished && !f.stays(state, dir) {
 		return false
 	}
 	if idle := int32(now - f.last.Load()); idle > 0 {
@@ -88,6 +88,11 @@ func (t *Table) PassUDP(now uint32, f *Flow, dir int) bool {
 		f.last.Store(now)
 	}
 	return true
+}
+
+// stays reports whether a datagram of a half-open flow changes nothing.
+func (f *Flow) stays(state uint32, dir int) bool {
+	return state == stateNew && dir == FromClient && f.flags&flagFiltered == 0 || state == stateOpening && dir == FromServer
 }
 
 // PassTCP is PassUDP for a segment.

@@ -42,7 +42,7 @@ func (t *Table) Greedy(n int) (clients, networks []Greedy) {
 			all[k] = g
 		}
 		g.Flows++
-		if isHalfOpen(i.state.Load()) {
+		if isHalfOpen(i.state.Load()) && i.State != stateAnswered {
 			g.HalfOpen++
 		}
 		return true

@@ -40,12 +40,13 @@ func (t *Table) mayHave(now uint32, c *client) Refusal {
 	}
 	others := 0
 	if t.memberFull(c) && own == 0 {
-		if t.oldestOf(c, true) == 0 {
+		switch id := t.oldestOf(c, true); {
+		case id == 0:
 			return MemberFull
-		}
-		others = 1
-		if c.half.Count() > 0 {
-			own, others = 1, 0
+		case t.clientOf(t.flow(id)).key == c.key:
+			own = 1
+		default:
+			others = 1
 		}
 	}
 	if !t.allowRate(now, c) {
@@ -117,7 +118,7 @@ func (t *Table) mayAcquire(c *client, f *Flow, take bool) (why Refusal, free boo
 	switch {
 	case why != Accepted && !take:
 		return NoPort, false
-	case why != Accepted && !t.mayTake(p, t.ownShare(p, c, pc)):
+	case why != Accepted && !t.mayTake(p, t.ownShare(p, c, pc, why)):
 		return why, false
 	case port != 0:
 		f.setPort(endExternal, port)

@@ -175,15 +175,22 @@ func (f *modelFlow) send(now time.Duration, dir int, flags uint8, data bool) boo
 		return true
 	case fin:
 		f.fin[dir], f.last = true, now
-		if f.fin[0] && f.fin[1] {
+		switch {
+		case f.fin[0] && f.fin[1]:
 			f.state = "closed"
-		} else if f.state != "reset" && f.state != "closed" && f.state != "refused" {
+		case f.state == "new" && dir == FromServer || f.state == "opening" && (dir == FromClient || f.both) || f.state == "established":
 			f.state = "closing"
 		}
 		return true
 	case ipkt.ACK:
 		f.last = now
-		if f.state == "new" && dir == FromServer || f.state == "opening" && (dir == FromClient || f.both) || f.state == "reset" && data {
+		switch {
+		case f.state == "new" && dir == FromServer || f.state == "opening" && (dir == FromClient || f.both):
+			f.state = "established"
+			if f.fin[0] || f.fin[1] {
+				f.state = "closing"
+			}
+		case f.state == "reset" && data:
 			f.state = "established"
 		}
 		return true
@@ -385,8 +392,8 @@ func FuzzModel(f *testing.F) {
 	})
 }
 
-// TestScarceModel runs random histories in a small table, against a list of what was
-// answered: that never makes room, and who has little is refused only when nothing else is
+// TestScarceModel runs random histories in a small table, against a list of what went on
+// after an answer: that never makes room, and who has little is refused only when nothing else is
 // left.
 func TestScarceModel(t *testing.T) {
 	n := 200
@@ -421,6 +428,7 @@ func TestScarceModel(t *testing.T) {
 			f := flow{client, server, got[len("udp ") : len(got)-len(" > "+server)]}
 			if rng.IntN(3) == 0 && !firm[f] {
 				p.mustPass("answer", Overlay, pkttest.UDP(server, f.outside, "y"))
+				p.mustPass("after it", VPC, pkttest.UDP(client, server, "x"))
 				firm[f] = true
 				of[host]++
 			}

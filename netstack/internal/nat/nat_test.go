@@ -445,6 +445,7 @@ func TestPortExhaustion(t *testing.T) {
 			fmt.Sscanf(got, "udp 10.0.0.1:%d", &port)
 			outside[port] = true
 			p.mustPass("answer", Overlay, pkttest.UDP(o1, fmt.Sprintf("10.0.0.1:%d", port), "x"))
+			p.mustPass("after it", VPC, pkttest.UDP(fmt.Sprintf("172.31.%d.%d:%d", host/250, 1+host%250, 1024+i), o1, "x"))
 		}
 		if want := 64512 - (LocalPortLast - LocalPortFirst + 1); opened != want || len(outside) != want {
 			t.Errorf("6888-REQ-13: %d flows at %d ports to one destination, want %d", opened, len(outside), want)
@@ -559,6 +560,7 @@ func TestFullTable(t *testing.T) {
 	for i := range 2000 {
 		p.mustPass("out", VPC, pkttest.UDP(endpoint(i), o1, "x"))
 		p.mustPass("in", Overlay, pkttest.UDP(o1, fmt.Sprintf("10.0.0.1:%d", 1024+i), "x"))
+		p.mustPass("after it", VPC, pkttest.UDP(endpoint(i), o1, "x"))
 	}
 	if _, why := p.send(VPC, pkttest.UDP(v2, o1, "x")); why != TableFull {
 		t.Errorf("L-TABLE-ASSURED: %d, want refused", why)
@@ -615,11 +617,22 @@ func (p *player) check() {
 	if flows != t.count || chained != 2*flows {
 		p.t.Errorf("%d flows, %d references, count %d", flows, chained, t.count)
 	}
-	all, half := 0, 0
+	all, idle := 0, 0
+	var half [numStandings]int
+	var weakOf [numStandings]map[*ranks[portShare]]int
+	for s := range weakOf {
+		weakOf[s] = map[*ranks[portShare]]int{}
+	}
 	var members [maxMembers]holding
 	for _, c := range t.clients {
 		all += int(c.flows)
-		half += c.half.Count()
+		half[c.standing] += c.half.Count()
+		for s := c.shares; s != nil; s = s.next {
+			weakOf[c.standing][&s.pool.weak[s.class]] += s.Count()
+		}
+		if c.flows == 0 {
+			idle++
+		}
 		if c.live != live[c] {
 			p.t.Errorf("client %v has %d live flows, counted %d", ipkt.Addr(c.key.addr), live[c], c.live)
 		}
@@ -631,8 +644,23 @@ func (p *player) check() {
 			}
 		}
 	}
-	if all != flows || half != halfOpen || t.halfOpen.Count() != halfOpen {
-		p.t.Errorf("clients have %d flows, %d half-open; the table %d and %d, counted %d", all, half, flows, halfOpen, t.halfOpen.Count())
+	if all != flows || t.halfOpen.count() != halfOpen {
+		p.t.Errorf("clients have %d flows; the table %d and %d half-open, counted %d", all, flows, halfOpen, t.halfOpen.count())
+	}
+	for s, n := range half {
+		if t.halfOpen.of(standing(s)) != n {
+			p.t.Errorf("clients of standing %d have %d half-open flows, counted %d", s, n, t.halfOpen.of(standing(s)))
+		}
+	}
+	remembered := 0
+	for c := t.remembered.first; c != nil; c = c.later {
+		if c.flows != 0 || c.shares != nil || t.clients[c.key] != c {
+			p.t.Errorf("client %v is remembered and has flows", ipkt.Addr(c.key.addr))
+		}
+		remembered++
+	}
+	if remembered != idle || remembered != t.remembered.n || remembered > maxRemembered {
+		p.t.Errorf("%d clients without flows, %d remembered, counted %d", idle, remembered, t.remembered.n)
 	}
 	if members != t.members {
 		p.t.Error("members have more or less than their clients")
@@ -683,8 +711,13 @@ func (p *player) check() {
 			p.t.Errorf("%d ports used, counted %d in use and %d resting", used, pool.inUse, pool.inQuarantine)
 		}
 		for pc, n := range weak {
-			if pool.weak[pc] != nil && pool.weak[pc].Count() != n || pool.weak[pc] == nil && n > 0 {
-				p.t.Errorf("%d weak ports in class %d, counted otherwise", n, pc)
+			if pool.weak[pc].count() != n {
+				p.t.Errorf("%d weak ports in class %d, counted %d", n, pc, pool.weak[pc].count())
+			}
+			for s := range weakOf {
+				if got, want := pool.weak[pc].of(standing(s)), weakOf[s][&pool.weak[pc]]; got != want {
+					p.t.Errorf("clients of standing %d have %d weak ports in class %d, counted %d", s, want, pc, got)
+				}
 			}
 		}
 	}

@@ -20,11 +20,11 @@ type pool struct {
 	size         [2]int  // ports not reserved
 	quarantined  portSet // in used, but without flows: kept for their owners
 	pages        [256]*[256]mapping
-	heads        [mappingHeads]uint16     // chains of mappings by client endpoint
-	quarantine   [2]portList              // by class, oldest first
-	weak         [2]*fair.Tree[portShare] // ports without a firm flow, by class
-	listed       portSet                  // those ports
-	closed       list                     // closed flows whose ports can be used again, oldest first
+	heads        [mappingHeads]uint16 // chains of mappings by client endpoint
+	quarantine   [2]portList          // by class, oldest first
+	weak         [2]ranks[portShare]  // ports without a firm flow, by class
+	listed       portSet              // those ports
+	closed       list                 // closed flows whose ports can be used again, oldest first
 	inUse        int
 	inQuarantine int
 	failures     uint64
@@ -342,7 +342,7 @@ func (t *Table) mayHavePort(p *pool, c *client, class, pc int, take bool) (gave 
 		return false, Accepted
 	case !take:
 		return false, NoPort
-	case t.takePort(p, pc, func() *portShare { return t.ownShare(p, c, pc) }) == 0:
+	case t.takePort(p, pc, func() *portShare { return t.ownShare(p, c, pc, why) }) == 0:
 		return false, why
 	}
 	return true, Accepted
@@ -389,8 +389,15 @@ func (p *pool) add(t *Table, client *clientKey, clientPort, port uint16) {
 // reuse frees a port when all are taken. First one whose connections are all closed,
 // as RFC 6888 REQ-8 allows where TCP is tracked; then one in quarantine; then one whose
 // flows are half-open, of the greediest client. In a flood of these it is the other way
-// round, so that it doesn't cost others the ports that are kept for them.
+// round, so that it doesn't cost others the ports that are kept for them, or which their
+// servers take for those of connections that have just ended.
 func (t *Table) reuse(p *pool, pc int, take bool) uint16 {
+	greediest := func() *portShare { return t.greediest(p, pc) }
+	if take && p.flooded(p.weak[pc].of(silent), pc) {
+		if port := t.takePort(p, pc, greediest); port != 0 {
+			return port
+		}
+	}
 	for range reuseTries {
 		id := p.closed.first
 		if id == 0 {
@@ -403,8 +410,7 @@ func (t *Table) reuse(p *pool, pc int, take bool) uint16 {
 			return port
 		}
 	}
-	greediest := func() *portShare { return t.greediest(p, pc) }
-	if take && p.flooded(pc) {
+	if take && p.flooded(p.weak[pc].count(), pc) {
 		if port := t.takePort(p, pc, greediest); port != 0 {
 			return port
 		}
@@ -434,10 +440,7 @@ const (
 )
 
 func (t *Table) greediest(p *pool, pc int) *portShare {
-	if p.weak[pc] == nil {
-		return nil
-	}
-	return p.weak[pc].Greediest(t.olderPort)
+	return p.weak[pc].greediest(t.olderPort)
 }
 
 // olderPort reports whether a's oldest weak port has been silent for longer than b's.
@@ -446,21 +449,18 @@ func (t *Table) olderPort(a, b *portShare) bool {
 	return int32(at(a)-at(b)) < 0
 }
 
-// flooded reports that many ports of a class have no firm flow.
-func (p *pool) flooded(pc int) bool { return p.weak[pc] != nil && p.weak[pc].Count() > p.size[pc]/8 }
+// flooded reports that so many ports of a class are many.
+func (p *pool) flooded(ports, pc int) bool { return ports > p.size[pc]/floodPart }
 
-// ownShare returns the weak ports from which a client that has its share gives one up:
-// its own or, if it has none, its overlay member's.
-func (t *Table) ownShare(p *pool, c *client, pc int) *portShare {
-	if s := c.share(p, pc); s != nil {
-		return s
-	}
-	if c.member != 0 && p.weak[pc] != nil {
-		if s := p.weak[pc].Near(c.half.At, t.olderPort); s != nil && s.client.member == c.member {
+// ownShare returns the weak ports from which one is given up for a client that has its
+// share, or whose overlay member has.
+func (t *Table) ownShare(p *pool, c *client, pc int, why Refusal) *portShare {
+	if why == MemberPorts {
+		if s := p.weak[pc].near(c.half.At, t.olderPort); s != nil && s.client.member == c.member {
 			return s
 		}
 	}
-	return nil
+	return c.share(p, pc)
 }
 
 // takePort frees a weak port, the oldest one of the share that from returns, and
@@ -512,12 +512,12 @@ func (t *Table) settle(p *pool, c *client, port uint16) {
 		}
 		p.listed.add(port)
 		p.enlist(&s.ports, port)
-		p.weak[pc].Add(&s.Share, 1)
+		p.weak[pc].add(c.standing, &s.Share, 1)
 		return
 	}
 	p.listed.del(port)
 	p.unlist(&s.ports, port)
-	p.weak[pc].Add(&s.Share, -1)
+	p.weak[pc].add(c.standing, &s.Share, -1)
 	if s.ports.first == 0 {
 		at := &c.shares
 		for *at != s {
@@ -529,9 +529,6 @@ func (t *Table) settle(p *pool, c *client, port uint16) {
 }
 
 func (t *Table) newShare(p *pool, c *client, pc int) *portShare {
-	if p.weak[pc] == nil {
-		p.weak[pc] = &fair.Tree[portShare]{Equal: equalShares}
-	}
 	s := t.spareShares
 	if s != nil {
 		t.spareShares = s.next

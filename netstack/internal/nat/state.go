@@ -2,6 +2,7 @@ package nat
 
 import (
 	"encoding/binary"
+	"math"
 	"slices"
 	"time"
 
@@ -11,13 +12,13 @@ import (
 // States of a flow. All protocols use the first three; TCP goes on (after
 // RFC 7857 §2):
 //
-//	new --answer--> opening --ACK--> established --FIN--> closing --FIN--> closed
+//	new --answer--> opening --client goes on--> established --FIN--> closing --FIN--> closed
 //	 any --RST in sequence--> reset --data--> established
 //	 closed, reset --SYN from the client--> new
 const (
 	stateFree        uint32 = iota // never used
 	stateNew                       // never answered
-	stateOpening                   // TCP: answered, handshake not finished
+	stateOpening                   // answered, but the client hasn't sent anything since
 	stateEstablished               //
 	stateClosing                   // one FIN
 	stateClosed                    // both FINs
@@ -32,6 +33,17 @@ const refusedFor = time.Second
 
 var stateNames = [numStates]string{"", "new", "opening", "established", "closing", "closed", "reset", "closed", "dead"}
 
+// stateAnswered is what an answered flow is called whose protocol has no handshake.
+const stateAnswered = "answered"
+
+// stateName returns the name of a flow's state.
+func stateName(proto uint8, state uint32) string {
+	if state == stateOpening && proto != ipkt.TCP {
+		return stateAnswered
+	}
+	return stateNames[state]
+}
+
 // States lists the names of the states of flows.
 func States() []string {
 	var out []string
@@ -40,7 +52,7 @@ func States() []string {
 			out = append(out, s)
 		}
 	}
-	return out
+	return append(out, stateAnswered)
 }
 
 // finBit of a direction is beside the state.
@@ -72,22 +84,32 @@ func (t *Table) Track(now int64, f *Flow, dir int, v *ipkt.View) Verdict {
 	if f.Proto() == ipkt.TCP && v.First {
 		return t.trackTCP(now, f, dir, v)
 	}
-	state := f.state.Load()
-	if state == stateNew && v.First {
-		if dir == FromServer {
-			t.change(now, f, stateEstablished)
-		} else if f.flags&flagFiltered != 0 {
-			t.refresh(now, f)
-			return Filtered
-		}
-	}
 	t.refresh(now, f)
+	state := f.state.Load()
+	switch {
+	case !v.First:
+	case state == stateNew && dir == FromServer:
+		t.step(now, f, stateNew, stateOpening)
+	case state == stateNew && f.flags&flagFiltered != 0:
+		return Filtered
+	case state == stateOpening && dir == FromClient:
+		t.step(now, f, stateOpening, stateEstablished)
+	}
 	return Pass
 }
 
 func (t *Table) refresh(now int64, f *Flow) {
 	if c := Coarse(now); int32(c-f.last.Load()) > 0 {
 		f.last.Store(c)
+	}
+}
+
+// step moves a flow on from a state, unless it has left that.
+func (t *Table) step(now int64, f *Flow, from, to uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if old := f.state.Load(); old&stateMask == from {
+		t.setState(now, f, old, old&^stateMask|to)
 	}
 }
 
@@ -131,6 +153,12 @@ func (t *Table) setState(now int64, f *Flow, old, to uint32) {
 	t.joinLists(c, id, f)
 	if f.Mapped() && isFirm(old) != isFirm(to) {
 		t.rechain(c, id, f)
+	}
+	switch to & stateMask {
+	case stateOpening:
+		t.rise(c, answered)
+	case stateEstablished, stateClosing:
+		t.rise(c, exchanged)
 	}
 	t.wheel.remove(t, f)
 	t.wheel.add(t, id, f)
@@ -218,6 +246,9 @@ func (t *Table) trackTCP(now int64, f *Flow, dir int, v *ipkt.View) Verdict {
 		}
 		return OutOfWindow
 	}
+	if state&stateMask == stateOpening && dir == FromClient && !t.sawAnswer(f, &s) {
+		return OutOfWindow
+	}
 	f.note(dir, &s)
 	t.refresh(now, f)
 	if next := nextState(state, dir, &s, f); next != state {
@@ -233,26 +264,28 @@ func nextState(state uint32, dir int, s *segment, f *Flow) uint32 {
 		if state&bothFins == bothFins {
 			return state&^stateMask | stateClosed
 		}
-		if isClosed(state) {
-			return state
-		}
-		return state&^stateMask | stateClosing
 	}
 	switch state & stateMask {
 	case stateNew: // picked up in the middle
-		if dir == FromServer {
-			return state&^stateMask | stateEstablished
+		if dir == FromClient {
+			return state // also after a FIN: nobody has answered
 		}
 	case stateOpening:
-		if dir == FromClient || f.dir[FromServer].window.Load()&winSYN != 0 {
-			return state&^stateMask | stateEstablished
+		if dir == FromServer && f.dir[FromServer].window.Load()&winSYN == 0 {
+			return state
 		}
 	case stateReset: // the RST was forged, or not for this connection
-		if s.data {
+		if s.data && s.flags&tcpFIN == 0 {
 			return state&^stateMask | stateEstablished
 		}
+		return state
+	case stateClosed, stateRefused:
+		return state
 	}
-	return state
+	if state&bothFins != 0 {
+		return state&^stateMask | stateClosing
+	}
+	return state&^stateMask | stateEstablished
 }
 
 // advance moves the flow on under the lock, judging by the state as it is then.
@@ -263,9 +296,26 @@ func (t *Table) advance(now int64, f *Flow, dir int, s *segment) {
 	if old&stateMask == stateDead {
 		return
 	}
-	if to := nextState(old, dir, s, f); to != old {
-		t.setState(now, f, old, to)
+	to := nextState(old, dir, s, f)
+	if to == old {
+		return
 	}
+	t.setState(now, f, old, to)
+	if old&stateMask == stateOpening && isFirm(to) && dir == FromClient && !t.blind(f) {
+		t.rise(t.clientOf(f), proven)
+	}
+}
+
+// blind reports a connection whose sequence numbers aren't checked.
+func (t *Table) blind(f *Flow) bool {
+	return t.set.NoWindow || (f.dir[FromClient].window.Load()|f.dir[FromServer].window.Load())&winLiberal != 0
+}
+
+// sawAnswer reports whether a client's segment acknowledges what the server sent before it
+// could know the client's window but from the SYN, which has no scale (RFC 7323 §2.2). Who
+// guesses has one chance in 65,000.
+func (t *Table) sawAnswer(f *Flow, s *segment) bool {
+	return t.blind(f) || f.dir[FromServer].end.Load()-s.ack <= math.MaxUint16
 }
 
 func (t *Table) trackSYN(now int64, f *Flow, dir int, v *ipkt.View, s *segment, state uint32) Verdict {
@@ -294,7 +344,7 @@ func (t *Table) trackSYN(now int64, f *Flow, dir int, v *ipkt.View, s *segment, 
 		}
 		d.announce(v, s)
 		d.window.Or(winSYN)
-		t.change(now, f, stateOpening)
+		t.step(now, f, stateNew, stateOpening)
 		t.refresh(now, f)
 		return Pass
 	}
@@ -311,7 +361,7 @@ func (t *Table) trackSYN(now int64, f *Flow, dir int, v *ipkt.View, s *segment, 
 		d.window.Or(syn)
 		d.grant(s, 0)
 		if dir == FromServer && state&stateMask == stateNew {
-			t.change(now, f, stateOpening)
+			t.step(now, f, stateNew, stateOpening)
 		}
 		t.refresh(now, f)
 		return Pass

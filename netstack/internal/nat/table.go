@@ -69,7 +69,7 @@ type Table struct {
 	limbo    list   // removed flows that readers may see
 	wheel    wheel
 	clients  map[clientKey]*client
-	halfOpen fair.Tree[client]   // half-open flows
+	halfOpen ranks[client]       // half-open flows
 	linked   []*[chunkSize]links // by chunk; nil as long as none of its flows shares a mapping
 	members  [maxMembers]holding // what overlay members have, by a hash; 0 = the VPC
 	pools    []*pool
@@ -80,6 +80,7 @@ type Table struct {
 	kept, keepFor int // the last flows, for clients with less than so many
 	places        fair.Hash
 	spareClients  *client
+	remembered    clientList // proven clients without flows
 	spareShares   *portShare
 
 	ownPorts portSet // what every pool leaves to the gateway
@@ -129,7 +130,6 @@ func New(s Settings) *Table {
 	for i := range t.seed {
 		t.seed[i] = stream.Uint64()
 	}
-	t.halfOpen.Equal = equalShares
 	t.places = fair.Hash{stream.Uint64(), stream.Uint64()}
 	switch {
 	case s.PortQuarantine == 0:
@@ -468,7 +468,7 @@ func (t *Table) Walk(f func(Info) bool) {
 			if state == stateDead {
 				continue // since it was listed; the caller's reader keeps it from being used again
 			}
-			if !f(Info{fl, stateNames[state], int64(fl.created) << coarseShift, int64(fl.last.Load()) << coarseShift}) {
+			if !f(Info{fl, stateName(fl.Proto(), state), int64(fl.created) << coarseShift, int64(fl.last.Load()) << coarseShift}) {
 				return
 			}
 		}
