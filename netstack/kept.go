@@ -2,7 +2,6 @@ package netstack
 
 import (
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -166,6 +165,11 @@ func (k *keptFlows) left(now int64) (out []Mapping) {
 // Mappings lists the endpoint mappings and the flows that may go on, for the [Config] of
 // a later engine: answered ones first, then UDP that still waits for its answer.
 func (e *Engine) Mappings() []Mapping {
+	flows := e.flowsToKeep()
+	return append(e.table.Mappings(), flows...)
+}
+
+func (e *Engine) flowsToKeep() []Mapping {
 	s := e.set.Load()
 	networks := make([]uint64, len(s.numbers))
 	for id, slot := range s.numbers {
@@ -198,7 +202,7 @@ func (e *Engine) Mappings() []Mapping {
 		*to = append(*to, m)
 		return len(flows) < maxKept
 	})
-	return slices.Concat(e.table.Mappings(), flows, waiting[:min(len(waiting), maxKept-len(flows))])
+	return append(flows, waiting[:min(len(waiting), maxKept-len(flows))]...)
 }
 
 // resumption returns the kept flow that a packet of a server belongs to, and what its

@@ -158,7 +158,7 @@ func (g *gateway) runPlane(ctx context.Context) error {
 	err := g.plane.Run(ctx)
 	stop()
 	saving.Wait()
-	if err := g.kept.save(g.plane.Mappings()); err != nil {
+	if err := g.kept.save(g.plane.Mappings(), noPause); err != nil {
 		g.log.Warn("save mappings for the next run", "error", err)
 	}
 	if errors.Is(err, os.ErrClosed) && ctx.Err() == nil {

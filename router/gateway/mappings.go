@@ -75,13 +75,17 @@ func (f mappingFile) read() (list []netstack.Mapping, err error) {
 	}
 }
 
-func (f mappingFile) save(list []netstack.Mapping) error {
+// save replaces the file. It calls pause after every keepPiece mappings.
+func (f mappingFile) save(list []netstack.Mapping, pause func()) error {
 	return atomicfile.Stream(f.disk, f.path, 0o600, func(out io.Writer) error {
 		w := bufio.NewWriterSize(out, 64<<10) // a full table is 15 MB of text: it isn't held in memory
 		enc := json.NewEncoder(w)
-		for _, m := range list {
+		for i, m := range list {
 			if err := enc.Encode(m); err != nil {
 				return err
+			}
+			if i%keepPiece == keepPiece-1 {
+				pause()
 			}
 		}
 		return w.Flush()
@@ -95,6 +99,11 @@ const (
 	keepShare = 100
 	// keepRetry is how often a failure is tried again, and logged.
 	keepRetry = time.Minute
+	// keepPiece is how many mappings are looked at or written in one go, which takes less
+	// than a millisecond, and keepPause how long the processor is left to others then: the
+	// TUN's queue has room for 500 packets.
+	keepPiece = 512
+	keepPause = 5 * time.Millisecond
 )
 
 // keeper saves mappings that have changed.
@@ -104,15 +113,27 @@ type keeper struct {
 	log      *slog.Logger
 	seed     maphash.Seed
 	saved    uint64
+	pause    func() // between pieces
 }
 
 func newKeeper(f mappingFile, mappings func() []netstack.Mapping, log *slog.Logger) *keeper {
 	seed := maphash.MakeSeed()
-	return &keeper{f, mappings, log, seed, sumMappings(seed, nil)}
+	return &keeper{f, mappings, log, seed, sumMappings(seed, nil, noPause), noPause}
 }
+
+func noPause() {}
 
 // run saves the mappings from time to time until ctx ends.
 func (k *keeper) run(ctx context.Context) {
+	var paused time.Duration
+	k.pause = func() {
+		start := time.Now()
+		select {
+		case <-ctx.Done(): // then it hurries
+		case <-time.After(keepPause):
+		}
+		paused += time.Since(start)
+	}
 	t := time.NewTimer(keepEvery)
 	defer t.Stop()
 	for {
@@ -122,19 +143,20 @@ func (k *keeper) run(ctx context.Context) {
 		case <-t.C:
 		}
 		start := time.Now()
+		paused = 0
 		wait := k.keep()
-		t.Reset(max(wait, keepShare*time.Since(start)))
+		t.Reset(max(wait, keepShare*(time.Since(start)-paused)))
 	}
 }
 
 // keep saves the mappings, and returns when to do so again.
 func (k *keeper) keep() time.Duration {
 	list := k.mappings()
-	sum := sumMappings(k.seed, list)
+	sum := sumMappings(k.seed, list, k.pause)
 	if sum == k.saved {
 		return keepEvery
 	}
-	if err := k.file.save(list); err != nil {
+	if err := k.file.save(list, k.pause); err != nil {
 		k.log.Warn("save mappings", "error", err)
 		return keepRetry
 	}
@@ -142,11 +164,14 @@ func (k *keeper) keep() time.Duration {
 	return keepEvery
 }
 
-func sumMappings(seed maphash.Seed, list []netstack.Mapping) uint64 {
+func sumMappings(seed maphash.Seed, list []netstack.Mapping, pause func()) uint64 {
 	var h maphash.Hash
 	h.SetSeed(seed)
-	for _, m := range list {
+	for i, m := range list {
 		maphash.WriteComparable(&h, m)
+		if i%keepPiece == keepPiece-1 {
+			pause()
+		}
 	}
 	return h.Sum64()
 }

@@ -30,7 +30,7 @@ func TestMappings(t *testing.T) {
 		{Proto: 6, Client: netip.MustParseAddrPort("172.31.0.10:4000"), External: netip.MustParseAddrPort("10.147.17.5:4000")},
 		{Proto: 17, Client: netip.MustParseAddrPort("[fd77:1::5]:4000"), External: netip.MustParseAddrPort("[fd77:100::1]:50000")},
 	}
-	if err := newMappingFile(nil, home).save(want); err != nil {
+	if err := newMappingFile(nil, home).save(want, noPause); err != nil {
 		t.Fatal(err)
 	}
 	if got := newMappingFile(nil, home).load(log); !slices.Equal(got, want) || logged.Len() > 0 {
@@ -67,14 +67,14 @@ func TestMappings(t *testing.T) {
 	if got := newMappingFile(nil, home).load(log); got != nil || !strings.Contains(logged.String(), "more than") {
 		t.Errorf("a file too large: %d mappings, log %q", len(got), &logged)
 	}
-	if err := newMappingFile(nil, home).save(nil); err != nil {
+	if err := newMappingFile(nil, home).save(nil, noPause); err != nil {
 		t.Fatal(err)
 	}
 	logged.Reset()
 	if got := newMappingFile(nil, home).load(log); len(got) > 0 || logged.Len() > 0 {
 		t.Errorf("no mappings are read as %v, log %q", got, &logged)
 	}
-	if err := newMappingFile(nil, filepath.Join(home, "none")).save(want); err == nil {
+	if err := newMappingFile(nil, filepath.Join(home, "none")).save(want, noPause); err == nil {
 		t.Error("a failure to save isn't reported")
 	}
 }
@@ -134,6 +134,41 @@ func TestKeepMappings(t *testing.T) {
 	})
 }
 
+// TestKeepInPieces: many mappings are saved piece by piece, with pauses in which others
+// have the processor, unless the gateway ends.
+func TestKeepInPieces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		list := make([]netstack.Mapping, 20*keepPiece)
+		for i := range list {
+			a := netip.AddrPortFrom(netip.MustParseAddr("172.31.0.10"), uint16(1024+i))
+			list[i] = netstack.Mapping{Proto: 6, Client: a, External: a}
+		}
+		const pieces = 2 * 20 // it looks for changes, then writes
+		for _, ends := range []bool{false, true} {
+			f := newMappingFile(nil, t.TempDir())
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				newKeeper(f, func() []netstack.Mapping { return list }, slog.New(slog.DiscardHandler)).run(ctx)
+			}()
+			time.Sleep(keepEvery + keepPause*pieces - time.Nanosecond)
+			synctest.Wait()
+			if _, err := os.Stat(f.path); err == nil {
+				t.Errorf("%d mappings are written with less than %d pauses", len(list), pieces)
+			}
+			if !ends {
+				time.Sleep(keepPause)
+			}
+			cancel()
+			<-done
+			if got, err := f.read(); err != nil || !slices.Equal(got, list) {
+				t.Errorf("kept %d mappings of %d, %v", len(got), len(list), err)
+			}
+		}
+	})
+}
+
 // BenchmarkKeepMappings is the largest table of one overlay address: all ports of
 // TCP, UDP and ICMP.
 func BenchmarkKeepMappings(b *testing.B) {
@@ -148,13 +183,13 @@ func BenchmarkKeepMappings(b *testing.B) {
 	home, seed := b.TempDir(), maphash.MakeSeed()
 	b.Run("sum", func(b *testing.B) {
 		for b.Loop() {
-			sumMappings(seed, list)
+			sumMappings(seed, list, noPause)
 		}
 	})
 	b.Run("save", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if err := newMappingFile(nil, home).save(list); err != nil {
+			if err := newMappingFile(nil, home).save(list, noPause); err != nil {
 				b.Fatal(err)
 			}
 		}

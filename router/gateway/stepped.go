@@ -197,7 +197,7 @@ func (s *Stepped) endProbes() {
 
 // Stop ends the gateway in good order.
 func (s *Stepped) Stop() error {
-	err := s.g.kept.save(s.g.plane.Mappings())
+	err := s.g.kept.save(s.g.plane.Mappings(), noPause)
 	s.g.close(false)
 	s.Abandon()
 	return err

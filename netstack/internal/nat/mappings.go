@@ -3,6 +3,7 @@ package nat
 import (
 	"math/bits"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"ztgate/netstack/internal/ipkt"
@@ -54,6 +55,7 @@ func (t *Table) Mappings() (out []Mapping) {
 				}
 			}
 			t.mu.Unlock()
+			runtime.Gosched() // see Sweep
 		}
 	}
 	return out
