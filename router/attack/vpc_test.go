@@ -49,6 +49,11 @@ var vpcRows = []row{
 		r := w.rawVPC()
 		return attack{run: every(13_000, func(i int) { r.send(udp(netip.AddrPortFrom(anywhere(), port(i)), deafAt, []byte("x"))) })}
 	}},
+	{name: "client/answered UDP, sources of the whole VPC", prepare: func(w *world) attack {
+		r := w.rawVPC()
+		to := netip.AddrPortFrom(officeIP, echoPort)
+		return attack{run: every(13_000, func(i int) { r.send(udp(netip.AddrPortFrom(anywhere(), port(i)), to, []byte("x"))) })}
+	}},
 	{name: "client/UDP to hosts that aren't there", prepare: func(w *world) attack {
 		r := w.rawVPC()
 		return attack{run: every(8000, func(i int) {
