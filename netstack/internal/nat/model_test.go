@@ -35,6 +35,7 @@ type modelFlow struct {
 	state          string
 	fin            [2]bool
 	both           bool // opened from both sides
+	answered, firm bool // the server was seen, and the connection established
 	last           time.Duration
 }
 
@@ -140,12 +141,16 @@ func (f *modelFlow) send(now time.Duration, dir int, flags uint8, data bool) boo
 		return true
 	}
 	halfOpen := f.state == "new" || f.state == "opening"
+	if dir == FromServer && (flags == ipkt.ACK || flags == fin || halfOpen && (flags == ipkt.SYN || flags == synack)) {
+		f.answered = true
+	}
+	defer func() { f.firm = f.firm || f.state == "established" || f.state == "closing" }()
 	over := f.state == "closed" || f.state == "reset" || f.state == "refused"
 	switch flags {
 	case ipkt.SYN:
 		switch {
 		case dir == FromClient && over:
-			f.state, f.fin, f.last, f.both = "new", [2]bool{}, now, false
+			f.state, f.fin, f.last, f.both, f.answered, f.firm = "new", [2]bool{}, now, false, false, false
 		case dir == FromClient && halfOpen:
 			f.last = now
 		case dir == FromServer && halfOpen:
@@ -190,8 +195,12 @@ func (f *modelFlow) send(now time.Duration, dir int, flags uint8, data bool) boo
 			if f.fin[0] || f.fin[1] {
 				f.state = "closing"
 			}
-		case f.state == "reset" && data:
+		case f.state == "reset" && data && f.firm:
 			f.state = "established"
+		case f.state == "reset" && data && f.answered:
+			f.state = "opening"
+		case f.state == "reset" && data:
+			f.state = "new"
 		}
 		return true
 	}

@@ -449,7 +449,7 @@ func (t *Table) olderPort(a, b *portShare) bool {
 	return int32(at(a)-at(b)) < 0
 }
 
-// flooded reports that so many ports of a class are many.
+// flooded reports that so many ports of a class without a firm flow are a flood.
 func (p *pool) flooded(ports, pc int) bool { return ports > p.size[pc]/floodPart }
 
 // ownShare returns the weak ports from which one is given up for a client that has its

@@ -104,6 +104,12 @@ func TestStanding(t *testing.T) {
 			l.open(pkttest.TCP(netip.AddrPortFrom(netip.MustParseAddr(from), uint16(port)).String(),
 				netip.AddrPortFrom(netip.MustParseAddr(l.server), 80).String(), fin, 101, 7, ""))
 		},
+		"SYN, RST, data": func(l *place, from string, port int) {
+			l.ask(ipkt.TCP, from, port)
+			client, server := netip.AddrPortFrom(netip.MustParseAddr(from), uint16(port)).String(), netip.AddrPortFrom(netip.MustParseAddr(l.server), 80).String()
+			l.open(pkttest.TCP(client, server, ipkt.RST, 101, 0, ""))
+			l.open(pkttest.TCP(client, server, ipkt.ACK, 101, 7, "x"))
+		},
 	}
 	for _, way := range [][2]string{{"the VPC", "the VPC"}, {"the VPC, IPv6", "the VPC, IPv6"}, {"the VPC", "a member"},
 		{"a member", "the VPC"}, {"a member", "another member"}, {"a member", "a member"}} {

@@ -13,7 +13,7 @@ import (
 // RFC 7857 §2):
 //
 //	new --answer--> opening --client goes on--> established --FIN--> closing --FIN--> closed
-//	 any --RST in sequence--> reset --data--> established
+//	 any --RST in sequence--> reset --data--> where it was
 //	 closed, reset --SYN from the client--> new
 const (
 	stateFree        uint32 = iota // never used
@@ -58,7 +58,11 @@ func States() []string {
 // finBit of a direction is beside the state.
 func finBit(dir int) uint32 { return 0x100 << dir }
 
-const bothFins = 0x300
+const (
+	bothFins = 0x300
+	// wasFirm is beside the state of a connection that has been established.
+	wasFirm = 0x400
+)
 
 func isHalfOpen(s uint32) bool { s &= stateMask; return s == stateNew || s == stateOpening }
 func isClosed(s uint32) bool {
@@ -275,14 +279,19 @@ func nextState(state uint32, dir int, s *segment, f *Flow) uint32 {
 			return state
 		}
 	case stateReset: // the RST was forged, or not for this connection
-		if s.data && s.flags&tcpFIN == 0 {
+		switch {
+		case !s.data || s.flags&tcpFIN != 0:
+			return state
+		case state&wasFirm != 0:
 			return state&^stateMask | stateEstablished
+		case f.dir[FromServer].window.Load()&winSeen != 0:
+			return state&^stateMask | stateOpening
 		}
-		return state
+		return state&^stateMask | stateNew
 	case stateClosed, stateRefused:
 		return state
 	}
-	if state&bothFins != 0 {
+	if state |= wasFirm; state&bothFins != 0 {
 		return state&^stateMask | stateClosing
 	}
 	return state&^stateMask | stateEstablished
