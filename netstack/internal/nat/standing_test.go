@@ -85,6 +85,7 @@ func (l *place) finish(client string, port int) {
 // that has shown that it gets its answers keeps whatever it opens. One that was never
 // seen does if its answer comes before half of it is used up.
 func TestStanding(t *testing.T) {
+	notShort(t)
 	floods := map[string]func(l *place, from string, port int){
 		"SYN":  func(l *place, from string, port int) { l.ask(ipkt.TCP, from, port) },
 		"UDP":  func(l *place, from string, port int) { l.ask(ipkt.UDP, from, port) },
@@ -191,6 +192,7 @@ func TestStanding(t *testing.T) {
 // TestNobodyTakesAllByProof: a client that is proven and greedy takes nothing from one that
 // was never seen.
 func TestNobodyTakesAllByProof(t *testing.T) {
+	notShort(t)
 	for name, side := range map[string]string{"VPC": "the VPC", "member": "a member", "IPv6": "the VPC, IPv6"} {
 		p := newPlayer(t, Settings{MaxFlows: 4000})
 		greedy, us := places(p)[side], places(p)[side]
@@ -225,6 +227,7 @@ func TestNobodyTakesAllByProof(t *testing.T) {
 // TestProofOutlivesFlows: a client is still known when all its connections have ended, but
 // not more clients than there is room for.
 func TestProofOutlivesFlows(t *testing.T) {
+	notShort(t)
 	p := newPlayer(t, Settings{})
 	l := places(p)["the VPC"]
 	connect := func(client string) {
@@ -287,6 +290,7 @@ func TestForgedProof(t *testing.T) {
 // just ended. Their servers may still ask, and take a new connection from the same port for
 // the old one.
 func TestFloodLeavesClosed(t *testing.T) {
+	notShort(t)
 	for what, set := range map[string]Settings{"table": {MaxFlows: 4000}, "ports": {MaxFlows: 40000}} {
 		p := newPlayer(t, set)
 		l := places(p)["the VPC"]
