@@ -78,7 +78,9 @@ func (t *Table) Match6(ref Ref, side Side, h *ipkt.Head6) (*Flow, int) {
 // nothing is noted, and only Find and Track know why. now is [Coarse].
 func (t *Table) PassUDP(now uint32, f *Flow, dir int) bool {
 	state := f.state.Load()
-	if state != stateEstablished && !f.stays(state, dir) {
+	// Before the flow is established, only a client that goes on asking and a server that
+	// goes on answering change nothing: the states follow each other as the directions do.
+	if state != stateEstablished && (state != stateNew+uint32(dir) || f.flags&flagFiltered != 0) {
 		return false
 	}
 	if idle := int32(now - f.last.Load()); idle > 0 {
@@ -88,11 +90,6 @@ func (t *Table) PassUDP(now uint32, f *Flow, dir int) bool {
 		f.last.Store(now)
 	}
 	return true
-}
-
-// stays reports whether a datagram of a half-open flow changes nothing.
-func (f *Flow) stays(state uint32, dir int) bool {
-	return state == stateNew && dir == FromClient && f.flags&flagFiltered == 0 || state == stateOpening && dir == FromServer
 }
 
 // PassTCP is PassUDP for a segment.
