@@ -254,6 +254,16 @@ func (t *Table) sum(k *Key) {
 // sumPorts adds all but the addresses to a hash.
 func (t *Table) sumPorts(h, ports uint64) uint32 { return uint32(mix(h^t.seed[4], ports^t.seed[5])) }
 
+// hashOf returns the hash of the tuple of packets of a direction, see sum.
+func (t *Table) hashOf(f *Flow, dir int) uint32 {
+	w, src, dst := &f.tuples[dir], &f.hi[2*dir], &f.hi[2*dir+1]
+	h := mix((w.addrs<<32|uint64(le.Uint32(src[8:])))^t.seed[0], (w.addrs>>32<<32|uint64(le.Uint32(dst[8:])))^t.seed[1])
+	if s, d := le.Uint64(src[:]), le.Uint64(dst[:]); s|d != 0 {
+		h ^= mix(s^t.seed[2], d^t.seed[3])
+	}
+	return t.sumPorts(h, uint64(bits.ReverseBytes32(w.ports))<<16|uint64(w.proto())<<8|uint64(w.side()))
+}
+
 func (t *Table) bucket(hash uint32) *atomic.Uint32 {
 	return &t.buckets[hash&uint32(len(t.buckets)-1)]
 }
@@ -318,18 +328,16 @@ func (t *Table) ending(f *Flow) Reason {
 }
 
 // link makes a direction of a flow findable. t.mu is held.
-func (t *Table) link(id uint32, f *Flow, dir int, k *Key) {
-	b := t.bucket(k.hash)
+func (t *Table) link(id uint32, f *Flow, dir int, hash uint32) {
+	b := t.bucket(hash)
 	f.next[dir].Store(b.Load())
 	b.Store(id<<1 | uint32(dir))
 }
 
 // unlink is the inverse of link. Readers that stand on the flow go on from it.
 func (t *Table) unlink(id uint32, f *Flow, dir int) {
-	k := f.key(dir)
-	t.sum(&k)
 	want := id<<1 | uint32(dir)
-	at := t.bucket(k.hash)
+	at := t.bucket(t.hashOf(f, dir))
 	for ref := at.Load(); ref != 0; ref = at.Load() {
 		if ref == want {
 			at.Store(f.next[dir].Load())
