@@ -35,7 +35,7 @@ func (c *Core) helloLocked(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.A
 	packet.PutHeader(b, packet.ID(w.random.Uint64()), p.addr, c.self, packet.VerbHello)
 	p.keys.MaskHello(b, h.masked, &w.scratch)
 	p.keys.Seal(b, packet.SuitePoly1305, &w.scratch)
-	w.stats.sealed[packet.SuitePoly1305].Add(uint64(len(b)))
+	w.stats.sealed[packet.SuitePoly1305].add(false, len(b))
 	w.stats.txPackets.Add(1)
 	w.stats.txBytes.Add(uint64(len(b)))
 	c.replies.expect(b.ID(), &expectation{peer: p.addr, verb: packet.VerbHello, ep: ep, sent: w.t, timestamp: h.timestamp})
@@ -102,11 +102,11 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 			return
 		}
 	}
-	w.stats.opened[packet.SuitePoly1305].Add(uint64(len(p)))
-	if c.repeat.seen(p.ID()) {
+	if c.repeat.look(p.ID()).seen() {
 		w.stats.rejects[RejectReplay].Add(1)
 		return
 	}
+	w.stats.opened[packet.SuitePoly1305].add(src.Hops > 0, len(p))
 	c.deposit(w, peer, src)
 	var moons []worldRef
 	if h.masked != 0 {
