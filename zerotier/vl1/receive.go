@@ -86,7 +86,7 @@ func (c *Core) receivePacket(w *Worker, src Source, p packet.Packet) {
 	trace := c.repeat.look(p.ID())
 	if suite == packet.SuiteTrusted && c.onTrustedPath(p, src) {
 		// Neither encrypted nor authenticated, by the operator's wish.
-	} else if err := peer.keys.Open(p, &w.scratch); err != nil {
+	} else if err := peer.keys.Open(p, w.scratch); err != nil {
 		if err == packet.ErrSuite {
 			w.stats.rejects[RejectSuite].Add(1)
 		} else {

@@ -45,7 +45,7 @@ func (c *Core) emit(w *Worker, p *Peer, to way, v packet.Verb, b packet.Packet, 
 	if suite == packet.SuiteTrusted {
 		b.SetTrusted(c.trustedPath(to.ep.Addr()))
 	} else {
-		p.keys.Seal(b, suite, &w.scratch)
+		p.keys.Seal(b, suite, w.scratch)
 	}
 	w.stats.sealed[suite].add(to.relay, len(b))
 	w.stats.txPackets.Add(1)
