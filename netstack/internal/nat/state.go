@@ -105,7 +105,13 @@ func (t *Table) change(now int64, f *Flow, to uint32) {
 // setState puts a flow into the lists of its new state. t.mu is held.
 func (t *Table) setState(now int64, f *Flow, old, to uint32) {
 	id, c := t.wheel.id(t, f), t.clientOf(f)
-	t.leaveLists(c, f, old)
+	halfOpen := isHalfOpen(old) && isHalfOpen(to)
+	if halfOpen { // the client has as many as before
+		t.unlist(&c.opening, f)
+		t.enlist(&c.opening, id, f)
+	} else {
+		t.leaveLists(c, f, old)
+	}
 	if isClosed(old) && !isClosed(to) {
 		t.addLive(c, 1)
 	} else if !isClosed(old) && isClosed(to) {
@@ -118,7 +124,9 @@ func (t *Table) setState(now int64, f *Flow, old, to uint32) {
 	}
 	f.state.Store(to)
 	f.last.Store(last)
-	t.joinLists(c, id, f)
+	if !halfOpen {
+		t.joinLists(c, id, f)
+	}
 	if f.Mapped() && isFirm(old) != isFirm(to) {
 		t.rechain(c, id, f)
 	}

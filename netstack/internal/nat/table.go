@@ -74,7 +74,8 @@ type Table struct {
 	members  [maxMembers]holding // what overlay members have, by a hash; 0 = the VPC
 	pools    []*pool
 	byAddr   map[poolKey]uint16
-	closed   list // closed flows without a pool
+	latest   [NumClasses]uint16 // pools that were used
+	closed   list               // closed flows without a pool
 
 	memberFlows   int // most flows of a member, 0 = no limit
 	kept, keepFor int // the last flows, for clients with less than so many
