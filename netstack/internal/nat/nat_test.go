@@ -631,6 +631,11 @@ func (p *player) check() {
 			}
 		}
 	}
+	for _, c := range t.recent {
+		if c != nil && t.clients[c.key] != c {
+			p.t.Errorf("client %v is found, but has no account", ipkt.Addr(c.key.addr))
+		}
+	}
 	if all != flows || half != halfOpen || t.halfOpen.Count() != halfOpen {
 		p.t.Errorf("clients have %d flows, %d half-open; the table %d and %d, counted %d", all, half, flows, halfOpen, t.halfOpen.Count())
 	}

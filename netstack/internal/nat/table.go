@@ -69,6 +69,7 @@ type Table struct {
 	limbo    list   // removed flows that readers may see
 	wheel    wheel
 	clients  map[clientKey]*client
+	recent   [256]*client        // clients by a hash: most that is done is done for one of a few
 	halfOpen fair.Tree[client]   // half-open flows
 	linked   []*[chunkSize]links // by chunk; nil as long as none of its flows shares a mapping
 	members  [maxMembers]holding // what overlay members have, by a hash; 0 = the VPC
