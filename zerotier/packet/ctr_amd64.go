@@ -17,8 +17,8 @@ import (
 // The lowest 32 bits of the counter must not wrap: chapter 01 §5.5 clears their
 // top bit at the start, and no packet has 2^31 blocks.
 type ctr struct {
-	block cipher.Block // without AES instructions
 	width ctrWidth
+	block cipher.Block // without AES instructions
 	keys  [aesRoundKeys * 16]byte
 }
 

@@ -11,18 +11,18 @@ import (
 // gmac is GMAC with 96-bit nonces. [cipher.NewGCM] has it as the sealing of
 // additional data alone; the wide form multiplies two blocks with one instruction.
 type gmac struct {
+	keys  [ghashStep]byte
 	wide  bool
 	block cipher.Block
 	aead  cipher.AEAD // if not wide
-	keys  [ghashStep]byte
 }
 
 const ghashStep = 128 // bytes per round of the vector loop
 
 // gmacScratch is the work space of gmac.
 type gmacScratch struct {
-	y, mask [16]byte
 	tail    [2 * ghashStep]byte
+	y, mask [16]byte
 }
 
 // hasVPCLMUL reports whether the processor multiplies on 256-bit registers.

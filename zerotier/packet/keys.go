@@ -21,25 +21,25 @@ var (
 // Keys are the keys shared with one peer. They are immutable and safe for
 // concurrent use.
 type Keys struct {
-	session [32]byte     // suites 0 and 1, HELLO mask
 	gmac    gmac         // K0
-	block   cipher.Block // K1
 	ctr     ctr          // K1
+	block   cipher.Block // K1
+	session [32]byte     // suites 0 and 1, HELLO mask
 }
 
 // Scratch is the work space of one goroutine that seals and opens packets. It
 // must be on the heap and not be copied; the zero value is ready.
 type Scratch struct {
-	nonce  [12]byte
+	mac    gmacScratch // the widest first, so that no vector lies in two cache lines
+	stream ctrScratch
+	salsa  salsa12
+	ks     [64]byte
+	key    [32]byte
 	tag    [16]byte
 	siv    [16]byte
 	saved  [16]byte
 	ctr    [16]byte
-	key    [32]byte
-	ks     [64]byte
-	salsa  salsa12
-	stream ctrScratch
-	mac    gmacScratch
+	nonce  [12]byte
 }
 
 // NewKeys derives all keys from the session key of a pair of nodes (chapter 01

@@ -76,7 +76,7 @@ type Worker struct {
 	t     int64 // now, in the core's nanoseconds, see clock
 
 	last     *Peer // of the latest packet
-	scratch  packet.Scratch
+	scratch  *packet.Scratch // by itself: without pointers beside it, it begins with a cache line
 	hdr      [packet.FragmentHeaderLen]byte
 	random   *rand.ChaCha8
 	joined   []byte // reassembled packet
@@ -346,6 +346,7 @@ func (c *Core) NewWorker() *Worker {
 		build:    make([]byte, 0, packet.MaxPacket),
 		packed:   make([]byte, 0, packet.MaxPacket),
 		stats:    new(workerStats),
+		scratch:  new(packet.Scratch),
 	}
 	c.mu.Lock()
 	c.workers = append(c.workers, w.stats)

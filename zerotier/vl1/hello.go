@@ -33,9 +33,9 @@ func (c *Core) helloLocked(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.A
 	h.moons = c.moonRefsLocked()
 	b := packet.Packet(h.append(make([]byte, packet.HeaderLen, 256)))
 	packet.PutHeader(b, packet.ID(w.random.Uint64()), p.addr, c.self, packet.VerbHello)
-	p.keys.MaskHello(b, h.masked, &w.scratch)
-	p.keys.Seal(b, packet.SuitePoly1305, &w.scratch)
-	w.stats.sealed[packet.SuitePoly1305].Add(uint64(len(b)))
+	p.keys.MaskHello(b, h.masked, w.scratch)
+	p.keys.Seal(b, packet.SuitePoly1305, w.scratch)
+	w.stats.sealed[packet.SuitePoly1305].add(false, len(b))
 	w.stats.txPackets.Add(1)
 	w.stats.txBytes.Add(uint64(len(b)))
 	c.replies.expect(b.ID(), &expectation{peer: p.addr, verb: packet.VerbHello, ep: ep, sent: w.t, timestamp: h.timestamp})
@@ -97,20 +97,20 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 		c.collision(w, src, p, h.identity)
 		return
 	default:
-		if peer.keys.Open(p, &w.scratch) != nil {
+		if peer.keys.Open(p, w.scratch) != nil {
 			w.stats.rejects[RejectMAC].Add(1)
 			return
 		}
 	}
-	w.stats.opened[packet.SuitePoly1305].Add(uint64(len(p)))
-	if c.repeat.seen(p.ID()) {
+	if c.repeat.look(p.ID()).seen() {
 		w.stats.rejects[RejectReplay].Add(1)
 		return
 	}
+	w.stats.opened[packet.SuitePoly1305].add(src.Hops > 0, len(p))
 	c.deposit(w, peer, src)
 	var moons []worldRef
 	if h.masked != 0 {
-		peer.keys.MaskHello(p, h.masked, &w.scratch)
+		peer.keys.MaskHello(p, h.masked, w.scratch)
 		moons = parseMoons(p[h.masked:])
 	}
 	if src.Hops == 0 && h.sentTo.IsValid() {
@@ -176,7 +176,7 @@ func (c *Core) authenticate(w *Worker, src Source, p packet.Packet, id *identity
 	switch {
 	case err != nil:
 		return RejectIdentity, false
-	case packet.NewKeys(session).Open(p, &w.scratch) != nil:
+	case packet.NewKeys(session).Open(p, w.scratch) != nil:
 		return RejectMAC, false
 	case !c.roomForPeer(w.t):
 		return RejectPeerLimit, false
@@ -261,7 +261,7 @@ func (c *Core) collision(w *Worker, src Source, p packet.Packet, id *identity.Id
 		return
 	}
 	other := &Peer{id: id, addr: id.Address(), keys: packet.NewKeys(session)}
-	if other.keys.Open(p, &w.scratch) != nil {
+	if other.keys.Open(p, w.scratch) != nil {
 		return
 	}
 	c.deposit(w, other, src)

@@ -83,9 +83,10 @@ func (c *Core) receivePacket(w *Worker, src Source, p packet.Packet) {
 		c.hold(w, src, p)
 		return
 	}
+	trace := c.repeat.look(p.ID())
 	if suite == packet.SuiteTrusted && c.onTrustedPath(p, src) {
 		// Neither encrypted nor authenticated, by the operator's wish.
-	} else if err := peer.keys.Open(p, &w.scratch); err != nil {
+	} else if err := peer.keys.Open(p, w.scratch); err != nil {
 		if err == packet.ErrSuite {
 			w.stats.rejects[RejectSuite].Add(1)
 		} else {
@@ -93,12 +94,11 @@ func (c *Core) receivePacket(w *Worker, src Source, p packet.Packet) {
 		}
 		return
 	}
-	w.stats.opened[suite].Add(uint64(len(p)))
-	if suite != packet.SuiteTrusted && c.repeat.seen(p.ID()) {
+	if suite != packet.SuiteTrusted && trace.seen() {
 		w.stats.rejects[RejectReplay].Add(1)
 		return
 	}
-	w.stats.carried(src.Hops > 0, rx, len(p))
+	w.stats.opened[suite].add(src.Hops > 0, len(p))
 	c.deposit(w, peer, src)
 	if p, ok := c.inflate(w, peer, p); ok {
 		c.dispatch(w, peer, p, src)

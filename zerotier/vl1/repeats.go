@@ -37,16 +37,29 @@ func (r *repeats) place(id packet.ID) (*atomic.Uint64, uint32) {
 	return &r.places[h>>(64-repeatBits)], uint32(h>>(32-repeatBits)) | 1 // 0 is for nothing
 }
 
-// seen notes an authentic packet, and reports whether it was seen before.
-func (r *repeats) seen(id packet.ID) bool {
+// trace is where a packet is remembered, and what was there.
+type trace struct {
+	place *atomic.Uint64
+	there uint64
+	mark  uint32
+}
+
+// look finds the trace of a packet that may be forged. Between this and seen there is
+// time to get it from memory.
+func (r *repeats) look(id packet.ID) trace {
 	place, mark := r.place(id)
+	return trace{place, place.Load(), mark}
+}
+
+// seen notes an authentic packet, and reports whether it was seen before.
+func (t trace) seen() bool {
 	for {
-		old := place.Load()
-		if uint32(old) == mark || uint32(old>>32) == mark {
+		if uint32(t.there) == t.mark || uint32(t.there>>32) == t.mark {
 			return true
 		}
-		if place.CompareAndSwap(old, old<<32|uint64(mark)) {
+		if t.place.CompareAndSwap(t.there, t.there<<32|uint64(t.mark)) {
 			return false
 		}
+		t.there = t.place.Load()
 	}
 }

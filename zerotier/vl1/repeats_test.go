@@ -12,7 +12,7 @@ func TestRepeatsOfNewPackets(t *testing.T) {
 	for _, step := range []packet.ID{1, repeatSize, 1 << 32, 1 << 44, 0x9e3779b97f4a7c15} {
 		r := newRepeats()
 		for i := range packet.ID(1 << 16) {
-			if r.seen(77 + i*step) {
+			if r.look(77 + i*step).seen() {
 				t.Fatalf("step %x: packet %d is new", step, i)
 			}
 		}
@@ -21,10 +21,10 @@ func TestRepeatsOfNewPackets(t *testing.T) {
 		r := newRepeats()
 		known := 0
 		for i := range packet.ID(10_000) {
-			r.seen(i * step)
+			r.look(i * step).seen()
 		}
 		for i := range packet.ID(10_000) {
-			if r.seen(i * step) {
+			if r.look(i * step).seen() {
 				known++
 			}
 		}
@@ -40,6 +40,6 @@ func BenchmarkRepeats(b *testing.B) {
 	x := packet.ID(1)
 	for b.Loop() {
 		x = x*6364136223846793005 + 1442695040888963407
-		r.seen(x)
+		r.look(x).seen()
 	}
 }

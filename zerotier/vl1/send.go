@@ -45,12 +45,11 @@ func (c *Core) emit(w *Worker, p *Peer, to way, v packet.Verb, b packet.Packet, 
 	if suite == packet.SuiteTrusted {
 		b.SetTrusted(c.trustedPath(to.ep.Addr()))
 	} else {
-		p.keys.Seal(b, suite, &w.scratch)
+		p.keys.Seal(b, suite, w.scratch)
 	}
-	w.stats.sealed[suite].Add(uint64(len(b)))
+	w.stats.sealed[suite].add(to.relay, len(b))
 	w.stats.txPackets.Add(1)
 	w.stats.txBytes.Add(uint64(len(b)))
-	w.stats.carried(to.relay, tx, len(b))
 	if !split {
 		w.out.Send(to.sock, to.ep, nil, b)
 		return b.ID()

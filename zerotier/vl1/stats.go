@@ -63,27 +63,27 @@ const numSuites = 4
 // workerStats are counters that only the worker's goroutine adds to.
 type workerStats struct {
 	rxPackets, rxBytes, txPackets, txBytes atomic.Uint64
-	sealed, opened                         [numSuites]atomic.Uint64 // bytes
+	sealed, opened                         [numSuites]carried
 	fragmentsIn, fragmentsOut              atomic.Uint64
 	rejects                                [numRejects]atomic.Uint64
-	directBytes, relayBytes                [2]atomic.Uint64 // by direction
 
 	_ [64]byte // keeps another worker's counters off the cache line
 }
 
-// Directions of what is counted.
-const (
-	rx = iota
-	tx
-)
+// carried are bytes of packets by the way that they take or took.
+type carried struct{ direct, relayed atomic.Uint64 }
 
-// carried counts the bytes of an encrypted packet, by the way that it takes or took.
-func (st *workerStats) carried(relay bool, direction, n int) {
+func (c *carried) add(relay bool, n int) {
 	if relay {
-		st.relayBytes[direction].Add(uint64(n))
+		c.relayed.Add(uint64(n))
 	} else {
-		st.directBytes[direction].Add(uint64(n))
+		c.direct.Add(uint64(n))
 	}
+}
+
+func (sum *carried) addAll(c *carried) {
+	sum.direct.Add(c.direct.Load())
+	sum.relayed.Add(c.relayed.Load())
 }
 
 // add adds the counters of st.
@@ -95,12 +95,8 @@ func (sum *workerStats) add(st *workerStats) {
 	sum.fragmentsIn.Add(st.fragmentsIn.Load())
 	sum.fragmentsOut.Add(st.fragmentsOut.Load())
 	for i := range sum.sealed {
-		sum.sealed[i].Add(st.sealed[i].Load())
-		sum.opened[i].Add(st.opened[i].Load())
-	}
-	for i := range sum.directBytes {
-		sum.directBytes[i].Add(st.directBytes[i].Load())
-		sum.relayBytes[i].Add(st.relayBytes[i].Load())
+		sum.sealed[i].addAll(&st.sealed[i])
+		sum.opened[i].addAll(&st.opened[i])
 	}
 	for i := range sum.rejects {
 		sum.rejects[i].Add(st.rejects[i].Load())
@@ -171,20 +167,30 @@ func (c *Core) Stats() (s Stats) {
 	s.RxDatagrams, s.RxBytes = sum.rxPackets.Load(), sum.rxBytes.Load()
 	s.TxPackets, s.TxBytes = sum.txPackets.Load(), sum.txBytes.Load()
 	s.FragmentsIn, s.FragmentsOut = sum.fragmentsIn.Load(), sum.fragmentsOut.Load()
-	for i := range s.SealedBytes {
-		s.SealedBytes[i], s.OpenedBytes[i] = sum.sealed[i].Load(), sum.opened[i].Load()
-	}
+	s.OpenedBytes, s.DirectBytes[0], s.RelayBytes[0] = bytesOf(&sum.opened)
+	s.SealedBytes, s.DirectBytes[1], s.RelayBytes[1] = bytesOf(&sum.sealed)
 	for i := range s.Rejected {
 		s.Rejected[i] = sum.rejects[i].Load()
 	}
 	s.Reassembled, s.FragmentsExpired = c.frags.Completed.Load(), c.frags.Expired.Load()
 	s.FragmentsDisplaced, s.TooLong = c.frags.Displaced.Load(), c.frags.TooLong.Load()
 	s.Relayed, s.BlackHoles = c.stats.relayed.Load(), c.stats.blackHoles.Load()
-	for i := range s.DirectBytes {
-		s.DirectBytes[i], s.RelayBytes[i] = sum.directBytes[i].Load(), sum.relayBytes[i].Load()
-	}
 	s.Peers = int(c.count.Load())
 	return s
+}
+
+// bytesOf returns what was carried with each suite, and of what is encrypted how much
+// directly and by relays.
+func bytesOf(suites *[numSuites]carried) (all [numSuites]uint64, direct, relayed uint64) {
+	for i := range suites {
+		d, r := suites[i].direct.Load(), suites[i].relayed.Load()
+		all[i] = d + r
+		if packet.Suite(i) != packet.SuitePoly1305 {
+			direct += d
+			relayed += r
+		}
+	}
+	return all, direct, relayed
 }
 
 // PeerInfo describes a peer.

@@ -52,9 +52,28 @@ func (t *Table) newClient(c *client, k clientKey, member uint64) {
 	c.half = fair.Share[client]{Of: c, At: t.places.Place(uint64(c.member), &k.addr)}
 }
 
+// recentAt is where a client is that was looked for lately.
+func (t *Table) recentAt(k *clientKey) **client {
+	h := mix(le.Uint64(k.addr[:])^le.Uint64(k.addr[8:])^t.seed[4], uint64(k.from)^t.seed[5])
+	return &t.recent[h%uint64(len(t.recent))]
+}
+
+// client returns a client, nil if it has no account.
+func (t *Table) client(k clientKey) *client {
+	at := t.recentAt(&k)
+	if c := *at; c != nil && c.key == k {
+		return c
+	}
+	c := t.clients[k]
+	if c != nil {
+		*at = c
+	}
+	return c
+}
+
 // clientFor returns the client that opens a flow.
 func (t *Table) clientFor(k clientKey, member uint64) *client {
-	c := t.clients[k]
+	c := t.client(k)
 	switch {
 	case c == nil:
 		if c = t.spareClients; c != nil {
@@ -71,7 +90,7 @@ func (t *Table) clientFor(k clientKey, member uint64) *client {
 }
 
 // clientOf returns the client of a flow in the table.
-func (t *Table) clientOf(f *Flow) *client { return t.clients[f.clientKey()] }
+func (t *Table) clientOf(f *Flow) *client { return t.client(f.clientKey()) }
 
 // leave takes a flow off the number of a client's flows.
 func (t *Table) leave(c *client) {
@@ -87,6 +106,9 @@ func (t *Table) leave(c *client) {
 
 func (t *Table) forget(c *client) {
 	delete(t.clients, c.key)
+	if at := t.recentAt(&c.key); *at == c {
+		*at = nil
+	}
 	c.later, t.spareClients = t.spareClients, c
 }
 

@@ -241,12 +241,25 @@ func (f *Flow) key(dir int) Key {
 		proto: f.Proto(), side: f.tuples[dir].side()}
 }
 
+// addrs and ports are those of a flow's tuple.
+func (k *Key) addrs() uint64 {
+	return uint64(le.Uint32(k.src[12:])) | uint64(le.Uint32(k.dst[12:]))<<32
+}
+
+func (k *Key) ports() uint32 { return bits.ReverseBytes32(uint32(k.sport)<<16 | uint32(k.dport)) }
+
+// same reports whether packets of a direction have the same tuple as those of a direction
+// of another flow.
+func (f *Flow) same(dir int, other *Flow, odir int) bool {
+	a, b := &f.tuples[dir], &other.tuples[odir]
+	return a.addrs == b.addrs && a.ports == b.ports && a.kind == b.kind &&
+		f.hi[2*dir] == other.hi[2*odir] && f.hi[2*dir+1] == other.hi[2*odir+1]
+}
+
 // is reports whether k is the tuple of packets of a direction.
 func (f *Flow) is(dir int, k *Key) bool {
 	t := &f.tuples[dir]
-	ports := uint32(bits.ReverseBytes16(k.sport)) | uint32(bits.ReverseBytes16(k.dport))<<16
-	addrs := uint64(le.Uint32(k.src[12:])) | uint64(le.Uint32(k.dst[12:]))<<32
-	return t.addrs == addrs && t.ports == ports && t.proto() == k.proto && t.side() == k.side &&
+	return t.addrs == k.addrs() && t.ports == k.ports() && t.proto() == k.proto && t.side() == k.side &&
 		f.hi[2*dir] == [12]byte(k.src[:]) && f.hi[2*dir+1] == [12]byte(k.dst[:])
 }
 

@@ -662,6 +662,11 @@ func (p *player) check() {
 	if remembered != idle || remembered != t.remembered.n || remembered > maxRemembered {
 		p.t.Errorf("%d clients without flows, %d remembered, counted %d", idle, remembered, t.remembered.n)
 	}
+	for _, c := range t.recent {
+		if c != nil && t.clients[c.key] != c {
+			p.t.Errorf("client %v is found, but has no account", ipkt.Addr(c.key.addr))
+		}
+	}
 	if members != t.members {
 		p.t.Error("members have more or less than their clients")
 	}

@@ -1,6 +1,8 @@
 package nat
 
 import (
+	"math/bits"
+
 	"ztgate/netstack/internal/ipkt"
 )
 
@@ -138,10 +140,8 @@ func (t *Table) openFor(now uint32, c *client, k *Key, v *ipkt.View, n *NewFlow)
 	}
 	f.deltas()
 	t.addLive(c, 1)
-	back := f.key(FromServer)
-	t.sum(&back)
-	t.link(id, f, FromServer, &back)
-	t.link(id, f, FromClient, k)
+	t.link(id, f, FromServer, t.hashOf(f, FromServer))
+	t.link(id, f, FromClient, k.hash)
 	t.joinLists(c, id, f)
 	t.wheel.add(t, id, f)
 	t.count++
@@ -152,15 +152,10 @@ func (t *Table) openFor(now uint32, c *client, k *Key, v *ipkt.View, n *NewFlow)
 }
 
 func (t *Table) fill(now uint32, f *Flow, k *Key, v *ipkt.View, n *NewFlow) {
-	for _, end := range [...]int{endClient, endExternal} {
-		f.setAddr(end, k.src)
-		f.setPort(end, k.sport)
-	}
-	for _, end := range [...]int{endTarget, endServer} {
-		f.setAddr(end, k.dst)
-		f.setPort(end, k.dport)
-	}
-	f.tuples[0].kind, f.tuples[1].kind = kindOf(k.proto, k.side, v.V6), kindOf(k.proto, n.To, v.V6)
+	src, dst := [12]byte(k.src[:]), [12]byte(k.dst[:])
+	f.hi = [numEnds][12]byte{endClient: src, endTarget: dst, endServer: dst, endExternal: src}
+	f.tuples[FromClient] = tuple{addrs: k.addrs(), ports: k.ports(), kind: kindOf(k.proto, k.side, v.V6)}
+	f.tuples[FromServer] = tuple{addrs: bits.RotateLeft64(k.addrs(), 32), ports: bits.RotateLeft32(k.ports(), 16), kind: kindOf(k.proto, n.To, v.V6)}
 	f.Slot, f.created = n.Slot, now
 	if n.Filtered {
 		f.flags |= flagFiltered
@@ -223,10 +218,14 @@ func (t *Table) translate(now uint32, c *client, id uint32, f *Flow, n *NewFlow)
 // taker returns the flow that has the same tuple on the server's side, nil if there is
 // none.
 func (t *Table) taker(f *Flow) (*Flow, uint32) {
-	back := f.key(FromServer)
-	t.sum(&back)
-	other, ref := t.lookup(&back)
-	return other, ref >> 1
+	for ref := t.bucket(t.hashOf(f, FromServer)).Load(); ref != 0; {
+		other, dir := t.flow(ref>>1), int(ref&1)
+		if f.same(FromServer, other, dir) {
+			return other, ref >> 1
+		}
+		ref = other.next[dir].Load()
+	}
+	return nil, 0
 }
 
 // yields reports a flow at a shared port that leaves it to the port's new owner.

@@ -113,7 +113,12 @@ func (p *pool) at(port uint16) *mapping { return &p.pages[port>>8][port&255] }
 // poolOf returns the number of a pool, which it makes if need be; 0 = too many.
 func (t *Table) poolOf(ext [16]byte, proto uint8) uint16 {
 	k := poolKey{ext, proto}
+	latest := &t.latest[ClassOf(proto)]
+	if p := t.pools[*latest]; p != nil && p.key == k {
+		return *latest
+	}
 	if i, ok := t.byAddr[k]; ok {
+		*latest = i
 		return i
 	}
 	p := &pool{key: k, reserved: t.ownPorts}

@@ -130,31 +130,29 @@ func (t *Table) change(now int64, f *Flow, to uint32) {
 
 // setState puts a flow into the lists of its new state. t.mu is held.
 func (t *Table) setState(now int64, f *Flow, old, to uint32) {
-	k := f.key(FromClient)
-	t.sum(&k)
-	found, ref := t.lookup(&k)
-	if found != f {
-		return // only a removed flow cannot be found
+	id, c := t.wheel.id(t, f), t.clientOf(f)
+	halfOpen := isHalfOpen(old) && isHalfOpen(to)
+	if halfOpen { // the client has as many as before
+		t.unlist(&c.opening, f)
+		t.enlist(&c.opening, id, f)
+	} else {
+		t.leaveLists(c, f, old)
 	}
-	id := ref >> 1
-	c := t.clientOf(f)
-	t.leaveLists(c, f, old)
 	if isClosed(old) && !isClosed(to) {
 		t.addLive(c, 1)
 	} else if !isClosed(old) && isClosed(to) {
 		t.addLive(c, -1)
 	}
-	last := Coarse(now)
-	if s := to & stateMask; s == stateReset || s == stateRefused {
-		// A RST may end a flow sooner, never later (RFC 7857 §8).
-		class := ClassOf(f.Proto())
-		if end := f.last.Load() + t.idle[class][old&stateMask]; int32(end-last-t.idle[class][s]) < 0 {
-			last = end - t.idle[class][s]
-		}
+	last, s, idle := Coarse(now), to&stateMask, &t.idle[ClassOf(f.Proto())]
+	end := f.last.Load() + idle[old&stateMask]
+	if (s == stateReset || s == stateRefused) && int32(end-last-idle[s]) < 0 {
+		last = end - idle[s] // a RST may end a flow sooner, never later (RFC 7857 §8)
 	}
 	f.state.Store(to)
 	f.last.Store(last)
-	t.joinLists(c, id, f)
+	if !halfOpen {
+		t.joinLists(c, id, f)
+	}
 	if f.Mapped() && isFirm(old) != isFirm(to) {
 		t.rechain(c, id, f)
 	}
@@ -164,8 +162,10 @@ func (t *Table) setState(now int64, f *Flow, old, to uint32) {
 	case stateEstablished, stateClosing:
 		t.rise(c, exchanged)
 	}
-	t.wheel.remove(t, f)
-	t.wheel.add(t, id, f)
+	if int32(last+idle[s]-end) < 0 {
+		t.wheel.remove(t, f)
+		t.wheel.add(t, id, f)
+	}
 }
 
 // Bits of direction.window: 16 bits of window, 8 of scale, and these.

@@ -70,11 +70,13 @@ type Table struct {
 	wheel    wheel
 	clients  map[clientKey]*client
 	halfOpen ranks[client]       // half-open flows
+	recent   [256]*client        // clients by a hash: most that is done is done for one of a few
 	linked   []*[chunkSize]links // by chunk; nil as long as none of its flows shares a mapping
 	members  [maxMembers]holding // what overlay members have, by a hash; 0 = the VPC
 	pools    []*pool
 	byAddr   map[poolKey]uint16
-	closed   list // closed flows without a pool
+	latest   [NumClasses]uint16 // pools that were used
+	closed   list               // closed flows without a pool
 
 	memberFlows   int // most flows of a member, 0 = no limit
 	kept, keepFor int // the last flows, for clients with less than so many
@@ -254,6 +256,16 @@ func (t *Table) sum(k *Key) {
 // sumPorts adds all but the addresses to a hash.
 func (t *Table) sumPorts(h, ports uint64) uint32 { return uint32(mix(h^t.seed[4], ports^t.seed[5])) }
 
+// hashOf returns the hash of the tuple of packets of a direction, see sum.
+func (t *Table) hashOf(f *Flow, dir int) uint32 {
+	w, src, dst := &f.tuples[dir], &f.hi[2*dir], &f.hi[2*dir+1]
+	h := mix((w.addrs<<32|uint64(le.Uint32(src[8:])))^t.seed[0], (w.addrs>>32<<32|uint64(le.Uint32(dst[8:])))^t.seed[1])
+	if s, d := le.Uint64(src[:]), le.Uint64(dst[:]); s|d != 0 {
+		h ^= mix(s^t.seed[2], d^t.seed[3])
+	}
+	return t.sumPorts(h, uint64(bits.ReverseBytes32(w.ports))<<16|uint64(w.proto())<<8|uint64(w.side()))
+}
+
 func (t *Table) bucket(hash uint32) *atomic.Uint32 {
 	return &t.buckets[hash&uint32(len(t.buckets)-1)]
 }
@@ -318,18 +330,16 @@ func (t *Table) ending(f *Flow) Reason {
 }
 
 // link makes a direction of a flow findable. t.mu is held.
-func (t *Table) link(id uint32, f *Flow, dir int, k *Key) {
-	b := t.bucket(k.hash)
+func (t *Table) link(id uint32, f *Flow, dir int, hash uint32) {
+	b := t.bucket(hash)
 	f.next[dir].Store(b.Load())
 	b.Store(id<<1 | uint32(dir))
 }
 
 // unlink is the inverse of link. Readers that stand on the flow go on from it.
 func (t *Table) unlink(id uint32, f *Flow, dir int) {
-	k := f.key(dir)
-	t.sum(&k)
 	want := id<<1 | uint32(dir)
-	at := t.bucket(k.hash)
+	at := t.bucket(t.hashOf(f, dir))
 	for ref := at.Load(); ref != 0; ref = at.Load() {
 		if ref == want {
 			at.Store(f.next[dir].Load())

@@ -2,8 +2,8 @@ package nat
 
 import "runtime"
 
-// wheel orders flows by when they may have to go. Packets don't move a flow in
-// it: when its time comes and it was used meanwhile, it gets a later one. Each
+// wheel orders flows by when they may have to go. Nothing moves a flow in it that makes
+// it stay longer, no packet and no new state: when its time comes, it gets a later one. Each
 // slot is half a second, and times beyond the last slot are looked at again.
 type wheel struct {
 	slots [wheelSlots]uint32 // first flow of each
@@ -42,6 +42,15 @@ func (w *wheel) remove(t *Table, f *Flow) {
 		w.slots[prev&^headMark] = next
 	} else {
 		t.flow(prev).dir[0].timer = next
+	}
+}
+
+// id returns the number of a flow.
+func (w *wheel) id(t *Table, f *Flow) uint32 {
+	if prev := f.dir[1].timer; prev&headMark == 0 {
+		return t.flow(prev).dir[0].timer
+	} else {
+		return w.slots[prev&^headMark]
 	}
 }
 
