@@ -53,7 +53,7 @@ func (s *service) healthWith(peers []ztnode.Peer) control.Health {
 	if list := s.hostChecks.Load(); list != nil {
 		checks = append(checks, *list...)
 	}
-	checks = append(checks, s.controllerCheck(nets, now), s.certificateCheck(nets, now))
+	checks = append(checks, s.controllerCheck(nets, peers, now), s.certificateCheck(nets, now))
 	if s.plane != nil {
 		checks = append(checks, s.flowCheck())
 	}
@@ -101,7 +101,7 @@ func (s *service) networkCheck(nets []ztnode.Network, address string, peers []zt
 		case ztnode.StatusRequesting:
 			reason := fmt.Sprintf("network %s: waiting for its controller %s to answer", n.ID, n.ID.Controller())
 			if n.Unanswered >= manyUnanswered {
-				remedy = "see that the controller runs; if it answers others, another node may use this identity (a copied home), and get the answers: its own status says so"
+				remedy = "see that the controller runs; " + duplicateRemedy
 				if hears(peers, n.ID.Controller().String(), now) {
 					reason += ", which is within reach but answers no request from here"
 				}
@@ -122,6 +122,9 @@ func (s *service) networkCheck(nets []ztnode.Network, address string, peers []zt
 	}
 	return control.Failed(name, control.Down, strings.Join(reasons, "; "), remedy)
 }
+
+// duplicateRemedy is for a node whose answers may go to another one.
+const duplicateRemedy = "if it answers others, another node may use this identity (a copied home), and get the answers: its own status says so"
 
 // hears reports whether something came from a node lately.
 func hears(peers []ztnode.Peer, node string, now time.Time) bool {
@@ -218,7 +221,7 @@ func (s *service) targetChecks(peers []ztnode.Peer) []control.Check {
 	}
 }
 
-func (s *service) controllerCheck(nets []ztnode.Network, now time.Time) control.Check {
+func (s *service) controllerCheck(nets []ztnode.Network, peers []ztnode.Peer, now time.Time) control.Check {
 	const name = "controller"
 	if s.config().Node == config.NodeLibzt { // it doesn't tell
 		return control.Passed(name)
@@ -228,6 +231,7 @@ func (s *service) controllerCheck(nets []ztnode.Network, now time.Time) control.
 		patience = controllerPatienceLow
 	}
 	var reasons []string
+	remedy := "start it, or open the way to it"
 	for _, n := range nets {
 		since := n.LastController
 		if n.Status != ztnode.StatusOK || n.ID.AdHoc() {
@@ -237,7 +241,11 @@ func (s *service) controllerCheck(nets []ztnode.Network, now time.Time) control.
 		if since.IsZero() {
 			since, how = s.start, "hasn't spoken since the start at "+clockTime(s.start)
 		}
-		if now.Sub(since) < patience {
+		near := n.Unanswered >= manyUnanswered && hears(peers, n.ID.Controller().String(), now)
+		if near {
+			how += ", though it is within reach"
+			remedy = "see its log; " + duplicateRemedy
+		} else if now.Sub(since) < patience {
 			continue
 		}
 		reason := fmt.Sprintf("network %s: its controller %s %s", n.ID, n.ID.Controller(), how)
@@ -249,7 +257,7 @@ func (s *service) controllerCheck(nets []ztnode.Network, now time.Time) control.
 	if len(reasons) == 0 {
 		return control.Passed(name)
 	}
-	return control.Failed(name, control.Degraded, strings.Join(reasons, "; "), "start it, or open the way to it")
+	return control.Failed(name, control.Degraded, strings.Join(reasons, "; "), remedy)
 }
 
 func (s *service) certificateCheck(nets []ztnode.Network, now time.Time) control.Check {
