@@ -82,8 +82,8 @@ soak: build ## 30 % load for SOAK with a fault every SOAK_EVERY, and everything 
 	cd router/faults && ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 0 -run TestSoak -v -table -soak $(SOAK) -soak-every $(SOAK_EVERY)
 
 ROW ?= .
-attack: deps build ## what others lose while the gateway is attacked, attack by attack; ROW=regexp chooses some, TABLE=file keeps the table (root)
-	cd router/attack && ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 12m -run 'TestAttack/$(ROW)' -table '$(TABLE)'
+attack: deps build ## what others lose while the gateway is attacked, attack by attack; ROW=regexp chooses some, MEMORY=256M bounds the gateway's memory, TABLE=file keeps the table (root)
+	cd router/attack && ZTGATE=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags e2e -timeout 12m -run 'TestAttack/$(ROW)' -memory '$(MEMORY)' -table '$(TABLE)'
 
 # Every process begins with seeds of its own. What a seed found happens again with
 # go test ./router/sim -run Worlds -v -seed N -quiet 72h.

@@ -130,7 +130,7 @@ var meanings = map[string][2]string{
 	"malformed":       {"The frame is too short.", "Look for a broken sender."},
 
 	"source_not_allowed": {"The source is not one that may send.", "Add it to vpc.sources if it belongs to the VPC."},
-	"spoofed_source":     {"The packet claims an address of the other side, of another network, or of the gateway itself.", "Check routes and address maps; an overlap of VPC and network needs aliases (maps)."},
+	"spoofed_source":     {"The packet claims an address of the other side, of another network, or of the gateway itself; or it is the same, in all addresses and ports, as those of a flow of another network with the same ranges.", "Check routes and address maps; an overlap of VPC and network needs aliases (maps)."},
 	"wrong_member":       {"The packet comes from a member that neither has its source address nor is the router that leads there.", "Ask the owner of that member; if the route's router was replaced, correct the managed route."},
 	"address_conflict":   {"A member claims an address that another member has, or the gateway.", "Give one of them another address; if the other is gone, this one gets it in some seconds."},
 	"neighbour_malformed": {"ARP or neighbour discovery that contradicts its frame or itself.",

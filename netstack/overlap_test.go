@@ -255,3 +255,46 @@ func TestTwins(t *testing.T) {
 		}
 	}
 }
+
+// TestTwinTuples: hosts of two such networks open connections that look the same. One is
+// served; the other one's packets never pass for its, in either direction.
+func TestTwinTuples(t *testing.T) {
+	p := netip.MustParsePrefix
+	r := newRig(t, func(c *Config) {
+		c.Maps = []AddressMap{
+			{Network: testNet, Hosts: OverlaySide, Real: p("10.0.0.0/24"), Alias: p("10.77.0.0/24")},
+			{Network: otherNet, Hosts: OverlaySide, Real: p("10.0.0.0/24"), Alias: p("10.78.0.0/24")},
+		}
+		c.Policy = policy.New(policy.Accept, []policy.Rule{{Action: policy.Accept, Direction: policy.In}})
+	})
+	twin := testNetwork()
+	twin.ID = otherNet
+	if err := r.e.SetNetworks([]Network{testNetwork(), twin}); err != nil {
+		t.Fatal(err)
+	}
+	r.take()
+	from := func(network uint64, pkt []byte) (overlay, vpc []string) {
+		h := ethernetHeader(ourMAC, hostMAC, false)
+		r.e.Deliver(network, [][]byte{append(h[:], pkt...)})
+		return r.take()
+	}
+	for range 2 { // the first packets open the flows, the others take the fast path
+		_, v := from(testNet, pkttest.UDP("10.0.0.10:5000", "172.31.0.10:80", "x"))
+		r.want("the first", v, "udp 10.77.0.10:5000 > 172.31.0.10:80")
+		o, v := from(otherNet, pkttest.UDP("10.0.0.10:5000", "172.31.0.10:80", "x"))
+		r.want("its twin", append(o, v...))
+		for alias, network := range map[string]uint64{"10.77.0.10:5000": testNet, "10.78.0.10:5000": otherNet} {
+			from := map[uint64]string{testNet: "172.31.0.10:80", otherNet: "10.0.0.1:80"}[network]
+			o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:80", alias, "x"))
+			r.want("to "+alias, o, "udp "+from+" > 10.0.0.10:5000")
+			for _, f := range r.e.Flows(FlowFilter{Network: network}) {
+				if f.External.String() != alias && f.Target.String() != alias {
+					t.Errorf("a flow of network %x is %+v", network, f)
+				}
+			}
+		}
+	}
+	if got := r.drops(OverlaySide, dropSpoofed); got != 2 {
+		t.Errorf("%d of the twin's packets are refused, want 2", got)
+	}
+}

@@ -87,7 +87,8 @@ func (n *Node) Network(id ztnode.NetworkID) (ztnode.Network, bool) {
 }
 
 func describe(s network.Snapshot) ztnode.Network {
-	v := ztnode.Network{ID: s.ID, Status: s.Status.String(), Type: ztnode.TypePrivate, MAC: s.MAC, MTU: vl2.DefaultMTU, AuthURL: s.AuthURL, LastController: s.LastController}
+	v := ztnode.Network{ID: s.ID, Status: s.Status.String(), Type: ztnode.TypePrivate, MAC: s.MAC, MTU: vl2.DefaultMTU, AuthURL: s.AuthURL,
+		LastController: s.LastController, Unanswered: s.Unanswered, Duplicate: s.Duplicate}
 	c := s.Config
 	if c == nil {
 		return v

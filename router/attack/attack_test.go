@@ -18,6 +18,7 @@ import (
 
 var (
 	duration = flag.Duration("attack", 5*time.Second, "how long each attack lasts")
+	memory   = flag.String("memory", "", "bound of the memory of all processes of the gateway, as in 256M")
 	tableTo  = flag.String("table", "", "file that the table is written to")
 )
 

@@ -10,4 +10,7 @@
 // regular expression, it runs only the rows that match it, as in
 //
 //	make attack ROW='stranger/hello'
+//
+// With MEMORY all processes of the gateway run in a control group that bounds their
+// memory, and none may be killed for want of it.
 package attack

@@ -111,7 +111,22 @@ func newWorld(t *testing.T) *world {
 	dir := t.TempDir()
 	w.limited = filepath.Join(dir, "limited")
 	script := filepath.Join(dir, "ztgate")
-	w.must(os.WriteFile(script, fmt.Appendf(nil, "#!/bin/sh\nif [ \"$1\" = run ] && [ -e %s ]; then ulimit -n 256; fi\nexec %s \"$@\"\n", w.limited, w.binary), 0o755))
+	enter := ":"
+	if *memory != "" {
+		g, err := newGroup(*memory)
+		if err != nil {
+			t.Skip(err)
+		}
+		t.Cleanup(func() { // after the processes have ended
+			taken, err := g.close()
+			if err != nil {
+				t.Error(err)
+			}
+			fmt.Println(taken)
+		})
+		enter = fmt.Sprintf("if [ \"$1\" = run ]; then echo $$ > %s; fi", filepath.Join(g.dir, "cgroup.procs"))
+	}
+	w.must(os.WriteFile(script, fmt.Appendf(nil, "#!/bin/sh\n%s\nif [ \"$1\" = run ] && [ -e %s ]; then ulimit -n 256; fi\nexec %s \"$@\"\n", enter, w.limited, w.binary), 0o755))
 	s, err := lab.Start(context.Background(), lab.Options{Binary: script, Config: configuration, Progress: io.Discard,
 		Prefix: fmt.Sprintf("%s%d", labName, os.Getpid()), LogLevel: "warn"})
 	w.Scenario = s

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"ztgate/netstack"
@@ -125,6 +126,13 @@ func (s *service) leave(text string) (any, error) {
 	id, err := ztnode.ParseNetworkID(text)
 	if err != nil {
 		return nil, fault.Usage(err)
+	}
+	if cfg := s.config(); slices.Contains(cfg.NetworkIDs(), id) { // the next reload or start would join it again
+		then := "restart"
+		if s.reload != nil && strings.HasPrefix(cfg.Origin("networks"), "file ") {
+			then = "run ztgate reload"
+		}
+		return nil, fault.Usagef("network %s is configured (networks, from %s): remove it there and %s", id, cfg.Origin("networks"), then)
 	}
 	left := s.only(id)
 	if len(left) == 0 && !slices.Contains(s.node.leftOut(), id) {

@@ -131,7 +131,7 @@ func (s *service) diagnose(ctx context.Context, req control.DiagnosisRequest) (c
 		{"host settings", named("ip_forward", "ipv6_forward", "rp_filter", "clock")},
 		{"links", named("tun", "interface_")},
 		{"data path", named("data_path", "flows")},
-		{"node", named("online")},
+		{"node", named("online", "identity")},
 		{"routes", named("routes", "kernel_routes")}, // before the networks, which complain of them too
 		{"networks", named("networks", "controller", "certificate")},
 	} {

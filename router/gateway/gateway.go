@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"ztgate/internal/disk"
 	"ztgate/netstack"
@@ -126,7 +127,7 @@ func (g *gateway) limitedClients() (out []control.Limited) {
 
 // parts implements [role].
 func (g *gateway) parts() []func(context.Context) error {
-	return []func(context.Context) error{g.runPlane, g.reloadOnHangup, g.proxy.Run, g.names.run, g.watch.Run, g.pulse.run, g.run}
+	return []func(context.Context) error{g.runTogether, g.reloadOnHangup, g.names.run, g.watch.Run, g.pulse.run}
 }
 
 // close implements [role]. Guards stay behind after a failure.
@@ -147,6 +148,18 @@ func (g *gateway) close(failed bool) {
 	if g.dev != nil {
 		_ = g.dev.Close() // the plane closes it too; closing twice is harmless
 	}
+}
+
+// runTogether runs the plane and the host proxy until the networks are followed and the
+// host is looked at no more: the plane takes its interface with it, and that must not be
+// mistaken for somebody's deed.
+func (g *gateway) runTogether(ctx context.Context) error {
+	eg, ctx := errgroup.WithContext(ctx)
+	longer, stop := context.WithCancel(context.WithoutCancel(ctx))
+	eg.Go(func() error { defer stop(); return g.run(ctx) })
+	eg.Go(func() error { return g.runPlane(longer) })
+	eg.Go(func() error { return g.proxy.Run(longer) })
+	return eg.Wait()
 }
 
 // runPlane runs the plane and keeps its mappings for the next run, also for one

@@ -26,6 +26,11 @@ const (
 	// minute, with low_bandwidth about every hour.
 	controllerPatience    = 10 * time.Minute
 	controllerPatienceLow = 3 * time.Hour
+	// manyUnanswered is how many requests a controller leaves unanswered until it isn't just
+	// slow: in the first half minute.
+	manyUnanswered = 8
+	// collisionPatience is how long a root's word counts that our address is another's.
+	collisionPatience = 10 * time.Minute
 	// clockSettles is how long after the clock was set certificates may be off.
 	clockSettles = 10 * time.Minute
 )
@@ -43,12 +48,12 @@ func (s *service) healthWith(peers []ztnode.Peer) control.Health {
 	if s.mode == control.ModeNode {
 		return control.NewHealth(online, checks)
 	}
-	checks = append(checks, s.networkCheck(nets, info.Address), s.routeCheck())
+	checks = append(checks, s.networkCheck(nets, info.Address, peers, now), identityCheck(info, nets, now), s.routeCheck())
 	checks = append(checks, s.targetChecks(peers)...)
 	if list := s.hostChecks.Load(); list != nil {
 		checks = append(checks, *list...)
 	}
-	checks = append(checks, s.controllerCheck(nets, now), s.certificateCheck(nets, now))
+	checks = append(checks, s.controllerCheck(nets, peers, now), s.certificateCheck(nets, now))
 	if s.plane != nil {
 		checks = append(checks, s.flowCheck())
 	}
@@ -80,12 +85,13 @@ func (s *service) serves(peers []ztnode.Peer, now time.Time) bool {
 	})
 }
 
-func (s *service) networkCheck(nets []ztnode.Network, address string) control.Check {
+func (s *service) networkCheck(nets []ztnode.Network, address string, peers []ztnode.Peer, now time.Time) control.Check {
 	const name = "networks"
 	if len(nets) == 0 {
 		return control.Failed(name, control.Down, "no network is joined", "give --network NWID or run ztgate join NWID")
 	}
 	var reasons []string
+	remedy := ""
 	for _, n := range nets {
 		switch n.Status {
 		case ztnode.StatusOK:
@@ -93,7 +99,14 @@ func (s *service) networkCheck(nets []ztnode.Network, address string) control.Ch
 				reasons = append(reasons, why)
 			}
 		case ztnode.StatusRequesting:
-			reasons = append(reasons, fmt.Sprintf("network %s: waiting for its controller %s to answer", n.ID, n.ID.Controller()))
+			reason := fmt.Sprintf("network %s: waiting for its controller %s to answer", n.ID, n.ID.Controller())
+			if n.Unanswered >= manyUnanswered {
+				remedy = "see that the controller runs; " + duplicateRemedy
+				if hears(peers, n.ID.Controller().String(), now) {
+					reason += ", which is within reach but answers no request from here"
+				}
+			}
+			reasons = append(reasons, reason)
 		case ztnode.StatusDenied:
 			reasons = append(reasons, fmt.Sprintf("network %s: ACCESS_DENIED: authorise member %s at its controller", n.ID, address))
 		case ztnode.StatusNotFound:
@@ -107,7 +120,32 @@ func (s *service) networkCheck(nets []ztnode.Network, address string) control.Ch
 	if len(reasons) == 0 {
 		return control.Passed(name)
 	}
-	return control.Failed(name, control.Down, strings.Join(reasons, "; "), "")
+	return control.Failed(name, control.Down, strings.Join(reasons, "; "), remedy)
+}
+
+// duplicateRemedy is for a node whose answers may go to another one.
+const duplicateRemedy = "if it answers others, another node may use this identity (a copied home), and get the answers: its own status says so"
+
+// hears reports whether something came from a node lately.
+func hears(peers []ztnode.Peer, node string, now time.Time) bool {
+	return slices.ContainsFunc(peers, func(p ztnode.Peer) bool { return p.Address == node && now.Sub(p.LastReceive) < time.Minute })
+}
+
+// identityCheck tells of other nodes in our place.
+func identityCheck(info ztnode.Info, nets []ztnode.Network, now time.Time) control.Check {
+	const name = "identity"
+	for _, n := range nets {
+		if !n.Duplicate.IsZero() {
+			return control.Failed(name, control.Degraded,
+				fmt.Sprintf("another node uses identity %s: controller %s of network %s answers requests that this node never sent", info.Address, n.ID.Controller(), n.ID),
+				"give each node an identity of its own (an empty home): a home must not be copied")
+		}
+	}
+	if !info.Collision.IsZero() && now.Sub(info.Collision) < collisionPatience {
+		return control.Failed(name, control.Degraded, "a root knows address "+info.Address+" by another identity, so that this node is not reachable",
+			"give this node a new identity (an empty home)")
+	}
+	return control.Passed(name)
 }
 
 // noAddress says why a network that works left us without an address, "" if it
@@ -183,7 +221,7 @@ func (s *service) targetChecks(peers []ztnode.Peer) []control.Check {
 	}
 }
 
-func (s *service) controllerCheck(nets []ztnode.Network, now time.Time) control.Check {
+func (s *service) controllerCheck(nets []ztnode.Network, peers []ztnode.Peer, now time.Time) control.Check {
 	const name = "controller"
 	if s.config().Node == config.NodeLibzt { // it doesn't tell
 		return control.Passed(name)
@@ -193,6 +231,7 @@ func (s *service) controllerCheck(nets []ztnode.Network, now time.Time) control.
 		patience = controllerPatienceLow
 	}
 	var reasons []string
+	remedy := "start it, or open the way to it"
 	for _, n := range nets {
 		since := n.LastController
 		if n.Status != ztnode.StatusOK || n.ID.AdHoc() {
@@ -202,7 +241,11 @@ func (s *service) controllerCheck(nets []ztnode.Network, now time.Time) control.
 		if since.IsZero() {
 			since, how = s.start, "hasn't spoken since the start at "+clockTime(s.start)
 		}
-		if now.Sub(since) < patience {
+		near := n.Unanswered >= manyUnanswered && hears(peers, n.ID.Controller().String(), now)
+		if near {
+			how += ", though it is within reach"
+			remedy = "see its log; " + duplicateRemedy
+		} else if now.Sub(since) < patience {
 			continue
 		}
 		reason := fmt.Sprintf("network %s: its controller %s %s", n.ID, n.ID.Controller(), how)
@@ -214,7 +257,7 @@ func (s *service) controllerCheck(nets []ztnode.Network, now time.Time) control.
 	if len(reasons) == 0 {
 		return control.Passed(name)
 	}
-	return control.Failed(name, control.Degraded, strings.Join(reasons, "; "), "start it, or open the way to it")
+	return control.Failed(name, control.Degraded, strings.Join(reasons, "; "), remedy)
 }
 
 func (s *service) certificateCheck(nets []ztnode.Network, now time.Time) control.Check {

@@ -281,6 +281,14 @@ func TestDegraded(t *testing.T) {
 			node.SetNetwork(n)
 		},
 			"controller", "its controller 8056c2e21c has been silent since " + silent.UTC().Format("2006-01-02 15:04:05 UTC") + ", and the certificate ends at 2033-05-18 03:33:20 UTC"},
+		"identity": {func(t *testing.T, node *gatewaytest.Node) {
+			n := okNetwork()
+			n.Duplicate = time.Now()
+			node.SetNetwork(n)
+		}, "identity", "another node uses identity " + "fcd8055969" + ": controller 8056c2e21c of network 8056c2e21c000001 answers requests that this node never sent"},
+		"address": {func(t *testing.T, node *gatewaytest.Node) {
+			node.SetInfo(func(i *ztnode.Info) { i.Collision = time.Now() })
+		}, "identity", "by another identity"},
 		"certificate": {func(t *testing.T, node *gatewaytest.Node) {
 			n := okNetwork()
 			n.Certificate = time.Now().Add(2 * time.Minute)

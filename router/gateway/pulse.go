@@ -2,9 +2,11 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -86,28 +88,48 @@ func (p *pulse) check() control.Check {
 // knockPort is where nobody listens (discard).
 const knockPort = 9
 
-// knock sends a packet through the kernel and the interface to the plane: to its own
-// address on a network, where it is answered, else to nobody.
+// errNoKnock: a packet to anybody else would be refused, and shown as a client's.
+var errNoKnock = errors.New("the plane has no address that answers this host")
+
+// knock sends a packet through the kernel and the interface to the plane, to its own
+// address on a network, where it is answered.
 func (g *gateway) knock() error {
-	dst := netip.AddrFrom4([4]byte{192, 0, 2, 1}) // documentation
-	for _, n := range g.planned().Networks {
-		for _, a := range n.Addresses {
-			if a.Addr().Is4() {
-				dst = a.Addr()
-			}
-		}
+	dst := g.ownAddress()
+	if !dst.IsValid() {
+		return errNoKnock
 	}
-	d := net.Dialer{Control: hostDialer{device: g.config().VPC.TUN}.bind}
-	if src := g.vpcAddress(false); src.IsValid() {
+	cfg := g.config()
+	d := net.Dialer{Control: hostDialer{device: cfg.VPC.TUN}.bind}
+	src := g.vpcAddress(dst.Is6())
+	if src.IsValid() {
 		d.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(src, 0))
 	}
-	c, err := d.Dial("udp4", netip.AddrPortFrom(dst, knockPort).String())
+	c, err := d.Dial("udp", netip.AddrPortFrom(dst, knockPort).String())
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	if !src.IsValid() { // the kernel chose
+		from, err := netip.ParseAddrPort(c.LocalAddr().String())
+		if err != nil || len(cfg.VPC.Sources) > 0 && !slices.ContainsFunc(cfg.VPC.Sources, func(p netip.Prefix) bool { return p.Contains(from.Addr()) }) {
+			return errNoKnock
+		}
+	}
 	_, err = c.Write([]byte("ztgate"))
 	return err
+}
+
+// ownAddress returns an address of the plane on a network, of the family that this host
+// has an address of on the interface if there is one; invalid without any.
+func (g *gateway) ownAddress() (own netip.Addr) {
+	for _, n := range g.planned().Networks {
+		for _, p := range n.Addresses {
+			if a := p.Addr(); !own.IsValid() || g.vpcAddress(a.Is6()).IsValid() && !g.vpcAddress(own.Is6()).IsValid() {
+				own = a
+			}
+		}
+	}
+	return own
 }
 
 // vpcAddress returns this host's address on the interface, invalid if it has none.

@@ -403,6 +403,14 @@ func testReloadWithoutFile(t *testing.T, nl *netlink.Handle) {
 	if got := joined(r); got != "1111 8056" || slices.ContainsFunc(node.Networks(), func(n ztnode.Network) bool { return n.ID == second }) {
 		t.Errorf("joined: %s", got)
 	}
+	// By command it can't be left for good.
+	if _, err := r.client.Leave(t.Context(), nwid.String()); fault.ExitCode(err) != 2 ||
+		!strings.Contains(err.Error(), "networks, from file "+r.file()) || !strings.Contains(err.Error(), "ztgate reload") {
+		t.Errorf("leave of a network of the file: %v", err)
+	}
+	if _, err := r.client.Leave(t.Context(), (second + 1).String()); err != nil || joined(r) != "8056" {
+		t.Errorf("leave of one that was joined by command: %v, joined %s", err, joined(r))
+	}
 	r.end(t)
 	flags["config"] = []string{""}
 	if err := again(flags, false); err != nil {

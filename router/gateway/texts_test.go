@@ -149,6 +149,15 @@ func TestJoinLimit(t *testing.T) {
 	}
 }
 
+// TestLeaveConfigured: a network of the configuration would be joined again.
+func TestLeaveConfigured(t *testing.T) {
+	r := serve(t, control.ModeMember, map[string][]string{"network": {nwid.String()}})
+	if _, err := r.client.Leave(t.Context(), nwid.String()); fault.ExitCode(err) != 2 ||
+		!strings.Contains(err.Error(), "networks, from flag --network") || !strings.Contains(err.Error(), "remove it there and restart") {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestLeaveNotJoined: a typo is refused.
 func TestLeaveNotJoined(t *testing.T) {
 	r := serve(t, control.ModeMember, nil)

@@ -30,7 +30,7 @@ type joined struct {
 	lastRequest   time.Time
 	outdated      bool  // the configuration: the controller's clock seems to have been set
 	heardFrom     int64 // instant: the controller answered, or sent something by itself
-	requests      int   // since the last configuration or refusal
+	requests      int   // since the controller spoke
 	refusedSince  time.Time
 	hostGroups    []vl2.MulticastGroup
 	groupsChanged bool
@@ -43,6 +43,7 @@ type joined struct {
 	greets        []*member // to be told our groups
 	lastMembers   time.Time // all members looked at for announcements
 	void          int64     // our own certificates up to this time are void
+	duplicate     duplicate
 }
 
 // state is what packets are judged by. It is immutable.
@@ -92,7 +93,8 @@ func (n *joined) snapshot() Snapshot {
 	}
 	out.AuthURL = out.SSO.URL()
 	n.mu.Lock()
-	out.LastController = n.l.timeOf(n.heardFrom)
+	out.LastController, out.Unanswered = n.l.timeOf(n.heardFrom), n.requests
+	out.Duplicate = n.duplicateLocked(s)
 	n.mu.Unlock()
 	if s.status != StatusOK {
 		// After a refusal addresses and routes must go (chapter 03 §1.2).
@@ -324,7 +326,7 @@ func (n *joined) renew(own *vl2.NetworkConfig, theirs *vl2.COM) {
 func (n *joined) heard(now time.Time) {
 	at := n.l.instant(now)
 	n.mu.Lock()
-	n.heardFrom = at
+	n.heardFrom, n.requests = at, 0
 	n.mu.Unlock()
 }
 
@@ -519,6 +521,10 @@ func (l *Layer) receiveOK(w *vl1.Worker, from *vl1.Peer, p packet.Packet, src vl
 	}
 	switch verb {
 	case packet.VerbNetworkConfigRequest:
+		if src.Unasked {
+			l.receiveForeign(w, from, rest)
+			return vl1.Result{Skip: true}
+		}
 		return l.receiveConfig(w, from, p, src, rest, true)
 	case packet.VerbMulticastGather, packet.VerbMulticastFrame:
 		return l.receiveGatherOK(w, from, verb, rest, src)

@@ -87,6 +87,8 @@ type Snapshot struct {
 	AuthURL string             // where, to be shown to the user
 
 	LastController time.Time // when the controller spoke last; zero = not since we joined
+	Unanswered     int       // requests since then
+	Duplicate      time.Time // when another node with our identity was noticed last; zero = not lately
 }
 
 // Status is the state of a membership (chapter 03 §1.2).

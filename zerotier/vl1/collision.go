@@ -11,9 +11,9 @@ type twin struct {
 }
 
 // Collision returns when a root last said that another identity uses our address; the
-// zero value for never. A second node with our very identity is not noticed: it could be
-// seen only in packets from our own address to it, and a root of the reference that is
-// given such a packet to pass on stops for good.
+// zero value for never. A second node with our very identity is noticed by the layer above.
+// It must not be asked for: a root of the reference that is given a packet from our own
+// address to it stops for good.
 func (c *Core) Collision() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -44,6 +44,7 @@ type Source struct {
 	Socket   SocketID
 	Endpoint netip.AddrPort
 	Hops     uint8 // 0 = direct
+	Unasked  bool  // of an answer: to a request that this process never sent
 
 	size int // bytes of the datagram, the last one of several
 }
@@ -136,6 +137,7 @@ const (
 	maxRetry          = 64 // packets the network layer wants again
 	maxRetryPeer      = 4
 	maxExpected       = 8192
+	maxRequests       = 4096
 	maxWhois          = 256
 	maxHints          = 64
 	maxIntroductions  = 4096
@@ -218,6 +220,7 @@ type Core struct {
 	held      heldQueue
 	retries   retryQueue
 	replies   replies
+	requests  requests
 	whois     questions
 	hints     hints
 	intros    introductions
@@ -289,6 +292,7 @@ func New(cfg Config) (*Core, error) {
 			major:    uint8(cfg.SoftwareVersion[0]), minor: uint8(cfg.SoftwareVersion[1]), revision: uint16(cfg.SoftwareVersion[2]),
 		},
 		replies:   replies{m: make(map[packet.ID]*expectation)},
+		requests:  requests{m: make(map[packet.ID]struct{})},
 		whois:     questions{m: make(map[identity.Address]question)},
 		hints:     hints{m: make(map[identity.Address]hint)},
 		intros:    introductions{m: make(map[pair]int64)},

@@ -194,7 +194,8 @@ func (c *Core) heard(w *Worker, p *Peer, src Source, verb packet.Verb, trust, co
 	}
 }
 
-// receiveOK handles an answer; one that nobody waits for is dropped.
+// receiveOK handles an answer; one that nobody waits for is dropped. Configurations that we
+// never asked for are shown to the network layer: they are a sign of a copy of our identity.
 func (c *Core) receiveOK(w *Worker, from *Peer, p packet.Packet, src Source) {
 	re, rest, ok := parseReply(p.Payload())
 	if !ok {
@@ -203,9 +204,13 @@ func (c *Core) receiveOK(w *Worker, from *Peer, p packet.Packet, src Source) {
 	}
 	c.mu.Lock()
 	e := c.replies.find(re.id, from.addr, re.verb, w.t)
+	src.Unasked = e == nil && re.verb == packet.VerbNetworkConfigRequest && !c.requests.has(re.id)
 	c.mu.Unlock()
 	if e == nil {
 		w.stats.rejects[RejectUnexpectedReply].Add(1)
+		if src.Unasked {
+			c.cfg.Upper.HandlePacket(w, from, p, src)
+		}
 		return
 	}
 	confirmed := false

@@ -57,3 +57,25 @@ func (r *replies) dropOldest() {
 	delete(r.m, r.log[0])
 	r.log = r.log[1:]
 }
+
+// requests are the latest requests for configurations, whether they were answered or not. An
+// answer to another one is meant for somebody else who has our identity.
+type requests struct {
+	m   map[packet.ID]struct{}
+	log []packet.ID // in order of time
+}
+
+// add remembers a request, in place of the oldest one if there are too many.
+func (r *requests) add(id packet.ID) {
+	if len(r.log) >= maxRequests {
+		delete(r.m, r.log[0])
+		r.log = r.log[1:]
+	}
+	r.m[id] = struct{}{}
+	r.log = append(r.log, id)
+}
+
+func (r *requests) has(id packet.ID) bool {
+	_, ok := r.m[id]
+	return ok
+}

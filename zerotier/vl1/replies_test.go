@@ -47,3 +47,13 @@ func TestReplies(t *testing.T) {
 		t.Errorf("%d requests are left", len(r.m))
 	}
 }
+
+func TestRequests(t *testing.T) {
+	r := requests{m: make(map[packet.ID]struct{})}
+	for id := range packet.ID(3 * maxRequests) {
+		r.add(id)
+	}
+	if len(r.m) != maxRequests || len(r.log) != maxRequests || r.has(2*maxRequests-1) || !r.has(2*maxRequests) || !r.has(3*maxRequests-1) {
+		t.Errorf("%d requests, want the latest %d", len(r.m), maxRequests)
+	}
+}

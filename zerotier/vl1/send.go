@@ -114,6 +114,9 @@ func (c *Core) sendNow(w *Worker, p *Peer, v packet.Verb, payload []byte, opts S
 		touch(&p.lastAsked, w.t)
 		c.mu.Lock()
 		c.replies.expect(id, &expectation{peer: p.addr, verb: v, sent: w.t})
+		if v == packet.VerbNetworkConfigRequest {
+			c.requests.add(id)
+		}
 		c.mu.Unlock()
 	}
 	return true

@@ -137,6 +137,7 @@ func (c *Core) tablesLocked() []TableStats {
 		{"held_queue", len(c.held.list), maxHeld},
 		{"retry_queue", len(c.retries.list), maxRetry},
 		{"expected_replies", len(c.replies.m), maxExpected},
+		{"configuration_requests", len(c.requests.m), maxRequests},
 		{"pending_whois", len(c.whois.m), maxWhois},
 		{"rendezvous_hints", len(c.hints.m), maxHints},
 		{"introductions", len(c.intros.m), maxIntroductions},

@@ -96,6 +96,10 @@ type Network struct {
 
 	// When the controller answered or sent something last; zero = not since the start.
 	LastController time.Time `json:"lastController,omitzero"`
+	Unanswered     int       `json:"unansweredRequests,omitempty"` // that it was sent since
+
+	// When answers to requests of another node with our identity came last; zero = not lately.
+	Duplicate time.Time `json:"duplicateIdentity,omitzero"`
 }
 
 // Route is a managed route. Without Via the target is on the network itself.
