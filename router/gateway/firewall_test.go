@@ -2,6 +2,7 @@ package gateway_test
 
 import (
 	"net/http"
+	"net/netip"
 	"os/exec"
 	"slices"
 	"strings"
@@ -9,9 +10,11 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"ztgate/internal/testwait"
 	"ztgate/router/control"
+	"ztgate/zerotier/ztnode"
 )
 
 // nft runs a script; there are no rules before and after it in force.
@@ -80,7 +83,7 @@ func testFirewall(t *testing.T, nl *netlink.Handle) {
 			var h control.Health
 			code := 0
 			if tt.says == nil {
-				if testwait.Poll(3500*time.Millisecond, func() bool { code, h = readiness(t, cfg); return h.State != control.Ready }) {
+				if testwait.Poll(2500*time.Millisecond, func() bool { code, h = readiness(t, cfg); return h.State != control.Ready }) {
 					t.Errorf("%d: %+v", code, h)
 				}
 				return
@@ -104,5 +107,50 @@ func testFirewall(t *testing.T, nl *netlink.Handle) {
 			}
 			t.Logf("ready again after %v", time.Since(began).Round(time.Millisecond))
 		})
+	}
+}
+
+// TestFirewall6: each family is measured, also where no target is configured.
+func TestFirewall6(t *testing.T) {
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip(err)
+	}
+	inNamespace(t, testFirewall6)
+}
+
+func testFirewall6(t *testing.T, nl *netlink.Handle) {
+	vpc := vpcHost(t, nl)
+	addr, err := netlink.ParseAddr("fd31::1/64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr.Flags = unix.IFA_F_NODAD
+	if err := nl.AddrAdd(vpc, addr); err != nil {
+		t.Fatal(err)
+	}
+	sysctl(t, "ipv6/conf/all/forwarding", "1")
+	_, cfg, node, _ := startInVPC(t, map[string][]string{"source": {"172.31.0.0/16", "fd31::/64"}})
+	n := okNetwork()
+	n.Addresses = append(n.Addresses, netip.MustParsePrefix("fd10::1/64"))
+	n.Routes = append(n.Routes, ztnode.Route{Target: netip.MustParsePrefix("fd10::/64")})
+	node.SetNetwork(n)
+	testwait.For(t, patience, "the route", func() bool {
+		list, err := nl.RouteList(nil, netlink.FAMILY_V6)
+		return err == nil && slices.ContainsFunc(list, func(r netlink.Route) bool { return r.Dst != nil && r.Dst.String() == "fd10::/64" })
+	})
+	for _, tt := range []struct{ rules, says string }{
+		{"table ip6 filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }", "fd10::1; chain ip6 filter FORWARD"},
+		{"table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }", "tcp://10.0.0.10:443; chain ip filter FORWARD"},
+	} {
+		nft(t, tt.rules)
+		var h control.Health
+		if !testwait.Poll(patience, func() bool {
+			_, h = readiness(t, cfg)
+			return h.State == control.Down && strings.Contains(strings.Join(h.Reasons, "\n"), tt.says)
+		}) {
+			t.Errorf("%+v, want it to say %q", h, tt.says)
+		}
+		nft(t, "")
+		testwait.For(t, patience, "ready", func() bool { _, h = readiness(t, cfg); return h.State == control.Ready })
 	}
 }

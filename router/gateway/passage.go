@@ -54,6 +54,9 @@ type passage struct {
 	known map[string]*passing                      // by what is measured; only of the last look
 	cant  error                                    // why nothing can be measured
 	told  bool
+
+	last     *host.Firewall // nil = not read since clients last passed
+	lastRead time.Time
 }
 
 // maxKinds is how many kinds of packets are tried for one target: any may pass.
@@ -108,7 +111,7 @@ func (p *passage) check(now time.Time, vpc config.VPCConfig, list []crossing) co
 	p.cant = nil
 	passed := p.measure(list)
 	if p.cant != nil {
-		return p.unmeasured(name, vpc)
+		return p.unmeasured(name, now, vpc)
 	}
 	var lost []string
 	v6, v4 := false, false
@@ -131,6 +134,7 @@ func (p *passage) check(now time.Time, vpc config.VPCConfig, list []crossing) co
 		v6, v4 = v6 || q.to.Is6(), v4 || q.to.Is4()
 	}
 	if len(lost) == 0 {
+		p.last = nil
 		return control.Passed(name)
 	}
 	if more := len(lost) - maxReasons; more > 0 {
@@ -138,7 +142,7 @@ func (p *passage) check(now time.Time, vpc config.VPCConfig, list []crossing) co
 	}
 	device := p.device(list)
 	reason := fmt.Sprintf("this host's firewall drops packets of clients on the way from %s to %s: %s", device, vpc.TUN, strings.Join(lost, ", "))
-	f, err := p.read(vpc.TUN)
+	f, err := p.rules(now, vpc.TUN)
 	if err != nil {
 		return control.Failed(name, control.Down, fmt.Sprintf("%s (which rule can't be told: %v)", reason, err), "see nft list ruleset and iptables -S")
 	}
@@ -287,16 +291,29 @@ func (p *passage) evidence(q crossing, since time.Time) (clientPacket, bool) {
 
 // unmeasured says what is known where the kernel redirects nothing: whether something
 // drops what it isn't told to accept, and no rule is about the TUN.
-func (p *passage) unmeasured(name string, vpc config.VPCConfig) control.Check {
+func (p *passage) unmeasured(name string, now time.Time, vpc config.VPCConfig) control.Check {
 	if !p.told {
 		p.told = true
 		p.log("whether the host's firewall lets clients through can't be measured", "error", p.cant)
 	}
-	f, err := p.read(vpc.TUN)
+	f, err := p.rules(now, vpc.TUN)
 	if err != nil {
 		return control.Passed(name)
 	}
 	return suspicion(name, f, vpc)
+}
+
+// rules are the firewall's, of not long ago: there may be very many.
+func (p *passage) rules(now time.Time, tun string) (*host.Firewall, error) {
+	if p.last != nil && now.Sub(p.lastRead) < evidenceEvery {
+		return p.last, nil
+	}
+	f, err := p.read(tun)
+	if err != nil {
+		return nil, err
+	}
+	p.last, p.lastRead = f, now
+	return f, nil
 }
 
 // suspicion fails if a firewall drops what it isn't told to accept, and no rule is about the
@@ -365,11 +382,11 @@ func remedyFor(f *host.Firewall, c host.Chain, from, to string) string {
 		return fmt.Sprintf("see nft list chain %s, and accept there what comes by %s from vpc.sources", c, from)
 	case c.Table == "firewalld":
 		return fmt.Sprintf("make a policy of firewalld that accepts from %s to %s and back (firewall-cmd --permanent --new-policy)", from, to)
-	case f.Made(c.Family+" filter ufw-user-forward") || f.Made(c.Family+" filter ufw6-user-forward"):
+	case f.Has(c.Family+" filter ufw-user-forward") || f.Has(c.Family+" filter ufw6-user-forward"):
 		return fmt.Sprintf("run ufw route allow in on %s out on %s && ufw route allow in on %s out on %s", from, to, to, from)
 	case command != "" && c.Table == "filter" && c.Name == "FORWARD":
 		chain := "FORWARD"
-		if f.Made(c.Family + " filter DOCKER-USER") {
+		if f.Has(c.Family + " filter DOCKER-USER") {
 			chain = "DOCKER-USER" // Docker keeps its hands off it
 		}
 		return forwardBoth(command, chain, from, to)

@@ -78,7 +78,7 @@ func TestPassageClients(t *testing.T) {
 	f.known = []netstack.FlowInfo{flow("172.31.0.9", true, passed.Add(-time.Minute)), flow("172.31.0.1", true, passed.Add(time.Second)),
 		flow("10.0.0.10", false, passed.Add(time.Second))}
 	f.drops = func(src, _ netip.Addr) bool { return src != netip.MustParseAddr("172.31.0.7") }
-	if !look() || look() {
+	if first, second := look(), look(); !first || second {
 		t.Fatal("want it known with the second measurement that clients are cut off")
 	}
 	f.known = append(f.known, flow("172.31.0.7", true, at))
@@ -86,7 +86,7 @@ func TestPassageClients(t *testing.T) {
 		t.Fatal("a client passes")
 	}
 	f.known, f.sent = nil, nil
-	if !look() || !look() || f.sent[0] != netip.MustParseAddr("172.31.0.7") {
+	if first, second := look(), look(); !first || !second || f.sent[0] != netip.MustParseAddr("172.31.0.7") {
 		t.Errorf("that client isn't imitated: %v", f.sent)
 	}
 	f.drops = func(netip.Addr, netip.Addr) bool { return true }
@@ -154,7 +154,7 @@ func TestBlame(t *testing.T) {
 	}{
 		"iptables":  {host.Firewall{Chains: []host.Chain{chain("ip", "filter", "FORWARD", "forward", true)}}, false, "chain ip filter FORWARD", "run iptables -I FORWARD -i eth0 -o ztg0 -j ACCEPT && iptables -I FORWARD -i ztg0 -o eth0 -j ACCEPT"},
 		"ip6tables": {host.Firewall{Chains: []host.Chain{chain("ip", "filter", "FORWARD", "forward", true), chain("ip6", "filter", "FORWARD", "forward", true)}}, true, "chain ip6 filter FORWARD", "run ip6tables -I FORWARD"},
-		"ufw": {host.Firewall{Chains: []host.Chain{chain("ip", "filter", "FORWARD", "forward", true)}, Tables: []string{"ip filter ufw-user-forward"}}, false,
+		"ufw": {host.Firewall{Chains: []host.Chain{chain("ip", "filter", "FORWARD", "forward", true)}, Names: []string{"ip filter ufw-user-forward"}}, false,
 			"chain ip filter FORWARD", "run ufw route allow in on eth0 out on ztg0 && ufw route allow in on ztg0 out on eth0"},
 		"firewalld": {host.Firewall{Chains: []host.Chain{chain("inet", "firewalld", "filter_FORWARD", "forward", false)}}, false, "starts at inet firewalld filter_FORWARD", "policy of firewalld"},
 		"legacy":    {host.Firewall{Legacy: []string{"ip6tables-legacy", "iptables-legacy"}}, false, "a rule of iptables-legacy", "run iptables-legacy -I FORWARD"},

@@ -30,12 +30,12 @@ func (c Chain) Holds(v6 bool) bool { return c.Family != map[bool]string{true: "i
 // Firewall is what filters packets on their way through this host.
 type Firewall struct {
 	Chains []Chain
-	Tables []string // "table ip docker-user" and the like: those that tell who made the rules
+	Names  []string // of all chains, as "ip filter DOCKER-USER": they tell who made them
 	Legacy []string // commands of iptables-legacy that have a filter table, beside nftables
 }
 
-// Made reports whether the chain of a name exists, by which a program is known.
-func (f *Firewall) Made(name string) bool { return slices.Contains(f.Tables, name) }
+// Has reports whether there is a chain of a name.
+func (f *Firewall) Has(name string) bool { return slices.Contains(f.Names, name) }
 
 // Messages, attributes and hooks of nftables (linux/netfilter/nf_tables.h) that unix has no
 // words for.
@@ -73,7 +73,7 @@ func ReadFirewall(device string) (*Firewall, error) {
 	}
 	for _, m := range chains {
 		c := Chain{Family: m.family, Table: m.text(unix.NFTA_CHAIN_TABLE), Name: m.text(unix.NFTA_CHAIN_NAME)}
-		f.Tables = append(f.Tables, c.String())
+		f.Names = append(f.Names, c.String())
 		hook, err := attributes(m.attrs[unix.NFTA_CHAIN_HOOK])
 		if err != nil || len(hook[unix.NFTA_HOOK_HOOKNUM]) < 4 || m.text(unix.NFTA_CHAIN_TYPE) != "filter" {
 			continue // no base chain, or one that drops nothing
