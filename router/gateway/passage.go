@@ -85,6 +85,9 @@ type crossing struct {
 	packets []clientPacket
 }
 
+// key names it while its target has this address.
+func (q *crossing) key() string { return q.name + " " + q.to.String() }
+
 func newPassage() *passage {
 	return &passage{mark: host.Mark{ID: uint16(rand.Uint32()), Word: rand.Uint32()}, port: uint16(probePort + rand.IntN(1<<16-probePort)),
 		wake: make(chan struct{}, 1), known: map[string]*passing{}}
@@ -113,10 +116,9 @@ func (p *passage) check(now time.Time, vpc config.VPCConfig, list []crossing) co
 	if p.cant != nil {
 		return p.unmeasured(name, now, vpc)
 	}
-	var lost []string
-	v6, v4 := false, false
+	var lost []crossing
 	for i, q := range list {
-		k := p.known[q.name]
+		k := p.known[q.key()]
 		if passed[i] {
 			k.ok, k.ever, k.misses = now, true, 0
 			continue
@@ -130,31 +132,48 @@ func (p *passage) check(now time.Time, vpc config.VPCConfig, list []crossing) co
 		if k.misses == 0 || k.ever && k.misses < passageLost {
 			continue
 		}
-		lost = append(lost, q.name)
-		v6, v4 = v6 || q.to.Is6(), v4 || q.to.Is4()
+		lost = append(lost, q)
 	}
 	if len(lost) == 0 {
 		p.last = nil
 		return control.Passed(name)
 	}
-	if more := len(lost) - maxReasons; more > 0 {
-		lost = append(lost[:maxReasons], fmt.Sprintf("and %d more", more))
+	return p.lost(name, now, vpc.TUN, lost)
+}
+
+// lost tells of what clients are cut off from, and by what.
+func (p *passage) lost(name string, now time.Time, tun string, list []crossing) control.Check {
+	names := make([]string, len(list))
+	for i, q := range list {
+		names[i] = q.name
+	}
+	if more := len(names) - maxReasons; more > 0 {
+		names = append(names[:maxReasons], fmt.Sprintf("and %d more", more))
 	}
 	device := p.device(list)
-	reason := fmt.Sprintf("this host's firewall drops packets of clients on the way from %s to %s: %s", device, vpc.TUN, strings.Join(lost, ", "))
-	f, err := p.rules(now, vpc.TUN)
+	reasons, remedies := []string{fmt.Sprintf("this host's firewall drops packets of clients on the way from %s to %s: %s", device, tun, strings.Join(names, ", "))}, []string(nil)
+	f, err := p.rules(now, tun)
 	if err != nil {
-		return control.Failed(name, control.Down, fmt.Sprintf("%s (which rule can't be told: %v)", reason, err), "see nft list ruleset and iptables -S")
+		reasons = append(reasons, fmt.Sprintf("by which rule can't be told: %v", err))
+		return control.Failed(name, control.Down, strings.Join(reasons, "; "), "see nft list ruleset and iptables -S")
 	}
-	why, remedy := blame(f, device, vpc.TUN, !v4)
-	return control.Failed(name, control.Down, reason+"; "+why, remedy)
+	for _, v6 := range []bool{false, true} {
+		if !slices.ContainsFunc(list, func(q crossing) bool { return q.to.Is6() == v6 }) {
+			continue
+		}
+		why, remedy := blame(f, device, tun, v6)
+		if !slices.Contains(reasons, why) { // one of both families
+			reasons, remedies = append(reasons, why), append(remedies, remedy)
+		}
+	}
+	return control.Failed(name, control.Down, strings.Join(reasons, "; "), strings.Join(remedies, "; "))
 }
 
 // forget drops what is known of what isn't asked for any more.
 func (p *passage) forget(list []crossing) {
 	next := make(map[string]*passing, len(list))
 	for _, q := range list {
-		next[q.name] = cmp.Or(p.known[q.name], &passing{})
+		next[q.key()] = cmp.Or(p.known[q.key()], &passing{})
 	}
 	p.known = next
 }
@@ -185,7 +204,7 @@ func (p *passage) measure(list []crossing) []bool {
 	var out []sent
 	for i, q := range list {
 		packets := q.packets
-		if k := p.known[q.name]; k.seen.client.IsValid() {
+		if k := p.known[q.key()]; k.seen.client.IsValid() {
 			packets = append([]clientPacket{k.seen}, packets[:min(len(packets), maxKinds-1)]...)
 		}
 		for _, w := range packets {
@@ -223,7 +242,7 @@ func (p *passage) through(out []sent, list []crossing, passed []bool) {
 		return slices.ContainsFunc(out, func(s sent) bool { return !passed[s.crossing] })
 	}
 	if !slices.ContainsFunc(out, func(s sent) bool {
-		k := p.known[list[s.crossing].name]
+		k := p.known[list[s.crossing].key()]
 		return k.misses == 0 || k.ever && k.misses < passageLost
 	}) {
 		tries = 1 // it is known already
