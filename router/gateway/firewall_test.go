@@ -141,6 +141,7 @@ func testFirewall6(t *testing.T, nl *netlink.Handle) {
 	for _, tt := range []struct{ rules, says string }{
 		{"table ip6 filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }", "fd10::1; chain ip6 filter FORWARD"},
 		{"table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }", "tcp://10.0.0.10:443; chain ip filter FORWARD"},
+		{"table inet filter { chain f { type filter hook forward priority 0; policy drop; }; }", "tcp://10.0.0.10:443, fd10::1; chain inet filter f"},
 	} {
 		nft(t, tt.rules)
 		var h control.Health
