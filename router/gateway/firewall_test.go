@@ -101,7 +101,13 @@ func testFirewall(t *testing.T, nl *netlink.Handle) {
 				}
 			}
 			began = time.Now()
-			nft(t, "")
+			if command, ok := strings.CutPrefix(h.Failed()[0].Remedy, "run nft '"); ok {
+				if out, err := exec.Command("nft", strings.TrimSuffix(command, "'")).CombinedOutput(); err != nil {
+					t.Errorf("the remedy: %v\n%s", err, out)
+				}
+			} else {
+				nft(t, "")
+			}
 			if !testwait.Poll(patience, func() bool { code, h = readiness(t, cfg); return code == http.StatusOK && h.State == control.Ready }) {
 				t.Fatalf("mended, and still %d: %+v", code, h)
 			}

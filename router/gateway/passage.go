@@ -343,7 +343,11 @@ func suspicion(name string, f *host.Firewall, vpc config.VPCConfig) control.Chec
 		if !c.Drops || c.Mention || !(v4 && c.Holds(false) || v6 && c.Holds(true)) {
 			continue
 		}
-		_, remedy := blame(f, firstInterface(vpc), vpc.TUN, !v4)
+		from := firstInterface(vpc)
+		if from == local {
+			from = "INTERFACE" // nobody has named it
+		}
+		_, remedy := blame(f, from, vpc.TUN, !v4)
 		return control.Failed(name, control.Degraded, fmt.Sprintf("chain %s drops by policy what comes by hook %s, no rule of its table names %s, and clients may be cut off",
 			c, c.Hook, vpc.TUN), remedy)
 	}
