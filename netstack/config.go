@@ -129,7 +129,11 @@ type Config struct {
 	Policy   *policy.Policy // nil = accept what the VPC side opens
 	// Owns reports whether the network's controller certifies that an address is that of
 	// the member with a MAC; nil = nothing is certified.
-	Owns       func(network uint64, mac [6]byte, a netip.Addr) bool
+	Owns func(network uint64, mac [6]byte, a netip.Addr) bool
+	// Ours takes packets from the VPC side that the caller itself sent, to see whether they
+	// get here. They are neither counted nor forwarded. It isn't asked for packets of
+	// established flows; nil = there are none.
+	Ours       func(packet []byte) bool
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil = no metrics
 	Now        func() time.Time      // nil = time.Now

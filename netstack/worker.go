@@ -186,6 +186,11 @@ func (w *worker) frame(at *attachment, f []byte) {
 
 // packet handles a packet of any kind. buf is as in known.
 func (w *worker) packet(side Side, at *attachment, b, buf []byte) {
+	if ours := w.e.cfg.Ours; side == VPCSide && ours != nil && ours(b) {
+		w.rx[VPCSide].packets--
+		w.rx[VPCSide].bytes -= uint64(len(b))
+		return
+	}
 	v := &w.view
 	w.member = 0
 	if at != nil {

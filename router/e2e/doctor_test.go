@@ -79,6 +79,16 @@ func TestDoctor(t *testing.T) {
 			nil, "links", "ip link set ztg0 up"},
 		{"kernel route", func() error { return ip(s.Gateway, "route replace 10.0.0.0/24 dev eth-vpc") },
 			func() error { return ip(s.Gateway, "route del 10.0.0.0/24 dev eth-vpc") }, nil, "routes", "10.0.0.0/24"},
+		{"firewall", func() error { return drop(s.Gateway, "forward", "iifname eth-vpc drop") }, func() error { return mend(s.Gateway) },
+			nil, "firewall", "inet broken c (hook forward)"},
+		{"policy of forwarding", func() error {
+			_, err := s.Gateway.Input(t.Context(), "table ip filter {\n\tchain DOCKER-USER { }\n\tchain FORWARD {\n\t\ttype filter hook forward priority 0; policy drop\n\t\tjump DOCKER-USER\n\t}\n}\n", "nft", "-f", "-")
+			return err
+		}, func() error {
+			_, err := s.Gateway.Run(t.Context(), "nft", "delete", "table", "ip", "filter")
+			return err
+		},
+			nil, "firewall", "run iptables -I DOCKER-USER -i eth-vpc -o ztg0 -j ACCEPT"},
 		{"VPC interface", func() error { return ip(s.Gateway, "link set eth-vpc down") }, func() error { return ip(s.Gateway, "link set eth-vpc up") },
 			nil, "links", "ip link set eth-vpc up"},
 		{"rule for clients", func() error { return ip(s.Gateway, "rule add from 172.31.0.77 to 10.0.0.0/24 prohibit") },
@@ -188,6 +198,18 @@ func testDoctorAlone(t *testing.T, s *lab.Scenario) {
 		if err := tt.fix(); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if _, err := s.Gateway.Run(t.Context(), "nft", "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"); err != nil {
+		t.Fatal(err)
+	}
+	if d, code := doctor(t, s); code != 3 || state(d, "firewall") != control.LinkDegraded {
+		t.Errorf("firewall: exit code %d, %+v", code, d)
+	}
+	if _, err := s.Gateway.Run(t.Context(), "nft", "add", "rule", "ip", "filter", "FORWARD", "iifname", "eth-vpc", "oifname", "ztg0", "accept"); err != nil {
+		t.Fatal(err)
+	}
+	if d, code := doctor(t, s); code != 3 || state(d, "firewall") != control.LinkOK {
+		t.Errorf("firewall with a rule for the TUN: exit code %d, %+v", code, d)
 	}
 	udp, err := s.Gateway.ListenPacket("udp", netip.AddrPortFrom(netip.IPv4Unspecified(), 9993).String())
 	if err != nil {

@@ -133,6 +133,7 @@ func (s *service) diagnose(ctx context.Context, req control.DiagnosisRequest) (c
 		{"data path", named("data_path", "flows")},
 		{"node", named("online", "identity")},
 		{"routes", named("routes", "kernel_routes")}, // before the networks, which complain of them too
+		{"firewall", named("firewall")},
 		{"networks", named("networks", "controller", "certificate")},
 	} {
 		w.step(l.name, func() control.Link { return linkOfChecks(checks, l.about) })

@@ -33,7 +33,7 @@ func Examine(src config.Sources) control.Diagnosis {
 	}
 	if err != nil {
 		add("configuration", breaks(strings.Join(strings.Fields(err.Error()), " "), "ztgate config check shows it line by line"))
-		for _, name := range []string{"permissions", "host settings", "links", "leftovers", "home", "ports", control.LinkGateway} {
+		for _, name := range []string{"permissions", "host settings", "links", "firewall", "leftovers", "home", "ports", control.LinkGateway} {
 			add(name, control.Link{State: control.LinkNotReached})
 		}
 		return d
@@ -42,6 +42,7 @@ func Examine(src config.Sources) control.Diagnosis {
 	add("permissions", permissionLink())
 	add("host settings", linkOfChecks(checkHost(cfg.VPC, host.Sysctl), named("ip_forward", "ipv6_forward", "rp_filter")))
 	add("links", linksLink(cfg.VPC))
+	add("firewall", firewallLink(cfg.VPC))
 	add("leftovers", leftoverLink(cfg.VPC.TUN))
 	add("home", homeLink(cfg.Home))
 	add("ports", portLink(cfg))
@@ -105,6 +106,15 @@ func linksLink(vpc config.VPCConfig) control.Link {
 		return breaks("interface "+vpc.TUN+" exists although ztgate doesn't run: another program has it", "end that program, remove the interface, or choose another with --tun")
 	}
 	return holds("")
+}
+
+// firewallLink tells what the rules say. Whether clients get through a gateway measures.
+func firewallLink(vpc config.VPCConfig) control.Link {
+	f, err := host.ReadFirewall(vpc.TUN)
+	if err != nil {
+		return skips(err.Error())
+	}
+	return linkOfChecks([]control.Check{suspicion("firewall", f, vpc)}, named("firewall"))
 }
 
 // leftoverLink tells of what a gateway that was killed left behind. The next start

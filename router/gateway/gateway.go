@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -29,16 +30,18 @@ import (
 // gateway forwards for a VPC.
 type gateway struct {
 	*service
-	disk   disk.FS // of home
-	sysctl func(key string) string
-	dev    netstack.Device
-	link   *host.Link
-	table  *host.Table
-	proxy  *hostproxy.Proxy
-	kept   mappingFile
-	watch  *host.Watch
-	looker hostLooker
-	pulse  *pulse
+	disk     disk.FS // of home
+	sysctl   func(key string) string
+	dev      netstack.Device
+	link     *host.Link
+	table    *host.Table
+	proxy    *hostproxy.Proxy
+	kept     mappingFile
+	watch    *host.Watch
+	looker   hostLooker
+	pulse    *pulse
+	passage  *passage // nil = nothing is measured
+	redirect *host.Redirect
 
 	planning sync.Mutex // one plan at a time is made and put into force
 }
@@ -67,7 +70,32 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 		return err
 	}
 	g.link.Quiet()
-	return g.begin(netstack.Config{Registerer: reg})
+	if g.redirect, err = host.OpenRedirect(cfg.VPC.TUN); err != nil {
+		return err
+	}
+	g.passage = newPassage()
+	g.passage.lay, g.passage.from, g.passage.read, g.passage.log = g.redirect.Lay, g.comesBy, host.ReadFirewall, s.log.Info
+	g.passage.write = func(packet []byte) error {
+		_, err := dev.Write([][]byte{append(make([]byte, deviceOffset, deviceOffset+len(packet)), packet...)}, deviceOffset)
+		return err
+	}
+	if err := g.begin(netstack.Config{Registerer: reg, Ours: g.passage.take}); err != nil {
+		return err
+	}
+	g.passage.flows = g.flowsTo
+	return nil
+}
+
+// deviceOffset is in front of packets that are written to the device, for it to use.
+const deviceOffset = 14
+
+// flowsTo lists the flows to an address, all if it is invalid.
+func (g *gateway) flowsTo(a netip.Addr) []netstack.FlowInfo {
+	q := netstack.FlowFilter{}
+	if a.IsValid() {
+		q.To = netip.PrefixFrom(a, a.BitLen())
+	}
+	return g.plane.Engine.Flows(q)
 }
 
 // begin sets up the interface and makes the plane, whose other settings are in base.
@@ -144,6 +172,9 @@ func (g *gateway) close(failed bool) {
 	}
 	if g.watch != nil {
 		g.watch.Close()
+	}
+	if g.redirect != nil {
+		g.redirect.Close()
 	}
 	if g.dev != nil {
 		_ = g.dev.Close() // the plane closes it too; closing twice is harmless

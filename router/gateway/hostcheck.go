@@ -110,6 +110,13 @@ func (g *gateway) look(now time.Time, changed bool) {
 		g.looker.ways, g.looker.asked = g.wayCheck(p), now
 	}
 	checks = append(checks, g.looker.ways, g.pulse.check())
+	if g.passage != nil {
+		firewall := control.Passed("firewall")
+		if working && g.looker.ways.OK && g.pulse.alive() { // else packets are lost for another reason
+			firewall = g.passage.check(now, cfg.VPC, g.passages(p))
+		}
+		checks = append(checks, firewall)
+	}
 	g.hostChecks.Store(&checks)
 }
 
