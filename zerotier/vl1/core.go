@@ -76,7 +76,7 @@ type Worker struct {
 	now   time.Time
 	t     int64 // now, in the core's nanoseconds, see clock
 
-	last     *Peer // of the latest packet
+	last     *Peer           // of the latest packet
 	scratch  *packet.Scratch // by itself: without pointers beside it, it begins with a cache line
 	hdr      [packet.FragmentHeaderLen]byte
 	random   *rand.ChaCha8

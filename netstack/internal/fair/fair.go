@@ -15,7 +15,7 @@ import (
 const (
 	origins = 16 // the first one is the VPC's
 	fanout  = 32 // for /16 or /48 in each, and for /24 or /64 in each of these
-	tries   = 24  // places that are looked at beside the greediest
+	tries   = 24 // places that are looked at beside the greediest
 	sizes   = 25 // 2 to the power of it is more than anybody has
 )
 
