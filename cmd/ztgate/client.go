@@ -37,6 +37,9 @@ func (a *app) statusCommand() *cobra.Command {
 			if s.Limit > 0 {
 				fmt.Fprintf(w, "flows: %d of %d\n", s.Flows, s.Limit)
 			}
+			if s.Writes != nil {
+				fmt.Fprintf(w, "packets to interfaces: %s\n", s.Writes)
+			}
 			if s.MemoryLimit > 0 {
 				fmt.Fprintf(w, "memory limit: %d MiB\n", s.MemoryLimit>>20)
 			}

@@ -67,6 +67,7 @@ type NetworkConfig struct {
 // VPCConfig is the side the clients are on.
 type VPCConfig struct {
 	Ingress    string
+	IOUring    string // auto | off
 	TUN        string
 	Sources    []netip.Prefix // who may send; none = everybody
 	Address    []netip.Prefix // of the gateway on the TUN

@@ -157,6 +157,7 @@ var settings = []*setting{
 	boolean("low_bandwidth", "", "", false, func(c *Config) *bool { return &c.Underlay.LowBandwidth }),
 	boolean("port_mapping", "", "", true, func(c *Config) *bool { return &c.Underlay.PortMapping }),
 	text("vpc.ingress", "ingress", "where VPC packets come from: tun", "tun", func(c *Config) *string { return &c.VPC.Ingress }),
+	word("vpc.io_uring", "", "", "auto", []string{"auto", "off"}, func(c *Config) *string { return &c.VPC.IOUring }),
 	text("vpc.tun", "tun", "name of the TUN interface", DefaultTUN, func(c *Config) *string { return &c.VPC.TUN }),
 	list("vpc.sources", "source", "prefix that may send into the overlay, repeatable; none = everybody", nil, ParsePrefix, func(c *Config) *[]netip.Prefix { return &c.VPC.Sources }),
 	addressSetting(),

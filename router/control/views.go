@@ -100,8 +100,22 @@ type Status struct {
 	Flows    int           `json:"flows"`
 	Limit    int           `json:"flowsLimit"`
 
+	Writes      *Writes   `json:"writes,omitempty"`           // nil = there are no interfaces
 	MemoryLimit int64     `json:"memoryLimitBytes,omitempty"` // of the runtime; 0 = none
 	Limited     []Limited `json:"limited,omitempty"`
+}
+
+// Writes is how packets are written to this host's interfaces.
+type Writes struct {
+	Method string `json:"method"`           // io_uring or writev
+	Reason string `json:"reason,omitempty"` // why not by io_uring
+}
+
+func (w *Writes) String() string {
+	if w.Reason == "" {
+		return "by " + w.Method
+	}
+	return "by " + w.Method + ", since " + w.Reason
 }
 
 // Limited is a client that was refused for what it has already.

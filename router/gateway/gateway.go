@@ -55,7 +55,7 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	s.mode = control.ModeGateway
 	cfg := s.config()
 	g.disk, g.sysctl = disk.OS{}, host.Sysctl
-	dev, err := tuntap.OpenTUN(cfg.VPC.TUN)
+	dev, err := tuntap.OpenTUN(cfg.VPC.TUN, s.chooseWrites())
 	if err != nil {
 		return err
 	}

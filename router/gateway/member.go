@@ -15,6 +15,7 @@ import (
 
 	"ztgate/router/control"
 	"ztgate/router/host"
+	"ztgate/router/host/tuntap"
 	"ztgate/router/plan"
 	"ztgate/zerotier/ztnode"
 )
@@ -25,6 +26,7 @@ const MemberTUN = "ztm0"
 // member is itself a host of its networks.
 type member struct {
 	*service
+	method   tuntap.Method
 	attached atomic.Pointer[map[uint64]*host.TAP] // for the node's workers
 
 	// Only the goroutine of run uses the rest.
@@ -52,6 +54,9 @@ func (m *member) setUp(s *service, _ *prometheus.Registry) (err error) {
 	s.mode = control.ModeMember
 	if cfg := s.config(); cfg.Controller && len(cfg.Networks) == 0 && len(s.node.Networks()) == 0 {
 		s.mode = control.ModeNode
+	}
+	if s.mode != control.ModeNode {
+		m.method = s.chooseWrites()
 	}
 	s.neighbours = m
 	s.names = newNames(s.config().Names(), nameServers{networks: s.networks, dial: dialHost}.lookup, m.renamed, s.log)
@@ -190,7 +195,7 @@ func (m *member) enforce(n *plan.Network) error {
 
 // attach makes the interface of a network.
 func (m *member) attach(n *plan.Network) (*host.TAP, error) {
-	t, err := host.OpenTAP(n.ID, m.freeName(), n.MAC, m.log)
+	t, err := host.OpenTAP(n.ID, m.freeName(), n.MAC, m.method, m.log)
 	if err != nil {
 		return nil, err
 	}

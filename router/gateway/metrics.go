@@ -10,6 +10,7 @@ import (
 
 	"ztgate/router/config"
 	"ztgate/router/control"
+	"ztgate/router/host/tuntap"
 	"ztgate/zerotier/ztnode"
 )
 
@@ -96,6 +97,7 @@ var (
 	descUp    = prometheus.NewDesc("ztgate_target_up", "Whether the last probe of a target succeeded.", []string{"target"}, nil)
 	descCheck = prometheus.NewDesc("ztgate_health_status", "1 if a check of health is passed.", []string{"check"}, nil)
 	descState = prometheus.NewDesc("ztgate_health_state", "1 for the state that health has, 0 for the others.", []string{"state"}, nil)
+	descWrite = prometheus.NewDesc("ztgate_interface_write_method", "1 for the way in which packets are written to interfaces, 0 for the others.", []string{"method"}, nil)
 	descHeard = prometheus.NewDesc("ztgate_network_controller_last_heard_timestamp_seconds", "When a network's controller was last heard, Unix time.", []string{"network"}, nil)
 
 	descReload   = prometheus.NewDesc("ztgate_config_last_reload_successful", "1 unless the last reload of the configuration failed.", nil, nil)
@@ -106,7 +108,7 @@ var (
 type stateCollector struct{ s *service }
 
 func (c *stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descPeers, descNet, descCert, descUp, descCheck, descState, descHeard, descReload, descReloaded} {
+	for _, d := range []*prometheus.Desc{descPeers, descNet, descCert, descUp, descCheck, descState, descWrite, descHeard, descReload, descReloaded} {
 		ch <- d
 	}
 }
@@ -143,6 +145,11 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descCheck, one(h.Ready), "ready")
 	for _, state := range control.States() {
 		gauge(descState, one(h.State == state), string(state))
+	}
+	if w := c.s.writes; w != nil {
+		for _, m := range []tuntap.Method{tuntap.IOUring, tuntap.Writev} {
+			gauge(descWrite, one(w.Method == string(m)), string(m))
+		}
 	}
 	reloaded := c.s.lastReload.succeeded()
 	if reloaded.IsZero() {

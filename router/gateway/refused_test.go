@@ -79,7 +79,7 @@ func TestRefusedPrefixes(t *testing.T) { inNamespace(t, testRefusedPrefixes) }
 
 func testRefusedPrefixes(t *testing.T, nl *netlink.Handle) {
 	for name, addresses := range map[string][]string{"vpc0": {"172.31.0.1/16"}, "wan0": {"192.168.77.10/24", "fd00:77::10/64"}} {
-		dev, err := tuntap.OpenTUN(name)
+		dev, err := tuntap.OpenTUN(name, tuntap.Writev)
 		if err != nil {
 			t.Fatal(err)
 		}

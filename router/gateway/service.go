@@ -29,8 +29,9 @@ type service struct {
 	now        func() time.Time
 	start      time.Time
 	node       clean
-	memory     int64  // limit, bytes; 0 = none
-	plane      *plane // nil unless a gateway
+	memory     int64           // limit, bytes; 0 = none
+	writes     *control.Writes // nil = there are no interfaces
+	plane      *plane          // nil unless a gateway
 	targets    *prober
 	names      *names                     // nil = no names are looked up
 	neighbours neighbours                 // who knows which MAC an address has; nil = nobody
@@ -159,7 +160,7 @@ func pathLabel(p ztnode.Peer, now time.Time) string {
 func (s *service) status() control.Status {
 	peers := s.peers()
 	st := control.Status{Schema: control.Schema, Info: s.info(), Health: s.health(), Networks: s.networkViews(),
-		Targets: s.targetStates(peers), Names: s.names.list(), MemoryLimit: s.memory}
+		Targets: s.targetStates(peers), Names: s.names.list(), Writes: s.writes, MemoryLimit: s.memory}
 	if now := s.state.Load(); now != nil {
 		st.Problems = now.problems[0]
 	}

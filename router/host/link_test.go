@@ -68,12 +68,12 @@ func routesOf(t *testing.T, k *Link) []string {
 
 func TestKernelSetUp(t *testing.T) {
 	inNamespace(t)
-	dev, err := tuntap.OpenTUN("ztgt0")
+	dev, err := tuntap.OpenTUN("ztgt0", tuntap.Writev)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dev.Close()
-	if _, err := tuntap.OpenTUN("ztgt0"); err == nil || !strings.Contains(err.Error(), "another process uses it") {
+	if _, err := tuntap.OpenTUN("ztgt0", tuntap.Writev); err == nil || !strings.Contains(err.Error(), "another process uses it") {
 		t.Errorf("second open: %v", err)
 	}
 	k, err := OpenLink("ztgt0", discard)
@@ -141,7 +141,7 @@ func TestGuards(t *testing.T) {
 	inNamespace(t)
 	var links []*Link
 	for _, name := range []string{"ztgt0", "ztgt1"} {
-		dev, err := tuntap.OpenTUN(name)
+		dev, err := tuntap.OpenTUN(name, tuntap.Writev)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -220,7 +220,7 @@ func TestGuards(t *testing.T) {
 func TestTAP(t *testing.T) {
 	inNamespace(t)
 	mac := ztnode.MAC{2, 1, 2, 3, 4, 5}
-	p, err := OpenTAP(0x8056c2e21c000001, "ztmt0", mac, discard)
+	p, err := OpenTAP(0x8056c2e21c000001, "ztmt0", mac, tuntap.Writev, discard)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ import (
 func openLinks(t *testing.T, names ...string) (out []*Link) {
 	t.Helper()
 	for _, name := range names {
-		dev, err := tuntap.OpenTUN(name)
+		dev, err := tuntap.OpenTUN(name, tuntap.Writev)
 		if err != nil {
 			t.Fatal(err)
 		}

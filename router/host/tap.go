@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -28,7 +27,7 @@ type TAP struct {
 	Broken  atomic.Bool   // the reader gave up
 	closed  atomic.Bool
 	dropped atomic.Uint64 // frames that the kernel or the node refused
-	writers sync.Pool     // of *tuntap.Writer
+	writers *tuntap.Writers
 }
 
 const (
@@ -39,7 +38,7 @@ const (
 
 // OpenTAP creates the port of a network, in the network namespace of the
 // calling thread.
-func OpenTAP(id ztnode.NetworkID, name string, mac ztnode.MAC, log *slog.Logger) (_ *TAP, err error) {
+func OpenTAP(id ztnode.NetworkID, name string, mac ztnode.MAC, how tuntap.Method, log *slog.Logger) (_ *TAP, err error) {
 	fd, err := tuntap.OpenFD(name, unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
 	if err != nil {
 		return nil, err
@@ -49,8 +48,8 @@ func OpenTAP(id ztnode.NetworkID, name string, mac ztnode.MAC, log *slog.Logger)
 		unix.Close(fd)
 		return nil, fmt.Errorf("set offloads of %q: %w", name, err)
 	}
-	t := &TAP{ID: id, Name: name, file: os.NewFile(uintptr(fd), tuntap.Path), done: make(chan struct{})}
-	t.writers.New = func() any { return tuntap.NewWriter(tuntap.EthernetLen, udp) }
+	t := &TAP{ID: id, Name: name, file: os.NewFile(uintptr(fd), tuntap.Path), done: make(chan struct{}),
+		writers: tuntap.NewWriters(tuntap.EthernetLen, udp, how)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.file.Close())
@@ -107,10 +106,8 @@ func (t *TAP) Read(node frameWriter) error {
 // Deliver passes frames from the node to the kernel. A frame that the kernel
 // refuses (interface down, queue full) is lost, as on any wire.
 func (t *TAP) Deliver(frames [][]byte) {
-	w := t.writers.Get().(*tuntap.Writer)
-	n, _ := w.WriteAll(t.raw, frames, 0)
+	n, _ := t.writers.Write(t.raw, frames, 0)
 	t.dropped.Add(uint64(len(frames) - n))
-	t.writers.Put(w)
 }
 
 // Close ends the port and waits for its reader.
@@ -118,6 +115,7 @@ func (t *TAP) Close(ctx context.Context) error {
 	t.Link.Undo()
 	t.closed.Store(true)
 	err := t.file.Close()
+	t.writers.Close()
 	select {
 	case <-t.done:
 	case <-ctx.Done():

@@ -6,12 +6,19 @@ import (
 	"testing"
 
 	"ztgate/internal/nettest"
+	"ztgate/router/host/tuntap"
 	"ztgate/zerotier/ztnode"
 )
 
 // TestTAPTransfer sends real TCP through a TAP into a second one and back, each
 // kernel side in a namespace of its own.
 func TestTAPTransfer(t *testing.T) {
+	for _, how := range []tuntap.Method{tuntap.Writev, tuntap.IOUring} {
+		t.Run(string(how), func(t *testing.T) { testTAPTransfer(t, how) })
+	}
+}
+
+func testTAPTransfer(t *testing.T, how tuntap.Method) {
 	type end struct {
 		tap  *TAP
 		conn net.Conn
@@ -24,7 +31,7 @@ func TestTAPTransfer(t *testing.T) {
 	// One namespace after the other, each on the test's thread.
 	for i := range ends {
 		inNamespace(t)
-		p, err := OpenTAP(1, "ztmt1", macs[i], discard)
+		p, err := OpenTAP(1, "ztmt1", macs[i], how, discard)
 		if err != nil {
 			t.Fatal(err)
 		}

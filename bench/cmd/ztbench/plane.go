@@ -139,8 +139,12 @@ func planeHost(ctx context.Context, t *lab.Topology, name string, addr netip.Pre
 	if err != nil {
 		return nil, nil, err
 	}
+	how := tuntap.Writev
+	if tuntap.Probe() == nil {
+		how = tuntap.IOUring
+	}
 	var dev *tuntap.TUN
-	if err := n.Do(func() (err error) { dev, err = tuntap.OpenTUN("zttun"); return err }); err != nil {
+	if err := n.Do(func() (err error) { dev, err = tuntap.OpenTUN("zttun", how); return err }); err != nil {
 		return nil, nil, err
 	}
 	err = func() error {

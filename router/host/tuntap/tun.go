@@ -3,7 +3,6 @@ package tuntap
 import (
 	"errors"
 	"fmt"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -17,13 +16,13 @@ import (
 type TUN struct {
 	tun.Device
 	raw     syscall.RawConn
-	writers sync.Pool // of *Writer
+	writers *Writers
 	reader  *Reader
 }
 
 // OpenTUN creates or attaches to a TUN, in the network namespace of the calling
 // thread. Its errors say what is missing.
-func OpenTUN(name string) (*TUN, error) {
+func OpenTUN(name string, how Method) (*TUN, error) {
 	fd, err := OpenFD(name, unix.IFF_TUN|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
 	if err != nil {
 		return nil, err
@@ -45,7 +44,7 @@ func OpenTUN(name string) (*TUN, error) {
 		_ = dev.Close()
 		return nil, fmt.Errorf("set offloads of %q: %w", name, err)
 	}
-	t.writers.New = func() any { return NewWriter(0, udp) }
+	t.writers = NewWriters(0, udp, how)
 	return t, nil
 }
 
@@ -59,8 +58,12 @@ func (t *TUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 // Write writes the packets at offset in bufs, which it may change. It returns how
 // many reached the kernel, and the errors of the others.
 func (t *TUN) Write(bufs [][]byte, offset int) (int, error) {
-	w := t.writers.Get().(*Writer)
-	n, err := w.WriteAll(t.raw, bufs, offset)
-	t.writers.Put(w)
-	return n, err
+	return t.writers.Write(t.raw, bufs, offset)
+}
+
+// Close ends reading and writing.
+func (t *TUN) Close() error {
+	err := t.Device.Close()
+	t.writers.Close()
+	return err
 }

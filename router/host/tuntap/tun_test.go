@@ -23,7 +23,7 @@ type side struct {
 	do  func(f func()) // runs f in the namespace
 }
 
-func newSide(t *testing.T, addr string) *side {
+func newSide(t testing.TB, addr string, how Method) *side {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root to make a network namespace")
@@ -54,7 +54,7 @@ func newSide(t *testing.T, addr string) *side {
 	}}
 	var err error
 	s.do(func() {
-		if s.tun, err = OpenTUN("zttest0"); err != nil {
+		if s.tun, err = OpenTUN("zttest0", how); err != nil {
 			return
 		}
 		var l netlink.Link
@@ -105,8 +105,10 @@ func pump(t *testing.T, from, to *TUN, batches *[]int) {
 
 // TestTUN sends TCP and UDP through a pair of TUNs, with the kernel's offloads on
 // both sides.
-func TestTUN(t *testing.T) {
-	a, b := newSide(t, "10.99.0.1/24"), newSide(t, "10.99.0.2/24")
+func TestTUN(t *testing.T) { eachMethod(t, testTUN) }
+
+func testTUN(t *testing.T, how Method) {
+	a, b := newSide(t, "10.99.0.1/24", how), newSide(t, "10.99.0.2/24", how)
 	var sizes [2][]int
 	ended := make(chan struct{}, 2)
 	for i, ends := range [2][2]*side{{a, b}, {b, a}} {
