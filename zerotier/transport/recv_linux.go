@@ -112,17 +112,16 @@ func (u *UDP) read(s *socket, handle func(int, SocketID, netip.AddrPort, []byte)
 			continue
 		}
 		failures = 0
-		before := sum.Datagrams
 		for i := range r.n {
 			u.split(s, r, i, handle, &sum)
 			r.reset(i)
 		}
 		flush(s.worker)
-		got := int(sum.Datagrams - before)
+		messages, datagrams, bytes := int(sum.Messages), int(sum.Datagrams), int(sum.Bytes)
 		sum.Batches++
 		sum.Syscalls++
 		u.stats.rx.add(&sum)
-		if d := pace.pause(time.Now(), got); d > 0 && r.n < recvMessages {
+		if d := pace.pause(time.Now(), messages, datagrams, bytes); d > 0 && r.n < recvMessages {
 			// The runtime's own timers are too coarse for this.
 			ts := unix.NsecToTimespec(int64(d))
 			_ = unix.Nanosleep(&ts, nil)
