@@ -328,7 +328,8 @@ func (s *Sender) transmitPlain(fd uintptr, i int) {
 // of the message after them.
 func (s *Sender) sendmmsg(fd uintptr, hdrs []unix.Mmsghdr) (int, unix.Errno) {
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&hdrs[0])),
+		// As in recv: it doesn't sleep.
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&hdrs[0])),
 			uintptr(len(hdrs)), unix.MSG_DONTWAIT, 0, 0)
 		s.sum.Syscalls++
 		switch {

@@ -140,7 +140,7 @@ func (w *writer) ended(q *write, n int, errno unix.Errno) {
 
 func (w *writer) writev(iov []unix.Iovec) (int, unix.Errno) {
 	for {
-		n, _, errno := unix.Syscall(unix.SYS_WRITEV, w.fd, uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
+		n, _, errno := unix.RawSyscall(unix.SYS_WRITEV, w.fd, uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
 		if errno != unix.EINTR {
 			return int(n), errno
 		}
