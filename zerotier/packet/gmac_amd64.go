@@ -86,6 +86,9 @@ func (g *gmac) sum(data []byte, s *Scratch) {
 		return
 	}
 	m := &s.mac
+	copy(m.mask[:12], s.nonce[:])
+	binary.BigEndian.PutUint32(m.mask[12:], 1)
+	g.block.Encrypt(m.mask[:], m.mask[:]) // needed last: the processor does it beside what follows
 	m.y = [16]byte{}
 	bitLen := uint64(len(data)) * 8
 	if full := len(data) &^ (ghashStep - 1); full > 0 {
@@ -106,9 +109,6 @@ func (g *gmac) sum(data []byte, s *Scratch) {
 	subtle.XORBytes(from[:16], from[:16], m.y[:])
 	m.y = [16]byte{}
 	ghashVPCLMUL(&g.keys, &m.y, &buf[0], len(buf))
-	copy(m.mask[:12], s.nonce[:])
-	binary.BigEndian.PutUint32(m.mask[12:], 1)
-	g.block.Encrypt(m.mask[:], m.mask[:])
 	subtle.XORBytes(s.tag[:], m.y[:], m.mask[:])
 }
 

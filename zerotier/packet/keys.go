@@ -141,6 +141,7 @@ func (k *Keys) seal3(p Packet, s *Scratch) {
 	copy(s.siv[:8], p[:8])
 	copy(s.siv[8:], s.tag[:8])
 	k.block.Encrypt(s.siv[:], s.siv[:])
+	s.ctr = s.siv
 	k.crypt3(p, s)
 	copy(p[:8], s.siv[:8])
 	copy(p[offMAC:offVerb], s.siv[8:])
@@ -149,8 +150,9 @@ func (k *Keys) seal3(p Packet, s *Scratch) {
 func (k *Keys) open3(p Packet, s *Scratch) error {
 	copy(s.siv[:8], p[:8])
 	copy(s.siv[8:], p[offMAC:offVerb])
+	s.ctr = s.siv
+	k.block.Decrypt(s.siv[:], s.siv[:]) // needed last: the processor does it beside what follows
 	k.crypt3(p, s)
-	k.block.Decrypt(s.siv[:], s.siv[:])
 	k.gmac3(p, s.siv[:8], s)
 	if subtle.ConstantTimeCompare(s.tag[:8], s.siv[8:]) != 1 {
 		return ErrMAC
@@ -158,9 +160,8 @@ func (k *Keys) open3(p Packet, s *Scratch) error {
 	return nil
 }
 
-// crypt3 applies the CTR key stream that starts at s.siv.
+// crypt3 applies the CTR key stream that starts at s.ctr.
 func (k *Keys) crypt3(p Packet, s *Scratch) {
-	s.ctr = s.siv
 	s.ctr[12] &= 0x7f
 	k.ctr.xor(p[offVerb:], s)
 }
