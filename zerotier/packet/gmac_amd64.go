@@ -6,40 +6,62 @@ import (
 	"crypto/cipher"
 	"crypto/subtle"
 	"encoding/binary"
+
+	"golang.org/x/sys/cpu"
 )
 
 // gmac is GMAC with 96-bit nonces. [cipher.NewGCM] has it as the sealing of
-// additional data alone; the wide form multiplies two blocks with one instruction.
+// additional data alone; the wide forms multiply several blocks with one instruction.
 type gmac struct {
-	keys  [ghashStep]byte
-	wide  bool
+	keys  [wideStep]byte
+	width gmacWidth
 	block cipher.Block
 	aead  cipher.AEAD // if not wide
 }
 
-const ghashStep = 128 // bytes per round of the vector loop
+// gmacWidth is the set of instructions in use.
+type gmacWidth uint8
+
+const (
+	gmacNone   gmacWidth = iota
+	gmacVEX              // VPCLMULQDQ on 256 bits, 8 blocks at a time
+	gmacAVX512           // VPCLMULQDQ on 512 bits, 16 blocks at a time
+)
+
+const (
+	ghashStep = 128 // bytes per round of the 256-bit loop
+	wideStep  = 256 // and of the 512-bit loop
+)
 
 // gmacScratch is the work space of gmac.
 type gmacScratch struct {
-	tail    [2 * ghashStep]byte
+	tail    [wideStep]byte
 	y, mask [16]byte
 }
 
-// hasVPCLMUL reports whether the processor multiplies on 256-bit registers.
-var hasVPCLMUL = hasVAES && cpuid7ECX()&(1<<10) != 0
+// widestGMAC is what the processor can do.
+func widestGMAC() gmacWidth {
+	switch {
+	case hasVAES && cpu.X86.HasAVX512VPCLMULQDQ && cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW:
+		return gmacAVX512
+	case hasVAES && cpuid7ECX()&(1<<10) != 0:
+		return gmacVEX
+	}
+	return gmacNone
+}
 
 func (g *gmac) init(b cipher.Block) error {
 	g.block = b
-	var err error
-	if g.wide = hasVPCLMUL; g.wide {
+	if g.width = widestGMAC(); g.width != gmacNone {
 		g.expand()
-	} else {
-		g.aead, err = cipher.NewGCM(b)
+		return nil
 	}
+	var err error
+	g.aead, err = cipher.NewGCM(b)
 	return err
 }
 
-// expand makes the keys H^8 to H^1, each divided by x, which makes up for the shift
+// expand makes the keys H^16 to H^1, each divided by x, which makes up for the shift
 // of a product of reflected polynomials.
 func (g *gmac) expand() {
 	var zero, h [16]byte
@@ -81,7 +103,7 @@ func (a gf128) mul(b gf128) (z gf128) {
 
 // sum leaves the tag of data in s.tag. The nonce is s.nonce.
 func (g *gmac) sum(data []byte, s *Scratch) {
-	if !g.wide {
+	if g.width == gmacNone {
 		g.aead.Seal(s.tag[:0], s.nonce[:], nil, data)
 		return
 	}
@@ -91,9 +113,17 @@ func (g *gmac) sum(data []byte, s *Scratch) {
 	g.block.Encrypt(m.mask[:], m.mask[:]) // needed last: the processor does it beside what follows
 	m.y = [16]byte{}
 	bitLen := uint64(len(data)) * 8
-	if full := len(data) &^ (ghashStep - 1); full > 0 {
-		ghashVPCLMUL(&g.keys, &m.y, &data[0], full)
-		data = data[full:]
+	if g.width == gmacAVX512 {
+		if full := len(data) &^ (wideStep - 1); full > 0 {
+			ghashAVX512(&g.keys, &m.y, &data[0], full)
+			data = data[full:]
+		}
+	}
+	if len(data) > wideStep-16 || g.width == gmacVEX { // else what is left and the length fit the buffer
+		if full := len(data) &^ (ghashStep - 1); full > 0 {
+			ghashVPCLMUL(g.last8(), &m.y, &data[0], full)
+			data = data[full:]
+		}
 	}
 	// The rest and the length block at the end of a buffer: zeros before them
 	// change nothing if what was summed so far is added to the first block.
@@ -108,11 +138,23 @@ func (g *gmac) sum(data []byte, s *Scratch) {
 	binary.BigEndian.PutUint64(from[16*(blocks-1):], bitLen)
 	subtle.XORBytes(from[:16], from[:16], m.y[:])
 	m.y = [16]byte{}
-	ghashVPCLMUL(&g.keys, &m.y, &buf[0], len(buf))
+	if len(buf) == wideStep && g.width == gmacAVX512 {
+		ghashAVX512(&g.keys, &m.y, &buf[0], wideStep)
+	} else {
+		ghashVPCLMUL(g.last8(), &m.y, &buf[0], len(buf))
+	}
 	subtle.XORBytes(s.tag[:], m.y[:], m.mask[:])
 }
+
+// last8 are the keys of the 256-bit loop.
+func (g *gmac) last8() *[ghashStep]byte { return (*[ghashStep]byte)(g.keys[wideStep-ghashStep:]) }
 
 // ghashVPCLMUL adds n bytes to the GHASH y, n a positive multiple of ghashStep.
 //
 //go:noescape
 func ghashVPCLMUL(keys *[ghashStep]byte, y *[16]byte, b *byte, n int)
+
+// ghashAVX512 adds n bytes to the GHASH y, n a positive multiple of wideStep.
+//
+//go:noescape
+func ghashAVX512(keys *[wideStep]byte, y *[16]byte, b *byte, n int)

@@ -79,3 +79,70 @@ ghashLoop:
 	VMOVDQU X9, (BX)
 	VZEROUPPER
 	RET
+
+// LOADZ reads four blocks.
+#define LOADZ(off, y) \
+	VMOVDQU64 off(DX), y \
+	VPSHUFB   Z10, y, y
+
+// MULADDZ adds the unreduced products of four blocks with their keys.
+#define MULADDZ(y, key) \
+	VPCLMULQDQ $0x00, key, y, Z7  \
+	VPCLMULQDQ $0x11, key, y, Z8  \
+	VPCLMULQDQ $0x01, key, y, Z16 \
+	VPCLMULQDQ $0x10, key, y, Z17 \
+	VPXORQ     Z7, Z4, Z4         \
+	VPXORQ     Z8, Z6, Z6         \
+	VPTERNLOGQ $0x96, Z16, Z17, Z5
+
+// func ghashAVX512(keys *[256]byte, y *[16]byte, b *byte, n int)
+TEXT ·ghashAVX512(SB), NOSPLIT, $0-32
+	MOVQ keys+0(FP), AX
+	MOVQ y+8(FP), BX
+	MOVQ b+16(FP), DX
+	MOVQ n+24(FP), CX
+
+	VBROADCASTI32X4 ghashReverse<>(SB), Z10
+	VBROADCASTI32X4 ghashPoly<>(SB), Z15
+	VMOVDQU64       0(AX), Z11
+	VMOVDQU64       64(AX), Z12
+	VMOVDQU64       128(AX), Z13
+	VMOVDQU64       192(AX), Z14
+	VMOVDQU         (BX), X9
+	VPSHUFB         X10, X9, X9
+
+ghashLoopZ:
+	LOADZ(0, Z0)
+	LOADZ(64, Z1)
+	LOADZ(128, Z2)
+	LOADZ(192, Z3)
+	VPXORQ Z9, Z0, Z0
+
+	VPCLMULQDQ $0x00, Z12, Z1, Z4
+	VPCLMULQDQ $0x11, Z12, Z1, Z6
+	VPCLMULQDQ $0x01, Z12, Z1, Z5
+	VPCLMULQDQ $0x10, Z12, Z1, Z7
+	VPXORQ     Z7, Z5, Z5
+	MULADDZ(Z2, Z13)
+	MULADDZ(Z3, Z14)
+	MULADDZ(Z0, Z11)
+
+	VPCLMULQDQ $0x01, Z4, Z15, Z7
+	VPSHUFD    $0x4e, Z4, Z4
+	VPTERNLOGQ $0x96, Z4, Z7, Z5
+	VPCLMULQDQ $0x01, Z5, Z15, Z7
+	VPSHUFD    $0x4e, Z5, Z5
+	VPTERNLOGQ $0x96, Z5, Z7, Z6
+
+	VEXTRACTI64X4 $1, Z6, Y7
+	VPXOR         Y7, Y6, Y6
+	VEXTRACTI128  $1, Y6, X7
+	VPXOR         X7, X6, X9
+	ADDQ          $256, DX
+	SUBQ          $256, CX
+	JNZ           ghashLoopZ
+
+	VPSHUFB X10, X9, X9
+	VMOVDQU X9, (BX)
+	VZEROUPPER
+	RET
