@@ -23,9 +23,9 @@ import (
 	"ztgate/zerotier/vl2"
 )
 
-// sizes are frames of one and of two datagrams. The larger is a full frame of a
+// sizes are frames of one and of two datagrams. The largest is a full frame of a
 // network with the default MTU.
-var sizes = []int{1400, 2800}
+var sizes = []int{64, 1400, 2800}
 
 const (
 	batch    = 64

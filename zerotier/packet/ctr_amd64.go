@@ -55,16 +55,16 @@ func (c *ctr) init(b cipher.Block, key []byte) {
 	default:
 		return
 	}
-	c.expand(key)
+	expandAES(&c.keys, key)
 }
 
-// expand makes the round keys (FIPS 197 §5.2); words are little-endian.
-func (c *ctr) expand(key []byte) {
+// expandAES makes the round keys (FIPS 197 §5.2); words are little-endian.
+func expandAES(keys *[aesRoundKeys * 16]byte, key []byte) {
 	le := binary.LittleEndian
-	copy(c.keys[:], key[:32])
+	copy(keys[:], key[:32])
 	rcon := uint32(1)
-	for i := 32; i < len(c.keys); i += 4 {
-		t := le.Uint32(c.keys[i-4:])
+	for i := 32; i < len(keys); i += 4 {
+		t := le.Uint32(keys[i-4:])
 		switch i % 32 {
 		case 0:
 			t = aesSubWord(bits.RotateLeft32(t, -8)) ^ rcon
@@ -72,8 +72,17 @@ func (c *ctr) expand(key []byte) {
 		case 16:
 			t = aesSubWord(t)
 		}
-		le.PutUint32(c.keys[i:], t^le.Uint32(c.keys[i-32:]))
+		le.PutUint32(keys[i:], t^le.Uint32(keys[i-32:]))
 	}
+}
+
+// encrypt encrypts one block in place.
+func (c *ctr) encrypt(b *[16]byte) {
+	if c.width == ctrNone {
+		c.block.Encrypt(b[:], b[:])
+		return
+	}
+	aesEncrypt(&c.keys, b, binary.LittleEndian.Uint64(b[:8]), binary.LittleEndian.Uint64(b[8:]))
 }
 
 // xor applies the key stream that starts at counter block s.ctr to b.
@@ -128,6 +137,12 @@ func cpuid7ECX() uint32
 //
 //go:noescape
 func aesSubWord(x uint32) uint32
+
+// aesEncrypt encrypts the block of two little-endian words. They come in registers: a
+// block just written in parts would have to reach the cache first.
+//
+//go:noescape
+func aesEncrypt(keys *[aesRoundKeys * 16]byte, dst *[16]byte, low, high uint64)
 
 // ctrXORAESNI applies n bytes of key stream to b, n a positive multiple of
 // aesniStep, and advances iv.

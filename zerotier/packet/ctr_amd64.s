@@ -44,6 +44,45 @@ TEXT ·aesSubWord(SB), NOSPLIT, $0-12
 	MOVL            AX, ret+8(FP)
 	RET
 
+// func aesEncrypt(keys *[240]byte, dst *[16]byte, low, high uint64)
+TEXT ·aesEncrypt(SB), NOSPLIT, $0-32
+	MOVQ       keys+0(FP), AX
+	MOVQ       dst+8(FP), BX
+	MOVQ       low+16(FP), X0
+	PINSRQ     $1, high+24(FP), X0
+	MOVOU      (AX), X1
+	PXOR       X1, X0
+	MOVOU      16(AX), X1
+	AESENC     X1, X0
+	MOVOU      32(AX), X1
+	AESENC     X1, X0
+	MOVOU      48(AX), X1
+	AESENC     X1, X0
+	MOVOU      64(AX), X1
+	AESENC     X1, X0
+	MOVOU      80(AX), X1
+	AESENC     X1, X0
+	MOVOU      96(AX), X1
+	AESENC     X1, X0
+	MOVOU      112(AX), X1
+	AESENC     X1, X0
+	MOVOU      128(AX), X1
+	AESENC     X1, X0
+	MOVOU      144(AX), X1
+	AESENC     X1, X0
+	MOVOU      160(AX), X1
+	AESENC     X1, X0
+	MOVOU      176(AX), X1
+	AESENC     X1, X0
+	MOVOU      192(AX), X1
+	AESENC     X1, X0
+	MOVOU      208(AX), X1
+	AESENC     X1, X0
+	MOVOU      224(AX), X1
+	AESENCLAST X1, X0
+	MOVOU      X0, (BX)
+	RET
+
 #define COUNTER(x) \
 	MOVO   X9, x      \
 	MOVL   R8, R9     \
@@ -227,6 +266,10 @@ vaesLoop:
 	VAESENC key, Z6, Z6 \
 	VAESENC key, Z7, Z7
 
+#define ROUND2Z(key) \
+	VAESENC key, Z0, Z0 \
+	VAESENC key, Z1, Z1
+
 #define APPLYZ(off, z) \
 	VPXORQ    off(DX), z, z \
 	VMOVDQU64 z, off(DX)
@@ -250,7 +293,9 @@ TEXT ·ctrXORAVX512(SB), NOSPLIT, $0-32
 
 	VBROADCASTI32X4 ctrReverse<>(SB), Z10
 	VBROADCASTI32X4 ctrFour<>(SB), Z9
-	VBROADCASTI32X4 (BX), Z8
+	VMOVQ           (BX), X8 // written in two words
+	VPINSRQ         $1, 8(BX), X8, X8
+	VSHUFI32X4      $0, Z8, Z8, Z8
 	VPSHUFB         Z10, Z8, Z8
 	VPADDD          ctrLanes<>(SB), Z8, Z8
 
@@ -271,6 +316,8 @@ TEXT ·ctrXORAVX512(SB), NOSPLIT, $0-32
 	VBROADCASTI32X4 224(AX), Z30
 
 avxLoop:
+	CMPQ CX, $128
+	JBE  avxShort
 	COUNTERZ(Z0)
 	COUNTERZ(Z1)
 	COUNTERZ(Z2)
@@ -326,6 +373,28 @@ avxTail:
 	TAILZ(Z5)
 	TAILZ(Z6)
 	VMOVDQA64 Z7, Z31
+	JMP       avxLast
+
+avxShort:
+	COUNTERZ(Z0)
+	COUNTERZ(Z1)
+	ROUND2Z(Z17)
+	ROUND2Z(Z18)
+	ROUND2Z(Z19)
+	ROUND2Z(Z20)
+	ROUND2Z(Z21)
+	ROUND2Z(Z22)
+	ROUND2Z(Z23)
+	ROUND2Z(Z24)
+	ROUND2Z(Z25)
+	ROUND2Z(Z26)
+	ROUND2Z(Z27)
+	ROUND2Z(Z28)
+	ROUND2Z(Z29)
+	VAESENCLAST Z30, Z0, Z0
+	VAESENCLAST Z30, Z1, Z1
+	TAILZ(Z0)
+	VMOVDQA64 Z1, Z31
 
 avxLast:
 	TESTQ     CX, CX

@@ -19,3 +19,19 @@ func ctrVariants() []ctrVariant {
 
 // allocates reports whether xor needs heap memory.
 func (c *ctr) allocates() bool { return c.width == ctrNone }
+
+// gmacVariants returns every implementation this processor can run.
+func gmacVariants() []gmacVariant {
+	names := map[gmacWidth]string{gmacNone: "generic", gmacVEX: "vex", gmacAVX512: "avx512"}
+	var all []gmacVariant
+	for w := gmacNone; w <= widestGMAC(); w++ {
+		all = append(all, gmacVariant{names[w], func(key []byte) *gmac {
+			g := new(gmac)
+			if err := g.initWidth(w, key); err != nil {
+				panic(err)
+			}
+			return g
+		}})
+	}
+	return all
+}

@@ -14,6 +14,9 @@ type ctrScratch struct{}
 
 func (c *ctr) init(b cipher.Block, _ []byte) { c.block = b }
 
+// encrypt encrypts one block in place.
+func (c *ctr) encrypt(b *[16]byte) { c.block.Encrypt(b[:], b[:]) }
+
 // xor applies the key stream that starts at counter block s.ctr to b. It
 // allocates one stream object; going block by block would avoid that but is much
 // slower.

@@ -2,7 +2,10 @@
 
 package packet
 
-import "crypto/cipher"
+import (
+	"crypto/aes"
+	"crypto/cipher"
+)
 
 // gmac is GMAC with 96-bit nonces.
 type gmac struct{ aead cipher.AEAD }
@@ -10,7 +13,11 @@ type gmac struct{ aead cipher.AEAD }
 // gmacScratch is the work space of gmac.
 type gmacScratch struct{}
 
-func (g *gmac) init(b cipher.Block) (err error) {
+func (g *gmac) init(key []byte) error {
+	b, err := aes.NewCipher(key)
+	if err != nil {
+		return err
+	}
 	g.aead, err = cipher.NewGCM(b)
 	return err
 }

@@ -48,12 +48,9 @@ func NewKeys(session [identity.SessionLen]byte) *Keys {
 	k := &Keys{session: [32]byte(session[:32])}
 	k0 := identity.KDF(session, '0', 0, 0)
 	k1 := identity.KDF(session, '1', 0, 0)
-	b0, err := aes.NewCipher(k0[:32])
+	err := k.gmac.init(k0[:32])
 	if err != nil {
 		panic(err) // the key length is a constant
-	}
-	if err := k.gmac.init(b0); err != nil {
-		panic(err)
 	}
 	if k.block, err = aes.NewCipher(k1[:32]); err != nil {
 		panic(err)
@@ -140,8 +137,9 @@ func (k *Keys) seal3(p Packet, s *Scratch) {
 	k.gmac3(p, p[:8], s)
 	copy(s.siv[:8], p[:8])
 	copy(s.siv[8:], s.tag[:8])
-	k.block.Encrypt(s.siv[:], s.siv[:])
-	k.crypt3(p, s)
+	k.ctr.encrypt(&s.siv)
+	s.start()
+	k.ctr.xor(p[offVerb:], s)
 	copy(p[:8], s.siv[:8])
 	copy(p[offMAC:offVerb], s.siv[8:])
 }
@@ -149,8 +147,9 @@ func (k *Keys) seal3(p Packet, s *Scratch) {
 func (k *Keys) open3(p Packet, s *Scratch) error {
 	copy(s.siv[:8], p[:8])
 	copy(s.siv[8:], p[offMAC:offVerb])
-	k.crypt3(p, s)
-	k.block.Decrypt(s.siv[:], s.siv[:])
+	s.start()
+	k.block.Decrypt(s.siv[:], s.siv[:]) // needed last: the processor does it beside what follows
+	k.ctr.xor(p[offVerb:], s)
 	k.gmac3(p, s.siv[:8], s)
 	if subtle.ConstantTimeCompare(s.tag[:8], s.siv[8:]) != 1 {
 		return ErrMAC
@@ -158,11 +157,11 @@ func (k *Keys) open3(p Packet, s *Scratch) error {
 	return nil
 }
 
-// crypt3 applies the CTR key stream that starts at s.siv.
-func (k *Keys) crypt3(p Packet, s *Scratch) {
-	s.ctr = s.siv
-	s.ctr[12] &= 0x7f
-	k.ctr.xor(p[offVerb:], s)
+// start makes the first counter block of s.siv.
+func (s *Scratch) start() {
+	le := binary.LittleEndian
+	le.PutUint64(s.ctr[:8], le.Uint64(s.siv[:8]))
+	le.PutUint64(s.ctr[8:], le.Uint64(s.siv[8:])&^(0x80<<32))
 }
 
 // MaskHello applies the HELLO field mask to p[from:], both ways (chapter 01

@@ -111,7 +111,7 @@ func (c *Core) provenLocked(p *Peer, src Source, t int64) bool {
 
 // deposit notes an authentic packet that did not come from where its sender was heard
 // last.
-func (c *Core) deposit(w *Worker, p *Peer, src Source) {
+func (c *Core) deposit(w *Worker, p *Peer, src *Source) {
 	if src.Hops > 0 {
 		p = c.best.Load()
 	}

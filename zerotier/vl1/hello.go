@@ -37,7 +37,6 @@ func (c *Core) helloLocked(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.A
 	p.keys.Seal(b, packet.SuitePoly1305, w.scratch)
 	w.stats.sealed[packet.SuitePoly1305].add(false, len(b))
 	w.stats.txPackets.Add(1)
-	w.stats.txBytes.Add(uint64(len(b)))
 	c.replies.expect(b.ID(), &expectation{peer: p.addr, verb: packet.VerbHello, ep: ep, sent: w.t, timestamp: h.timestamp})
 	w.out.Send(sock, ep, nil, b)
 }
@@ -107,7 +106,7 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 		return
 	}
 	w.stats.opened[packet.SuitePoly1305].add(src.Hops > 0, len(p))
-	c.deposit(w, peer, src)
+	c.deposit(w, peer, &src)
 	var moons []worldRef
 	if h.masked != 0 {
 		peer.keys.MaskHello(p, h.masked, w.scratch)
@@ -124,7 +123,7 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 	}
 	c.mu.Unlock()
 	peer.version.Store(packVersion(h.version))
-	c.heard(w, peer, src, packet.VerbHello, false, false)
+	c.heard(w, peer, &src, packet.VerbHello, false, false)
 	if known {
 		c.cfg.Upper.PeerLearned(w, peer)
 	}
@@ -264,7 +263,7 @@ func (c *Core) collision(w *Worker, src Source, p packet.Packet, id *identity.Id
 	if other.keys.Open(p, w.scratch) != nil {
 		return
 	}
-	c.deposit(w, other, src)
+	c.deposit(w, other, &src)
 	b := append(reply{packet.VerbHello, p.ID()}.append(nil), byte(packet.ErrorIdentityCollision))
 	c.reply(w, other, src, packet.VerbError, b, false, packet.SuiteSalsa)
 }

@@ -272,7 +272,7 @@ func (c *Core) sizePathsLocked(w *Worker, p *Peer) {
 // askSizeLocked sends an ECHO of n bytes in one datagram.
 func (c *Core) askSizeLocked(w *Worker, p *Peer, pa *path, n int) {
 	b := packet.Packet(make([]byte, n))
-	id := c.emit(w, p, way{sock: pa.sock, ep: pa.ep, size: n}, packet.VerbEcho, b, p.suite())
+	id := c.emit(w, p, &way{sock: pa.sock, ep: pa.ep, size: n}, packet.VerbEcho, b, p.suite())
 	pa.lastOut.Store(w.t)
 	c.replies.expect(id, &expectation{peer: p.addr, verb: packet.VerbEcho, ep: pa.ep, sent: w.t, size: n})
 }

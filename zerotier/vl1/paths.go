@@ -211,7 +211,7 @@ func (c *Core) receiveRendezvous(w *Worker, from *Peer, p packet.Packet, src Sou
 		c.hints.add(v.peer, hint{src.Socket, v.at, w.t})
 		c.mu.Unlock()
 	}
-	c.heard(w, from, src, packet.VerbRendezvous, false, false)
+	c.heard(w, from, &src, packet.VerbRendezvous, false, false)
 }
 
 // punchLocked opens the own NAT towards an endpoint and probes it.
@@ -246,7 +246,7 @@ func (c *Core) receivePush(w *Worker, from *Peer, p packet.Packet, src Source) {
 		w.stats.rejects[RejectRate].Add(1)
 	}
 	c.mu.Unlock()
-	c.heard(w, from, src, packet.VerbPushDirectPaths, false, false)
+	c.heard(w, from, &src, packet.VerbPushDirectPaths, false, false)
 }
 
 // probePushedLocked probes the endpoints that a peer told us, and sends at most so many

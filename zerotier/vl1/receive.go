@@ -32,7 +32,7 @@ func (c *Core) Receive(w *Worker, sock SocketID, from netip.AddrPort, datagram [
 			}
 			w.joined, p = b[:0], b
 		}
-		c.receivePacket(w, src, p)
+		c.receivePacket(w, &src, p)
 	default:
 		w.stats.rejects[RejectShort].Add(1)
 	}
@@ -55,12 +55,12 @@ func (c *Core) receiveFragment(w *Worker, src Source, datagram []byte) {
 	}
 	w.joined = b[:0]
 	if len(b) >= packet.HeaderLen {
-		c.receivePacket(w, src, packet.Packet(b))
+		c.receivePacket(w, &src, packet.Packet(b))
 	}
 }
 
 // receivePacket handles a whole packet for us.
-func (c *Core) receivePacket(w *Worker, src Source, p packet.Packet) {
+func (c *Core) receivePacket(w *Worker, src *Source, p packet.Packet) {
 	src.Hops = p.Hops()
 	if p.Source() == c.self || p.Source().Reserved() {
 		w.stats.rejects[RejectOwnAddress].Add(1)
@@ -69,7 +69,7 @@ func (c *Core) receivePacket(w *Worker, src Source, p packet.Packet) {
 	suite := p.Suite()
 	if suite == packet.SuitePoly1305 {
 		if p.Verb() == packet.VerbHello && !p.Compressed() {
-			c.receiveHello(w, src, p)
+			c.receiveHello(w, *src, p)
 		} else {
 			c.receiveClear(w, p)
 		}
@@ -80,11 +80,11 @@ func (c *Core) receivePacket(w *Worker, src Source, p packet.Packet) {
 		peer = c.recallSender(w, p.Source())
 	}
 	if peer == nil {
-		c.hold(w, src, p)
+		c.hold(w, *src, p)
 		return
 	}
 	trace := c.repeat.look(p.ID())
-	if suite == packet.SuiteTrusted && c.onTrustedPath(p, src) {
+	if suite == packet.SuiteTrusted && c.onTrustedPath(p, *src) {
 		// Neither encrypted nor authenticated, by the operator's wish.
 	} else if err := peer.keys.Open(p, w.scratch); err != nil {
 		if err == packet.ErrSuite {
@@ -126,7 +126,7 @@ func (c *Core) receiveClear(w *Worker, p packet.Packet) {
 }
 
 // dispatch acts on an authentic packet.
-func (c *Core) dispatch(w *Worker, from *Peer, p packet.Packet, src Source) {
+func (c *Core) dispatch(w *Worker, from *Peer, p packet.Packet, src *Source) {
 	verb := p.Verb()
 	switch verb {
 	case packet.VerbFrame, packet.VerbExtFrame, packet.VerbMulticastFrame, packet.VerbNetworkConfigRequest, packet.VerbNetworkConfig:
@@ -135,17 +135,17 @@ func (c *Core) dispatch(w *Worker, from *Peer, p packet.Packet, src Source) {
 	case packet.VerbMulticastLike, packet.VerbNetworkCredentials, packet.VerbMulticastGather:
 		c.toUpper(w, from, p, src)
 	case packet.VerbOK:
-		c.receiveOK(w, from, p, src)
+		c.receiveOK(w, from, p, *src)
 	case packet.VerbError:
-		c.receiveError(w, from, p, src)
+		c.receiveError(w, from, p, *src)
 	case packet.VerbWhois:
-		c.receiveWhois(w, from, p, src)
+		c.receiveWhois(w, from, p, *src)
 	case packet.VerbRendezvous:
-		c.receiveRendezvous(w, from, p, src)
+		c.receiveRendezvous(w, from, p, *src)
 	case packet.VerbEcho:
-		c.receiveEcho(w, from, p, src)
+		c.receiveEcho(w, from, p, *src)
 	case packet.VerbPushDirectPaths:
-		c.receivePush(w, from, p, src)
+		c.receivePush(w, from, p, *src)
 	case packet.VerbHello:
 		w.stats.rejects[RejectSuite].Add(1) // its masked part is unreadable in suite 3 and never sent in suite 1
 	case packet.VerbAck, packet.VerbQoSMeasurement, packet.VerbPathNegotiationRequest:
@@ -154,11 +154,11 @@ func (c *Core) dispatch(w *Worker, from *Peer, p packet.Packet, src Source) {
 	}
 }
 
-func (c *Core) toUpper(w *Worker, from *Peer, p packet.Packet, src Source) {
+func (c *Core) toUpper(w *Worker, from *Peer, p packet.Packet, src *Source) {
 	verb := p.Verb()
-	res := c.cfg.Upper.HandlePacket(w, from, p, src)
+	res := c.cfg.Upper.HandlePacket(w, from, p, *src)
 	if res.Retry {
-		c.keepForRetry(w, from, p, src)
+		c.keepForRetry(w, from, p, *src)
 	}
 	if !res.Skip {
 		c.heard(w, from, src, verb, res.Trust, false)
@@ -171,7 +171,7 @@ func (c *Core) toUpper(w *Worker, from *Peer, p packet.Packet, src Source) {
 // heard is the bookkeeping after an authentic packet (chapter 02 §4.4).
 // confirmed says that the packet answers a probe sent to the endpoint it came
 // from.
-func (c *Core) heard(w *Worker, p *Peer, src Source, verb packet.Verb, trust, confirmed bool) {
+func (c *Core) heard(w *Worker, p *Peer, src *Source, verb packet.Verb, trust, confirmed bool) {
 	touch(&p.lastReceive, w.t)
 	if trust {
 		c.trusts(w, p)
@@ -181,7 +181,7 @@ func (c *Core) heard(w *Worker, p *Peer, src Source, verb packet.Verb, trust, co
 		if pa != nil && pa.sock == src.Socket && pa.ep == src.Endpoint && !pa.silent(w.t) {
 			touch(&pa.lastIn, w.t)
 		} else {
-			c.heardElsewhere(w, p, src, verb, confirmed)
+			c.heardElsewhere(w, p, *src, verb, confirmed)
 		}
 	} else {
 		touch(&p.lastRelayed, w.t)
@@ -190,7 +190,7 @@ func (c *Core) heard(w *Worker, p *Peer, src Source, verb packet.Verb, trust, co
 		}
 	}
 	if w.t >= p.nextPush.Load() && p.trusted(w.t) {
-		c.pushPaths(w, p, src)
+		c.pushPaths(w, p, *src)
 	}
 }
 
@@ -228,14 +228,14 @@ func (c *Core) receiveOK(w *Worker, from *Peer, p packet.Packet, src Source) {
 			c.noteSize(w, from, src, e, len(rest))
 		}
 	case packet.VerbWhois:
-		c.heard(w, from, src, packet.VerbOK, false, false)
+		c.heard(w, from, &src, packet.VerbOK, false, false)
 		c.okWhois(w, from, rest, e)
 		return
 	default:
-		c.toUpper(w, from, p, src)
+		c.toUpper(w, from, p, &src)
 		return
 	}
-	c.heard(w, from, src, packet.VerbOK, false, confirmed)
+	c.heard(w, from, &src, packet.VerbOK, false, confirmed)
 	if confirmed && src.Hops == 0 && re.verb == packet.VerbHello {
 		c.noteLatency(from, src, since(w.t, e.sent))
 	}
@@ -251,7 +251,7 @@ func (c *Core) receiveError(w *Worker, from *Peer, p packet.Packet, src Source) 
 	code := packet.ErrorCode(rest[0])
 	switch code {
 	case packet.ErrorNeedMembershipCertificate, packet.ErrorUnwantedMulticast:
-		c.toUpper(w, from, p, src)
+		c.toUpper(w, from, p, &src)
 		return
 	}
 	c.mu.Lock()
@@ -267,10 +267,10 @@ func (c *Core) receiveError(w *Worker, from *Peer, p packet.Packet, src Source) 
 			c.seeTwinLocked(w.t)
 			c.mu.Unlock()
 		}
-		c.heard(w, from, src, packet.VerbError, false, false)
+		c.heard(w, from, &src, packet.VerbError, false, false)
 		return
 	}
-	c.toUpper(w, from, p, src)
+	c.toUpper(w, from, p, &src)
 }
 
 // Bytes of an ECHO's payload that are answered: directly as much as any path may carry.
@@ -291,7 +291,7 @@ func (c *Core) receiveEcho(w *Worker, from *Peer, p packet.Packet, src Source) {
 		return
 	}
 	c.mu.Unlock()
-	c.heard(w, from, src, packet.VerbEcho, false, false) // what is left after our own probe is for the answer
+	c.heard(w, from, &src, packet.VerbEcho, false, false) // what is left after our own probe is for the answer
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	payload := p.Payload()

@@ -150,7 +150,7 @@ func (c *Core) introduce(w *Worker, a, b *Peer) {
 
 func (c *Core) rendezvousLocked(w *Worker, to *Peer, over *path, peer identity.Address, at netip.AddrPort) {
 	b := packet.Packet(rendezvous{peer, at}.append(make([]byte, packet.HeaderLen, 64)))
-	c.emit(w, to, way{sock: over.sock, ep: over.ep, size: safeDatagram}, packet.VerbRendezvous, b, to.suite())
+	c.emit(w, to, &way{sock: over.sock, ep: over.ep, size: safeDatagram}, packet.VerbRendezvous, b, to.suite())
 	over.lastOut.Store(w.t)
 }
 

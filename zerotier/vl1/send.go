@@ -23,7 +23,7 @@ func (c *Core) SendData(w *Worker, p *Peer, v packet.Verb, buf []byte) bool {
 	}
 	buf[packet.HeaderLen-1] = 0 // else what was there, e.g. of a MAC, could mark it as compressed
 	to := r.way()
-	c.emit(w, p, to, v, packet.Packet(buf), c.suiteFor(p, r))
+	c.emit(w, p, &to, v, packet.Packet(buf), c.suiteFor(p, r))
 	r.path.size.noteSent(len(buf), to.size, w.t)
 	touch(&r.path.lastOut, w.t)
 	touch(&p.lastData, w.t)
@@ -32,7 +32,7 @@ func (c *Core) SendData(w *Worker, p *Peer, v packet.Verb, buf []byte) bool {
 
 // emit puts the header into b, seals it and hands the datagrams to out. It
 // returns the wire packet ID.
-func (c *Core) emit(w *Worker, p *Peer, to way, v packet.Verb, b packet.Packet, suite packet.Suite) packet.ID {
+func (c *Core) emit(w *Worker, p *Peer, to *way, v packet.Verb, b packet.Packet, suite packet.Suite) packet.ID {
 	compressed := b[packet.HeaderLen-1] & 0x80 // set by packet.Compress
 	packet.PutHeader(b, packet.ID(w.random.Uint64()), p.addr, c.self, v)
 	b[packet.HeaderLen-1] |= compressed
@@ -49,7 +49,6 @@ func (c *Core) emit(w *Worker, p *Peer, to way, v packet.Verb, b packet.Packet, 
 	}
 	w.stats.sealed[suite].add(to.relay, len(b))
 	w.stats.txPackets.Add(1)
-	w.stats.txBytes.Add(uint64(len(b)))
 	if !split {
 		w.out.Send(to.sock, to.ep, nil, b)
 		return b.ID()
@@ -107,7 +106,7 @@ func (c *Core) sendNow(w *Worker, p *Peer, v packet.Verb, payload []byte, opts S
 	}
 	to := r.way()
 	b := w.control(payload, opts.Compress)
-	id := c.emit(w, p, to, v, b, c.suiteFor(p, r))
+	id := c.emit(w, p, &to, v, b, c.suiteFor(p, r))
 	r.path.size.noteSent(len(b), to.size, w.t)
 	r.path.lastOut.Store(w.t)
 	if opts.ExpectReply {
@@ -145,7 +144,7 @@ func (c *Core) answerLocked(w *Worker, to *Peer, at way, src Source, v packet.Ve
 	if at.size == 0 {
 		at.size = len(b)
 	}
-	c.emit(w, to, at, v, b, suite)
+	c.emit(w, to, &at, v, b, suite)
 	return true
 }
 
@@ -189,6 +188,6 @@ func (c *Core) probeLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort)
 
 func (c *Core) echoLocked(w *Worker, p *Peer, sock SocketID, ep netip.AddrPort, payload int) {
 	b := packet.Packet(make([]byte, packet.HeaderLen+payload))
-	id := c.emit(w, p, way{sock: sock, ep: ep, size: safeDatagram}, packet.VerbEcho, b, p.suite())
+	id := c.emit(w, p, &way{sock: sock, ep: ep, size: safeDatagram}, packet.VerbEcho, b, p.suite())
 	c.replies.expect(id, &expectation{peer: p.addr, verb: packet.VerbEcho, ep: ep, sent: w.t})
 }

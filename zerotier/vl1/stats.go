@@ -62,10 +62,10 @@ const numSuites = 4
 
 // workerStats are counters that only the worker's goroutine adds to.
 type workerStats struct {
-	rxPackets, rxBytes, txPackets, txBytes atomic.Uint64
-	sealed, opened                         [numSuites]carried
-	fragmentsIn, fragmentsOut              atomic.Uint64
-	rejects                                [numRejects]atomic.Uint64
+	rxPackets, rxBytes, txPackets atomic.Uint64
+	sealed, opened                [numSuites]carried
+	fragmentsIn, fragmentsOut     atomic.Uint64
+	rejects                       [numRejects]atomic.Uint64
 
 	_ [64]byte // keeps another worker's counters off the cache line
 }
@@ -91,7 +91,6 @@ func (sum *workerStats) add(st *workerStats) {
 	sum.rxPackets.Add(st.rxPackets.Load())
 	sum.rxBytes.Add(st.rxBytes.Load())
 	sum.txPackets.Add(st.txPackets.Load())
-	sum.txBytes.Add(st.txBytes.Load())
 	sum.fragmentsIn.Add(st.fragmentsIn.Load())
 	sum.fragmentsOut.Add(st.fragmentsOut.Load())
 	for i := range sum.sealed {
@@ -166,10 +165,13 @@ func (c *Core) Stats() (s Stats) {
 	c.mu.Unlock()
 	s.OutQueueLimit, s.HeldQueueLimit, s.RetryQueueLimit = maxOutQueue, maxHeld, maxRetry
 	s.RxDatagrams, s.RxBytes = sum.rxPackets.Load(), sum.rxBytes.Load()
-	s.TxPackets, s.TxBytes = sum.txPackets.Load(), sum.txBytes.Load()
+	s.TxPackets = sum.txPackets.Load()
 	s.FragmentsIn, s.FragmentsOut = sum.fragmentsIn.Load(), sum.fragmentsOut.Load()
 	s.OpenedBytes, s.DirectBytes[0], s.RelayBytes[0] = bytesOf(&sum.opened)
 	s.SealedBytes, s.DirectBytes[1], s.RelayBytes[1] = bytesOf(&sum.sealed)
+	for _, n := range s.SealedBytes {
+		s.TxBytes += n
+	}
 	for i := range s.Rejected {
 		s.Rejected[i] = sum.rejects[i].Load()
 	}

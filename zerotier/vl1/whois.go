@@ -79,7 +79,7 @@ func (c *Core) askWhoisLocked(w *Worker, a identity.Address, stranger bool) {
 	}
 	c.whois.asked(a, w.t)
 	b := packet.Packet(a.Append(make([]byte, packet.HeaderLen, packet.HeaderLen+identity.AddressLen)))
-	id := c.emit(w, best, way{sock: pa.sock, ep: pa.ep, size: safeDatagram}, packet.VerbWhois, b, best.suite())
+	id := c.emit(w, best, &way{sock: pa.sock, ep: pa.ep, size: safeDatagram}, packet.VerbWhois, b, best.suite())
 	pa.lastOut.Store(w.t)
 	c.replies.expect(id, &expectation{peer: best.addr, verb: packet.VerbWhois, sent: w.t, asked: a})
 }
@@ -131,7 +131,7 @@ func (c *Core) peerLearned(w *Worker, p *Peer) {
 	c.cfg.Upper.PeerLearned(w, p)
 	c.flushQueue(w, p)
 	for _, q := range mine {
-		c.receivePacket(w, q.src, packet.Packet(q.data))
+		c.receivePacket(w, &q.src, packet.Packet(q.data))
 	}
 }
 
@@ -180,5 +180,5 @@ func (c *Core) receiveWhois(w *Worker, from *Peer, p packet.Packet, src Source) 
 	if len(answer) > 0 {
 		c.SendOK(w, from, src, packet.VerbWhois, p.ID(), answer)
 	}
-	c.heard(w, from, src, packet.VerbWhois, false, false)
+	c.heard(w, from, &src, packet.VerbWhois, false, false)
 }
