@@ -114,10 +114,10 @@ func (d *memDisk) lose(r *rand.Rand) (bad []string) {
 
 // tear cuts a file in the middle of a line, as a disk does that lies about what it has
 // synced.
-func (d *memDisk) tear(name string, r *rand.Rand) bool {
+func (d *memDisk) tear(name string, r *rand.Rand) []byte {
 	n := d.files[name]
 	if n == nil || len(n.data) == 0 {
-		return false
+		return nil
 	}
 	cut := 1 + r.IntN(len(n.data))
 	for cut > 1 && (n.data[cut-1] == '\n' || cut == len(n.data) || n.data[cut] == '\n') {
@@ -126,7 +126,7 @@ func (d *memDisk) tear(name string, r *rand.Rand) bool {
 	n.data = slices.Clone(n.data[:cut])
 	n.synced = n.data
 	d.good[name] = [][]byte{n.data}
-	return true
+	return n.data
 }
 
 func notExist(op, name string) error { return &fs.PathError{Op: op, Path: name, Err: fs.ErrNotExist} }

@@ -80,11 +80,8 @@ var troubles = []fault{
 	}},
 	{"a torn file of mappings", func(w *world) func() {
 		w.gate.crash()
-		w.gate.torn = w.gate.disk.tear(home+"/nat-mappings.json", w.rand)
-		return func() {
-			w.gate.start()
-			w.gate.torn = false
-		}
+		w.gate.torn = w.gate.disk.tear(mappingsFile, w.rand)
+		return w.gate.start
 	}},
 	{"the office loses its membership", func(w *world) func() { return w.expel(w.offices[0].machine) }},
 	{"the office is started anew without its membership", func(w *world) func() {

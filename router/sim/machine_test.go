@@ -270,9 +270,9 @@ type gate struct {
 	cfg        *config.Config
 	ready      bool
 	readySince time.Time
-	served     bool // clients were served once: guards keep the way since
-	torn       bool // the file of mappings was cut
-	syncs      bool // a sync is on its way
+	served     bool   // clients were served once: guards keep the way since
+	torn       []byte // what was left of the file of mappings when it was cut
+	syncs      bool   // a sync is on its way
 }
 
 func (w *world) newGate(id *identity.Identity, at string) *gate {

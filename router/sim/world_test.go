@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -184,13 +185,22 @@ func (w *world) found(invariant, format string, args ...any) {
 	}
 }
 
+const mappingsFile = home + "/nat-mappings.json"
+
+// torn reports whether the file of mappings is still as it was cut: it stays so until
+// it can be saved.
+func (w *world) torn() bool {
+	n := w.gate.disk.files[mappingsFile]
+	return n != nil && w.gate.torn != nil && bytes.Equal(n.data, w.gate.torn)
+}
+
 // logged judges what a process logs.
 func (w *world) logged(m *machine, level slog.Level, msg, attrs string) {
 	w.event("%s %s: %s%s", m.name, level, msg, attrs)
 	switch {
-	case m.name == "gateway" && strings.HasPrefix(msg, "kept ports") && w.gate.torn:
+	case m.name == "gateway" && strings.HasPrefix(msg, "kept ports") && w.torn():
 		w.found("disk", "half of the mappings of an earlier run are used")
-	case m.name == "gateway" && strings.HasPrefix(msg, "mappings of the last run") && !w.gate.torn:
+	case m.name == "gateway" && strings.HasPrefix(msg, "mappings of the last run") && !w.torn():
 		w.found("disk", "the file of mappings is damaged:%s", attrs)
 	}
 }

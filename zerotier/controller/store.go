@@ -55,8 +55,14 @@ func (s store) init() error {
 }
 
 // names lists the records in a directory and removes what an interrupted write
-// left there.
+// left there. What a process that was killed could not finish to make durable becomes
+// so: nothing that is read is written again to be known as done.
 func (s store) names(dir, suffix string, length int) (names []string, err error) {
+	for _, d := range []string{filepath.Dir(dir), dir} {
+		if err := s.syncDir(d); err != nil {
+			return nil, err
+		}
+	}
 	entries, err := s.disk.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

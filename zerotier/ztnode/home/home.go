@@ -47,6 +47,13 @@ func OpenOn(on disk.FS, path string) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: stop the other process or choose another --home", ztnode.ErrHomeInUse, path)
 	}
+	// What a process that was killed had not made durable yet is read now, and not
+	// written again.
+	for _, d := range []string{"", "networks.d", "moons.d"} {
+		if err := on.SyncDir(filepath.Join(path, d)); err != nil {
+			return nil, errors.Join(unusable(err), lock.Close())
+		}
+	}
 	return &Dir{on, path, lock}, nil
 }
 

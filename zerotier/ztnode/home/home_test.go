@@ -4,9 +4,11 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"ztgate/internal/disk"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/ztnode"
@@ -54,5 +56,32 @@ func TestPlanet(t *testing.T) {
 	}
 	if _, err := d.Planet(planet(1, 12)); !errors.Is(err, ztnode.ErrPlanetInvalid) {
 		t.Errorf("a moon in home: %v", err)
+	}
+}
+
+// syncs notes which directories were made durable.
+type syncs struct {
+	disk.OS
+	dirs map[string]bool
+}
+
+func (s syncs) SyncDir(name string) error {
+	s.dirs[name] = true
+	return s.OS.SyncDir(name)
+}
+
+// TestDurable: what a process wrote that was killed before it could sync the directory
+// is used by the next one, which never writes it again. So it syncs.
+func TestDurable(t *testing.T) {
+	s, path := syncs{dirs: map[string]bool{}}, t.TempDir()
+	d, err := OpenOn(s, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for _, name := range []string{"", "networks.d", "moons.d"} {
+		if !s.dirs[filepath.Join(path, name)] {
+			t.Errorf("%q isn't synced", name)
+		}
 	}
 }
