@@ -191,17 +191,7 @@ func TestGreedyEstablished(t *testing.T) {
 		for i := range 20 {
 			victim(p, i, func() {})
 		}
-		// Those who have much and ask for more take nothing from those who wait for their
-		// first answer.
-		n := 0
-		for i := 20; i < 30; i++ {
-			victim(p, i, func() {
-				for range 500 {
-					n++
-					p.send(VPC, pkttest.UDP(fmt.Sprintf("172.31.0.%d:%d", 10+n%3, 63100+n%1000), o1, "x"))
-				}
-			})
-		}
+		waiters(p)
 		p.check()
 	}
 	// Limits that are configured are those that hold.
@@ -315,6 +305,21 @@ func TestGreedyHairpin(t *testing.T) {
 	p.check()
 }
 
+// waiters checks that those who have much and ask for more take nothing from those who
+// wait for their first answer.
+func waiters(p *player) {
+	p.t.Helper()
+	n := 0
+	for i := 20; i < 30; i++ {
+		victim(p, i, func() {
+			for range 500 {
+				n++
+				p.send(VPC, pkttest.UDP(fmt.Sprintf("172.31.0.%d:%d", 10+n%3, 63100+n%1000), o1, "x"))
+			}
+		})
+	}
+}
+
 // TestGreedyQuarantine: ports that are quarantined after a flood are no reason to
 // refuse anybody, and a flood costs nobody a port that is kept for it.
 func TestGreedyQuarantine(t *testing.T) {
@@ -331,17 +336,7 @@ func TestGreedyQuarantine(t *testing.T) {
 		for i := range 20 {
 			victim(p, i, func() {})
 		}
-		// Those who have much and ask for more take nothing from those who wait for their
-		// first answer.
-		n := 0
-		for i := 20; i < 30; i++ {
-			victim(p, i, func() {
-				for range 500 {
-					n++
-					p.send(VPC, pkttest.UDP(fmt.Sprintf("172.31.0.%d:%d", 10+n%3, 63100+n%1000), o1, "x"))
-				}
-			})
-		}
+		waiters(p)
 		p.check()
 	}
 	p := newPlayer(t, Settings{})
