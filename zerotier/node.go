@@ -43,7 +43,7 @@ const Headroom = 64
 
 // Software version announced to peers. ZeroTier uses it for display only.
 const (
-	VersionMajor, VersionMinor, VersionRevision = 1, 14, 1
+	VersionMajor, VersionMinor, VersionRevision = 1, 16, 0
 )
 
 // Config says how a node runs.

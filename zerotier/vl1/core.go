@@ -123,6 +123,7 @@ type Config struct {
 	Physical     []PhysicalNetwork // at most 32
 	Virtual      map[identity.Address]VirtualPeer
 	LowBandwidth bool // fewer probes and announcements (§4.12)
+	SealedHello  ztnode.SealedHello
 }
 
 // Limits.
@@ -211,6 +212,7 @@ type Core struct {
 	worlds atomic.Pointer[worldSet]
 	best   atomic.Pointer[Peer] // best upstream with a path, nil without
 	online atomic.Bool
+	seals  atomic.Int32 // a ztnode.SealedHello
 
 	mu        sync.Mutex // guards what follows and the mutable part of peers; methods named …Locked need it
 	workers   []*workerStats
@@ -324,6 +326,7 @@ func New(cfg Config) (*Core, error) {
 	if _, err := crand.Read(c.seed[:]); err != nil {
 		return nil, err
 	}
+	c.SetSealedHello(cfg.SealedHello)
 	c.tick = c.NewWorker()
 	planet := cfg.Planet
 	if d := DefaultPlanet(); planet == nil || planet.ID == d.ID && d.Replaces(planet) {

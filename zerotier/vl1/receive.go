@@ -68,9 +68,12 @@ func (c *Core) receivePacket(w *Worker, src Source, p packet.Packet) {
 	}
 	suite := p.Suite()
 	if suite == packet.SuitePoly1305 {
-		if p.Verb() == packet.VerbHello && !p.Compressed() {
+		switch {
+		case p.Enveloped(): // its verb can't be read
+			c.receiveSealedHello(w, src, p)
+		case p.Verb() == packet.VerbHello && !p.Compressed():
 			c.receiveHello(w, src, p)
-		} else {
+		default:
 			c.receiveClear(w, p)
 		}
 		return
@@ -147,7 +150,7 @@ func (c *Core) dispatch(w *Worker, from *Peer, p packet.Packet, src Source) {
 	case packet.VerbPushDirectPaths:
 		c.receivePush(w, from, p, src)
 	case packet.VerbHello:
-		w.stats.rejects[RejectSuite].Add(1) // its masked part is unreadable in suite 3 and never sent in suite 1
+		c.receiveEncryptedHello(w, from, p, src)
 	case packet.VerbAck, packet.VerbQoSMeasurement, packet.VerbPathNegotiationRequest:
 	default: // NOP, USER_MESSAGE, REMOTE_TRACE and unknown verbs: a sign of life only
 		c.heard(w, from, src, verb, false, false)
