@@ -40,6 +40,7 @@ var localSettings = map[string]struct {
 	"primaryPort":           {"port", plainJSON},
 	"portMappingEnabled":    {"port_mapping", plainJSON},
 	"lowBandwidthMode":      {"low_bandwidth", plainJSON},
+	"encryptedHelloEnabled": {"sealed_hello", switchJSON("always", "off")},
 	"tcpFallbackRelay":      {"tcp_relay", slashEndpoint},
 	"allowTcpFallbackRelay": {"tcp_relay", onlyFalse("off")},
 }
@@ -50,6 +51,19 @@ const (
 )
 
 func plainJSON(b json.RawMessage) (string, bool) { return string(b), true }
+
+// switchJSON is for a switch whose positions have words of ours.
+func switchJSON(on, off string) func(json.RawMessage) (string, bool) {
+	return func(b json.RawMessage) (string, bool) {
+		switch string(b) {
+		case "true":
+			return on, true
+		case "false":
+			return off, true
+		}
+		return string(b), true // to be refused by name
+	}
+}
 
 // slashEndpoint reads ADDRESS/PORT.
 func slashEndpoint(b json.RawMessage) (string, bool) {
