@@ -144,6 +144,7 @@ const (
 	maxIntroductions  = 4096
 	maxSurface        = 64
 	maxContacts       = 64
+	contactAskBurst   = 4
 	echoBurst         = 16
 )
 
@@ -162,7 +163,8 @@ const (
 	pingCheckEvery  = 5 * time.Second
 	rootProbeEvery  = 25 * time.Second // §4.6, what a client should do
 	contactEvery    = 28 * time.Second // §4.6
-	reviveAfter     = 5 * time.Second  // without a root
+	contactAskEvery = 250 * time.Millisecond
+	reviveAfter     = 5 * time.Second // without a root
 	onlineWindow    = 60 * time.Second
 	housekeeping    = 30 * time.Second
 	introduceEvery  = 30 * time.Second
@@ -230,6 +232,8 @@ type Core struct {
 	strangers strangers
 	waiting   map[uint64]identity.Address // moons we wait for, with their seeds
 	contacts  map[identity.Address]bool   // kept in contact though no traffic wants it
+	strange   []identity.Address          // of them, to be looked up
+	asks      rate.Bucket                 // for them
 	recalled  map[identity.Address]int64  // looked up in the peer cache
 	forgotten []PeerRecord                // to be handed to OnForgotten
 	revive    reviving

@@ -17,7 +17,7 @@ const (
 	MaxChunk       = 9640 // data bytes per packet that every receiver takes
 	minChunk       = 1024
 	maxUpdates     = 3
-	maxChunks      = 474
+	maxChunks      = MaxConfig / minChunk
 	updateLifetime = 30 * time.Second
 
 	chunkSignatureType = 1
