@@ -137,8 +137,8 @@ func (l *loader) localPhysical(path string, conf *localConf) {
 	for _, name := range slices.Sorted(maps.Keys(conf.Physical)) {
 		v := conf.Physical[name]
 		p, err := netip.ParsePrefix(name)
-		if err == nil && v.MTU != 0 {
-			_, err = parsePhysicalMTU(fmt.Sprint(v.MTU))
+		if v.MTU = max(v.MTU, 0); v.MTU > 0 { // as zerotier-one takes it
+			v.MTU = min(max(v.MTU, minPhysicalMTU), maxPhysicalMTU)
 		}
 		if err != nil || len(l.cfg.Underlay.Physical) == maxPhysical {
 			l.warnf("%s: physical %q is not used: %v", path, name, cmp.Or(err, errors.New("there are too many")))

@@ -39,6 +39,9 @@ type VirtualPeer struct {
 
 const (
 	minPhysicalMTU = 510
+
+	usualPhysicalMTU = 576 // smaller ones are seldom meant
+
 	maxPhysicalMTU = 10324
 	maxPhysical    = 32
 )

@@ -216,6 +216,8 @@ type Core struct {
 	online atomic.Bool
 	seals  atomic.Int32 // a ztnode.SealedHello
 
+	saidTooLong atomic.Int64
+
 	mu        sync.Mutex // guards what follows and the mutable part of peers; methods named …Locked need it
 	workers   []*workerStats
 	retired   workerStats // sums of workers that are no more

@@ -118,8 +118,8 @@ func (c *Core) onTrustedPath(p packet.Packet, src Source) bool {
 	return id != 0 && id == p.TrustedPath()
 }
 
-// receiveClear handles suite 0 packets other than HELLO: bonding measurements,
-// which a node without bonding drops, and nothing else (chapter 02 §2.11, §9).
+// receiveClear handles suite 0 packets other than HELLO: bonding measurements of older
+// releases, which a node without bonding drops, and nothing else (chapter 02 §2.11, §9).
 func (c *Core) receiveClear(w *Worker, p packet.Packet) {
 	switch p.Verb() {
 	case packet.VerbAck, packet.VerbQoSMeasurement, packet.VerbPathNegotiationRequest:
@@ -151,8 +151,7 @@ func (c *Core) dispatch(w *Worker, from *Peer, p packet.Packet, src Source) {
 		c.receivePush(w, from, p, src)
 	case packet.VerbHello:
 		c.receiveEncryptedHello(w, from, p, src)
-	case packet.VerbAck, packet.VerbQoSMeasurement, packet.VerbPathNegotiationRequest:
-	default: // NOP, USER_MESSAGE, REMOTE_TRACE and unknown verbs: a sign of life only
+	default: // NOP, USER_MESSAGE, REMOTE_TRACE, those of bonding and unknown verbs: a sign of life only
 		c.heard(w, from, src, verb, false, false)
 	}
 }
