@@ -151,7 +151,8 @@ func (c *Core) dispatch(w *Worker, from *Peer, p packet.Packet, src Source) {
 		c.receivePush(w, from, p, src)
 	case packet.VerbHello:
 		c.receiveEncryptedHello(w, from, p, src)
-	default: // NOP, USER_MESSAGE, REMOTE_TRACE, those of bonding and unknown verbs: a sign of life only
+	case packet.VerbAck, packet.VerbQoSMeasurement, packet.VerbPathNegotiationRequest: // in suites 1 and 3 since 1.16
+	default: // NOP, USER_MESSAGE, REMOTE_TRACE and unknown verbs: a sign of life only
 		c.heard(w, from, src, verb, false, false)
 	}
 }
