@@ -52,3 +52,30 @@ func TestInteropNew(t *testing.T) {
 		})
 	}
 }
+
+// A node in Go that others wrote, as member and as gateway, with sealed HELLOs and without.
+func TestInteropIndependent(t *testing.T) {
+	t.Parallel()
+	if independent() == "" {
+		t.Skip("set ZT_GO to the path of a node that is neither ours nor a zerotier-one to test with it")
+	}
+	ours := implementation{name: nameOurs}
+	other := implementation{name: version(t, independent()), path: independent()}
+	for _, c := range []struct {
+		name string
+		root implementation
+	}{{"i0", ours}, {"i1", ours.sealing()}} {
+		t.Run("root_"+c.root.name+"_"+c.name, func(t *testing.T) {
+			e := startEvery(t, c.name, c.root, c.root, []implementation{ours, ours.sealing(), other, other.sealing()})
+			e.traffic(t)
+			if c.root.seals == ztnode.SealedHelloAlways {
+				return
+			}
+			e.access(t)
+			e.deauthorise(t)
+			flows := e.openFlows(t)
+			e.killRoot(t, flows)
+			e.roam(t, flows)
+		})
+	}
+}

@@ -50,6 +50,12 @@ func TestInteropBulk(t *testing.T) {
 			mix{"gateway_new", lab.Ours, lab.Ours, lab.Reference, path, false},
 			mix{"gateway_sealing", lab.Ours, lab.Ours, lab.Reference, path, true})
 	}
+	if path := independent(); path != "" {
+		mixes = append(mixes,
+			mix{"office_go", lab.Ours, lab.Reference, lab.Ours, path, false},
+			mix{"office_go_sealing", lab.Ours, lab.Reference, lab.Ours, path, true},
+			mix{"gateway_go", lab.Ours, lab.Ours, lab.Reference, path, false})
+	}
 	for _, c := range mixes { // one after the other: they need the machine
 		t.Run(c.name, func(t *testing.T) {
 			name := func(m lab.Program) string {

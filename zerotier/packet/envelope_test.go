@@ -131,3 +131,41 @@ func FuzzOpenEnvelope(f *testing.F) {
 		k.Open(inner, s)
 	})
 }
+
+func BenchmarkEnvelope(b *testing.B) {
+	id, err := identity.Generate(nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	e, err := NewEnvelope(id)
+	if err != nil {
+		b.Fatal(err)
+	}
+	k, s := testKeys(), new(Scratch)
+	sealed := k.SealHello(make(Packet, HeaderLen+109), e, s)
+	p := make(Packet, len(sealed))
+	b.Run("open", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			copy(p, sealed)
+			if _, err := p.OpenEnvelope(id); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("make", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := NewEnvelope(id); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("seal", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			p := append(make(Packet, 0, len(sealed)), sealed[:len(sealed)-EnvelopeLen]...)
+			k.SealHello(p, e, s)
+		}
+	})
+}
