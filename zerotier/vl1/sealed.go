@@ -49,17 +49,15 @@ func (c *Core) mayOpen(w *Worker, src Source, from identity.Address) (work budge
 	peer := c.Peer(from)
 	c.mu.Lock()
 	proven := peer != nil && c.provenLocked(peer, src, w.t) && peer.sealed.Take(w.t, provenEvery, provenBurst)
+	ok = proven || c.strangers.mayOpen(w.t, src.Endpoint.Addr())
 	c.mu.Unlock()
+	if !ok {
+		return work, false
+	}
 	if proven {
 		if work, ok = c.budget.Take(w.t, budget.Sender{Address: from}, budget.Agreement, 1); ok {
 			return work, true
 		}
-	}
-	c.mu.Lock()
-	ok = c.strangers.mayOpen(w.t, src.Endpoint.Addr())
-	c.mu.Unlock()
-	if !ok {
-		return work, false
 	}
 	return c.budget.Take(w.t, budget.Sender{}, budget.Agreement, 1)
 }
