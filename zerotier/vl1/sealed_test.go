@@ -254,6 +254,27 @@ func TestOldPeersHearTheirPort(t *testing.T) {
 	}
 }
 
+// However often we say HELLO to a peer, envelopes are made for it once a minute.
+func TestEnvelopesAreFew(t *testing.T) {
+	n := newInternet(t, 1, nats{})
+	n.Detach(n.a.port)
+	n.a = sealing(t, n, n.ids[1], ztnode.SealedHelloAlways, ap("8.0.0.1:9993"))
+	hellos, envelopes := 0, make(map[string]bool)
+	n.Seen = func(_, _ netip.AddrPort, d []byte) {
+		if p := packet.Packet(d); packet.Classify(d) == packet.KindPacket && p.Enveloped() {
+			hellos++
+			envelopes[string(d[len(d)-packet.EnvelopeLen:])] = true
+		}
+	}
+	for i := range 100 {
+		n.Move(n.a.port, nil, netip.AddrPortFrom(netip.AddrFrom4([4]byte{8, 0, 1, byte(i)}), 9993))
+		n.Run(1500 * time.Millisecond)
+	}
+	if hellos < 100 || len(envelopes) > 3 {
+		t.Errorf("%d envelopes for %d HELLOs in 150 s", len(envelopes), hellos)
+	}
+}
+
 // madeIDs makes identities whose addresses don't follow from their keys.
 func madeIDs(t testing.TB, count int) (out []*identity.Identity) {
 	for i := range count {

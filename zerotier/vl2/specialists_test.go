@@ -1,9 +1,11 @@
 package vl2
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/internal/testvec"
@@ -82,5 +84,39 @@ func TestSpecialists(t *testing.T) {
 		if !slices.Equal(sorted, want) {
 			t.Errorf("%s: contacts %v, want %v", c.Name, sorted, want)
 		}
+	}
+}
+
+// A dictionary as large as the newest release sends is put together from chunks for the
+// smallest MTU, and nothing is kept for a larger one.
+func TestDictionaryBound(t *testing.T) {
+	id, err := identity.Generate(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := NetworkID(id.Address())<<24 | 1
+	dict := bytes.Repeat([]byte("k=v\n"), MaxConfig/4)
+	payloads, err := AppendChunks(id, n, dict, 7, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var a Assembler
+	now := time.Unix(1760000000, 0)
+	for i, b := range payloads {
+		c, err := ParseChunk(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, fresh := a.Add(now, c)
+		if whole := i == len(payloads)-1; !fresh || (got != nil) != whole || whole && !bytes.Equal(got, dict) {
+			t.Fatalf("chunk %d of %d: fresh %v, %d bytes", i, len(payloads), fresh, len(got))
+		}
+	}
+	payloads, err = AppendChunks(id, n, append(dict, '\n'), 8, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ParseChunk(payloads[0]); err == nil {
+		t.Error("takes a chunk of a larger one")
 	}
 }
