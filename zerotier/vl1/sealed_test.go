@@ -138,6 +138,49 @@ func TestSealedVectors(t *testing.T) {
 	}
 }
 
+// A node comes online at a root whichever of the two seals, also where the reference doesn't
+// since the root never met it, and its first HELLOs have the sizes of the reference's.
+func TestSealedRuns(t *testing.T) {
+	var v struct {
+		Runs []struct {
+			Seals     bool `json:"L_seals"`
+			RootSeals bool `json:"R_seals"`
+			Knows     bool `json:"R_knows_L"`
+			First     []struct {
+				Length int
+				Flags  testvec.Hex `json:"flags_cipher_hops"`
+			}
+		}
+	}
+	testvec.Load(t, "sealed-hello.json", &v)
+	count := testvec.Count(t, "sealed-hello.json", "runs")
+	how := map[bool]ztnode.SealedHello{true: ztnode.SealedHelloAlways}
+	for _, r := range v.Runs {
+		count.Judge()
+		n := newInternet(t, 1, nats{})
+		n.Detach(n.root.port)
+		n.Detach(n.b.port)
+		n.root = sealing(t, n, n.ids[0], how[r.RootSeals], rootEndpoint)
+		if r.Knows {
+			n.Run(5 * time.Second)
+		}
+		n.Detach(n.a.port)
+		var first packet.Packet
+		n.Seen = func(_, to netip.AddrPort, d []byte) {
+			if to == rootEndpoint && first == nil {
+				first = bytes.Clone(d)
+			}
+		}
+		n.a = sealing(t, n, n.ids[1], how[r.Seals], ap("8.0.0.1:9993"))
+		if !n.RunUntil(time.Second, n.a.core.Online) {
+			t.Errorf("%+v: not online after a second", r)
+		}
+		if len(first) != r.First[0].Length || first[18] != r.First[0].Flags[0] {
+			t.Errorf("%+v: the first datagram has %d bytes, flags %02x", r, len(first), first[18])
+		}
+	}
+}
+
 // sealing is a host that seals.
 func sealing(t testing.TB, n *internet, id *identity.Identity, how ztnode.SealedHello, socks ...netip.AddrPort) *host {
 	return newHostWith(t, n.Net, nil, id, func(c *vl1.Config) { c.Planet, c.SealedHello = n.planet, how }, socks...)

@@ -15,7 +15,8 @@ import (
 // older controllers are kept in contact too.
 func TestSpecialists(t *testing.T) {
 	var v struct {
-		Cases []struct {
+		Capacity int `json:"dictionary_capacity_1_16_0"`
+		Cases    []struct {
 			Name       string
 			Dictionary testvec.Hex `json:"dictionary_hex"`
 			Read       struct {
@@ -30,6 +31,10 @@ func TestSpecialists(t *testing.T) {
 	}
 	testvec.Load(t, "specialists-512.json", &v)
 	count := testvec.Count(t, "specialists-512.json", "cases")
+	testvec.Count(t, "specialists-512.json", "dictionary_capacity_1_16_0").Judge()
+	if v.Capacity != MaxConfigSent+1 { // with a zero at its end
+		t.Errorf("1.16.0 takes dictionaries of %d bytes", v.Capacity)
+	}
 	text := func(list []identity.Address) []string {
 		out := []string{}
 		for _, a := range list {
