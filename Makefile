@@ -107,7 +107,7 @@ interop: build ## against real nodes: ZT_ONE=path, also ZT_ONE_OLD=path, ZT_ONE_
 	@if deploy/find-libzt.sh; then $(MAKE) build-libzt; fi
 	ZTGATE=$(CURDIR)/$(BIN) ZTGATE_LIBZT=$$(deploy/find-libzt.sh && echo $(CURDIR)/$(LIBZT_BIN)) \
 		ZT_ONE='$(ZT_ONE)' ZT_ONE_OLD='$(ZT_ONE_OLD)' ZT_ONE_NEW='$(ZT_ONE_NEW)' ZT_GO='$(ZT_GO)' LIBZT_PREFIX='$(LIBZT_PREFIX)' ZTGATE_E2E_TABLE='$(TABLE)' \
-		$(GO) test -count=1 -tags e2e -timeout 15m -parallel 5 -v -run Interop ./router/e2e/...
+		$(GO) test -count=1 -tags e2e -timeout 25m -parallel 5 -v -run Interop ./router/e2e/...
 
 # With libzt installed both nodes are measured, in the same run.
 bench: build deps ## benchmarks and the end-to-end comparison with kernel forwarding (root)
