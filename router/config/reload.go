@@ -40,7 +40,7 @@ func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
 			changed = append(changed, part.name())
 		}
 	}
-	next.Underlay = c.Underlay
+	next.Underlay.Physical, next.Underlay.Virtual = c.Underlay.Physical, c.Underlay.Virtual
 	return next.Resolve(c.answers), changed, restart, nil
 }
 

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"ztgate/zerotier/ztnode"
 )
 
 // setting is one value of the configuration: a key in the file, a flag and an
@@ -154,6 +156,7 @@ var settings = []*setting{
 		c.Underlay.TCPRelay = v
 		return nil
 	}, func(c *Config) string { return c.Underlay.TCPRelay }),
+	live(sealedHelloSetting()),
 	boolean("low_bandwidth", "", "", false, func(c *Config) *bool { return &c.Underlay.LowBandwidth }),
 	boolean("port_mapping", "", "", true, func(c *Config) *bool { return &c.Underlay.PortMapping }),
 	text("vpc.ingress", "ingress", "where VPC packets come from: tun", "tun", func(c *Config) *string { return &c.VPC.Ingress }),
@@ -202,6 +205,18 @@ func nodeSetting() *setting {
 		return CheckNode(v)
 	}, func(c *Config) string { return c.Node })
 	return s
+}
+
+// sealedHelloSetting says which HELLOs of the node are sealed.
+func sealedHelloSetting() *setting {
+	return scalar("sealed_hello", "", "", ztnode.SealedHelloOff.String(), func(c *Config, v string) error {
+		how, ok := ztnode.ParseSealedHello(v)
+		if !ok {
+			return errors.New("use one of off, auto, always")
+		}
+		c.Underlay.SealedHello = how
+		return nil
+	}, func(c *Config) string { return c.Underlay.SealedHello.String() })
 }
 
 func secret(s *setting) *setting { s.secret = true; return s }

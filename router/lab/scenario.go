@@ -64,6 +64,7 @@ type Options struct {
 	// Who plays root and controller, office and gateway.
 	Root, Office, Gateway Program
 	ZeroTierOne           string // path of a zerotier-one, for those that are [Reference]
+	Seal                  bool   // they seal all their HELLOs
 }
 
 func (o *Options) defaults() error {
@@ -280,7 +281,7 @@ func (s *Scenario) spawn(n *Namespace, name string, m Program, args ...string) (
 // StartRoot starts the root, the first time or after it was stopped.
 func (s *Scenario) StartRoot(ctx context.Context) (err error) {
 	if s.opts.Root == Reference {
-		s.RootProcess, s.rootRef, err = s.startReference(s.Root, "root", s.opts.ZeroTierOne, s.planet, nil)
+		s.RootProcess, s.rootRef, err = s.startReference(s.Root, "root", s.opts.ZeroTierOne, s.planet, s.opts.Seal, nil)
 	} else {
 		s.RootProcess, s.RootAPI, err = s.spawn(s.Root, "root", s.opts.Root, "member", "--controller", "--port", fmt.Sprint(rootPort), "--listen", "")
 	}
@@ -347,7 +348,7 @@ func (s *Scenario) SetMember(ctx context.Context, node string, patch any) error 
 
 func (s *Scenario) startMembers(ctx context.Context) (err error) {
 	if s.opts.Office == Reference {
-		s.OfficeProcess, s.officeRef, err = s.startReference(s.Office, "office", s.opts.ZeroTierOne, s.planet, map[ztnode.NetworkID]string{s.Network: officeTUN})
+		s.OfficeProcess, s.officeRef, err = s.startReference(s.Office, "office", s.opts.ZeroTierOne, s.planet, s.opts.Seal, map[ztnode.NetworkID]string{s.Network: officeTUN})
 		if err == nil {
 			err = until(ctx, func() error { return s.officeRef.join(ctx, s.Network) })
 		}
@@ -373,7 +374,7 @@ func (s *Scenario) StartGateway(ctx context.Context) (err error) {
 	}
 	s.started = time.Now()
 	if s.opts.Gateway == Reference {
-		s.GatewayProcess, s.gatewayRef, err = s.startReference(s.Gateway, "gw", s.opts.ZeroTierOne, s.planet, map[ztnode.NetworkID]string{s.Network: gatewayTUN})
+		s.GatewayProcess, s.gatewayRef, err = s.startReference(s.Gateway, "gw", s.opts.ZeroTierOne, s.planet, s.opts.Seal, map[ztnode.NetworkID]string{s.Network: gatewayTUN})
 		if err != nil {
 			return err
 		}
