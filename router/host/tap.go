@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ztgate/router/host/offload"
 	"ztgate/router/host/tuntap"
 	"ztgate/zerotier/ztnode"
 )
@@ -50,7 +51,7 @@ func OpenTAP(id ztnode.NetworkID, name string, mac ztnode.MAC, log *slog.Logger)
 		return nil, fmt.Errorf("set offloads of %q: %w", name, err)
 	}
 	t := &TAP{ID: id, Name: name, file: os.NewFile(uintptr(fd), tuntap.Path), done: make(chan struct{})}
-	t.writers.New = func() any { return tuntap.NewWriter(tuntap.EthernetLen, udp) }
+	t.writers.New = func() any { return tuntap.NewWriter(offload.EthernetLen, udp) }
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.file.Close())
@@ -78,7 +79,7 @@ type frameWriter interface {
 // Read passes frames from the kernel to the node until the file is closed.
 func (t *TAP) Read(node frameWriter) error {
 	defer close(t.done)
-	r := tuntap.NewReader(tuntap.EthernetLen)
+	r := tuntap.NewReader(offload.EthernetLen)
 	bufs, sizes := make([][]byte, tapBatch), make([]int, tapBatch)
 	store := make([]byte, tapBatch*(tapHeadroom+maxFrame))
 	for i := range bufs {
@@ -96,7 +97,7 @@ func (t *TAP) Read(node frameWriter) error {
 		switch {
 		case t.closed.Load():
 			return nil // asked to stop: err is shutdown noise
-		case errors.Is(err, tuntap.ErrPacket):
+		case errors.Is(err, offload.ErrPacket):
 			t.dropped.Add(1)
 		case err != nil:
 			return fmt.Errorf("read %q: %w", t.Name, err)

@@ -6,12 +6,14 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"ztgate/router/host/offload"
 )
 
 // Writer writes packets to an interface, merged where they can be. One goroutine
 // uses it at a time; several may write to one interface.
 type Writer struct {
-	merge  Merger
+	merge  offload.Merger
 	fd     uintptr
 	bufs   [][]byte
 	offset int
@@ -24,7 +26,7 @@ type Writer struct {
 // NewWriter makes one for packets with a link header of a length; udp says that
 // the kernel takes merged datagrams.
 func NewWriter(link int, udp bool) *Writer {
-	w := &Writer{merge: Merger{Link: link, UDP: udp}}
+	w := &Writer{merge: offload.Merger{Link: link, UDP: udp}}
 	w.merge.Write = func(parts [][]byte) {
 		if err := w.writev(parts); err != nil {
 			w.lost += len(parts) - 1

@@ -1,4 +1,4 @@
-package tuntap
+package offload
 
 import (
 	"bytes"
@@ -33,7 +33,7 @@ func tcpFrame(v6 bool, payload []byte) (b []byte, tcp int) {
 }
 
 func vnet(flags, kind byte, size, start, offset int) []byte {
-	h := make([]byte, vnetLen)
+	h := make([]byte, HeaderLen)
 	h[0], h[1] = flags, kind
 	binary.NativeEndian.PutUint16(h[4:], uint16(size))
 	binary.NativeEndian.PutUint16(h[6:], uint16(start))

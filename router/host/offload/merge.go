@@ -1,4 +1,4 @@
-package tuntap
+package offload
 
 import (
 	"encoding/binary"
@@ -16,7 +16,7 @@ type Merger struct {
 	Write func(parts [][]byte) // one packet, behind its virtio_net_hdr; parts isn't kept
 
 	groups []mergeGroup
-	head   [vnetLen]byte
+	head   [HeaderLen]byte
 	alone  [2][]byte
 }
 
@@ -133,14 +133,14 @@ func (m *Merger) Flush() {
 }
 
 func (m *Merger) plain(b []byte) {
-	m.head = [vnetLen]byte{}
+	m.head = [HeaderLen]byte{}
 	m.alone = [2][]byte{m.head[:], b}
 	m.Write(m.alone[:])
 	m.alone[1] = nil
 }
 
 func (m *Merger) emit(g *mergeGroup) {
-	m.head = [vnetLen]byte{}
+	m.head = [HeaderLen]byte{}
 	if len(g.parts) > 2 {
 		m.describe(g)
 	}
