@@ -55,7 +55,7 @@ func (s *Segmenter) Start(b []byte) error {
 	}
 	h, b := b[:HeaderLen], b[HeaderLen:]
 	u16 := func(i int) int { return int(binary.NativeEndian.Uint16(h[i:])) }
-	s.p, s.kind, s.size, s.off = packet{b: b, ip: s.Link, l4: u16(6)}, h[1], u16(4), 0
+	s.p, s.kind, s.size, s.off = packet{b: b, ip: s.Link, l4: u16(6)}, h[1]&^unix.VIRTIO_NET_HDR_GSO_ECN, u16(4), 0
 	if s.kind == unix.VIRTIO_NET_HDR_GSO_NONE {
 		if h[0]&vnetNeedsChecksum != 0 {
 			start, field := u16(6), u16(6)+u16(8)
@@ -72,6 +72,11 @@ func (s *Segmenter) Start(b []byte) error {
 	ipLen := 20
 	if p.v6() {
 		ipLen = 40
+	}
+	if h[0]&vnetNeedsChecksum == 0 { // merged by hardware, which has seen the checksums
+		if p.l4 = s.Link + ipLen; !p.v6() {
+			p.l4 = s.Link + int(b[p.ip]&15)*4
+		}
 	}
 	if p.l4 < s.Link+ipLen || p.l4 >= len(b) || s.size == 0 || b[p.ip]>>4 != 4 && !p.v6() ||
 		s.Link == EthernetLen && binary.BigEndian.Uint16(b[12:]) != etherType(b[p.ip]>>4) {
@@ -135,6 +140,9 @@ func (s *Segmenter) Next(out []byte) (int, error) {
 		binary.BigEndian.PutUint32(t[4:], binary.BigEndian.Uint32(t[4:])+uint32(s.off))
 		if !last {
 			t[13] &^= tcpFIN | tcpPSH
+		}
+		if index > 0 { // it answers once (RFC 3168 §6.1.2)
+			t[13] &^= tcpCWR
 		}
 	}
 	q.setLength(n - q.ip)
