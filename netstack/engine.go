@@ -48,6 +48,7 @@ type Engine struct {
 	kept   keptFlows
 	ring   refusals
 	ids    idTable
+	lost   uint64        // packets that the device lost, as it last said
 	logged atomic.Int64  // when refused flows were last logged, ns
 	rounds atomic.Uint64 // of the timers
 
@@ -151,6 +152,7 @@ func (e *Engine) timers(ctx context.Context) {
 }
 
 func (e *Engine) tick(now int64) {
+	e.countLost()
 	e.table.Sweep(now)
 	e.frags.Expire(now)
 	e.kept.expire(now)
@@ -162,6 +164,23 @@ func (e *Engine) tick(now int64) {
 		for _, r := range ready {
 			e.sendReady(now, at, r.Packets, r.Address)
 		}
+	}
+}
+
+// lossy is a device that knows how many packets came and were lost before they could be
+// read.
+type lossy interface{ Lost() uint64 }
+
+// countLost counts what the device lost since the last time.
+func (e *Engine) countLost() {
+	d, ok := e.dev.(lossy)
+	if !ok {
+		return
+	}
+	if lost := d.Lost(); lost != e.lost {
+		e.stats.traffic[VPCSide][rx].add(lost-e.lost, 0)
+		e.dropN(VPCSide, dropBacklog, int(lost-e.lost))
+		e.lost = lost
 	}
 }
 
