@@ -26,19 +26,19 @@ func (g *gateway) sendProbe(ctx context.Context, t config.Target) (probed, error
 	q := control.Question{Protocol: t.Scheme, Source: netip.AddrPortFrom(g.clientAddress(dst.Addr().Is6()), 0), Destination: dst}
 	_, routed := g.planned().Route(dst.Addr())
 	if routed {
-		x, done, err := g.throughHost(q)
+		x, done, err := g.in.throughHost(q)
 		if err == nil && done && x.Verdict != "local" {
 			err = errors.New(x.Detail)
 		}
 		if err != nil {
-			return probed{through: throughKernel}, err
+			return probed{through: g.in.through()}, err
 		}
 	}
 	note := g.policyNote(t)
 	src := g.vpcAddress(dst.Addr().Is6())
 	if routed && note == "" && src.IsValid() && g.treatsAsClient(t, src) {
-		got, err := dialProbe(ctx, hostDialer{device: g.config().VPC.TUN, source: src}, t)
-		got.through = throughKernel
+		got, err := dialProbe(ctx, g.in.client(src), t)
+		got.through = g.in.through()
 		if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
 			return got, err
 		}
