@@ -24,6 +24,7 @@ type Client struct {
 	send  func(ip []byte)
 	local *localStack
 
+	ended  sync.Once
 	asking sync.Mutex  // one at a time asks for a path's MTU
 	echoes chan []byte // ICMP that came meanwhile
 }
@@ -41,14 +42,21 @@ func NewClient(addrs []netip.Addr, send func(ip []byte)) (*Client, error) {
 	return &Client{addrs: addrs, send: send, local: local, echoes: make(chan []byte, 16)}, nil
 }
 
-// Run works until ctx ends.
+// Run works until ctx ends, and frees the client.
 func (c *Client) Run(ctx context.Context) error {
-	c.local.run(ctx)
-	return nil
+	defer c.Close()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.local.ready:
+			c.local.sendAll()
+		}
+	}
 }
 
-// Close ends a client that never runs.
-func (c *Client) Close() { c.local.close() }
+// Close frees a client that never ran, too.
+func (c *Client) Close() { c.ended.Do(c.local.close) }
 
 // Deliver takes an IP packet for the client, which isn't kept.
 func (c *Client) Deliver(b []byte) {

@@ -128,7 +128,7 @@ func (s *service) diagnose(ctx context.Context, req control.DiagnosisRequest) (c
 		about func(string) bool
 	}{
 		{"configuration", named("configuration")},
-		{"host settings", named("ip_forward", "ipv6_forward", "rp_filter", "clock")},
+		{"host settings", named("ip_forward", "ipv6_forward", "rp_filter", checkCopies, "clock")},
 		{"links", named("tun", "interface_")},
 		{"data path", named("data_path", "flows")},
 		{"node", named("online", "identity")},

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"sync"
@@ -42,6 +43,11 @@ type gateway struct {
 	planning sync.Mutex // one plan at a time is made and put into force
 }
 
+// settle implements [role].
+func (*gateway) settle(cfg *config.Config, log *slog.Logger) *config.Config {
+	return pickIngress(cfg, log)
+}
+
 // receive implements [role].
 func (g *gateway) receive(nwid uint64, frames [][]byte) { g.plane.Deliver(nwid, frames) }
 
@@ -51,9 +57,15 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	s.mode = control.ModeGateway
 	cfg := s.config()
 	g.disk, g.sysctl = disk.OS{}, host.Sysctl
-	if g.in, err = openTUN(g, cfg.VPC.TUN); err != nil {
+	if cfg.VPC.Ingress == config.IngressPacket {
+		g.in, err = openPacket(g, cfg.VPC.Interfaces[0])
+	} else {
+		g.in, err = openTUN(g, cfg.VPC.TUN)
+	}
+	if err != nil {
 		return err
 	}
+	s.ingress = &control.Ingress{Kind: cfg.VPC.Ingress, Interface: g.in.name(), From: cfg.Origin("vpc.ingress")}
 	if g.table, err = host.OpenTable(); err != nil {
 		return err
 	}

@@ -30,8 +30,8 @@ const (
 	waysEvery = 5 * time.Second
 )
 
-// checkHost looks for host settings that keep a gateway from working; sysctl reads
-// those of the kernel.
+// checkHost looks for host settings that keep a gateway with a TUN from working; sysctl
+// reads those of the kernel.
 func checkHost(vpc config.VPCConfig, sysctl func(key string) string) []control.Check {
 	tun := vpc.TUN
 	var out []control.Check
@@ -58,6 +58,11 @@ func checkHost(vpc config.VPCConfig, sysctl func(key string) string) []control.C
 	}
 	add("rp_filter", !strict(tun), control.Degraded,
 		"net.ipv4.conf."+tun+".rp_filter is strict, and errors from routers inside the office get lost", "run sysctl -w net.ipv4.conf."+tun+".rp_filter=2")
+	return append(out, interfaceChecks(vpc)...)
+}
+
+// interfaceChecks looks for the VPC's interfaces.
+func interfaceChecks(vpc config.VPCConfig) (out []control.Check) {
 	bad := map[string]string{}
 	for _, name := range vpc.Interfaces {
 		if i, err := net.InterfaceByName(name); err != nil {
@@ -75,7 +80,11 @@ func checkHost(vpc config.VPCConfig, sysctl func(key string) string) []control.C
 		if bad[name] == "is down" {
 			remedy = "run ip link set " + name + " up"
 		}
-		add("interface_"+name, bad[name] == "", severity, "interface "+name+" of vpc.interfaces "+bad[name], remedy)
+		if bad[name] == "" {
+			out = append(out, control.Passed("interface_"+name))
+		} else {
+			out = append(out, control.Failed("interface_"+name, severity, "interface "+name+" of vpc.interfaces "+bad[name], remedy))
+		}
 	}
 	return out
 }

@@ -13,11 +13,12 @@ import (
 	"ztgate/router/control"
 )
 
-// sendProbe sends a probe on the whole way of a client's packet: the kernel routes it
-// into the interface, the plane translates it, and the answer comes back to the kernel
-// the same way. It comes from this host's address on the interface, which counts as a
-// source of the VPC. What only clients meet, forwarding and the rules for packets that
-// come in, is asked of the kernel first.
+// sendProbe sends a probe on the whole way of a client's packet. Into a TUN the kernel
+// routes it; the plane translates it, and the answer comes back to the kernel the same
+// way. Past the kernel's routing, packets are made here and read as those that came by the
+// interface. It comes from our address towards the VPC, which counts as a source there.
+// What only clients meet, forwarding and the rules for packets that come in, is asked of
+// the kernel first.
 //
 // Where the policy, the translation or the kernel treats that address otherwise than a
 // client's, the probe starts behind the interface instead.

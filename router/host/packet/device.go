@@ -4,6 +4,7 @@
 package packet
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -40,8 +41,9 @@ type Device struct {
 	writers   sync.Pool // of *writer
 	known     *neighbours
 	inside    insider
-	loose     atomic.Pointer[prefixSet] // what the filter should take and can't tell; nil = it does
-	kernel    atomic.Uint64             // packets that the kernel lost before they were read
+	own       atomic.Pointer[map[addressKey]struct{}] // this host's
+	loose     atomic.Pointer[prefixSet]               // what the filter should take and can't tell; nil = it does
+	kernel    atomic.Uint64                           // packets that the kernel lost before they were read
 	injected  injected
 	closeOnce sync.Once
 	closing   sync.RWMutex // held for reading while send, ip4 and ip6 are used
@@ -65,6 +67,7 @@ func Open(name string) (_ *Device, err error) {
 		return nil, fmt.Errorf("open interface %q: it isn't an Ethernet interface: use another, or vpc.ingress: tun", name)
 	}
 	d := &Device{name: name, index: i.Index, start: time.Now(), send: -1, ip4: -1, ip6: -1, known: newNeighbours()}
+	d.SetOwn(nil)
 	d.mac.Store(macOf(i.HardwareAddr))
 	defer func() {
 		if err != nil {
@@ -189,6 +192,24 @@ func (d *Device) SetInside(addrs []netip.Addr, deliver func(ip []byte)) {
 	for _, a := range addrs {
 		d.inside.addrs = append(d.inside.addrs, keyOf(a))
 	}
+}
+
+// SetOwn says which addresses this host has. Packets to them are refused: its answers
+// wouldn't come back to us.
+func (d *Device) SetOwn(addrs []netip.Addr) {
+	own := make(map[addressKey]struct{}, len(addrs))
+	for _, a := range addrs {
+		own[keyOf(a)] = struct{}{}
+	}
+	d.own.Store(&own)
+}
+
+// Heard returns the MAC that packets to a host go to, if the host was heard lately.
+func (d *Device) Heard(a netip.Addr) (net.HardwareAddr, bool) {
+	mac, ok := d.known.lookup(d.seconds(), keyOf(a))
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], mac)
+	return b[2:], ok
 }
 
 func (i *insider) has(k addressKey) bool {

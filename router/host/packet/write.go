@@ -2,6 +2,7 @@ package packet
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"unsafe"
 
@@ -90,6 +91,10 @@ func (w *writer) byKernel(to addressKey, ip []byte) {
 		w.d.inside.deliver(ip)
 		return
 	}
+	if _, own := (*w.d.own.Load())[to]; own {
+		w.fail(1, errOwn)
+		return
+	}
 	fd, size := w.d.ip4, uintptr(unix.SizeofSockaddrInet4)
 	var name unix.RawSockaddrInet6 // room for both families
 	if ip[0]>>4 == 4 {
@@ -105,6 +110,9 @@ func (w *writer) byKernel(to addressKey, ip []byte) {
 		w.fail(1, errno)
 	}
 }
+
+// errOwn says that a packet is for this host itself.
+var errOwn = errors.New("it is for an address of this host")
 
 func (w *writer) fail(packets int, err error) {
 	w.lost += packets
