@@ -174,11 +174,15 @@ func TestDeviceLosses(t *testing.T) {
 	if got := r.e.stats.traffic[VPCSide][tx].packets.Load(); got != 3 {
 		t.Errorf("%d packets count as sent, want 3", got)
 	}
+	read := r.e.Pulse().Packets
 	for _, lost := range []uint64{7, 7, 9} {
 		dev.lost = lost
 		r.e.tick(r.e.clock())
 		if got := r.e.stats.drops[VPCSide][dropBacklog].Load(); got != lost {
 			t.Errorf("%d packets count as lost, want %d", got, lost)
 		}
+	}
+	if got := r.e.Pulse().Packets; got != read {
+		t.Errorf("the pulse goes on by %d, and nothing is read", got-read)
 	}
 }

@@ -48,7 +48,7 @@ type Engine struct {
 	kept   keptFlows
 	ring   refusals
 	ids    idTable
-	lost   uint64        // packets that the device lost, as it last said
+	lost   atomic.Uint64 // packets that the device lost, as it last said
 	logged atomic.Int64  // when refused flows were last logged, ns
 	rounds atomic.Uint64 // of the timers
 
@@ -177,11 +177,11 @@ func (e *Engine) countLost() {
 	if !ok {
 		return
 	}
-	if lost := d.Lost(); lost != e.lost {
-		e.stats.traffic[VPCSide][rx].add(lost-e.lost, 0)
-		e.dropN(VPCSide, dropBacklog, int(lost-e.lost))
-		e.lost = lost
-	}
+	lost := d.Lost()
+	n := lost - e.lost.Load()
+	e.stats.traffic[VPCSide][rx].add(n, 0)
+	e.dropN(VPCSide, dropBacklog, int(n))
+	e.lost.Store(lost)
 }
 
 // SetPolicy replaces the policy. Flows that it doesn't allow end with their next
