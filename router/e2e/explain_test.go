@@ -117,8 +117,9 @@ func raw(s *lab.Scenario, protocol string) error {
 	return err
 }
 
-// What `ztgate explain` says of a packet is what becomes of it.
-func testExplain(t *testing.T, s *lab.Scenario) {
+// What `ztgate explain` says of a packet is what becomes of it, in a kernel that forwards
+// to a TUN or past it.
+func testExplain(t *testing.T, s *lab.Scenario, past bool) {
 	ping := func() error { return pings(s.VPC, office) }
 	page := func() error { return fetch(s) }
 	icmp := between("", vpcClient, office)
@@ -175,43 +176,20 @@ func testExplain(t *testing.T, s *lab.Scenario) {
 			})
 		}
 	})
-	t.Run("forwarding off", func(t *testing.T) {
-		if err := s.Gateway.Sysctl("net/ipv4/ip_forward", "0"); err != nil {
-			t.Fatal(err)
-		}
-		x := agree(t, s, icmp, "drop", "host_forwarding_off", ping)
-		if !strings.Contains(x.Detail, "ip_forward") {
-			t.Errorf("because: %s", x.Detail)
-		}
-		// Connections that end in this host don't need it.
-		agree(t, s, between("", vpcClient, "172.31.0.1:8443"), "forward", "", func() error { return reading(s.VPC, "172.31.0.1:8443") })
-		if err := s.Gateway.Sysctl("net/ipv4/ip_forward", "1"); err != nil {
-			t.Fatal(err)
-		}
-		agree(t, s, icmp, "forward", "", ping)
-	})
+	device := "ztg0"
+	if past {
+		device = "eth-vpc"
+	}
 	t.Run("interface down", func(t *testing.T) {
-		run(t, s.Gateway, "ip", "link", "set", "ztg0", "down")
+		run(t, s.Gateway, "ip", "link", "set", device, "down")
 		agree(t, s, icmp, "drop", "host_interface_down", ping)
-		run(t, s.Gateway, "ip", "link", "set", "ztg0", "up")
+		run(t, s.Gateway, "ip", "link", "set", device, "up")
 		testwait.NoError(t, soon, ping)
 		agree(t, s, icmp, "forward", "", ping)
 	})
-	t.Run("a route of somebody else", func(t *testing.T) {
-		run(t, s.Gateway, "ip", "route", "add", office+"/32", "via", "203.0.113.1")
-		before := sentTo(t, s.Gateway, "ztg0")
-		x := agree(t, s, icmp, "elsewhere", "host_route", ping)
-		if !strings.Contains(x.Detail, "203.0.113.1 on eth-inet") {
-			t.Errorf("because: %s", x.Detail)
-		}
-		if sentTo(t, s.Gateway, "ztg0") != before {
-			t.Error("the packet went into the TUN")
-		}
-		run(t, s.Gateway, "ip", "route", "del", office+"/32", "via", "203.0.113.1")
-		ask(t, s, "reload") // looks at once
-		testwait.NoError(t, soon, ping)
-		agree(t, s, icmp, "forward", "", ping)
-	})
+	if !past {
+		testExplainKernel(t, s)
+	}
 	t.Run("network down", func(t *testing.T) {
 		authorize(t, s, false)
 		testwait.NoError(t, soon, func() error {
@@ -229,6 +207,42 @@ func testExplain(t *testing.T, s *lab.Scenario) {
 		agree(t, s, https, "forward", "", page)
 	})
 	t.Run("limits", func(t *testing.T) { testLimit(t, s) })
+}
+
+// testExplainKernel asks about packets that the kernel doesn't send to the TUN.
+func testExplainKernel(t *testing.T, s *lab.Scenario) {
+	ping := func() error { return pings(s.VPC, office) }
+	icmp := between("", vpcClient, office)
+	t.Run("forwarding off", func(t *testing.T) {
+		if err := s.Gateway.Sysctl("net/ipv4/ip_forward", "0"); err != nil {
+			t.Fatal(err)
+		}
+		x := agree(t, s, icmp, "drop", "host_forwarding_off", ping)
+		if !strings.Contains(x.Detail, "ip_forward") {
+			t.Errorf("because: %s", x.Detail)
+		}
+		// Connections that end in this host don't need it.
+		agree(t, s, between("", vpcClient, "172.31.0.1:8443"), "forward", "", func() error { return reading(s.VPC, "172.31.0.1:8443") })
+		if err := s.Gateway.Sysctl("net/ipv4/ip_forward", "1"); err != nil {
+			t.Fatal(err)
+		}
+		agree(t, s, icmp, "forward", "", ping)
+	})
+	t.Run("a route of somebody else", func(t *testing.T) {
+		run(t, s.Gateway, "ip", "route", "add", office+"/32", "via", "203.0.113.1")
+		before := sentTo(t, s.Gateway, "ztg0")
+		x := agree(t, s, icmp, "elsewhere", "host_route", ping)
+		if !strings.Contains(x.Detail, "203.0.113.1 on eth-inet") {
+			t.Errorf("because: %s", x.Detail)
+		}
+		if sentTo(t, s.Gateway, "ztg0") != before {
+			t.Error("the packet went into the TUN")
+		}
+		run(t, s.Gateway, "ip", "route", "del", office+"/32", "via", "203.0.113.1")
+		ask(t, s, "reload") // looks at once
+		testwait.NoError(t, soon, ping)
+		agree(t, s, icmp, "forward", "", ping)
+	})
 }
 
 // A member that is off is named as soon as the gateway knows.
