@@ -279,6 +279,14 @@ func testDevice(t *testing.T) {
 			}
 		}
 	})
+	t.Run("heard", func(t *testing.T) {
+		if mac, ok := b.toVPC.Heard(netip.MustParseAddr(clientAddr)); !ok || len(mac) != 6 {
+			t.Errorf("the client's MAC is %s, %v", mac, ok)
+		}
+		if mac, ok := b.toVPC.Heard(netip.MustParseAddr("172.31.0.99")); ok {
+			t.Errorf("somebody who isn't there has %s", mac)
+		}
+	})
 	t.Run("host's own", func(t *testing.T) {
 		for _, a := range []string{"172.31.0.1", "fd31::1"} {
 			if out, err := b.client.command("ping", "-c", "2", "-i", "0.2", "-W", "2", a); err != nil || strings.Contains(string(out), "DUP") {
@@ -560,6 +568,13 @@ func testInside(t *testing.T) {
 	out := append(make([]byte, 14), packet...)
 	if n, err := d.Write([][]byte{out}, 14); n != 1 || err != nil || !bytes.Equal(delivered, packet) {
 		t.Errorf("%d written, %v; delivered %x", n, err, delivered)
+	}
+	// This host has no way back.
+	own4 := netip.MustParseAddr("172.31.0.1")
+	d.SetOwn([]netip.Addr{own4})
+	copy(out[14+16:], own4.AsSlice())
+	if n, err := d.Write([][]byte{out}, 14); n != 0 || !errors.Is(err, errOwn) {
+		t.Errorf("%d packets to this host itself were written, %v", n, err)
 	}
 	_ = d.Close()
 	for r := range read {
