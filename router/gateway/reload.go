@@ -145,7 +145,7 @@ func (g *gateway) enact(next *config.Config, nets []ztnode.Network) error {
 	g.plane.SetPolicy(compilePolicy(next.Policy))
 	g.targets.set(next.Targets)
 	err = g.enforce(p)
-	g.usePlan(p, next.VPC.TUN, err)
+	g.usePlan(p, g.in.name(), err)
 	return err
 }
 
