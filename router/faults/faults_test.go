@@ -389,7 +389,7 @@ func changed(w *world) string {
 	n, err := w.GatewayAPI.Networks(ctx)
 	w.must(err)
 	problems := strings.Join(n.Networks[0].Problems, "; ")
-	if !strings.Contains(problems, "172.31.0.0/16 covers the VPC's own") || w.logged("route problem") == 0 {
+	if !strings.Contains(problems, "172.31.0.0/16 is not used: it is the VPC's own") || w.logged("172.31.0.0/16 is not used") == 0 {
 		w.t.Errorf("the overlap isn't reported: %q", problems)
 	}
 	if got := w.metrics().Sum("ztgate_route_conflicts", nil); got == 0 {

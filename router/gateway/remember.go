@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -138,6 +139,10 @@ func (m *homeMemory) write(next remembered) error {
 	b, err := json.Marshal(next)
 	if err != nil {
 		return err
+	}
+	// What is remembered already needs no disk, which may be full.
+	if old, err := json.Marshal(m.kept); err == nil && bytes.Equal(b, old) {
+		return nil
 	}
 	if err := atomicfile.Write(m.path, append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("remember the configuration: %w", err)

@@ -1,44 +1,34 @@
 package gateway
 
 import (
-	"slices"
+	"path/filepath"
 	"testing"
 
-	"ztgate/zerotier/ztnode"
+	"ztgate/router/config"
 )
 
-// TestJoinedOrder: home remembers who was joined first, also when one is joined again.
-func TestJoinedOrder(t *testing.T) {
-	home := t.TempDir()
-	const a, b, c = ztnode.NetworkID(3), ztnode.NetworkID(1), ztnode.NetworkID(2)
-	m, err := remember(home)
+// TestRememberOnFullDisk: what is remembered already isn't written, so that a start
+// doesn't need room on the disk. What changes is.
+func TestRememberOnFullDisk(t *testing.T) {
+	cfg, err := config.Load(config.Sources{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, step := range []struct {
-		id   ztnode.NetworkID
-		join bool
-		want []ztnode.NetworkID
-	}{
-		{a, true, []ztnode.NetworkID{a}},
-		{b, true, []ztnode.NetworkID{a, b}},
-		{a, true, []ztnode.NetworkID{a, b}},
-		{c, false, []ztnode.NetworkID{a, b}},
-		{c, true, []ztnode.NetworkID{a, b, c}},
-		{a, false, []ztnode.NetworkID{b, c}},
-		{a, true, []ztnode.NetworkID{b, c, a}},
-	} {
-		if err := m.join(step.id, step.join); err != nil {
-			t.Fatal(err)
-		}
-		again, err := remember(home)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, got := range [][]ztnode.NetworkID{m.joined(), again.joined()} {
-			if !slices.Equal(got, step.want) {
-				t.Errorf("step %d: joined %v, want %v", i+1, got, step.want)
-			}
-		}
+	m, err := remember(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.join(1, true); err != nil {
+		t.Fatal(err)
+	}
+	m.path = filepath.Join(t.TempDir(), "nothing can be written here", memoryFile)
+	if err := m.keep(cfg); err != nil {
+		t.Errorf("the same again: %v", err)
+	}
+	if err := m.join(2, true); err == nil {
+		t.Error("a change that isn't written is taken for one")
+	}
+	if list := m.joined(); len(list) != 1 {
+		t.Errorf("joined: %v", list)
 	}
 }

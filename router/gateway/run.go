@@ -104,7 +104,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 	}
 	defer srv.close()
 	if err := mem.keep(cfg); err != nil {
-		return err
+		log.Warn("a configuration file that is gone at the next start won't be missed", "error", err)
 	}
 	info := node.Info()
 	log.Info("starting", "version", control.Version, "address", info.Address, "node", cfg.Node, "mode", s.mode, "home", cfg.Home,
