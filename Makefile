@@ -102,12 +102,12 @@ conformance-linux: deps ## the same rows on the kernel's nftables masquerade, as
 	cd netstack/conformance && $(GO) test -count=1 -tags e2e -timeout 5m -run TestLinux -table
 
 # Its last output is a table of what was tried with what, also in the file TABLE.
-interop: build ## against real nodes: ZT_ONE=path, also ZT_ONE_OLD=path, LIBZT_PREFIX=dir, TABLE=file (root)
-	@test -x "$(ZT_ONE)" || { echo 'set ZT_ONE to the path of a zerotier-one (and ZT_ONE_OLD to that of an older one, if you have it)'; exit 1; }
+interop: build ## against real nodes: ZT_ONE=path, also ZT_ONE_OLD=path, ZT_ONE_NEW=path, ZT_GO=path, LIBZT_PREFIX=dir, TABLE=file (root)
+	@test -x "$(ZT_ONE)" || { echo 'set ZT_ONE to the path of a zerotier-one (and ZT_ONE_OLD, ZT_ONE_NEW to those of an older and a newer one, if you have them)'; exit 1; }
 	@if deploy/find-libzt.sh; then $(MAKE) build-libzt; fi
 	ZTGATE=$(CURDIR)/$(BIN) ZTGATE_LIBZT=$$(deploy/find-libzt.sh && echo $(CURDIR)/$(LIBZT_BIN)) \
-		ZT_ONE='$(ZT_ONE)' ZT_ONE_OLD='$(ZT_ONE_OLD)' LIBZT_PREFIX='$(LIBZT_PREFIX)' ZTGATE_E2E_TABLE='$(TABLE)' \
-		$(GO) test -count=1 -tags e2e -timeout 15m -parallel 5 -v -run Interop ./router/e2e/...
+		ZT_ONE='$(ZT_ONE)' ZT_ONE_OLD='$(ZT_ONE_OLD)' ZT_ONE_NEW='$(ZT_ONE_NEW)' ZT_GO='$(ZT_GO)' LIBZT_PREFIX='$(LIBZT_PREFIX)' ZTGATE_E2E_TABLE='$(TABLE)' \
+		$(GO) test -count=1 -tags e2e -timeout 25m -parallel 5 -v -run Interop ./router/e2e/...
 
 # With libzt installed both nodes are measured, in the same run.
 bench: build deps ## benchmarks and the end-to-end comparison with kernel forwarding (root)

@@ -41,6 +41,7 @@ const (
 	dropUnresolved         // next hop doesn't answer
 	dropOverlay            // the overlay refused the frame
 	dropDevice             // the device refused the packet
+	dropBacklog            // the device lost it before it could be read
 	dropNotForUs           // frame for another MAC
 	dropEtherType          //
 	dropNetwork            // network not joined
@@ -57,7 +58,7 @@ var dropNames = [numDrops]string{
 	dropClientLimit: "client_limit", dropNoPort: "no_port", dropNotFirst: "not_first", dropChecksum: "checksum", dropFlags: "tcp_flags",
 	dropWindow: "out_of_window", dropICMPType: "icmp_type", dropSCTP: "protocol_sctp", dropGRE: "protocol_gre", dropESP: "protocol_esp",
 	dropAH: "protocol_ah", dropIPIP: "protocol_ipip", dropProtocol: "protocol",
-	dropUnresolved: "unresolved", dropOverlay: "overlay", dropDevice: "device", dropNotForUs: "not_for_us",
+	dropUnresolved: "unresolved", dropOverlay: "overlay", dropDevice: "device", dropBacklog: "backlog", dropNotForUs: "not_for_us",
 	dropEtherType: "ethertype", dropNetwork: "network", dropNoAddress: "no_address", dropLocal: "local",
 }
 
@@ -162,7 +163,8 @@ var meanings = map[string][2]string{
 	"protocol":            {"A protocol that can't be masqueraded.", "Set masquerade: false for the network, or nat.exempt for the host."},
 	"unresolved":          {"The next hop doesn't answer ARP or neighbour discovery.", "Switch the host on, or its ZeroTier; ztgate peers shows whether it is reached."},
 	"overlay":             {"The node didn't take the frame: the network isn't OK, or its rules refuse it.", "A reason network_… in the metrics says more."},
-	"device":              {"The TUN didn't take the packet, or lost one: it is down or gone.", "Look at the interface with ip link."},
+	"device":              {"The interface didn't take the packet, or gave one that can't be read: it is down, gone, or its queue is full.", "Look at the interface with ip -s link."},
+	"backlog":             {"With vpc.ingress packet: it came faster than it could be taken.", "Give the gateway more CPU, or its socket more room: net.core.rmem_max."},
 	"not_for_us":          {"A frame for another MAC.", ""},
 	"ethertype":           {"A frame that is neither IP nor ARP.", ""},
 	"network":             {"The network isn't joined, or not yet ready.", "ztgate networks shows its status."},

@@ -48,6 +48,7 @@ type Engine struct {
 	kept   keptFlows
 	ring   refusals
 	ids    idTable
+	lost   atomic.Uint64 // packets that the device lost, as it last said
 	logged atomic.Int64  // when refused flows were last logged, ns
 	rounds atomic.Uint64 // of the timers
 
@@ -151,6 +152,7 @@ func (e *Engine) timers(ctx context.Context) {
 }
 
 func (e *Engine) tick(now int64) {
+	e.countLost()
 	e.table.Sweep(now)
 	e.frags.Expire(now)
 	e.kept.expire(now)
@@ -163,6 +165,23 @@ func (e *Engine) tick(now int64) {
 			e.sendReady(now, at, r.Packets, r.Address)
 		}
 	}
+}
+
+// lossy is a device that knows how many packets came and were lost before they could be
+// read.
+type lossy interface{ Lost() uint64 }
+
+// countLost counts what the device lost since the last time.
+func (e *Engine) countLost() {
+	d, ok := e.dev.(lossy)
+	if !ok {
+		return
+	}
+	lost := d.Lost()
+	n := lost - e.lost.Load()
+	e.stats.traffic[VPCSide][rx].add(n, 0)
+	e.dropN(VPCSide, dropBacklog, int(n))
+	e.lost.Store(lost)
 }
 
 // SetPolicy replaces the policy. Flows that it doesn't allow end with their next

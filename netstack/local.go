@@ -330,6 +330,11 @@ func (e *Engine) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error
 		return 0, err
 	}
 	defer p.Close()
+	return p.ask(ctx)
+}
+
+// ask sends the request and waits for the reply.
+func (p *Ping) ask(ctx context.Context) (time.Duration, error) {
 	start := time.Now()
 	if err := p.send(); err != nil {
 		return 0, err
@@ -364,16 +369,20 @@ func (e *Engine) ping(dst netip.Addr) (*Ping, error) {
 	if err != nil {
 		return nil, err
 	}
+	return e.local.ping(dst, src, to, proto)
+}
+
+func (l *localStack) ping(dst netip.Addr, src, to tcpip.FullAddress, proto tcpip.NetworkProtocolNumber) (*Ping, error) {
 	p := &Ping{dst: dst, to: to}
 	transport, typ := icmp.ProtocolNumber4, byte(8)
 	if dst.Is6() {
 		transport, typ = icmp.ProtocolNumber6, 128
 	}
-	ep, terr := e.local.s.NewEndpoint(transport, proto, &p.wq)
+	ep, terr := l.s.NewEndpoint(transport, proto, &p.wq)
 	if terr != nil {
 		return nil, fmt.Errorf("ping %s: %v", dst, terr)
 	}
-	src.Port = uint16(nat.LocalPortFirst + e.local.ident.Add(1)%(nat.LocalPortLast-nat.LocalPortFirst))
+	src.Port = uint16(nat.LocalPortFirst + l.ident.Add(1)%(nat.LocalPortLast-nat.LocalPortFirst))
 	if terr := ep.Bind(src); terr != nil {
 		ep.Close()
 		return nil, fmt.Errorf("ping %s: %v", dst, terr)

@@ -6,7 +6,8 @@ type Pulse struct{ Packets, Rounds uint64 }
 
 // Pulse returns the counts so far.
 func (e *Engine) Pulse() Pulse {
-	return Pulse{e.stats.traffic[VPCSide][rx].packets.Load(), e.rounds.Load()}
+	lost := e.lost.Load() // before what has them in it
+	return Pulse{e.stats.traffic[VPCSide][rx].packets.Load() - lost, e.rounds.Load()}
 }
 
 // Load returns how many flows there are, and how many there may be.

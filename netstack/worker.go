@@ -455,6 +455,7 @@ type vpcBatch struct {
 	copies  [][]byte // full capacity
 	copied  int
 	classes [maxBatch]uint8
+	lengths [maxBatch]uint16
 }
 
 // ready makes room for a packet.
@@ -490,28 +491,36 @@ func (b *vpcBatch) flush() {
 	if n == 0 {
 		return
 	}
-	t := tally{to: b.fwd}
-	bytes, theirs := uint64(0), 0
 	for i, p := range b.out { // before Write, which may merge them
-		size := uint64(len(p) - ethernetLen)
-		bytes += size
-		if b.classes[i] != noClass {
-			theirs++
-		}
-		t.add(b.classes[i], size)
+		b.lengths[i] = uint16(len(p) - ethernetLen)
 	}
-	_, err := b.e.dev.Write(b.out, ethernetLen)
+	ok, err := b.e.dev.Write(b.out, ethernetLen)
 	clear(b.out)
 	b.out, b.copied = b.out[:0], 0
-	if err != nil { // it doesn't say how many: all count as lost
+	if err == nil {
+		ok = n
+	} else { // which ones are lost it doesn't say: the last count as that
 		b.e.stats.deviceErrors.Add(1)
-		side := OverlaySide
-		if b.fwd == &b.e.stats.vpc {
-			side = VPCSide
-		}
-		b.e.dropN(side, dropDevice, theirs)
-		return
+		ok = min(max(ok, 0), n)
+	}
+	t := tally{to: b.fwd}
+	bytes := uint64(0)
+	for i := range ok {
+		size := uint64(b.lengths[i])
+		bytes += size
+		t.add(b.classes[i], size)
 	}
 	t.flush()
-	b.e.stats.traffic[VPCSide][tx].add(uint64(n), bytes)
+	b.e.stats.traffic[VPCSide][tx].add(uint64(ok), bytes)
+	theirs := 0
+	for _, class := range b.classes[ok:n] {
+		if class != noClass {
+			theirs++
+		}
+	}
+	side := OverlaySide
+	if b.fwd == &b.e.stats.vpc {
+		side = VPCSide
+	}
+	b.e.dropN(side, dropDevice, theirs)
 }

@@ -131,8 +131,8 @@ func (s *store) networks() (out []storedNetwork, err error) {
 	return out, nil
 }
 
-// maxCachedConfig bounds what is read back (chapter 03 §10, max dictionary).
-const maxCachedConfig = 484519
+// maxCachedConfig bounds what is read back.
+const maxCachedConfig = vl2.MaxConfig
 
 func (s *store) networkPath(id vl2.NetworkID) string {
 	return s.Path("networks.d", id.String()+".conf")

@@ -43,7 +43,7 @@ const Headroom = 64
 
 // Software version announced to peers. ZeroTier uses it for display only.
 const (
-	VersionMajor, VersionMinor, VersionRevision = 1, 14, 1
+	VersionMajor, VersionMinor, VersionRevision = 1, 16, 0
 )
 
 // Config says how a node runs.
@@ -67,6 +67,7 @@ type Config struct {
 	Physical     []vl1.PhysicalNetwork
 	Virtual      map[identity.Address]vl1.VirtualPeer
 	LowBandwidth bool
+	SealedHello  ztnode.SealedHello // chapter 06 §3.6
 
 	// TCPRelay carries datagrams over TCP while no root answers over UDP. The zero
 	// value means none, or with DefaultTCPRelay ZeroTier's own server if the planet
@@ -255,6 +256,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 		Physical:        n.cfg.Physical,
 		Virtual:         n.cfg.Virtual,
 		LowBandwidth:    n.cfg.LowBandwidth,
+		SealedHello:     n.cfg.SealedHello,
 		PathAllowed:     func(a netip.Addr) bool { return !n.insideNetwork(a) },
 		Loopback:        onLoopback(n.cfg.Bind),
 		SoftwareVersion: [3]int{VersionMajor, VersionMinor, VersionRevision},
@@ -268,6 +270,9 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	n.layer.SetPeers(n.core)
 	return nil
 }
+
+// SetSealedHello changes which HELLOs are sealed.
+func (n *Node) SetSealedHello(s ztnode.SealedHello) { n.core.SetSealedHello(s) }
 
 // onLoopback reports whether a node can be reached from this host alone.
 func onLoopback(bind []netip.Addr) bool {

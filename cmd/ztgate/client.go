@@ -34,6 +34,9 @@ func (a *app) statusCommand() *cobra.Command {
 			for _, m := range s.Info.PortMappings {
 				fmt.Fprintf(w, "port mapping: %s at %s is mapped to UDP port %d (%s)\n", m.External, m.Gateway, m.Port, m.Protocol)
 			}
+			if s.Ingress != nil {
+				fmt.Fprintf(w, "ingress: %s\n", s.Ingress)
+			}
 			if s.Limit > 0 {
 				fmt.Fprintf(w, "flows: %d of %d\n", s.Flows, s.Limit)
 			}

@@ -52,7 +52,7 @@ func TestDocument(t *testing.T) {
 // testDirs are where the document's tests are.
 var testDirs = map[string]string{
 	"": ".", "netstack": "..", "nat": "../internal/nat", "frag": "../internal/frag", "ipkt": "../internal/ipkt",
-	"faults": "../../router/faults",
+	"faults": "../../router/faults", "packet": "../../router/host/packet",
 }
 
 // TestDocumentTests checks that every row and load names tests that exist.

@@ -294,6 +294,11 @@ func (v *voice) hello(planet *vl1.World) packet.Packet {
 	return p
 }
 
+// sealed puts a packet into an envelope, whatever protected it before.
+func (v *voice) sealed(p packet.Packet, e *packet.Envelope) packet.Packet {
+	return v.keys.SealHello(p, e, &v.s)
+}
+
 // pretend returns an identity with working keys, those of another one, and an address
 // that doesn't follow from them.
 func pretend(like *identity.Identity, a identity.Address) (*identity.Identity, error) {

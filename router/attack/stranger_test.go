@@ -19,17 +19,37 @@ const fresh, firstFresh = 20, 4
 
 // hellos are HELLOs of strangers.
 func (w *world) hellos() (list [][]byte) {
+	return w.hellosBy(func(v *voice) packet.Packet { return v.hello(w.planet) })
+}
+
+// sealedHellos are the same in envelopes, besides those of which nothing but the envelope is
+// right, half of them in the name of the office.
+func (w *world) sealedHellos() (list [][]byte) {
+	e, err := packet.NewEnvelope(w.gateway)
+	w.must(err)
+	list = w.hellosBy(func(v *voice) packet.Packet { return v.sealed(v.hello(w.planet), e) })
+	junk := &voice{keys: packet.NewKeys([identity.SessionLen]byte{1})}
+	for i := range 2000 {
+		p := packet.Packet(make([]byte, packet.HeaderLen+109))
+		src := []identity.Address{w.officeID.Address(), identity.Address(0x1200000000 + i)}[i%2]
+		packet.PutHeader(p, packet.ID(rand.Uint64()), w.gateway.Address(), src, packet.VerbHello)
+		list = append(list, junk.sealed(p, e))
+	}
+	return list
+}
+
+func (w *world) hellosBy(hello func(*voice) packet.Packet) (list [][]byte) {
 	for i := range fresh {
 		v, err := newVoice(w.identity(firstFresh+i), w.gateway)
 		w.must(err)
-		list = append(list, v.hello(w.planet))
+		list = append(list, hello(v))
 	}
 	for i := range 2000 {
 		id, err := pretend(w.identity(firstFresh), identity.Address(0x1100000000+i))
 		w.must(err)
 		v, err := newVoice(id, w.gateway)
 		w.must(err)
-		list = append(list, v.hello(w.planet))
+		list = append(list, hello(v))
 	}
 	return list
 }
@@ -84,6 +104,14 @@ var strangerRows = []row{
 	{name: "stranger/HELLO flood from one network", unproven: true, prepare: func(w *world) attack {
 		list := w.hellos()
 		return attack{run: w.wireFlood(5000, func(i int) (netip.AddrPort, []byte) { return from(0), list[i%len(list)] })}
+	}},
+	{name: "stranger/sealed HELLOs, many sources", unproven: true, prepare: func(w *world) attack {
+		list := w.sealedHellos()
+		return attack{run: w.wireFlood(20_000, func(i int) (netip.AddrPort, []byte) { return from(i), list[i%len(list)] })}
+	}},
+	{name: "stranger/sealed HELLOs from one network", unproven: true, prepare: func(w *world) attack {
+		list := w.sealedHellos()
+		return attack{run: w.wireFlood(20_000, func(i int) (netip.AddrPort, []byte) { return from(0), list[i%len(list)] })}
 	}},
 	{name: "stranger/replay, hops set", unproven: true, prepare: func(w *world) attack {
 		list := w.captured(w.officeID)

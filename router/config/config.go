@@ -24,6 +24,13 @@ const (
 	DefaultMTU    = 2800
 )
 
+// Ways in for packets of the VPC.
+const (
+	IngressTUN    = "tun"
+	IngressPacket = "packet"
+	IngressAuto   = "auto" // until [Config.PickIngress]
+)
+
 // Config is the effective configuration. It is immutable: nobody changes it, or
 // what its slices hold, once [Load] has returned it. [Config.Reload] and
 // [Config.Resolve] make new ones.
@@ -55,6 +62,7 @@ type Config struct {
 	written written
 	answers map[string][]netip.Addr // that the names were replaced by
 	fitted  bool                    // by [Config.FitFlows]
+	picked  bool                    // by [Config.PickIngress]
 }
 
 // NetworkConfig is a network to join.
@@ -66,13 +74,13 @@ type NetworkConfig struct {
 
 // VPCConfig is the side the clients are on.
 type VPCConfig struct {
-	Ingress    string
+	Ingress    string // see [IngressTUN]
 	IOUring    string // auto | off
 	TUN        string
 	Sources    []netip.Prefix // who may send; none = everybody
-	Address    []netip.Prefix // of the gateway on the TUN
-	MTU        int            // 0 = the largest of the networks, at least [DefaultMTU]
-	Interfaces []string       // where VPC packets come from; checked only
+	Address    []netip.Prefix // of the gateway on the TUN, or of its probes
+	MTU        int            // 0 = the interface's; of a TUN, the largest of the networks, at least [DefaultMTU]
+	Interfaces []string       // where VPC packets come from; on a TUN checked only
 }
 
 // NATConfig configures translation.
@@ -348,11 +356,15 @@ func (c *Config) check() []error {
 		bad("home", "is empty: give a directory")
 	}
 	switch c.VPC.Ingress {
-	case "tun":
-	case "packet", "geneve":
-		bad("vpc.ingress", "%q is not supported yet: use tun", c.VPC.Ingress)
+	case IngressTUN, IngressAuto:
+	case IngressPacket:
+		if len(c.VPC.Interfaces) != 1 {
+			bad("vpc.ingress", "packet takes packets from one interface: name it in vpc.interfaces (--interface)")
+		}
+	case "geneve":
+		bad("vpc.ingress", "%q is not supported yet: use tun, packet or auto", c.VPC.Ingress)
 	default:
-		bad("vpc.ingress", "%q is unknown: use tun", c.VPC.Ingress)
+		bad("vpc.ingress", "%q is unknown: use tun, packet or auto", c.VPC.Ingress)
 	}
 	if !validInterface(c.VPC.TUN) {
 		bad("vpc.tun", "%q is no interface name: use up to 15 characters without spaces, '/' or ':'", c.VPC.TUN)

@@ -221,6 +221,8 @@ func TestLoadErrors(t *testing.T) {
 		{"rule direction", "policy: {rules: [{action: drop, direction: up}]}", nil, nil, "use one of out, in"},
 		{"port sharing", "nat: {port_sharing: some}", nil, nil, "none, by_destination"},
 		{"reserved ingress", "vpc: {ingress: geneve}", nil, nil, `"geneve" is not supported yet: use tun`},
+		{"packets of no interface", "vpc: {ingress: packet}", nil, nil, "packet takes packets from one interface"},
+		{"packets of two interfaces", "vpc: {ingress: packet, interfaces: [eth0, eth1]}", nil, nil, "packet takes packets from one interface"},
 		{"unknown ingress", "vpc: {ingress: tnu}", nil, nil, "use tun"},
 		{"network", "networks: [8056c2e2]", nil, nil, "want 16 hex digits"},
 		{"network twice", "networks: [8056c2e21c000001, 8056c2e21c000001]", nil, nil, "listed twice"},

@@ -72,6 +72,11 @@ func load(src Sources, running string) (*Config, error) {
 		return nil, err
 	}
 	l.localConf()
+	for _, p := range l.cfg.Underlay.Physical {
+		if p.MTU != 0 && p.MTU < usualPhysicalMTU {
+			l.warnf("physical: MTU %d of %s is below %d: a full frame takes six datagrams, and is lost with any of them", p.MTU, p.Network, usualPhysicalMTU)
+		}
+	}
 	l.secrets()
 	if len(l.errs) == 0 { // otherwise these would be consequences
 		l.errs = append(l.errs, l.cfg.check()...)

@@ -40,6 +40,7 @@ var localSettings = map[string]struct {
 	"primaryPort":           {"port", plainJSON},
 	"portMappingEnabled":    {"port_mapping", plainJSON},
 	"lowBandwidthMode":      {"low_bandwidth", plainJSON},
+	"encryptedHelloEnabled": {"sealed_hello", switchJSON("always", "off")},
 	"tcpFallbackRelay":      {"tcp_relay", slashEndpoint},
 	"allowTcpFallbackRelay": {"tcp_relay", onlyFalse("off")},
 }
@@ -50,6 +51,19 @@ const (
 )
 
 func plainJSON(b json.RawMessage) (string, bool) { return string(b), true }
+
+// switchJSON is for a switch whose positions have words of ours.
+func switchJSON(on, off string) func(json.RawMessage) (string, bool) {
+	return func(b json.RawMessage) (string, bool) {
+		switch string(b) {
+		case "true":
+			return on, true
+		case "false":
+			return off, true
+		}
+		return string(b), true // to be refused by name
+	}
+}
 
 // slashEndpoint reads ADDRESS/PORT.
 func slashEndpoint(b json.RawMessage) (string, bool) {
@@ -123,8 +137,8 @@ func (l *loader) localPhysical(path string, conf *localConf) {
 	for _, name := range slices.Sorted(maps.Keys(conf.Physical)) {
 		v := conf.Physical[name]
 		p, err := netip.ParsePrefix(name)
-		if err == nil && v.MTU != 0 {
-			_, err = parsePhysicalMTU(fmt.Sprint(v.MTU))
+		if v.MTU = max(v.MTU, 0); v.MTU > 0 { // as zerotier-one takes it
+			v.MTU = min(max(v.MTU, minPhysicalMTU), maxPhysicalMTU)
 		}
 		if err != nil || len(l.cfg.Underlay.Physical) == maxPhysical {
 			l.warnf("%s: physical %q is not used: %v", path, name, cmp.Or(err, errors.New("there are too many")))

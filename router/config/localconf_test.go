@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"ztgate/zerotier/ztnode"
 )
 
 // A home that was moved from zerotier-one brings its settings along; ours win, and
@@ -30,17 +32,21 @@ func TestLocalConf(t *testing.T) {
 		return c
 	}
 	write(`{
-		"physical": {"10.0.0.0/8": {"blacklist": true}, "10.9.0.0/24": {"trustedPathId": 4711, "mtu": 8900}, "nonsense": {}},
+		"physical": {"10.0.0.0/8": {"blacklist": true}, "10.9.0.0/24": {"trustedPathId": 4711, "mtu": 8900},
+			"10.9.1.0/24": {"mtu": 1}, "10.9.2.0/24": {"mtu": 20000}, "10.9.3.0/24": {"mtu": -1}, "nonsense": {}},
 		"virtual": {"feedbeef12": {"try": ["10.10.20.1/9993"], "blacklist": ["192.168.0.0/24"]}, "short": {}},
 		"settings": {"primaryPort": 12345, "portMappingEnabled": false, "lowBandwidthMode": true, "tcpFallbackRelay": "198.51.100.9/443",
-			"allowTcpFallbackRelay": true, "softwareUpdate": "disable", "multipathMode": 0}
+			"allowTcpFallbackRelay": true, "encryptedHelloEnabled": true, "softwareUpdate": "disable", "multipathMode": 0}
 	}`)
 	c := load(nil)
 	u := c.Underlay
 	if c.Port != 12345 || u.PortMapping || !u.LowBandwidth || u.TCPRelay != "198.51.100.9:443" {
 		t.Errorf("port %d, underlay %+v", c.Port, u)
 	}
-	if len(u.Physical) != 2 || u.Physical[0].String() != "10.9.0.0/24 mtu 8900 trusted_path 4711" || u.Physical[1].String() != "10.0.0.0/8 blacklist" {
+	if u.SealedHello != ztnode.SealedHelloAlways {
+		t.Errorf("sealed HELLOs: %v", u.SealedHello)
+	}
+	if got := strings.Join(texts(u.Physical), ", "); got != "10.9.0.0/24 mtu 8900 trusted_path 4711, 10.9.1.0/24 mtu 510, 10.9.2.0/24 mtu 10324, 10.9.3.0/24, 10.0.0.0/8 blacklist" {
 		t.Errorf("physical %v", u.Physical)
 	}
 	if len(u.Virtual) != 1 || u.Virtual[0].String() != "feedbeef12 try 10.10.20.1:9993 blacklist 192.168.0.0/24" {
@@ -50,7 +56,7 @@ func TestLocalConf(t *testing.T) {
 		t.Errorf("port comes from %q", o)
 	}
 	warnings := strings.Join(c.Warnings, "\n")
-	for _, want := range []string{"multipathMode, softwareUpdate", `physical "nonsense"`, `virtual "short"`} {
+	for _, want := range []string{"multipathMode, softwareUpdate", "MTU 510 of 10.9.1.0/24", `physical "nonsense"`, `virtual "short"`} {
 		if !strings.Contains(warnings, want) {
 			t.Errorf("warnings %q don't name %s", warnings, want)
 		}
@@ -73,6 +79,14 @@ func TestLocalConf(t *testing.T) {
 	write(`{"settings": {"allowTcpFallbackRelay": false, "primaryPort": "x"}}`)
 	if c := load(nil); c.Underlay.TCPRelay != "off" || c.Port != DefaultPort || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "primaryPort") {
 		t.Errorf("relay %q, port %d, warnings %q", c.Underlay.TCPRelay, c.Port, c.Warnings)
+	}
+	write(`{"settings": {"encryptedHelloEnabled": false}}`)
+	if c := load(nil); c.Underlay.SealedHello != ztnode.SealedHelloOff || !strings.HasSuffix(c.Origin("sealed_hello"), "local.conf") {
+		t.Errorf("sealed HELLOs: %v from %q", c.Underlay.SealedHello, c.Origin("sealed_hello"))
+	}
+	write(`{"settings": {"encryptedHelloEnabled": 7}}`)
+	if c := load(nil); c.Underlay.SealedHello != ztnode.SealedHelloOff || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "encryptedHelloEnabled") {
+		t.Errorf("sealed HELLOs: %v, warnings %q", c.Underlay.SealedHello, c.Warnings)
 	}
 	for _, text := range []string{"{", `{"physical": 7}`, strings.Repeat(" ", maxLocalConf+1)} {
 		write(text)

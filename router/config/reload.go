@@ -16,6 +16,9 @@ func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
 	if c.fitted {
 		next = next.FitFlows(c.NAT.MaxFlows, c.Origin(keyMaxFlows))
 	}
+	if c.picked && next.VPC.Ingress == IngressAuto {
+		next = next.PickIngress(c.VPC.Ingress, c.Origin(keyIngress))
+	}
 	changed, restart = []string{}, []string{}
 	for _, s := range settings {
 		was := s.get(c)
@@ -40,7 +43,7 @@ func (c *Config) Reload() (next *Config, changed, restart []string, err error) {
 			changed = append(changed, part.name())
 		}
 	}
-	next.Underlay = c.Underlay
+	next.Underlay.Physical, next.Underlay.Virtual = c.Underlay.Physical, c.Underlay.Virtual
 	return next.Resolve(c.answers), changed, restart, nil
 }
 
@@ -53,9 +56,28 @@ func (c *Config) FitFlows(n int, origin string) *Config {
 	if c.Origin(keyMaxFlows) != "default" || n >= c.NAT.MaxFlows {
 		return c
 	}
-	next := *c
+	next := c.from(keyMaxFlows, origin)
 	next.NAT.MaxFlows, next.fitted = n, true
-	next.origin = map[string]string{keyMaxFlows: origin}
-	maps.Copy(next.origin, c.origin)
+	return next
+}
+
+// keyIngress is the way in for packets of the VPC.
+const keyIngress = "vpc.ingress"
+
+// PickIngress returns c with a way in where it has auto, and says why that one.
+func (c *Config) PickIngress(ingress, origin string) *Config {
+	next := c.from(keyIngress, origin)
+	next.VPC.Ingress, next.picked = ingress, true
+	return next
+}
+
+// from returns a copy of c in which a key comes from elsewhere.
+func (c *Config) from(key, origin string) *Config {
+	next := *c
+	next.origin = maps.Clone(c.origin)
+	if next.origin == nil {
+		next.origin = map[string]string{}
+	}
+	next.origin[key] = origin
 	return &next
 }

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"ztgate/zerotier/ztnode"
 )
 
 // setting is one value of the configuration: a key in the file, a flag and an
@@ -154,14 +156,15 @@ var settings = []*setting{
 		c.Underlay.TCPRelay = v
 		return nil
 	}, func(c *Config) string { return c.Underlay.TCPRelay }),
+	live(sealedHelloSetting()),
 	boolean("low_bandwidth", "", "", false, func(c *Config) *bool { return &c.Underlay.LowBandwidth }),
 	boolean("port_mapping", "", "", true, func(c *Config) *bool { return &c.Underlay.PortMapping }),
-	text("vpc.ingress", "ingress", "where VPC packets come from: tun", "tun", func(c *Config) *string { return &c.VPC.Ingress }),
+	text(keyIngress, "ingress", "how VPC packets come in: tun, packet (from the interface itself) or auto", IngressTUN, func(c *Config) *string { return &c.VPC.Ingress }),
 	word("vpc.io_uring", "", "", "auto", []string{"auto", "off"}, func(c *Config) *string { return &c.VPC.IOUring }),
 	text("vpc.tun", "tun", "name of the TUN interface", DefaultTUN, func(c *Config) *string { return &c.VPC.TUN }),
 	list("vpc.sources", "source", "prefix that may send into the overlay, repeatable; none = everybody", nil, ParsePrefix, func(c *Config) *[]netip.Prefix { return &c.VPC.Sources }),
 	addressSetting(),
-	number("vpc.mtu", "mtu", "MTU of the TUN, in bytes; 0 = the largest of the networks", 0, 1280, 65535, func(c *Config) *int { return &c.VPC.MTU }),
+	number("vpc.mtu", "mtu", "MTU of the TUN, in bytes, or at most that of the interface; 0 = the largest of the networks, or the interface's", 0, 1280, 65535, func(c *Config) *int { return &c.VPC.MTU }),
 	interfacesSetting(),
 	live(boolean("nat.masquerade", "masquerade", "hide clients behind the gateway's overlay address", true, func(c *Config) *bool { return &c.NAT.Masquerade })),
 	live(boolean("nat.masquerade6", "", "", false, func(c *Config) *bool { return &c.NAT.Masquerade6 })),
@@ -204,6 +207,18 @@ func nodeSetting() *setting {
 	return s
 }
 
+// sealedHelloSetting says which HELLOs of the node are sealed.
+func sealedHelloSetting() *setting {
+	return scalar("sealed_hello", "", "", ztnode.SealedHelloOff.String(), func(c *Config, v string) error {
+		how, ok := ztnode.ParseSealedHello(v)
+		if !ok {
+			return errors.New("use one of off, auto, always")
+		}
+		c.Underlay.SealedHello = how
+		return nil
+	}, func(c *Config) string { return c.Underlay.SealedHello.String() })
+}
+
 func secret(s *setting) *setting { s.secret = true; return s }
 
 func networksSetting() *setting {
@@ -233,7 +248,7 @@ func networksSetting() *setting {
 
 func interfacesSetting() *setting {
 	s := &setting{key: "vpc.interfaces", flag: "interface", list: true,
-		usage: "interface that VPC packets come from, repeatable; only checked to exist",
+		usage: "interface that VPC packets come from, repeatable; one with packet as ingress",
 		set: func(c *Config, values []string) error {
 			for _, v := range values {
 				if !validInterface(v) {
@@ -250,7 +265,7 @@ func interfacesSetting() *setting {
 // addressSetting is the gateway's own address on the TUN. The default lies in
 // shared address space and is never visible outside this host.
 func addressSetting() *setting {
-	s := list("vpc.address", "address", "own address on the TUN, repeatable, or none", []string{"100.127.255.1/32"}, parseOwnAddress,
+	s := list("vpc.address", "address", "own address towards the VPC, repeatable, or none", []string{"100.127.255.1/32"}, parseOwnAddress,
 		func(c *Config) *[]netip.Prefix { return &c.VPC.Address })
 	set := s.set
 	s.set = func(c *Config, v []string) error {

@@ -6,12 +6,15 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"ztgate/zerotier/ztnode"
 )
 
 // Underlay is what the operator knows about the networks that carry the overlay
 // (chapter 02 §8.6).
 type Underlay struct {
-	LowBandwidth bool   // fewer probes and announcements
+	LowBandwidth bool // fewer probes and announcements
+	SealedHello  ztnode.SealedHello
 	TCPRelay     string // auto | off | ADDRESS:PORT
 	PortMapping  bool   // routers in front of this host are asked to map a port
 	Physical     []PhysicalNetwork
@@ -36,6 +39,9 @@ type VirtualPeer struct {
 
 const (
 	minPhysicalMTU = 510
+
+	usualPhysicalMTU = 576 // smaller ones are seldom meant
+
 	maxPhysicalMTU = 10324
 	maxPhysical    = 32
 )

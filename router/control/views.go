@@ -1,6 +1,7 @@
 package control
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -74,7 +75,7 @@ type TargetState struct {
 	Error      string    `json:"error,omitempty"`
 	Member     string    `json:"member,omitempty"`     // that answered last
 	Path       string    `json:"path,omitempty"`       // DIRECT, RELAY or NONE: the way to it now
-	Through    string    `json:"through,omitempty"`    // kernel = as a client's packets; plane = from behind the interface
+	Through    string    `json:"through,omitempty"`    // kernel = as a client's packets; ingress = as those, from where they are read; plane = from behind the interface
 	PolicyNote string    `json:"policyNote,omitempty"` // what the policy has against clients that go there
 }
 
@@ -100,10 +101,20 @@ type Status struct {
 	Flows    int           `json:"flows"`
 	Limit    int           `json:"flowsLimit"`
 
+	Ingress     *Ingress  `json:"ingress,omitempty"`          // of a gateway
 	Writes      *Writes   `json:"writes,omitempty"`           // nil = there are no interfaces
 	MemoryLimit int64     `json:"memoryLimitBytes,omitempty"` // of the runtime; 0 = none
 	Limited     []Limited `json:"limited,omitempty"`
 }
+
+// Ingress is how packets of the VPC come in.
+type Ingress struct {
+	Kind      string `json:"kind"` // tun or packet
+	Interface string `json:"interface"`
+	From      string `json:"from"` // where that was said, or why it was picked
+}
+
+func (i *Ingress) String() string { return fmt.Sprintf("%s, %s (%s)", i.Kind, i.Interface, i.From) }
 
 // Writes is how packets are written to this host's interfaces.
 type Writes struct {

@@ -117,8 +117,9 @@ func raw(s *lab.Scenario, protocol string) error {
 	return err
 }
 
-// What `ztgate explain` says of a packet is what becomes of it.
-func testExplain(t *testing.T, s *lab.Scenario) {
+// What `ztgate explain` says of a packet is what becomes of it, in a kernel that forwards
+// to a TUN or past it.
+func testExplain(t *testing.T, s *lab.Scenario, past bool) {
 	ping := func() error { return pings(s.VPC, office) }
 	page := func() error { return fetch(s) }
 	icmp := between("", vpcClient, office)
@@ -175,6 +176,43 @@ func testExplain(t *testing.T, s *lab.Scenario) {
 			})
 		}
 	})
+	device := "ztg0"
+	if past {
+		device = "eth-vpc"
+	}
+	t.Run("interface down", func(t *testing.T) {
+		run(t, s.Gateway, "ip", "link", "set", device, "down")
+		agree(t, s, icmp, "drop", "host_interface_down", ping)
+		run(t, s.Gateway, "ip", "link", "set", device, "up")
+		testwait.NoError(t, soon, ping)
+		agree(t, s, icmp, "forward", "", ping)
+	})
+	if !past {
+		testExplainKernel(t, s)
+	}
+	t.Run("network down", func(t *testing.T) {
+		authorize(t, s, false)
+		testwait.NoError(t, soon, func() error {
+			if err := ping(); err == nil {
+				return errors.New("the office answers")
+			}
+			return nil
+		})
+		x := agree(t, s, icmp, "drop", "network_down", ping)
+		if x.Network != s.Network {
+			t.Errorf("%+v", x)
+		}
+		authorize(t, s, true)
+		testwait.NoError(t, soon, ping)
+		agree(t, s, https, "forward", "", page)
+	})
+	t.Run("limits", func(t *testing.T) { testLimit(t, s) })
+}
+
+// testExplainKernel asks about packets that the kernel doesn't send to the TUN.
+func testExplainKernel(t *testing.T, s *lab.Scenario) {
+	ping := func() error { return pings(s.VPC, office) }
+	icmp := between("", vpcClient, office)
 	t.Run("forwarding off", func(t *testing.T) {
 		if err := s.Gateway.Sysctl("net/ipv4/ip_forward", "0"); err != nil {
 			t.Fatal(err)
@@ -188,13 +226,6 @@ func testExplain(t *testing.T, s *lab.Scenario) {
 		if err := s.Gateway.Sysctl("net/ipv4/ip_forward", "1"); err != nil {
 			t.Fatal(err)
 		}
-		agree(t, s, icmp, "forward", "", ping)
-	})
-	t.Run("interface down", func(t *testing.T) {
-		run(t, s.Gateway, "ip", "link", "set", "ztg0", "down")
-		agree(t, s, icmp, "drop", "host_interface_down", ping)
-		run(t, s.Gateway, "ip", "link", "set", "ztg0", "up")
-		testwait.NoError(t, soon, ping)
 		agree(t, s, icmp, "forward", "", ping)
 	})
 	t.Run("a route of somebody else", func(t *testing.T) {
@@ -213,23 +244,6 @@ func testExplain(t *testing.T, s *lab.Scenario) {
 		testwait.NoError(t, soon, ping)
 		agree(t, s, icmp, "forward", "", ping)
 	})
-	t.Run("network down", func(t *testing.T) {
-		authorize(t, s, false)
-		testwait.NoError(t, soon, func() error {
-			if err := ping(); err == nil {
-				return errors.New("the office answers")
-			}
-			return nil
-		})
-		x := agree(t, s, icmp, "drop", "network_down", ping)
-		if x.Network != s.Network {
-			t.Errorf("%+v", x)
-		}
-		authorize(t, s, true)
-		testwait.NoError(t, soon, ping)
-		agree(t, s, https, "forward", "", page)
-	})
-	t.Run("limits", func(t *testing.T) { testLimit(t, s) })
 }
 
 // A member that is off is named as soon as the gateway knows.

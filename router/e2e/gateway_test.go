@@ -56,8 +56,13 @@ func fetch(s *lab.Scenario) error {
 }
 
 func TestGateway(t *testing.T) {
-	s := start(t, options(t))
+	// Two hops: the kernel's forwarding to the TUN and ours.
+	testGateway(t, start(t, options(t)), "ttl=62", "172.31.0.1")
+}
 
+// testGateway tries what a gateway is for. The answer to a ping has this TTL, and the
+// first hop of a traceroute this address.
+func testGateway(t *testing.T, s *lab.Scenario, ttl, firstHop string) {
 	t.Run("curl", func(t *testing.T) {
 		if err := fetch(s); err != nil {
 			t.Fatal(err)
@@ -65,8 +70,8 @@ func TestGateway(t *testing.T) {
 	})
 	t.Run("ping", func(t *testing.T) {
 		out := run(t, s.VPC, "ping", "-c", "3", "-i", "0.2", office)
-		if !strings.Contains(out, " 0% packet loss") || !strings.Contains(out, "ttl=62") {
-			t.Error(out) // two hops: the kernel's forwarding to the TUN and ours
+		if !strings.Contains(out, " 0% packet loss") || !strings.Contains(out, ttl) {
+			t.Error(out)
 		}
 	})
 	t.Run("large pings", func(t *testing.T) {
@@ -81,7 +86,7 @@ func TestGateway(t *testing.T) {
 		for _, kind := range []string{"-U", "-I", "-T"} {
 			out := run(t, s.VPC, "traceroute", "-n", "-q", "1", "-w", "2", "-m", "5", kind, office)
 			lines := strings.Split(strings.TrimSpace(out), "\n")
-			if len(lines) < 3 || !strings.Contains(lines[1], "172.31.0.1") || !strings.Contains(lines[len(lines)-1], office) {
+			if len(lines) < 3 || !strings.Contains(lines[1], firstHop) || !strings.Contains(lines[len(lines)-1], office) {
 				t.Errorf("traceroute %s: want the gateway first and the office last:\n%s", kind, out)
 			}
 		}

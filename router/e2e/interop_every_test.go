@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,13 +32,26 @@ const (
 )
 
 // implementation is one of a node: ours, on libzt, or the zerotier-one at a path.
-type implementation struct{ name, path string }
+type implementation struct {
+	name, path string
+	seals      ztnode.SealedHello
+}
+
+// sealing is the same implementation with all HELLOs sealed.
+func (k implementation) sealing() implementation {
+	return implementation{k.name + " sealing", k.path, ztnode.SealedHelloAlways}
+}
+
+// auto is the same implementation with HELLOs sealed to those that open them.
+func (k implementation) auto() implementation {
+	return implementation{k.name + " auto", k.path, ztnode.SealedHelloAuto}
+}
 
 // implementations returns ours and the real ones that there are.
 func implementations(t *testing.T) []implementation {
-	out := []implementation{{nameOurs, ""}, {version(t, reference(t)), reference(t)}}
+	out := []implementation{{name: nameOurs}, {name: version(t, reference(t)), path: reference(t)}}
 	if older() != "" {
-		out = append(out, implementation{version(t, older()), older()})
+		out = append(out, implementation{name: version(t, older()), path: older()})
 	}
 	return out
 }
@@ -68,7 +82,8 @@ type party struct {
 type every struct {
 	*lab.Mesh
 	id               ztnode.NetworkID
-	root, controller string // implementations
+	impls            []implementation
+	root, controller string
 	members          []party
 	gateways         []party
 }
@@ -97,7 +112,7 @@ func TestInteropEvery(t *testing.T) {
 		for c, controller := range impls {
 			t.Run(fmt.Sprintf("root_%s_controller_%s", root.name, controller.name), func(t *testing.T) {
 				t.Parallel()
-				e := startEvery(t, fmt.Sprintf("e%d%d", r, c), root, controller)
+				e := startEvery(t, fmt.Sprintf("e%d%d", r, c), root, controller, impls)
 				e.traffic(t)
 				if c != (r+1)%len(impls) {
 					return
@@ -114,19 +129,18 @@ func TestInteropEvery(t *testing.T) {
 	}
 }
 
-func startEvery(t *testing.T, name string, root, controller implementation) *every {
-	o := lab.MeshOptions{Prefix: name, Root: root.path, Separate: true, Controller: controller.path, Libzt: os.Getenv("ZTGATE_LIBZT")}
-	e := &every{root: root.name, controller: controller.name}
-	impls := implementations(t)
+func startEvery(t *testing.T, name string, root, controller implementation, impls []implementation) *every {
+	o := lab.MeshOptions{Prefix: name, Root: root.path, Separate: true, Controller: controller.path, Seal: root.seals, Libzt: os.Getenv("ZTGATE_LIBZT")}
+	e := &every{root: root.name, controller: controller.name, impls: impls}
 	for i, k := range impls {
-		o.Members = append(o.Members, lab.MeshMember{Name: "m" + strconv.Itoa(i), ZeroTierOne: k.path})
+		o.Members = append(o.Members, lab.MeshMember{Name: "m" + strconv.Itoa(i), ZeroTierOne: k.path, Seal: k.seals})
 		e.members = append(e.members, party{implementation: k})
 	}
 	if o.Libzt != "" {
-		impls = append(impls, implementation{name: nameLibzt})
+		impls = append(slices.Clone(impls), implementation{name: nameLibzt})
 	}
 	for i, k := range impls {
-		o.Members = append(o.Members, lab.MeshMember{Name: "g" + strconv.Itoa(i), ZeroTierOne: k.path, Libzt: k.name == nameLibzt,
+		o.Members = append(o.Members, lab.MeshMember{Name: "g" + strconv.Itoa(i), ZeroTierOne: k.path, Seal: k.seals, Libzt: k.name == nameLibzt,
 			Gateway: true, Forwarded: portsOfAll})
 		e.gateways = append(e.gateways, party{implementation: k})
 	}
@@ -289,7 +303,7 @@ func (e *every) access(t *testing.T) {
 // they do, see TestInteropDeauthorise.
 func (e *every) deauthorise(t *testing.T) {
 	cut := func(m, g party) error {
-		if m.name == nameOurs || g.name == nameOurs {
+		if m.path == "" && m.name != nameLibzt || g.path == "" && g.name != nameLibzt {
 			return both(m, g, portPlain, false)
 		}
 		err := bothWithin(patience/3, m, g, portPlain, false)
@@ -419,9 +433,9 @@ func (e *every) killRoot(t *testing.T, flows map[pair]*flow) {
 		return errors.Join(flows[pair{m.name, g.name}].alive(patience), both(m, g, portPlain, true))
 	})
 	bringBack(t, e.Mesh)
-	for i, k := range implementations(t) {
+	for i, k := range e.impls {
 		start := time.Now()
-		n, err := e.Add(e.Context(), lab.MeshMember{Name: "late" + strconv.Itoa(i), ZeroTierOne: k.path})
+		n, err := e.Add(e.Context(), lab.MeshMember{Name: "late" + strconv.Itoa(i), ZeroTierOne: k.path, Seal: k.seals})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -32,27 +32,45 @@ func TestInteropBulk(t *testing.T) {
 		name                  string
 		root, office, gateway lab.Program
 		path                  string
+		seal                  bool
 	}
 	mixes := []mix{
-		{"office_real", lab.Reference, lab.Reference, lab.Ours, real},
-		{"gateway_real", lab.Ours, lab.Ours, lab.Reference, real},
+		{"office_real", lab.Reference, lab.Reference, lab.Ours, real, false},
+		{"gateway_real", lab.Ours, lab.Ours, lab.Reference, real, false},
 	}
 	if old := older(); old != "" {
 		mixes = append(mixes,
-			mix{"office_old", lab.Ours, lab.Reference, lab.Ours, old},
-			mix{"gateway_old", lab.Reference, lab.Ours, lab.Reference, old})
+			mix{"office_old", lab.Ours, lab.Reference, lab.Ours, old, false},
+			mix{"gateway_old", lab.Reference, lab.Ours, lab.Reference, old, false})
+	}
+	if path := newer(); path != "" {
+		mixes = append(mixes,
+			mix{"office_new", lab.Ours, lab.Reference, lab.Ours, path, false},
+			mix{"office_sealing", lab.Ours, lab.Reference, lab.Ours, path, true},
+			mix{"gateway_new", lab.Ours, lab.Ours, lab.Reference, path, false},
+			mix{"gateway_sealing", lab.Ours, lab.Ours, lab.Reference, path, true})
+	}
+	if path := independent(); path != "" {
+		mixes = append(mixes,
+			mix{"office_go", lab.Ours, lab.Reference, lab.Ours, path, false},
+			mix{"office_go_sealing", lab.Ours, lab.Reference, lab.Ours, path, true},
+			mix{"gateway_go", lab.Ours, lab.Ours, lab.Reference, path, false})
 	}
 	for _, c := range mixes { // one after the other: they need the machine
 		t.Run(c.name, func(t *testing.T) {
 			name := func(m lab.Program) string {
-				if m == lab.Reference {
-					return version(t, c.path)
+				if m != lab.Reference {
+					return nameOurs
 				}
-				return nameOurs
+				k := implementation{name: version(t, c.path)}
+				if c.seal {
+					k = k.sealing()
+				}
+				return k.name
 			}
 			recordTest(t, row{property: "HTTPS, bulk TCP and UDP both ways", root: name(c.root), controller: name(c.root), member: name(c.office), gateway: name(c.gateway)})
 			o := options(t)
-			o.Root, o.Office, o.Gateway, o.ZeroTierOne = c.root, c.office, c.gateway, c.path
+			o.Root, o.Office, o.Gateway, o.ZeroTierOne, o.Seal = c.root, c.office, c.gateway, c.path, c.seal
 			o.Prefix += "bulk"
 			s := start(t, o)
 			r := &lab.Report{}

@@ -29,6 +29,13 @@ func overlayOf(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 77, 0, byt
 // older returns the path of a second, older zerotier-one, or "".
 func older() string { return os.Getenv("ZT_ONE_OLD") }
 
+// newer returns the path of a zerotier-one of protocol 13, or "".
+func newer() string { return os.Getenv("ZT_ONE_NEW") }
+
+// independent returns the path of a node in Go that others wrote, with the command line and
+// the API of a zerotier-one, or "".
+func independent() string { return os.Getenv("ZT_GO") }
+
 // eachRoot runs f for each implementation of a root that is the controller too, at once, with
 // a mesh of members around it. How it goes is recorded as a property of them.
 func eachRoot(t *testing.T, property string, f func(t *testing.T, m *lab.Mesh)) {

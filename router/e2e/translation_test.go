@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"ztgate/internal/testwait"
+	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/fault"
 	"ztgate/router/lab"
@@ -45,6 +46,10 @@ func TestTranslation(t *testing.T) {
 	t.Parallel()
 	o := options(t)
 	o.Prefix += "fwd"
+	testTranslation(t, o)
+}
+
+func testTranslation(t *testing.T, o lab.Options) {
 	o.Config, o.Targets = translated, []string{}
 	o.Prepare = func(s *lab.Scenario) error {
 		return errors.Join(s.Gateway.Etc("hosts", hosts(office)),
@@ -90,7 +95,7 @@ func TestTranslation(t *testing.T) {
 	})
 	t.Run("refused", func(t *testing.T) { testRefusedConfig(t, s) })
 	t.Run("names", func(t *testing.T) { testNames(t, s) })
-	t.Run("explain", func(t *testing.T) { testExplain(t, s) })
+	t.Run("explain", func(t *testing.T) { testExplain(t, s, o.Ingress == config.IngressPacket) })
 }
 
 // testRefusedConfig: what can't work is refused with the reason, and a reload of it

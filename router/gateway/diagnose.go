@@ -128,7 +128,7 @@ func (s *service) diagnose(ctx context.Context, req control.DiagnosisRequest) (c
 		about func(string) bool
 	}{
 		{"configuration", named("configuration")},
-		{"host settings", named("ip_forward", "ipv6_forward", "rp_filter", "clock")},
+		{"host settings", named("ip_forward", "ipv6_forward", "rp_filter", checkCopies, "clock")},
 		{"links", named("tun", "interface_")},
 		{"data path", named("data_path", "flows")},
 		{"node", named("online", "identity")},
@@ -188,7 +188,7 @@ func (s *service) walkPlane(ctx context.Context, w *walk, t config.Target, clien
 		if s.ways == nil {
 			return skips("this process has no interface of its own")
 		}
-		x, done, err := s.throughHost(control.Question{Protocol: t.Scheme, Source: netip.AddrPortFrom(client, probePort), Destination: t.Addr})
+		x, done, err := s.ways.throughHost(control.Question{Protocol: t.Scheme, Source: netip.AddrPortFrom(client, probePort), Destination: t.Addr})
 		switch {
 		case err != nil:
 			return breaks(err.Error(), "")
@@ -380,7 +380,7 @@ func (g *gateway) echoes(ctx context.Context, dst netip.Addr) (full, fits int, e
 	if !src.IsValid() || !g.treatsAsClient(config.Target{Scheme: "icmp", Addr: netip.AddrPortFrom(dst, 0)}, src) {
 		return full, 0, errors.New("the policy, the translation or vpc.address keep them from going a client's way")
 	}
-	d := hostDialer{device: g.config().VPC.TUN, source: src}
+	d := g.in.client(src)
 	fits, err = d.pathMTU(ctx, dst, full)
 	if !errors.Is(err, netstack.ErrNoAnswer) {
 		return full, fits, err

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -39,10 +41,18 @@ func Examine(src config.Sources) control.Diagnosis {
 		return d
 	}
 	add("configuration", configurationLink(cfg))
-	add("permissions", permissionLink())
-	add("host settings", linkOfChecks(checkHost(cfg.VPC, host.Sysctl), named("ip_forward", "ipv6_forward", "rp_filter")))
-	add("links", linksLink(cfg.VPC))
-	add("firewall", firewallLink(cfg.VPC))
+	cfg = pickIngress(cfg, slog.New(slog.DiscardHandler))
+	if cfg.VPC.Ingress == config.IngressPacket {
+		add("permissions", rawPermissionLink())
+		add("host settings", copiesLink(cfg.VPC))
+		add("links", linkOfChecks(interfaceChecks(cfg.VPC), named("interface_")))
+		add("firewall", skips("packet sockets take packets before a firewall does"))
+	} else {
+		add("permissions", permissionLink())
+		add("host settings", linkOfChecks(checkHost(cfg.VPC, host.Sysctl), named("ip_forward", "ipv6_forward", "rp_filter")))
+		add("links", linksLink(cfg.VPC))
+		add("firewall", firewallLink(cfg.VPC))
+	}
 	add("leftovers", leftoverLink(cfg.VPC.TUN))
 	add("home", homeLink(cfg.Home))
 	add("ports", portLink(cfg))
@@ -62,8 +72,33 @@ func configurationLink(cfg *config.Config) control.Link {
 	return holds("valid")
 }
 
-// capNetAdmin is the number of CAP_NET_ADMIN (linux/capability.h).
-const capNetAdmin = 12
+// Numbers of capabilities (linux/capability.h).
+const (
+	capNetAdmin = 12
+	capNetRaw   = 13
+)
+
+// rawPermissionLink is what packet sockets need.
+func rawPermissionLink() control.Link {
+	if may, err := hasCapability(capNetRaw); err != nil {
+		return skips(err.Error())
+	} else if !may {
+		return breaks("CAP_NET_RAW is missing, to open packet sockets", "run as root, or with CAP_NET_RAW")
+	}
+	return holds("CAP_NET_RAW")
+}
+
+// copiesLink tells whether the kernel would forward what packet sockets read too.
+func copiesLink(vpc config.VPCConfig) control.Link {
+	for _, v6 := range []bool{false, true} {
+		if name := vpc.Interfaces[0]; (!v6 || sends(vpc, netip.Addr.Is6)) && host.ForwardsFrom(host.Sysctl, name, v6) {
+			if may, err := hasCapability(capNetAdmin); err != nil || !may {
+				return linkOfChecks([]control.Check{copyCheck(name, v6)}, named(checkCopies))
+			}
+		}
+	}
+	return holds("")
+}
 
 func permissionLink() control.Link {
 	const remedy = "run as root, or with CAP_NET_ADMIN, as the systemd unit does"

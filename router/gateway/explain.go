@@ -1,30 +1,24 @@
 package gateway
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/fault"
 	"ztgate/router/host"
 	"ztgate/zerotier/ztnode"
 )
 
-// hostWays says where this host's kernel sends packets.
+// hostWays says what this host does with packets.
 type hostWays interface {
-	// fromClient is the way of a packet that a VPC host sends through this one.
-	fromClient(src, dst netip.Addr) (host.Way, error)
-	// toVPC is the way of a packet that the forwarding plane gives to the kernel.
-	toVPC(src, dst netip.Addr) (host.Way, error)
-	// forwards reports whether the kernel forwards packets of a family at all.
-	forwards(v6 bool) bool
-	isUp() bool // the interface to the forwarding plane
+	// throughHost follows a packet of a VPC host to the forwarding plane; done says
+	// that it doesn't come so far.
+	throughHost(q control.Question) (x control.Explanation, done bool, err error)
+	// intoVPC goes on where the plane has sent a packet to the VPC.
+	intoVPC(x control.Explanation) (control.Explanation, error)
 }
 
 // Reasons of verdicts that the forwarding plane never sees.
@@ -78,7 +72,7 @@ func (s *service) follows(q control.Question) (control.Explanation, error) {
 		return s.followsIn(q)
 	}
 	if s.ways != nil {
-		x, done, err := s.throughHost(q)
+		x, done, err := s.ways.throughHost(q)
 		if done || err != nil {
 			return x, err
 		}
@@ -86,52 +80,6 @@ func (s *service) follows(q control.Question) (control.Explanation, error) {
 	x := s.plane.Explain(q)
 	s.throughMember(&x)
 	return x, nil
-}
-
-// throughHost follows a packet of a VPC host to the forwarding plane; done says
-// that it doesn't come so far.
-func (s *service) throughHost(q control.Question) (x control.Explanation, done bool, err error) {
-	src, dst := q.Source.Addr(), q.Destination.Addr()
-	w, err := s.ways.fromClient(src, dst)
-	if err != nil {
-		return x, false, err
-	}
-	if w.Local {
-		x := s.throughProxy(q)
-		return x, true, nil
-	}
-	tun := s.config().VPC.TUN
-	r, ours := s.planned().Route(dst)
-	switch {
-	case !s.ways.forwards(dst.Is6()):
-		key := "net.ipv4.ip_forward"
-		if dst.Is6() {
-			key = "net.ipv6.conf.all.forwarding"
-		}
-		return unasked(q, "drop", reasonForwarding, fmt.Sprintf("%s is 0, so that the kernel doesn't pass packets on to %s: run sysctl -w %s=1", key, tun, key)), true, nil
-	case (ours || s.heldBy(dst) != 0) && !s.ways.isUp():
-		return unasked(q, "drop", reasonInterface, fmt.Sprintf("%s is down: run ip link set %s up", tun, tun)), true, nil
-	case w.Refused == nil && w.Device == tun:
-		return x, false, nil
-	case s.heldBy(dst) != 0:
-		id := s.heldBy(dst)
-		x := unasked(q, "drop", reasonNetworkDown, fmt.Sprintf("network %s doesn't work now, and its addresses go nowhere else meanwhile: see ztgate status", id))
-		x.Network = id
-		return x, true, nil
-	case w.Refused != nil && !ours:
-		return unasked(q, "reject", reasonKernelRoute, fmt.Sprintf("the kernel has no way to %s (%v), and no network has a route to it: see ztgate networks", dst, w.Refused)), true, nil
-	case w.Refused != nil:
-		return unasked(q, "drop", reasonKernelRoute, fmt.Sprintf("the kernel refuses it (%v), although %s is routed to %s: see ip route get %s from %s", w.Refused, r.Target, tun, dst, src)), true, nil
-	}
-	detail := fmt.Sprintf("the kernel sends it to %s and not to %s", where(w), tun)
-	if ours {
-		detail += fmt.Sprintf(", although %s is ours: remove the more specific route", r.Target)
-	} else if list := s.problemsAbout(dst); list != "" {
-		detail += ": " + list
-	} else {
-		detail += ": no network has a route to it"
-	}
-	return unasked(q, "elsewhere", reasonKernelRoute, detail), true, nil
 }
 
 func where(w host.Way) string {
@@ -252,27 +200,7 @@ func (s *service) followsIn(q control.Question) (control.Explanation, error) {
 	if s.ways == nil || x.Verdict != "forward" || x.NextHop.IsValid() {
 		return x, nil
 	}
-	tun := s.config().VPC.TUN
-	w, err := s.ways.toVPC(x.Source.Addr(), x.Destination.Addr())
-	switch {
-	case err != nil:
-		return x, err
-	case !w.Local && !s.ways.forwards(x.Destination.Addr().Is6()):
-		x.Verdict, x.Reason, x.Detail = "drop", reasonForwarding, "the kernel forwards nothing from "+tun+": switch ip_forward on"
-	case w.Refused != nil:
-		x.Verdict, x.Reason = "drop", reasonKernelRoute
-		x.Detail = fmt.Sprintf("the kernel has no way to %s from %s (%v)", x.Destination.Addr(), tun, w.Refused)
-		if errors.Is(w.Refused, unix.EXDEV) {
-			x.Detail += ": rp_filter refuses the source"
-		}
-	case w.Device == tun && !w.Local:
-		x.Verdict, x.Reason, x.Detail = "drop", reasonKernelRoute, "the kernel sends it back to "+tun
-	case w.Local:
-		x.Detail = "it ends in this host"
-	default:
-		x.Detail = "the kernel sends it to " + where(w)
-	}
-	return x, nil
+	return s.ways.intoVPC(x)
 }
 
 // heldBy returns the network that keeps an address while it doesn't work, 0 = none.
@@ -306,56 +234,3 @@ func (s *service) problemsAbout(a netip.Addr) string {
 	}
 	return strings.Join(out, "; ")
 }
-
-// The ways of packets through the host of a gateway.
-
-func (g *gateway) fromClient(src, dst netip.Addr) (host.Way, error) {
-	if !src.IsValid() { // nobody in particular: as this host itself
-		return g.table.Way(src, dst, "")
-	}
-	in, err := g.comesBy(src)
-	if err != nil || in == "" {
-		return host.Way{}, err
-	}
-	if in == local {
-		return g.table.Way(netip.Addr{}, dst, "")
-	}
-	w, err := g.table.Way(src, dst, in)
-	// With forwarding off the kernel says no more than that.
-	if w.Refused != nil && !g.forwards(dst.Is6()) {
-		return g.table.Way(netip.Addr{}, dst, "")
-	}
-	return w, err
-}
-
-// local stands for this host itself where an interface is named.
-const local = "lo"
-
-// comesBy returns the interface that packets of a source come in by.
-func (g *gateway) comesBy(src netip.Addr) (string, error) {
-	w, err := g.table.Way(netip.Addr{}, src, "")
-	switch {
-	case err != nil:
-		return "", err
-	case w.Local:
-		return local, nil
-	case w.Device == g.config().VPC.TUN || w.Refused != nil:
-		return firstInterface(g.config().VPC), nil
-	}
-	return w.Device, nil
-}
-
-func firstInterface(vpc config.VPCConfig) string {
-	if len(vpc.Interfaces) > 0 {
-		return vpc.Interfaces[0]
-	}
-	return local
-}
-
-func (g *gateway) toVPC(src, dst netip.Addr) (host.Way, error) {
-	return g.table.Way(src, dst, g.config().VPC.TUN)
-}
-
-func (g *gateway) forwards(v6 bool) bool { return host.Forwards(g.sysctl, v6) }
-
-func (g *gateway) isUp() bool { return g.link.IsUp() }

@@ -8,7 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
+	"log/slog"
 	"os"
 	"slices"
 	"sync"
@@ -22,7 +22,6 @@ import (
 	"ztgate/router/control"
 	"ztgate/router/gateway/hostproxy"
 	"ztgate/router/host"
-	"ztgate/router/host/tuntap"
 	"ztgate/router/plan"
 	"ztgate/zerotier/ztnode"
 )
@@ -30,20 +29,23 @@ import (
 // gateway forwards for a VPC.
 type gateway struct {
 	*service
-	disk     disk.FS // of home
-	sysctl   func(key string) string
-	dev      netstack.Device
-	link     *host.Link
-	table    *host.Table
-	proxy    *hostproxy.Proxy
-	kept     mappingFile
-	watch    *host.Watch
-	looker   hostLooker
-	pulse    *pulse
-	passage  *passage // nil = nothing is measured
-	redirect *host.Redirect
+	disk    disk.FS // of home
+	sysctl  func(key string) string
+	in      ingress
+	table   *host.Table
+	proxy   *hostproxy.Proxy
+	kept    mappingFile
+	watch   *host.Watch
+	looker  hostLooker
+	pulse   *pulse
+	passage *passage // nil = nothing is measured
 
 	planning sync.Mutex // one plan at a time is made and put into force
+}
+
+// settle implements [role].
+func (*gateway) settle(cfg *config.Config, log *slog.Logger) *config.Config {
+	return pickIngress(cfg, log)
 }
 
 // receive implements [role].
@@ -55,47 +57,26 @@ func (g *gateway) setUp(s *service, reg *prometheus.Registry) (err error) {
 	s.mode = control.ModeGateway
 	cfg := s.config()
 	g.disk, g.sysctl = disk.OS{}, host.Sysctl
-	dev, err := tuntap.OpenTUN(cfg.VPC.TUN, s.chooseWrites())
+	if cfg.VPC.Ingress == config.IngressPacket {
+		g.in, err = openPacket(g, cfg.VPC.Interfaces[0])
+	} else {
+		g.in, err = openTUN(g, cfg.VPC.TUN)
+	}
 	if err != nil {
 		return err
 	}
-	g.dev = dev
+	s.ingress = &control.Ingress{Kind: cfg.VPC.Ingress, Interface: g.in.name(), From: cfg.Origin("vpc.ingress")}
 	if g.table, err = host.OpenTable(); err != nil {
 		return err
 	}
 	if g.watch, err = host.OpenWatch(); err != nil {
 		return err
 	}
-	if g.link, err = host.OpenLink(cfg.VPC.TUN, s.log); err != nil {
+	base := netstack.Config{Registerer: reg}
+	if err := g.in.prepare(&base); err != nil {
 		return err
 	}
-	g.link.Quiet()
-	if g.redirect, err = host.OpenRedirect(cfg.VPC.TUN); err != nil {
-		return err
-	}
-	g.passage = newPassage()
-	g.passage.lay, g.passage.from, g.passage.read, g.passage.log = g.redirect.Lay, g.comesBy, host.ReadFirewall, s.log.Info
-	g.passage.write = func(packet []byte) error {
-		_, err := dev.Write([][]byte{append(make([]byte, deviceOffset, deviceOffset+len(packet)), packet...)}, deviceOffset)
-		return err
-	}
-	if err := g.begin(netstack.Config{Registerer: reg, Ours: g.passage.take}); err != nil {
-		return err
-	}
-	g.passage.flows = g.flowsTo
-	return nil
-}
-
-// deviceOffset is in front of packets that are written to the device, for it to use.
-const deviceOffset = 14
-
-// flowsTo lists the flows to an address, all if it is invalid.
-func (g *gateway) flowsTo(a netip.Addr) []netstack.FlowInfo {
-	q := netstack.FlowFilter{}
-	if a.IsValid() {
-		q.To = netip.PrefixFrom(a, a.BitLen())
-	}
-	return g.plane.Engine.Flows(q)
+	return g.begin(base)
 }
 
 // begin sets up the interface and makes the plane, whose other settings are in base.
@@ -106,10 +87,7 @@ func (g *gateway) begin(base netstack.Config) error {
 	if err != nil {
 		return err
 	}
-	if err := g.link.Up(p.MTU); err != nil {
-		return err
-	}
-	if err := g.link.SetAddresses(cfg.VPC.Address); err != nil {
+	if err := g.in.begin(p); err != nil {
 		return err
 	}
 	base.PathMTU = pathMTU(s.node.Node)
@@ -117,12 +95,12 @@ func (g *gateway) begin(base netstack.Config) error {
 	if c, ok := s.node.Node.(certifier); ok {
 		base.Owns = c.Owns
 	}
-	engine, err := newEngine(cfg, p, g.dev, s.node.Node, base)
+	engine, err := newEngine(cfg, p, g.in.device(), s.node.Node, base)
 	if err != nil {
 		return fmt.Errorf("start forwarding plane: %w", err)
 	}
 	s.usePlane(engine)
-	s.reload, s.ways = g.apply, g
+	s.reload, s.ways = g.apply, g.in
 	s.names = newNames(cfg.Names(), nameServers{networks: s.networks, dial: g.dial}.lookup, g.renamed, s.log)
 	g.proxy = hostproxy.New(s.plane, proxyLimits(cfg, s.log), base.Registerer, s.log)
 	s.limited = g.limitedClients
@@ -130,7 +108,7 @@ func (g *gateway) begin(base netstack.Config) error {
 		return err
 	}
 	s.targets.send = g.sendProbe
-	g.pulse = &pulse{read: engine.Pulse, knock: g.knock}
+	g.pulse = &pulse{read: engine.Pulse, knock: g.in.knock}
 	s.alive, s.aClient, s.echo = g.pulse.alive, g.clientAddress, g.echoes
 	return nil
 }
@@ -155,7 +133,7 @@ func (g *gateway) limitedClients() (out []control.Limited) {
 
 // parts implements [role].
 func (g *gateway) parts() []func(context.Context) error {
-	return []func(context.Context) error{g.runTogether, g.reloadOnHangup, g.names.run, g.watch.Run, g.pulse.run}
+	return append(g.in.parts(), g.runTogether, g.reloadOnHangup, g.names.run, g.watch.Run, g.pulse.run)
 }
 
 // close implements [role]. Guards stay behind after a failure.
@@ -163,21 +141,14 @@ func (g *gateway) close(failed bool) {
 	if g.proxy != nil {
 		g.proxy.Close()
 	}
-	if g.link != nil {
-		g.link.Failed = failed
-		g.link.Undo()
+	if g.in != nil {
+		g.in.close(failed)
 	}
 	if g.table != nil {
 		g.table.Close()
 	}
 	if g.watch != nil {
 		g.watch.Close()
-	}
-	if g.redirect != nil {
-		g.redirect.Close()
-	}
-	if g.dev != nil {
-		_ = g.dev.Close() // the plane closes it too; closing twice is harmless
 	}
 }
 
@@ -206,7 +177,7 @@ func (g *gateway) runPlane(ctx context.Context) error {
 		g.log.Warn("save mappings for the next run", "error", err)
 	}
 	if errors.Is(err, os.ErrClosed) && ctx.Err() == nil {
-		err = fmt.Errorf("interface %q is gone: somebody deleted it: %w", g.config().VPC.TUN, err)
+		err = fmt.Errorf("interface %q is gone: somebody deleted it: %w", g.in.name(), err)
 	}
 	return err
 }
@@ -219,7 +190,7 @@ func (g *gateway) run(ctx context.Context) error {
 
 // plan judges networks by a configuration and by the host as it is now.
 func (g *gateway) plan(cfg *config.Config, nets []ztnode.Network) (*plan.Plan, error) {
-	h, err := g.table.State(g.link)
+	h, err := g.in.state()
 	if err != nil {
 		return nil, err
 	}
@@ -238,7 +209,7 @@ func (g *gateway) sync(nets []ztnode.Network) {
 		return
 	}
 	err = errors.Join(g.enforce(p), g.proxy.Set(p.HostForwards))
-	g.usePlan(p, g.config().VPC.TUN, err)
+	g.usePlan(p, g.in.name(), err)
 }
 
 // enforce carries a plan to the kernel and the plane.
@@ -246,24 +217,9 @@ func (g *gateway) enforce(p *plan.Plan) error {
 	cfg := g.config()
 	g.node.SetOverlayPrefixes(p.Targets())
 	fs, ms := translation(p.Forwards, p.Maps)
-	errs := []error{g.setMTU(p.MTU), g.plane.SetTranslation(fs, ms), g.plane.SetNetworks(planeNetworks(cfg, p))}
-	errs = append(errs, g.link.SetAddresses(cfg.VPC.Address))
-	routes := make([]ztnode.Route, len(p.Routes))
-	for i, r := range p.Routes {
-		routes[i] = r.Route
-	}
-	// The guards first: a route that goes leaves no gap.
-	errs = append(errs, g.link.Guard(routes, p.KeepGuards), g.link.SetRoutes(routes))
+	err := errors.Join(g.plane.SetTranslation(fs, ms), g.plane.SetNetworks(planeNetworks(cfg, p)), g.in.enforce(cfg, p))
 	for _, n := range p.Networks {
 		g.node.SetMulticastGroups(n.ID, g.plane.multicastGroups(n.ID))
 	}
-	return errors.Join(errs...)
-}
-
-// setMTU makes the interface and the plane agree on the largest packet.
-func (g *gateway) setMTU(mtu int) error {
-	if have, err := g.link.MTU(); err != nil || have == mtu {
-		return err
-	}
-	return errors.Join(g.link.SetMTU(mtu), g.plane.SetMTU(mtu))
+	return err
 }

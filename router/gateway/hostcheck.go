@@ -2,11 +2,9 @@ package gateway
 
 import (
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -32,8 +30,8 @@ const (
 	waysEvery = 5 * time.Second
 )
 
-// checkHost looks for host settings that keep a gateway from working; sysctl reads
-// those of the kernel.
+// checkHost looks for host settings that keep a gateway with a TUN from working; sysctl
+// reads those of the kernel.
 func checkHost(vpc config.VPCConfig, sysctl func(key string) string) []control.Check {
 	tun := vpc.TUN
 	var out []control.Check
@@ -60,6 +58,11 @@ func checkHost(vpc config.VPCConfig, sysctl func(key string) string) []control.C
 	}
 	add("rp_filter", !strict(tun), control.Degraded,
 		"net.ipv4.conf."+tun+".rp_filter is strict, and errors from routers inside the office get lost", "run sysctl -w net.ipv4.conf."+tun+".rp_filter=2")
+	return append(out, interfaceChecks(vpc)...)
+}
+
+// interfaceChecks looks for the VPC's interfaces.
+func interfaceChecks(vpc config.VPCConfig) (out []control.Check) {
 	bad := map[string]string{}
 	for _, name := range vpc.Interfaces {
 		if i, err := net.InterfaceByName(name); err != nil {
@@ -77,7 +80,11 @@ func checkHost(vpc config.VPCConfig, sysctl func(key string) string) []control.C
 		if bad[name] == "is down" {
 			remedy = "run ip link set " + name + " up"
 		}
-		add("interface_"+name, bad[name] == "", severity, "interface "+name+" of vpc.interfaces "+bad[name], remedy)
+		if bad[name] == "" {
+			out = append(out, control.Passed("interface_"+name))
+		} else {
+			out = append(out, control.Failed("interface_"+name, severity, "interface "+name+" of vpc.interfaces "+bad[name], remedy))
+		}
 	}
 	return out
 }
@@ -100,30 +107,31 @@ type hostLooker struct {
 // that routes or rules may have changed since the last time. Only the goroutine of
 // run calls it.
 func (g *gateway) look(now time.Time, changed bool) {
-	cfg, p := g.config(), g.planned()
-	checks := append(checkHost(cfg.VPC, g.sysctl), g.tunCheck(p))
+	p := g.planned()
+	checks := g.in.checks(p)
 	working := !slices.ContainsFunc(checks, func(c control.Check) bool { return c.Severity == control.Down })
 	switch {
 	case !working: // that explains the ways too
 		g.looker.ways, g.looker.asked = control.Passed("kernel_routes"), time.Time{}
 	case changed || now.Sub(g.looker.asked) >= waysEvery:
-		g.looker.ways, g.looker.asked = g.wayCheck(p), now
+		g.looker.ways, g.looker.asked = g.in.wayCheck(p), now
 	}
 	checks = append(checks, g.looker.ways, g.pulse.check())
 	if g.passage != nil {
 		firewall := control.Passed("firewall")
 		if working && g.looker.ways.OK && g.pulse.alive() { // else packets are lost for another reason
-			firewall = g.passage.check(now, cfg.VPC, g.passages(p))
+			firewall = g.passage.check(now, g.config().VPC, g.passages(p))
 		}
 		checks = append(checks, firewall)
 	}
 	g.hostChecks.Store(&checks)
 }
 
-func (g *gateway) tunCheck(p *plan.Plan) control.Check {
+// check looks at the interface.
+func (t *tunIngress) check(p *plan.Plan) control.Check {
 	const name = "tun"
-	tun := g.config().VPC.TUN
-	s, err := g.link.State()
+	tun := t.name()
+	s, err := t.link.State()
 	switch {
 	case err != nil && host.Gone(err):
 		return control.Failed(name, control.Down, "interface "+tun+" is gone: somebody deleted it", "ztgate makes it again when it is restarted")
@@ -135,33 +143,6 @@ func (g *gateway) tunCheck(p *plan.Plan) control.Check {
 		return control.Failed(name, control.Degraded, fmt.Sprintf("the MTU of %s is %d, and not %d", tun, s.MTU, p.MTU), "leave it to ztgate: vpc.mtu sets it")
 	}
 	return control.Passed(name)
-}
-
-// wayCheck asks the kernel for the ways of clients' packets to the overlay and back.
-func (g *gateway) wayCheck(p *plan.Plan) control.Check {
-	const name = "kernel_routes"
-	reasons := map[string]bool{}
-	for _, dst := range g.destinations(p) {
-		x, done, err := g.throughHost(control.Question{Source: netip.AddrPortFrom(g.clientAddress(dst.Is6()), 0), Destination: netip.AddrPortFrom(dst, 0)})
-		switch {
-		case err != nil:
-			reasons[err.Error()] = true
-		case done && x.Verdict != "local":
-			reasons[fmt.Sprintf("packets to %s: %s", dst, x.Detail)] = true
-		default:
-			if why := g.noWayBack(dst); why != "" {
-				reasons[why] = true
-			}
-		}
-	}
-	if len(reasons) == 0 {
-		return control.Passed(name)
-	}
-	list := slices.Sorted(maps.Keys(reasons))
-	if more := len(list) - maxReasons; more > 0 { // most likely of the same cause
-		list = append(list[:maxReasons], fmt.Sprintf("and %d more", more))
-	}
-	return control.Failed(name, control.Down, strings.Join(list, "; "), "see ip route and ip rule")
 }
 
 // destinations are addresses that packets of clients go to: the targets, and of our
@@ -185,24 +166,6 @@ func (g *gateway) destinations(p *plan.Plan) (out []netip.Addr) {
 		out = slices.DeleteFunc(out, netip.Addr.Is4)
 	}
 	return out[:min(len(out), maxWays)]
-}
-
-// noWayBack says why answers of an overlay host don't get to clients, "" if they do.
-func (g *gateway) noWayBack(from netip.Addr) string {
-	client := g.clientAddress(from.Is6())
-	if !client.IsValid() {
-		return ""
-	}
-	w, err := g.toVPC(from, client)
-	switch {
-	case err != nil:
-		return err.Error()
-	case w.Refused != nil:
-		return fmt.Sprintf("answers from the overlay: the kernel has no way to clients as %s (%v)", client, w.Refused)
-	case w.Device == g.config().VPC.TUN && !w.Local:
-		return fmt.Sprintf("answers from the overlay: the kernel sends those for %s back to %s", client, w.Device)
-	}
-	return ""
 }
 
 // clientAddress returns an address as hosts of the VPC have it, invalid if none is known. It
@@ -246,3 +209,5 @@ func (g *gateway) findClients(h *plan.Host) {
 		}
 	}
 }
+
+func (g *gateway) forwards(v6 bool) bool { return host.Forwards(g.sysctl, v6) }

@@ -51,6 +51,11 @@ type NodeConfig struct {
 	Registerer prometheus.Registerer
 }
 
+// sealer is a node that can seal its HELLOs.
+type sealer interface {
+	SetSealedHello(s ztnode.SealedHello)
+}
+
 // certifier is a node that sees the network controllers' certificates.
 type certifier interface {
 	// Owns reports whether an address of a network is proven to be that of the member

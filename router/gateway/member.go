@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/host"
 	"ztgate/router/host/tuntap"
@@ -40,6 +42,9 @@ func newMember() *member {
 	m.attached.Store(&map[uint64]*host.TAP{})
 	return m
 }
+
+// settle implements [role].
+func (*member) settle(cfg *config.Config, _ *slog.Logger) *config.Config { return cfg }
 
 // receive implements [role].
 func (m *member) receive(nwid uint64, frames [][]byte) {

@@ -37,6 +37,7 @@ var (
 	descMapped    = prometheus.NewDesc("ztgate_port_mapping_requests_total", "Requests to routers for a port mapping, by what became of them.", []string{"result"}, nil)
 	descCarried   = prometheus.NewDesc("ztgate_wire_path_bytes_total", "Bytes of encrypted packets for this node and from it, by the way: direct, or through a root.", []string{"path", "direction"}, nil)
 	descHoles     = prometheus.NewDesc("ztgate_path_mtu_black_holes_total", "Times that large datagrams vanished on a path while small ones arrived.", nil, nil)
+	descSealed    = prometheus.NewDesc("ztgate_wire_sealed_hellos_total", "Sealed HELLOs opened and sent.", []string{"direction"}, nil)
 	descFragments = prometheus.NewDesc("ztgate_fragments_total", "Fragments of overlay packets, by what became of them.", []string{"direction", "result"}, nil)
 )
 
@@ -61,6 +62,8 @@ func (c *wireCollector) Collect(ch chan<- prometheus.Metric) {
 		counter(descCarried, s.VL1.DirectBytes[direction], "direct", name)
 		counter(descCarried, s.VL1.RelayBytes[direction], "relay", name)
 	}
+	counter(descSealed, s.VL1.SealedHellosIn, "rx")
+	counter(descSealed, s.VL1.SealedHellosOut, "tx")
 	counter(descHoles, s.VL1.BlackHoles)
 	counter(descFragments, s.VL1.FragmentsOut, "tx", "sent")
 	counter(descFragments, s.VL1.FragmentsIn, "rx", "received")

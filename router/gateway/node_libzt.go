@@ -13,6 +13,7 @@ import (
 	"ztgate/netstack"
 	"ztgate/router/fault"
 	"ztgate/zerotier/transport"
+	"ztgate/zerotier/ztnode"
 )
 
 // libztNode is the node on libzt.
@@ -26,7 +27,7 @@ func newLibztNode(cfg NodeConfig) (Node, error) {
 	if cfg.Controller {
 		return nil, fault.Usagef("controller: libzt can't be a network controller: use --node go")
 	}
-	if u := cfg.Underlay; u.LowBandwidth || len(u.Physical) > 0 || len(u.Virtual) > 0 {
+	if u := cfg.Underlay; u.LowBandwidth || u.SealedHello != ztnode.SealedHelloOff || len(u.Physical) > 0 || len(u.Virtual) > 0 {
 		return nil, fault.Usagef("underlay settings: libzt doesn't offer them: remove them or use --node go")
 	}
 	l := &libztNode{}

@@ -19,7 +19,7 @@ type goNode struct{ *zerotier.Node }
 // newGoNode opens home and the UDP sockets.
 func newGoNode(cfg NodeConfig) (Node, error) {
 	zc := zerotier.Config{Home: cfg.Home, Port: cfg.Port, Planet: cfg.Planet, Networks: cfg.Networks, Controller: cfg.Controller,
-		LowBandwidth: cfg.Underlay.LowBandwidth, DefaultTCPRelay: cfg.Underlay.TCPRelay == "auto",
+		LowBandwidth: cfg.Underlay.LowBandwidth, SealedHello: cfg.Underlay.SealedHello, DefaultTCPRelay: cfg.Underlay.TCPRelay == "auto",
 		PortMapping: cfg.Underlay.PortMapping, Logger: cfg.Logger, OnFrames: cfg.OnFrames}
 	if ap, err := netip.ParseAddrPort(cfg.Underlay.TCPRelay); err == nil {
 		zc.TCPRelay = ap

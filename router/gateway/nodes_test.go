@@ -44,6 +44,7 @@ func TestLibztLimits(t *testing.T) {
 	for name, cfg := range map[string]NodeConfig{
 		"controller":    {Controller: true},
 		"low bandwidth": {Underlay: config.Underlay{LowBandwidth: true}},
+		"sealed HELLO":  {Underlay: config.Underlay{SealedHello: ztnode.SealedHelloAuto}},
 		"broken planet": {Planet: []byte("no planet")},
 	} {
 		cfg.Implementation, cfg.Home, cfg.Logger = config.NodeLibzt, t.TempDir(), slog.New(slog.DiscardHandler)

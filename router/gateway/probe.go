@@ -54,14 +54,15 @@ type sendFunc func(ctx context.Context, t config.Target) (probed, error)
 // probed is what came of a probe.
 type probed struct {
 	took    time.Duration
-	through string // throughKernel or throughPlane
+	through string // throughKernel, throughIngress or throughPlane
 	policy  string // what the policy has against clients; "" = nothing
 }
 
 // What probes go through.
 const (
-	throughKernel = "kernel" // and the interface and the plane, as packets of clients do
-	throughPlane  = "plane"  // from behind the interface
+	throughKernel  = "kernel"  // and the interface and the plane, as packets of clients do
+	throughIngress = "ingress" // from where packets of clients are read, and the plane
+	throughPlane   = "plane"   // from behind the interface
 )
 
 // targetState is the state of a target with what isn't shown of it.

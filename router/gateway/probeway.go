@@ -13,11 +13,12 @@ import (
 	"ztgate/router/control"
 )
 
-// sendProbe sends a probe on the whole way of a client's packet: the kernel routes it
-// into the interface, the plane translates it, and the answer comes back to the kernel
-// the same way. It comes from this host's address on the interface, which counts as a
-// source of the VPC. What only clients meet, forwarding and the rules for packets that
-// come in, is asked of the kernel first.
+// sendProbe sends a probe on the whole way of a client's packet. Into a TUN the kernel
+// routes it; the plane translates it, and the answer comes back to the kernel the same
+// way. Past the kernel's routing, packets are made here and read as those that came by the
+// interface. It comes from our address towards the VPC, which counts as a source there.
+// What only clients meet, forwarding and the rules for packets that come in, is asked of
+// the kernel first.
 //
 // Where the policy, the translation or the kernel treats that address otherwise than a
 // client's, the probe starts behind the interface instead.
@@ -26,19 +27,19 @@ func (g *gateway) sendProbe(ctx context.Context, t config.Target) (probed, error
 	q := control.Question{Protocol: t.Scheme, Source: netip.AddrPortFrom(g.clientAddress(dst.Addr().Is6()), 0), Destination: dst}
 	_, routed := g.planned().Route(dst.Addr())
 	if routed {
-		x, done, err := g.throughHost(q)
+		x, done, err := g.in.throughHost(q)
 		if err == nil && done && x.Verdict != "local" {
 			err = errors.New(x.Detail)
 		}
 		if err != nil {
-			return probed{through: throughKernel}, err
+			return probed{through: g.in.through()}, err
 		}
 	}
 	note := g.policyNote(t)
 	src := g.vpcAddress(dst.Addr().Is6())
 	if routed && note == "" && src.IsValid() && g.treatsAsClient(t, src) {
-		got, err := dialProbe(ctx, hostDialer{device: g.config().VPC.TUN, source: src}, t)
-		got.through = throughKernel
+		got, err := dialProbe(ctx, g.in.client(src), t)
+		got.through = g.in.through()
 		if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
 			return got, err
 		}

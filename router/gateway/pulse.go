@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -90,34 +88,6 @@ const knockPort = 9
 
 // errNoKnock: a packet to anybody else would be refused, and shown as a client's.
 var errNoKnock = errors.New("the plane has no address that answers this host")
-
-// knock sends a packet through the kernel and the interface to the plane, to its own
-// address on a network, where it is answered.
-func (g *gateway) knock() error {
-	dst := g.ownAddress()
-	if !dst.IsValid() {
-		return errNoKnock
-	}
-	cfg := g.config()
-	d := net.Dialer{Control: hostDialer{device: cfg.VPC.TUN}.bind}
-	src := g.vpcAddress(dst.Is6())
-	if src.IsValid() {
-		d.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(src, 0))
-	}
-	c, err := d.Dial("udp", netip.AddrPortFrom(dst, knockPort).String())
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if !src.IsValid() { // the kernel chose
-		from, err := netip.ParseAddrPort(c.LocalAddr().String())
-		if err != nil || len(cfg.VPC.Sources) > 0 && !slices.ContainsFunc(cfg.VPC.Sources, func(p netip.Prefix) bool { return p.Contains(from.Addr()) }) {
-			return errNoKnock
-		}
-	}
-	_, err = c.Write([]byte("ztgate"))
-	return err
-}
 
 // ownAddress returns an address of the plane on a network, of the family that this host
 // has an address of on the interface if there is one; invalid without any.

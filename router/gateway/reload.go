@@ -89,8 +89,15 @@ func (g *gateway) apply(next *config.Config) error {
 	if err := checkRoom(next, stay); err != nil {
 		return err
 	}
+	node, seals := g.node.Node.(sealer)
+	if !seals && next.Underlay.SealedHello != ztnode.SealedHelloOff {
+		return fault.Usagef("sealed_hello (from %s): this implementation of the node can't seal HELLOs: remove it or use --node go", next.Origin("sealed_hello"))
+	}
 	if err := g.enact(next, stay); err != nil {
 		return err
+	}
+	if seals {
+		node.SetSealedHello(next.Underlay.SealedHello)
 	}
 	g.names.set(next.Names())
 	return errors.Join(g.leaveGone(next), g.joinConfigured(), g.remembered.keep(next))
@@ -138,7 +145,7 @@ func (g *gateway) enact(next *config.Config, nets []ztnode.Network) error {
 	g.plane.SetPolicy(compilePolicy(next.Policy))
 	g.targets.set(next.Targets)
 	err = g.enforce(p)
-	g.usePlan(p, next.VPC.TUN, err)
+	g.usePlan(p, g.in.name(), err)
 	return err
 }
 

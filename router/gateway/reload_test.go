@@ -39,6 +39,7 @@ type reloading struct {
 	*started
 	t      *testing.T
 	nl     *netlink.Handle
+	node   *gatewaytest.Node
 	dir    string
 	common []string
 }
@@ -133,6 +134,8 @@ func targets(r *reloading) string {
 	return strings.Join(out, " ")
 }
 
+func sealed(r *reloading) string { return r.node.SealedHello().String() }
+
 func installed(prefix string) func(*reloading) string {
 	return func(r *reloading) string {
 		r.t.Helper()
@@ -171,6 +174,7 @@ var changes = func() map[string]change {
 		"policy.rules.ports":     {before: rule("action: drop, proto: tcp, ports: 80"), after: rule("action: drop, proto: tcp, ports: 443"), probe: https, was: masked, is: "drop"},
 		"policy.rules.direction": {before: rule("action: drop, direction: in"), after: rule("action: drop, direction: out"), probe: https, was: masked, is: "drop"},
 		"policy.rules.network":   {before: rule("action: drop, network: " + net2), after: rule("action: drop, network: " + net1), probe: https, was: masked, is: "drop"},
+		"sealed_hello":           {after: "sealed_hello: auto", probe: sealed, was: "off", is: "auto"},
 		"targets":                {after: "targets: [\"tcp://10.0.0.10:443\"]", probe: targets, is: "tcp://10.0.0.10:443"},
 		"forwards.listen": {before: `forwards: [{listen: tcp/8444, to: "10.0.0.10:443"}]`, after: `forwards: [{listen: tcp/8443, to: "10.0.0.10:443"}]`,
 			probe: own, was: "local", is: "forward 10.147.17.5 to 10.0.0.10:443"},
@@ -265,7 +269,7 @@ func testReloadEveryKey(t *testing.T, nl *netlink.Handle) {
 	n.Routes = append(n.Routes, ztnode.Route{Target: netip.MustParsePrefix("fd00:10::/64"), Via: netip.MustParseAddr("fd00:147::9")},
 		ztnode.Route{Target: netip.MustParsePrefix("8.8.8.0/24"), Via: netip.MustParseAddr("10.147.17.9")})
 	node.SetNetwork(n)
-	r.started = startGateway(t, cfg, node)
+	r.node, r.started = node, startGateway(t, cfg, node)
 	defer r.end(t)
 	testwait.For(t, patience, "the network", func() bool { return installed("10.0.0.0/24")(r) == "installed" })
 	for _, key := range config.Keys() {

@@ -44,6 +44,8 @@ func RunMemberWith(ctx context.Context, cfg *config.Config, log *slog.Logger, no
 
 // role is what a process does with its node.
 type role interface {
+	// settle decides what the configuration leaves to be decided at the start.
+	settle(cfg *config.Config, log *slog.Logger) *config.Config
 	// receive takes frames from the node's workers, once setUp has returned.
 	receive(nwid uint64, frames [][]byte)
 	// setUp prepares all that run needs. When it fails, close is called too.
@@ -63,7 +65,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 	if err := plan.Check(cfg); err != nil {
 		return err
 	}
-	cfg, memory := limitMemory(cfg, log)
+	cfg, memory := limitMemory(r.settle(cfg, log), log)
 	planet, err := prepare(cfg)
 	if err != nil {
 		return err

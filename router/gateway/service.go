@@ -29,9 +29,10 @@ type service struct {
 	now        func() time.Time
 	start      time.Time
 	node       clean
-	memory     int64           // limit, bytes; 0 = none
-	writes     *control.Writes // nil = there are no interfaces
-	plane      *plane          // nil unless a gateway
+	memory     int64            // limit, bytes; 0 = none
+	writes     *control.Writes  // nil = there are no interfaces
+	plane      *plane           // nil unless a gateway
+	ingress    *control.Ingress // of a gateway
 	targets    *prober
 	names      *names                     // nil = no names are looked up
 	neighbours neighbours                 // who knows which MAC an address has; nil = nobody
@@ -179,6 +180,7 @@ func (s *service) status() control.Status {
 		st.Limited = s.limited()
 	}
 	if s.plane != nil {
+		st.Ingress = s.ingress
 		st.Flows, st.Limit = s.plane.Load()
 		st.Drops = s.plane.drops(dropsInStatus)
 	}

@@ -52,7 +52,7 @@ func NewStepped(cfg *config.Config, log *slog.Logger, m Machine, newNode NewNode
 	if err := plan.Check(cfg); err != nil {
 		return nil, err
 	}
-	g := &gateway{dev: m.Device, disk: m.Disk, sysctl: m.Sysctl, table: host.OpenTableOf(m.Netlink)}
+	g := &gateway{disk: m.Disk, sysctl: m.Sysctl, table: host.OpenTableOf(m.Netlink)}
 	node, err := newNode(NodeConfig{Home: cfg.Home, Logger: log, OnFrames: g.receive})
 	if err != nil {
 		return nil, fmt.Errorf("start node: %w", err)
@@ -60,9 +60,11 @@ func NewStepped(cfg *config.Config, log *slog.Logger, m Machine, newNode NewNode
 	g.service = newService(cfg, log, node, m.Now())
 	g.now = m.Now
 	g.mode = control.ModeGateway
-	if g.link, err = host.OpenLinkOf(m.Netlink, cfg.VPC.TUN, log); err != nil {
+	link, err := host.OpenLinkOf(m.Netlink, cfg.VPC.TUN, log)
+	if err != nil {
 		return nil, err
 	}
+	g.in = &tunIngress{g: g, dev: m.Device, link: link}
 	if err := g.begin(netstack.Config{Registerer: prometheus.NewRegistry(), Now: m.Now}); err != nil {
 		return nil, err
 	}

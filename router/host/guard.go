@@ -17,17 +17,13 @@ import (
 // interface's name is in its lower bits, since guards belong to no interface.
 const guardMetric = 0x7a000000
 
-func (k *Link) guardMetric() int { return metricOf(k.name) }
-
 func metricOf(name string) int {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(name))
 	return guardMetric | int(h.Sum32()&0xffffff)
 }
 
-// guards lists the routes that [Link.Guard] set, also those of an earlier process.
-func (k *Link) guards() ([]netlink.Route, error) { return guardsOf(k.nl, k.name) }
-
+// guardsOf lists the routes that guard set, also for an earlier process.
 func guardsOf(nl Netlink, name string) ([]netlink.Route, error) {
 	f := &netlink.Route{Protocol: routeProtocol, Type: unix.RTN_BLACKHOLE}
 	list, err := nl.RouteListFiltered(netlink.FAMILY_ALL, f, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
@@ -53,7 +49,17 @@ func (t *Table) Guards(name string) ([]netip.Prefix, error) {
 // failed, they would follow the default route with the clients' own addresses, or be answered
 // by this host as unreachable. With keep, targets from before stay too.
 func (k *Link) Guard(targets []ztnode.Route, keep bool) error {
-	have, err := k.guards()
+	return guard(k.nl, k.name, targets, keep)
+}
+
+// Guard is [Link.Guard] without an interface; the name tells guards of ours from those
+// of other processes.
+func (t *Table) Guard(name string, targets []ztnode.Route, keep bool) error {
+	return guard(t.nl, name, targets, keep)
+}
+
+func guard(nl Netlink, name string, targets []ztnode.Route, keep bool) error {
+	have, err := guardsOf(nl, name)
 	if err != nil {
 		return err
 	}
@@ -65,7 +71,7 @@ func (k *Link) Guard(targets []ztnode.Route, keep bool) error {
 			present[target] = true
 			continue
 		}
-		if err := k.nl.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+		if err := nl.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
 			errs = append(errs, fmt.Errorf("remove guard of %s: %w", target, err))
 		}
 	}
@@ -74,8 +80,8 @@ func (k *Link) Guard(targets []ztnode.Route, keep bool) error {
 			continue
 		}
 		present[t.Target] = true
-		r := &netlink.Route{Dst: ipNet(t.Target), Protocol: routeProtocol, Type: unix.RTN_BLACKHOLE, Priority: k.guardMetric()}
-		if err := k.nl.RouteAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
+		r := &netlink.Route{Dst: ipNet(t.Target), Protocol: routeProtocol, Type: unix.RTN_BLACKHOLE, Priority: metricOf(name)}
+		if err := nl.RouteAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
 			errs = append(errs, fmt.Errorf("add guard of %s: %w%s", t.Target, err, ipv6Hint(t.Target, err)))
 		}
 	}

@@ -160,7 +160,7 @@ func TestGuards(t *testing.T) {
 	}
 	check := func(k *Link, want ...string) {
 		t.Helper()
-		list, err := k.guards()
+		list, err := guardsOf(k.nl, k.name)
 		if err != nil {
 			t.Fatal(err)
 		}

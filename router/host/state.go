@@ -33,6 +33,18 @@ func (t *Table) Close() { t.nl.Close() }
 // State reads what judgements about addresses depend on, without what is ours: the
 // interfaces of ours and the guards behind their routes.
 func (t *Table) State(ours ...*Link) (*plan.Host, error) {
+	var names []string
+	var indexes []int
+	for _, k := range ours {
+		names, indexes = append(names, k.name), append(indexes, k.l.Attrs().Index)
+	}
+	return t.state(names, indexes)
+}
+
+// StateBehind is [Table.State] where nothing is ours but the guards of a name.
+func (t *Table) StateBehind(name string) (*plan.Host, error) { return t.state([]string{name}, nil) }
+
+func (t *Table) state(guards []string, ours []int) (*plan.Host, error) {
 	routes, err := t.nl.RouteList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
@@ -50,11 +62,11 @@ func (t *Table) State(ours ...*Link) (*plan.Host, error) {
 		names[l.Attrs().Index] = l.Attrs().Name
 	}
 	own := func(index int) bool {
-		return index != 0 && slices.ContainsFunc(ours, func(k *Link) bool { return k.l.Attrs().Index == index })
+		return index != 0 && slices.Contains(ours, index)
 	}
 	guard := func(r *netlink.Route) bool {
 		return r.Protocol == routeProtocol && r.Type == unix.RTN_BLACKHOLE &&
-			slices.ContainsFunc(ours, func(k *Link) bool { return k.guardMetric() == r.Priority })
+			slices.ContainsFunc(guards, func(name string) bool { return metricOf(name) == r.Priority })
 	}
 	out := &plan.Host{}
 	for _, r := range routes {

@@ -48,3 +48,12 @@ func Forwards(read func(key string) string, v6 bool) bool {
 	}
 	return read("ipv4/ip_forward") != "0"
 }
+
+// ForwardsFrom reports whether the kernel forwards packets of a family that come by an
+// interface.
+func ForwardsFrom(read func(key string) string, name string, v6 bool) bool {
+	if v6 { // the interface's own setting says only whether it is a router's
+		return Forwards(read, true) || read("ipv6/conf/"+name+"/force_forwarding") == "1"
+	}
+	return read("ipv4/conf/"+name+"/forwarding") != "0"
+}

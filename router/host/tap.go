@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ztgate/router/host/offload"
 	"ztgate/router/host/tuntap"
 	"ztgate/zerotier/ztnode"
 )
@@ -49,7 +50,7 @@ func OpenTAP(id ztnode.NetworkID, name string, mac ztnode.MAC, how tuntap.Method
 		return nil, fmt.Errorf("set offloads of %q: %w", name, err)
 	}
 	t := &TAP{ID: id, Name: name, file: os.NewFile(uintptr(fd), tuntap.Path), done: make(chan struct{}),
-		writers: tuntap.NewWriters(tuntap.EthernetLen, udp, how)}
+		writers: tuntap.NewWriters(offload.EthernetLen, udp, how)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.file.Close())
@@ -77,7 +78,7 @@ type frameWriter interface {
 // Read passes frames from the kernel to the node until the file is closed.
 func (t *TAP) Read(node frameWriter) error {
 	defer close(t.done)
-	r := tuntap.NewReader(tuntap.EthernetLen)
+	r := tuntap.NewReader(offload.EthernetLen)
 	bufs, sizes := make([][]byte, tapBatch), make([]int, tapBatch)
 	store := make([]byte, tapBatch*(tapHeadroom+maxFrame))
 	for i := range bufs {
@@ -95,7 +96,7 @@ func (t *TAP) Read(node frameWriter) error {
 		switch {
 		case t.closed.Load():
 			return nil // asked to stop: err is shutdown noise
-		case errors.Is(err, tuntap.ErrPacket):
+		case errors.Is(err, offload.ErrPacket):
 			t.dropped.Add(1)
 		case err != nil:
 			return fmt.Errorf("read %q: %w", t.Name, err)

@@ -44,6 +44,8 @@ type MeshOptions struct {
 	// ours.
 	Separate   bool
 	Controller string
+
+	Seal ztnode.SealedHello // of root and controller
 }
 
 // MeshMember is a node to be started.
@@ -52,6 +54,7 @@ type MeshMember struct {
 	ZeroTierOne string // path of the zerotier-one it is, "" = ours
 	Libzt       bool   // ours on libzt
 	Spare       bool   // it is on the spare underlay network too
+	Seal        ztnode.SealedHello
 
 	// Gateway says that it has a VPC of its own with one host. Forwarded are the
 	// TCP ports that are forwarded from its overlay address to the same ports of that host.
@@ -122,7 +125,7 @@ func StartMesh(ctx context.Context, o MeshOptions) (*Mesh, error) {
 	if err := errors.Join(m.Inet.Bridge("br0"), m.Inet.Bridge("br1")); err != nil {
 		return m, err
 	}
-	if m.Root, err = m.node(0, MeshMember{Name: "root", ZeroTierOne: o.Root, controller: true}); err != nil {
+	if m.Root, err = m.node(0, MeshMember{Name: "root", ZeroTierOne: o.Root, Seal: o.Seal, controller: true}); err != nil {
 		return m, err
 	}
 	m.planet = filepath.Join(m.Dir, "planet")
@@ -136,7 +139,7 @@ func StartMesh(ctx context.Context, o MeshOptions) (*Mesh, error) {
 		return m, err
 	}
 	if m.Controller = m.Root; o.Separate {
-		if m.Controller, err = m.node(1, MeshMember{Name: "controller", ZeroTierOne: o.Controller, controller: true}); err != nil {
+		if m.Controller, err = m.node(1, MeshMember{Name: "controller", ZeroTierOne: o.Controller, Seal: o.Seal, controller: true}); err != nil {
 			return m, err
 		}
 		if err := m.Controller.Start(ctx); err != nil {
@@ -227,7 +230,7 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	if n.Real() {
-		n.Process, n.ref, err = n.mesh.startReference(n.NS, n.Name, n.real, n.mesh.planet, nil)
+		n.Process, n.ref, err = n.mesh.startReference(n.NS, n.Name, n.real, n.mesh.planet, n.spec.Seal == ztnode.SealedHelloAlways, nil)
 		if err == nil && n.VPC != nil {
 			err = handMade(ctx, n.NS, n.spec.Forwarded)
 		}
@@ -250,15 +253,23 @@ func (n *Node) Start(ctx context.Context) (err error) {
 func (n *Node) startOurs() error {
 	socket := filepath.Join(n.Home, "ztgate.sock")
 	command, more := "member", []string{"--tun", officeTUN}
+	text := ""
+	if n.spec.Seal != ztnode.SealedHelloOff {
+		text = fmt.Sprintf("sealed_hello: %s\n", n.spec.Seal)
+	}
 	switch {
 	case n.spec.controller:
 		more = []string{"--controller", "--port", fmt.Sprint(rootPort)}
 	case n.VPC != nil:
+		text += forwardsText(n.spec.Forwarded)
+		command, more = "run", []string{"--tun", gatewayTUN, "--source", vpcSources.String(), "--interface", "eth-vpc"}
+	}
+	if text != "" {
 		config := filepath.Join(n.Home, "ztgate.yaml")
-		if err := os.WriteFile(config, []byte(forwardsText(n.spec.Forwarded)), 0o600); err != nil {
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 			return err
 		}
-		command, more = "run", []string{"--tun", gatewayTUN, "--source", vpcSources.String(), "--interface", "eth-vpc", "--config", config}
+		more = append(more, "--config", config)
 	}
 	binary, node := n.mesh.opts.Binary, config.NodeGo
 	if n.spec.Libzt {

@@ -40,8 +40,8 @@ type referenceAPI struct {
 }
 
 // startReference starts a zerotier-one in a namespace. Its home holds an identity
-// already; devices maps networks to interface names.
-func (t *Topology) startReference(n *Namespace, name, binary, planet string, devices map[ztnode.NetworkID]string) (*Process, *referenceAPI, error) {
+// already; devices maps networks to interface names, seal says that it seals its HELLOs.
+func (t *Topology) startReference(n *Namespace, name, binary, planet string, seal bool, devices map[ztnode.NetworkID]string) (*Process, *referenceAPI, error) {
 	home, err := t.Home(name)
 	if err != nil {
 		return nil, nil, err
@@ -54,8 +54,8 @@ func (t *Topology) startReference(n *Namespace, name, binary, planet string, dev
 	for id, dev := range devices {
 		fmt.Fprintf(&devmap, "%s=%s\n", id, dev)
 	}
-	settings := fmt.Sprintf(`{"settings":{"primaryPort":%d,"portMappingEnabled":false,"softwareUpdate":"disable","interfacePrefixBlacklist":[%q]}}`,
-		referencePort, officeTUN)
+	settings := fmt.Sprintf(`{"settings":{"primaryPort":%d,"portMappingEnabled":false,"softwareUpdate":"disable","interfacePrefixBlacklist":[%q],"encryptedHelloEnabled":%v}}`,
+		referencePort, officeTUN, seal)
 	for file, content := range map[string]string{"planet": string(world), "devicemap": devmap.String(), "local.conf": settings} {
 		if err := os.WriteFile(filepath.Join(home, file), []byte(content), 0o600); err != nil {
 			return nil, nil, err

@@ -56,6 +56,7 @@ type Options struct {
 	Progress io.Writer     // says what is being done; nil = silence
 
 	// Of our gateway:
+	Ingress string                // its vpc.ingress; with packet it is a user's process with NET_RAW alone, and its kernel forwards nothing
 	Config  string                // text of its configuration file; flags go before it
 	Sources []string              // its vpc.sources, default the VPC's subnet
 	Targets []string              // default the office's HTTPS; empty but not nil = those of Config
@@ -64,6 +65,7 @@ type Options struct {
 	// Who plays root and controller, office and gateway.
 	Root, Office, Gateway Program
 	ZeroTierOne           string // path of a zerotier-one, for those that are [Reference]
+	Seal                  bool   // they seal all their HELLOs
 }
 
 func (o *Options) defaults() error {
@@ -232,7 +234,7 @@ func (s *Scenario) build(context.Context) (err error) {
 		s.Gateway.AddAddress("eth-vpc", gwVPC),
 		s.VPC.AddAddress("eth0", clientVPC),
 		s.VPC.AddRoute(overlay, gwVPC.Addr()),
-		s.Gateway.Sysctl("net/ipv4/ip_forward", "1"),
+		s.Gateway.Sysctl("net/ipv4/ip_forward", map[bool]string{true: "0", false: "1"}[s.opts.Ingress == config.IngressPacket]),
 	)
 	if err == nil && s.opts.Prepare != nil {
 		err = s.opts.Prepare(s)
@@ -273,14 +275,22 @@ func (s *Scenario) spawn(n *Namespace, name string, m Program, args ...string) (
 		node = config.NodeLibzt
 	}
 	args = append(args, "--node", node, "--planet", s.planet, "--socket", socket, "--log-level", s.opts.LogLevel)
-	p, err := s.Start(n, name, s.opts.Binary, args...)
+	binary := s.opts.Binary
+	if n == s.Gateway && s.opts.Ingress == config.IngressPacket {
+		program, by, err := s.rawOnly(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		binary, args = program, append(by, args...)
+	}
+	p, err := s.Start(n, name, binary, args...)
 	return p, control.NewClient(socket), err
 }
 
 // StartRoot starts the root, the first time or after it was stopped.
 func (s *Scenario) StartRoot(ctx context.Context) (err error) {
 	if s.opts.Root == Reference {
-		s.RootProcess, s.rootRef, err = s.startReference(s.Root, "root", s.opts.ZeroTierOne, s.planet, nil)
+		s.RootProcess, s.rootRef, err = s.startReference(s.Root, "root", s.opts.ZeroTierOne, s.planet, s.opts.Seal, nil)
 	} else {
 		s.RootProcess, s.RootAPI, err = s.spawn(s.Root, "root", s.opts.Root, "member", "--controller", "--port", fmt.Sprint(rootPort), "--listen", "")
 	}
@@ -347,7 +357,7 @@ func (s *Scenario) SetMember(ctx context.Context, node string, patch any) error 
 
 func (s *Scenario) startMembers(ctx context.Context) (err error) {
 	if s.opts.Office == Reference {
-		s.OfficeProcess, s.officeRef, err = s.startReference(s.Office, "office", s.opts.ZeroTierOne, s.planet, map[ztnode.NetworkID]string{s.Network: officeTUN})
+		s.OfficeProcess, s.officeRef, err = s.startReference(s.Office, "office", s.opts.ZeroTierOne, s.planet, s.opts.Seal, map[ztnode.NetworkID]string{s.Network: officeTUN})
 		if err == nil {
 			err = until(ctx, func() error { return s.officeRef.join(ctx, s.Network) })
 		}
@@ -373,7 +383,7 @@ func (s *Scenario) StartGateway(ctx context.Context) (err error) {
 	}
 	s.started = time.Now()
 	if s.opts.Gateway == Reference {
-		s.GatewayProcess, s.gatewayRef, err = s.startReference(s.Gateway, "gw", s.opts.ZeroTierOne, s.planet, map[ztnode.NetworkID]string{s.Network: gatewayTUN})
+		s.GatewayProcess, s.gatewayRef, err = s.startReference(s.Gateway, "gw", s.opts.ZeroTierOne, s.planet, s.opts.Seal, map[ztnode.NetworkID]string{s.Network: gatewayTUN})
 		if err != nil {
 			return err
 		}
@@ -389,8 +399,36 @@ func (s *Scenario) StartGateway(ctx context.Context) (err error) {
 	for _, t := range s.opts.Targets {
 		args = append(args, "--target", t)
 	}
+	if s.opts.Ingress != "" {
+		args = append(args, "--ingress", s.opts.Ingress)
+	}
 	s.GatewayProcess, s.GatewayAPI, err = s.spawn(s.Gateway, "gw", s.opts.Gateway, args...)
 	return err
+}
+
+// nobody is the user of processes with few capabilities.
+const nobody = 65534
+
+// rawOnly returns a command that runs our program as a user with NET_RAW alone, and gives
+// that user what it needs of the directories.
+func (s *Scenario) rawOnly(name string) (program string, args []string, err error) {
+	copied := filepath.Join(s.Dir, "ztgate")
+	b, err := os.ReadFile(s.opts.Binary)
+	if err != nil {
+		return "", nil, err
+	}
+	if err := os.Remove(copied); err != nil && !errors.Is(err, os.ErrNotExist) { // one that runs can't be written
+		return "", nil, err
+	}
+	err = errors.Join(os.WriteFile(copied, b, 0o755), os.Chmod(s.Dir, 0o711), os.Chmod(s.planet, 0o644))
+	if err != nil {
+		return "", nil, err
+	}
+	err = filepath.WalkDir(filepath.Join(s.Dir, name), func(path string, _ os.DirEntry, err error) error {
+		return errors.Join(err, os.Chown(path, nobody, nobody))
+	})
+	return "setpriv", []string{"--reuid", fmt.Sprint(nobody), "--regid", fmt.Sprint(nobody), "--clear-groups",
+		"--bounding-set", "-all,+net_raw", "--inh-caps", "-all,+net_raw", "--ambient-caps", "-all,+net_raw", "--no-new-privs", copied}, err
 }
 
 // configPath returns the path of the gateway's configuration file, "" without one.
@@ -407,7 +445,7 @@ func (s *Scenario) WriteConfig(text string) error {
 	if _, err := s.Home("gw"); err != nil {
 		return err
 	}
-	return os.WriteFile(s.configPath(), []byte(text), 0o600)
+	return os.WriteFile(s.configPath(), []byte(text), 0o644)
 }
 
 func (s *Scenario) awaitOffice(ctx context.Context) error {

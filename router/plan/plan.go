@@ -41,6 +41,7 @@ type Host struct {
 	// Underlay are addresses that the overlay itself is carried to: next hops and
 	// endpoints of roots.
 	Underlay []netip.Addr
+	MTU      int // of the VPC's interface, which isn't ours to change; 0 = it is ours
 }
 
 // KernelRoute is a route that somebody else put into the kernel.
@@ -126,6 +127,12 @@ func Make(in Input) *Plan {
 			b.network(n)
 		} else {
 			b.hold(n.ID)
+		}
+	}
+	if in.Host != nil && in.Host.MTU > 0 {
+		b.out.MTU = in.Host.MTU
+		if own := in.Config.VPC.MTU; own > 0 {
+			b.out.MTU = min(b.out.MTU, own)
 		}
 	}
 	if in.Role == Gateway {

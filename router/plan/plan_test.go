@@ -413,6 +413,13 @@ func TestMTU(t *testing.T) {
 			t.Errorf("%s: MTU %d, want %d", vpc, p.MTU, want)
 		}
 	}
+	// An interface that isn't ours has the MTU that it has.
+	for vpc, want := range map[string]int{"": 1500, "vpc: {mtu: 1400}": 1400, "vpc: {mtu: 9000}": 1500} {
+		in := plan.Input{Config: load(t, vpc), Networks: []ztnode.Network{n}, Host: &plan.Host{MTU: 1500}}
+		if p := plan.Make(in); p.MTU != want {
+			t.Errorf("%q on an interface with 1500: MTU %d, want %d", vpc, p.MTU, want)
+		}
+	}
 	if p := plan.Make(plan.Input{Config: load(t, "")}); p.MTU != config.DefaultMTU {
 		t.Errorf("without networks: MTU %d", p.MTU)
 	}

@@ -261,7 +261,7 @@ func (c *Controller) send(to identity.Address, v packet.Verb, payload []byte, co
 // deliver signs and sends a configuration (chapter 04 §6).
 func (c *Controller) deliver(cfg *vl2.NetworkConfig, to identity.Address, id packet.ID) error {
 	dict := cfg.Encode()
-	if len(dict) > vl2.MaxConfig {
+	if len(dict) > vl2.MaxConfigSent {
 		return fmt.Errorf("configuration of %d bytes is too large", len(dict))
 	}
 	update := randomUint64()

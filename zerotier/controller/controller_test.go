@@ -322,7 +322,7 @@ func TestJoin(t *testing.T) {
 	if again.Timestamp <= cfg.Timestamp || again.Addresses[0] != cfg.Addresses[0] {
 		t.Errorf("second configuration %+v", again)
 	}
-	if m, _ = r.c.Member(n.ID, r.addr("alice")); m.VMajor != 1 || m.VMinor != 14 || m.VProto != packet.ProtocolVersion {
+	if m, _ = r.c.Member(n.ID, r.addr("alice")); m.VMajor != 1 || m.VMinor != 16 || m.VProto != packet.ProtocolVersion {
 		t.Errorf("version %+v", m)
 	}
 	if !r.c.Authorized(n.ID, r.addr("alice"), r.now.Add(authorizedFor-time.Second)) ||

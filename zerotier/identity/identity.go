@@ -50,16 +50,21 @@ type Identity struct {
 	secret  *secret         // nil in a public identity
 }
 
-// secret is a secret key. What signatures are made with is derived from its second half,
-// once: that takes as long as a signature.
+// secret is a secret key. What keys are agreed on with, and what signatures are made with,
+// is derived from its halves once: that takes as long as an agreement or a signature.
 type secret struct {
 	bytes   [secretLen]byte // X25519 scalar, Ed25519 seed
+	dh      *ecdh.PrivateKey
 	signing ed25519.PrivateKey
 }
 
 func newSecret(b []byte) *secret {
 	s := &secret{signing: ed25519.NewKeyFromSeed(b[32:secretLen])}
 	copy(s.bytes[:], b)
+	var err error
+	if s.dh, err = ecdh.X25519().NewPrivateKey(s.bytes[:32]); err != nil {
+		panic(err) // the length is a constant
+	}
 	return s
 }
 
@@ -112,10 +117,7 @@ func Generate(random io.Reader) (*Identity, error) {
 
 // candidate returns the identity of secret if it satisfies the proof of work.
 func candidate(s *secret) *Identity {
-	id := &Identity{secret: s}
-	if err := s.publicOf(&id.public); err != nil {
-		return nil
-	}
+	id := &Identity{secret: s, public: s.public()}
 	d := addressHash(&id.public)
 	id.address = AddressFromBytes(d[59:])
 	if d[0] >= powLimit || id.address.Reserved() {
@@ -124,14 +126,10 @@ func candidate(s *secret) *Identity {
 	return id
 }
 
-func (s *secret) publicOf(public *[publicLen]byte) error {
-	dh, err := ecdh.X25519().NewPrivateKey(s.bytes[:32])
-	if err != nil {
-		return err
-	}
-	copy(public[:32], dh.PublicKey().Bytes())
+func (s *secret) public() (public [publicLen]byte) {
+	copy(public[:32], s.dh.PublicKey().Bytes())
 	copy(public[32:], s.signing.Public().(ed25519.PublicKey))
-	return nil
+	return public
 }
 
 // Parse reads the text form, with or without the secret key; white space around
@@ -267,11 +265,8 @@ func (id *Identity) Validate() error {
 	if id.address.Reserved() {
 		return fmt.Errorf("%w: address %s is reserved", ErrInvalid, id.address)
 	}
-	if id.secret != nil {
-		var public [publicLen]byte
-		if err := id.secret.publicOf(&public); err != nil || public != id.public {
-			return ErrKeyPair
-		}
+	if id.secret != nil && id.secret.public() != id.public {
+		return ErrKeyPair
 	}
 	d := addressHash(&id.public)
 	if d[0] >= powLimit || AddressFromBytes(d[59:]) != id.address {
@@ -285,21 +280,26 @@ func (id *Identity) Agree(peer *Identity) (key [SessionLen]byte, err error) {
 	if id.secret == nil {
 		return key, ErrNoKey
 	}
-	mine, err := ecdh.X25519().NewPrivateKey(id.secret.bytes[:32])
+	raw, err := agree(id.secret.dh, peer.public[:32])
 	if err != nil {
 		return key, err
-	}
-	theirs, err := ecdh.X25519().NewPublicKey(peer.public[:32])
-	if err != nil {
-		return key, err
-	}
-	raw, err := mine.ECDH(theirs)
-	if err != nil {
-		return key, ErrBadPeer
 	}
 	sum := sha512.Sum512(raw)
 	copy(key[:], sum[:])
 	return key, nil
+}
+
+// agree is X25519 without the result zero, which some public values yield for everybody.
+func agree(mine *ecdh.PrivateKey, public []byte) ([]byte, error) {
+	theirs, err := ecdh.X25519().NewPublicKey(public)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := mine.ECDH(theirs)
+	if err != nil {
+		return nil, ErrBadPeer
+	}
+	return raw, nil
 }
 
 // Sign returns the signature of msg (chapter 01 §3.2).

@@ -11,7 +11,10 @@ import (
 	"ztgate/zerotier/vl2"
 )
 
-const maxLikesPerPacket = 400
+const (
+	maxLikesPerPacket = 400
+	maxContactsTold   = 64 // specialists of a network, those that are kept in contact
+)
 
 // subscribed reports whether the host, or one bridged behind it, wants a group.
 func (n *joined) subscribed(g vl2.MulticastGroup) bool {
@@ -148,7 +151,7 @@ func (n *joined) announceUpstream(w *vl1.Worker, s *state, a identity.Address, f
 	if !reachable || len(fresh) == 0 {
 		return
 	}
-	if a != n.id.Controller() && !n.l.peers.IsUpstream(a) { // an anchor asks for a certificate
+	if a != n.id.Controller() && !n.l.peers.IsUpstream(a) { // anyone else asks for a certificate
 		if m := n.ensureMember(a, w.Now()); m != nil {
 			m.used.Store(n.l.instant(w.Now()))
 			n.prove(w, m, s)
@@ -244,7 +247,7 @@ func (n *joined) upstreamRecipients(s *state) []identity.Address {
 		}
 	}
 	add(n.id.Controller())
-	for _, a := range s.cfg.Anchors() {
+	for _, a := range s.contacts {
 		add(a)
 	}
 	return out

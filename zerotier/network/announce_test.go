@@ -191,10 +191,10 @@ func TestRootLearnsGroupsAgain(t *testing.T) {
 	}
 }
 
-// An anchor or a replicator is kept in contact without traffic, and told the groups
+// An anchor, a network relay or a replicator is kept in contact without traffic, and told the groups
 // together with the certificate that it wants to see.
-func TestAnchorsAreKeptInContact(t *testing.T) {
-	for name, role := range map[string]uint64{"anchor": vl2.RoleAnchor, "replicator": vl2.RoleReplicator} {
+func TestSpecialistsAreKeptInContact(t *testing.T) {
+	for name, role := range map[string]uint64{"anchor": vl2.RoleAnchor, "relay": vl2.RoleRelay, "replicator": vl2.RoleReplicator} {
 		t.Run(name, func(t *testing.T) {
 			n, r, a, b, id := lab(t)
 			r.ctl.authorized[a.id.Address()], r.ctl.authorized[b.id.Address()] = true, true
@@ -223,7 +223,7 @@ func TestAnchorsAreKeptInContact(t *testing.T) {
 			}
 			a.write(n, id, vl2.BroadcastMAC, vl2.EtherTypeARP, request)
 			n.Run(time.Second)
-			if got == 0 && role == vl2.RoleAnchor {
+			if got == 0 && role != vl2.RoleReplicator {
 				t.Error("not asked who is in a group")
 			}
 			if b.count(request) == 0 && role == vl2.RoleReplicator {
@@ -236,6 +236,75 @@ func TestAnchorsAreKeptInContact(t *testing.T) {
 				t.Error("kept in contact though no network wants it")
 			}
 		})
+	}
+}
+
+// A controller that names many nodes that nobody knows makes members ask and send little.
+func TestManySpecialists(t *testing.T) {
+	n, r, a, b, id := lab(t)
+	r.ctl.authorized[a.id.Address()], r.ctl.authorized[b.id.Address()] = true, true
+	for _, many := range []bool{false, true} {
+		r.ctl.config = func(c *vl2.NetworkConfig) {
+			for i := range vl2.MaxSpecialists {
+				c.Specialists = append(c.Specialists, vl2.Specialist{Address: identity.Address(0x1000000000 + i), Roles: vl2.RoleRelay | vl2.RoleReplicator | vl2.RoleBridge})
+			}
+			if !many {
+				c.Specialists = nil
+			}
+		}
+		a.join(t, n, id)
+		n.Run(2 * time.Minute) // the configuration is renewed
+		sent, most := 0, 0
+		n.Seen = func(f, _ netip.AddrPort, d []byte) {
+			if from(a, f) {
+				sent += len(d)
+			}
+		}
+		for range 60 {
+			before := sent
+			a.write(n, id, vl2.BroadcastMAC, vl2.EtherTypeARP, arp(a, id, netip.MustParseAddr("10.0.0.77")))
+			n.Run(time.Second)
+			most = max(most, sent-before)
+		}
+		n.Seen = nil
+		t.Logf("%v: %d bytes in a minute, %d in a second", many, sent, most)
+		if sent > 250_000 || most > 20_000 {
+			t.Errorf("%d bytes in a minute, %d in a second", sent, most)
+		}
+	}
+}
+
+// All bridges get a multicast, and besides as many members as the limit allows; once many bytes
+// went to bridges in a short time they count like others.
+func TestBridgesAndTheLimit(t *testing.T) {
+	n, r, a, b, id := lab(t)
+	c := newHost(t, n, testIDs(t)[3], &vl1.World{ID: 1, Timestamp: 1, Roots: []vl1.Root{{Identity: testIDs(t)[0].Public(), Endpoints: []netip.AddrPort{ap("203.0.113.1:9993")}}}}, nil, ap("203.0.113.4:9993"))
+	r.ctl.config = func(cfg *vl2.NetworkConfig) {
+		cfg.MulticastLimit = 1
+		cfg.Flags |= vl2.FlagBroadcast
+		cfg.Specialists = []vl2.Specialist{{Address: b.id.Address(), Roles: vl2.RoleBridge}}
+	}
+	for _, h := range []*host{a, b, c} {
+		r.ctl.authorized[h.id.Address()] = true
+		h.join(t, n, id)
+	}
+	send := func(count, size int) (toB, toC int) {
+		b.got, c.got = nil, nil
+		frame := make([]byte, size)
+		for range count {
+			a.write(n, id, vl2.BroadcastMAC, 0x88b5, frame)
+		}
+		n.Run(time.Second)
+		return b.count(frame), c.count(frame)
+	}
+	if !n.RunUntil(30*time.Second, func() bool {
+		b, c := send(1, 64)
+		return b == 1 && c == 1
+	}) {
+		t.Fatal("bridge and member don't both get a multicast")
+	}
+	if b, c := send(1500, 1400); b != 1500 || c > 1000 {
+		t.Errorf("of 1,500 large multicasts the bridge got %d, and the member %d", b, c)
 	}
 }
 

@@ -157,7 +157,7 @@ func (n *joined) acceptExtFrame(w *vl1.Worker, from *vl1.Peer, s *state, f *vl2.
 	default:
 		switch {
 		case f.Source != own:
-			if !s.cfg.IsBridge(from.Address()) {
+			if !s.bridges[from.Address()] {
 				n.l.stats.filtered.Add(1)
 				return false
 			}
@@ -319,7 +319,7 @@ func (n *joined) bridgesFor(s *state, dst vl2.MAC) []identity.Address {
 	n.mu.Lock()
 	r, ok := n.bridges[dst]
 	n.mu.Unlock()
-	if ok && s.cfg.IsBridge(r.via) && r.via != n.l.self {
+	if ok && s.bridges[r.via] && r.via != n.l.self {
 		return []identity.Address{r.via}
 	}
 	out := slices.DeleteFunc(s.cfg.Bridges(), func(a identity.Address) bool { return a == n.l.self })

@@ -154,7 +154,7 @@ func (l *Layer) receiveGatherOK(w *vl1.Worker, from *vl1.Peer, verb packet.Verb,
 // gather asks who is in a group.
 func (n *joined) gather(w *vl1.Worker, s *state, k groupKey, missing uint32) {
 	q := vl2.AppendGather(nil, k.nwid, k.group, missing, s.cfg.COM)
-	targets := append([]identity.Address{n.l.peers.BestUpstream(), n.id.Controller()}, s.cfg.Anchors()...)
+	targets := append([]identity.Address{n.l.peers.BestUpstream(), n.id.Controller()}, s.contacts...)
 	asked := make(map[identity.Address]bool)
 	for _, a := range targets {
 		if a.Reserved() || a == n.l.self || asked[a] || len(asked) >= maxGatherTargets {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ztgate/internal/rate"
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/vl1"
@@ -35,7 +36,7 @@ type joined struct {
 	hostGroups    []vl2.MulticastGroup
 	groupsChanged bool
 	announced     map[vl2.MulticastGroup]bool
-	told          map[identity.Address]announcing // roots, controller, anchors
+	told          map[identity.Address]announcing // roots, controller, contacts
 	bridges       map[vl2.MAC]bridgeRoute
 	behind        map[vl2.MulticastGroup]time.Time // groups of hosts bridged behind us, last seen
 	replies       []ndpReply
@@ -44,6 +45,7 @@ type joined struct {
 	lastMembers   time.Time // all members looked at for announcements
 	void          int64     // our own certificates up to this time are void
 	duplicate     duplicate
+	bridgeCopies  rate.Shared
 }
 
 // state is what packets are judged by. It is immutable.
@@ -61,6 +63,8 @@ type state struct {
 
 	credentials [][]byte // packets that carry ours
 	replicators []identity.Address
+	contacts    []identity.Address // that groups are announced to
+	bridges     map[identity.Address]bool
 }
 
 // newStateLocked makes the state that follows from a configuration. It needs no
@@ -76,11 +80,16 @@ func (n *joined) newStateLocked(cfg *vl2.NetworkConfig, status Status, updated t
 		s.acceptIPv4 = cfg.AcceptsEtherType(vl2.EtherTypeIPv4)
 		s.acceptIPv6 = cfg.AcceptsEtherType(vl2.EtherTypeIPv6)
 		s.acceptARP = cfg.AcceptsEtherType(vl2.EtherTypeARP)
-		s.bridge = cfg.IsBridge(n.l.self)
+		s.bridges = make(map[identity.Address]bool)
+		for _, a := range cfg.Bridges() {
+			s.bridges[a] = true
+		}
+		s.bridge = s.bridges[n.l.self]
 		if cfg.COM != nil {
 			s.credentials = cfg.CredentialPackets()
 		}
-		s.replicators = cfg.Replicators()
+		s.replicators, s.contacts = cfg.Replicators(), cfg.Contacts()
+		s.contacts = s.contacts[:min(len(s.contacts), maxContactsTold)]
 	}
 	return s
 }

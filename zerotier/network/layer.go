@@ -367,7 +367,7 @@ func (l *Layer) updateContacts() {
 	var lists [][]identity.Address
 	for _, n := range *l.nets.Load() {
 		if s := n.snap.Load(); s.open {
-			lists = append(lists, s.cfg.Anchors())
+			lists = append(lists, s.contacts)
 		}
 	}
 	var all []identity.Address

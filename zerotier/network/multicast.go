@@ -13,6 +13,11 @@ import (
 const (
 	maxBehind    = 1024    // groups of hosts bridged behind us, per network
 	maxTimeDelta = 7200000 // ms, what a controller may set
+
+	// Bytes of copies for bridges besides those that a network's limit allows.
+	bridgeCopyRate  = 1 << 20 // a second
+	bridgeCopyTime  = time.Second / bridgeCopyRate
+	bridgeCopyBurst = 1 << 20
 )
 
 // ndpReply is a made-up neighbour advertisement on its way to the attachment.
@@ -71,7 +76,7 @@ func (l *Layer) receiveMulticast(w *vl1.Worker, from *vl1.Peer, p packet.Packet,
 			n.replicate(w, s, from.Address(), source, &f)
 		}
 		if source != own {
-			if !s.cfg.IsBridge(from.Address()) {
+			if !s.bridges[from.Address()] {
 				return vl1.Result{Trust: true}
 			}
 			n.learnBridge(source, from.Address(), w.Now())
@@ -180,7 +185,8 @@ func (n *joined) learnBehind(g vl2.MulticastGroup, now time.Time) {
 func (n *joined) sendGroup(w *vl1.Worker, s *state, f *multicast, origin identity.Address) {
 	limit := s.cfg.MulticastLimit
 	k := groupKey{n.id, f.group}
-	members, total := n.l.groups.list(k, limit, n.l.self)
+	bridges := s.cfg.Bridges()
+	members, total := n.l.groups.list(k, limit+len(bridges), n.l.self)
 	missing := uint32(1)
 	if total < limit {
 		missing = uint32(limit - total + 1)
@@ -195,7 +201,12 @@ func (n *joined) sendGroup(w *vl1.Worker, s *state, f *multicast, origin identit
 		sent[origin] = true
 		limit++
 	}
-	for _, a := range append(s.cfg.Bridges(), members...) {
+	if total >= s.cfg.MulticastLimit && n.bridgeCopies.Take(n.l.instant(w.Now()), len(bridges)*len(f.payload), bridgeCopyTime, bridgeCopyBurst) {
+		limit += len(bridges) // all of them, and as many others as the limit allows
+	} else {
+		members = members[:min(len(members), limit)]
+	}
+	for _, a := range append(bridges, members...) {
 		if a != n.l.self && !sent[a] && len(sent) < limit {
 			sent[a] = true
 			n.sendMulticast(w, s, a, f)

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -144,6 +145,8 @@ func (st *stage) collect() {
 	st.queue = nil
 }
 
+var versions = regexp.MustCompile(`(?m)^(pv|majv|minv|revv)=.*\n`)
+
 // describe says what a packet is, without what is random in it.
 func (st *stage) describe(from, to identity.Address, v packet.Verb, b []byte) (out []string) {
 	head := st.names[from] + ">" + st.names[to] + " "
@@ -172,6 +175,7 @@ func (st *stage) describe(from, to identity.Address, v packet.Verb, b []byte) (o
 			st.t.Fatal(err)
 		}
 		meta, _, _ = bytes.Cut(meta, []byte("\no=")) // the platform is free text
+		meta = versions.ReplaceAll(meta, nil)        // the captured nodes are of an older release
 		return []string{fmt.Sprintf("%sNETWORK_CONFIG_REQUEST %s %q", head, n, meta)}
 	case v == packet.VerbNetworkConfig:
 		return []string{fmt.Sprintf("%sCONFIG %x", head, b[:8])}

@@ -23,9 +23,10 @@ const (
 
 // Protocol versions (chapter 02 §11).
 const (
-	ProtocolVersion    = 12 // announced
-	MinProtocolVersion = 4  // accepted
-	AESProtocolVersion = 12 // from here on a peer gets suite 3
+	ProtocolVersion       = 13 // announced
+	MinProtocolVersion    = 4  // accepted
+	AESProtocolVersion    = 12 // from here on a peer gets suite 3
+	SealedProtocolVersion = 13 // from here on a peer opens sealed HELLOs
 )
 
 // ErrShort says that a datagram is too short for what it claims to be.
@@ -121,7 +122,7 @@ const (
 
 	fragmentIndicator = 0xff // at offSrc: no address begins with it
 
-	flagEncrypted  = 0x80
+	flagEncrypted  = 0x80 // suite 1: set by older releases; suite 0: a sealed HELLO
 	flagFragmented = 0x40
 	suiteMask      = 0x38
 	hopsMask       = 0x07 // rewritten by relays, never authenticated

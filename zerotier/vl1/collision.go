@@ -2,7 +2,7 @@ package vl1
 
 import "time"
 
-// sayAgain is how often the log says that another node is in our place.
+// sayAgain is how often the log says the same.
 const sayAgain = 10 * time.Minute
 
 // twin is what is known of another node in our place.

@@ -123,6 +123,7 @@ type Config struct {
 	Physical     []PhysicalNetwork // at most 32
 	Virtual      map[identity.Address]VirtualPeer
 	LowBandwidth bool // fewer probes and announcements (§4.12)
+	SealedHello  ztnode.SealedHello
 }
 
 // Limits.
@@ -143,6 +144,7 @@ const (
 	maxIntroductions  = 4096
 	maxSurface        = 64
 	maxContacts       = 64
+	contactAskBurst   = 4
 	echoBurst         = 16
 )
 
@@ -161,7 +163,8 @@ const (
 	pingCheckEvery  = 5 * time.Second
 	rootProbeEvery  = 25 * time.Second // §4.6, what a client should do
 	contactEvery    = 28 * time.Second // §4.6
-	reviveAfter     = 5 * time.Second  // without a root
+	contactAskEvery = 250 * time.Millisecond
+	reviveAfter     = 5 * time.Second // without a root
 	onlineWindow    = 60 * time.Second
 	housekeeping    = 30 * time.Second
 	introduceEvery  = 30 * time.Second
@@ -211,6 +214,9 @@ type Core struct {
 	worlds atomic.Pointer[worldSet]
 	best   atomic.Pointer[Peer] // best upstream with a path, nil without
 	online atomic.Bool
+	seals  atomic.Int32 // a ztnode.SealedHello
+
+	saidTooLong atomic.Int64
 
 	mu        sync.Mutex // guards what follows and the mutable part of peers; methods named …Locked need it
 	workers   []*workerStats
@@ -228,6 +234,8 @@ type Core struct {
 	strangers strangers
 	waiting   map[uint64]identity.Address // moons we wait for, with their seeds
 	contacts  map[identity.Address]bool   // kept in contact though no traffic wants it
+	strange   []identity.Address          // of them, to be looked up
+	asks      rate.Bucket                 // for them
 	recalled  map[identity.Address]int64  // looked up in the peer cache
 	forgotten []PeerRecord                // to be handed to OnForgotten
 	revive    reviving
@@ -324,6 +332,7 @@ func New(cfg Config) (*Core, error) {
 	if _, err := crand.Read(c.seed[:]); err != nil {
 		return nil, err
 	}
+	c.SetSealedHello(cfg.SealedHello)
 	c.tick = c.NewWorker()
 	planet := cfg.Planet
 	if d := DefaultPlanet(); planet == nil || planet.ID == d.ID && d.Replaces(planet) {

@@ -8,6 +8,7 @@ import (
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/internal/budget"
 	"ztgate/zerotier/packet"
+	"ztgate/zerotier/ztnode"
 )
 
 // sendHelloLocked sends HELLO to an endpoint.
@@ -26,15 +27,28 @@ func (c *Core) relayHelloLocked(w *Worker, p *Peer) {
 
 func (c *Core) helloLocked(w *Worker, p *Peer, sock SocketID, ep, sentTo netip.AddrPort) {
 	set := c.worlds.Load()
+	e, ok := c.envelopeLocked(w, p)
+	if !ok {
+		return
+	}
 	h := hello{
 		version: c.version, timestamp: c.clock.stamp(w.t), identity: c.id, sentTo: sentTo,
 		planetID: set.planet.ID, planetTimestamp: set.planet.Timestamp,
 	}
 	h.moons = c.moonRefsLocked()
 	b := packet.Packet(h.append(make([]byte, packet.HeaderLen, 256)))
-	packet.PutHeader(b, packet.ID(w.random.Uint64()), p.addr, c.self, packet.VerbHello)
+	id := packet.ID(w.random.Uint64())
+	for e != nil && !e.Suits(id, p.addr) {
+		id = packet.ID(w.random.Uint64())
+	}
+	packet.PutHeader(b, id, p.addr, c.self, packet.VerbHello)
 	p.keys.MaskHello(b, h.masked, w.scratch)
-	p.keys.Seal(b, packet.SuitePoly1305, w.scratch)
+	if e == nil {
+		p.keys.Seal(b, packet.SuitePoly1305, w.scratch)
+	} else {
+		b = p.keys.SealHello(b, e, w.scratch)
+		w.stats.sealedHellosOut.Add(1)
+	}
 	w.stats.sealed[packet.SuitePoly1305].add(false, len(b))
 	w.stats.txPackets.Add(1)
 	c.replies.expect(b.ID(), &expectation{peer: p.addr, verb: packet.VerbHello, ep: ep, sent: w.t, timestamp: h.timestamp})
@@ -63,11 +77,15 @@ func (c *Core) greetLocked(w *Worker, p *Peer, pa *path) {
 // helloSizeLocked is at least the size of the HELLO that we send.
 func (c *Core) helloSizeLocked() int {
 	const fixed = 13 + 19 + 16 + 2
-	return packet.HeaderLen + fixed + len(c.id.AppendBinary(nil)) + 17*len(c.moonRefsLocked())
+	size := packet.HeaderLen + fixed + len(c.id.AppendBinary(nil)) + 17*len(c.moonRefsLocked())
+	if c.SealedHello() != ztnode.SealedHelloOff {
+		size += packet.EnvelopeLen
+	}
+	return size
 }
 
 // receiveHello handles HELLO in suite 0, the only packet a stranger may send
-// (chapter 01 §7.2, chapter 02 §2.2).
+// (chapter 01 §7.2, chapter 02 §2.2). It may have been in an envelope.
 func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 	h, ok := parseHello(p.Payload())
 	switch {
@@ -82,7 +100,7 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 		return
 	}
 	peer := c.Peer(p.Source())
-	if peer == nil {
+	if peer == nil && !p.Enveloped() {
 		peer = c.recallSender(w, p.Source()) // its identity was checked before
 	}
 	known := peer != nil
@@ -106,9 +124,37 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 		return
 	}
 	w.stats.opened[packet.SuitePoly1305].add(src.Hops > 0, len(p))
+	if p.Enveloped() {
+		w.stats.sealedHellosIn.Add(1)
+	}
 	c.deposit(w, peer, &src)
+	c.authenticHello(w, peer, src, p, &h)
+	if known {
+		c.cfg.Upper.PeerLearned(w, peer)
+	}
+}
+
+// receiveEncryptedHello handles a HELLO of a known peer in another suite, which nobody is
+// known to send (chapter 06 §3.7).
+func (c *Core) receiveEncryptedHello(w *Worker, from *Peer, p packet.Packet, src Source) {
+	h, ok := parseHello(p.Payload())
+	switch {
+	case !ok:
+		w.stats.rejects[RejectMalformed].Add(1)
+	case h.version.protocol < packet.MinProtocolVersion:
+		w.stats.rejects[RejectVersion].Add(1)
+	case !from.id.Equal(h.identity):
+		w.stats.rejects[RejectIdentity].Add(1)
+	default:
+		c.authenticHello(w, from, src, p, &h)
+		c.cfg.Upper.PeerLearned(w, from)
+	}
+}
+
+// authenticHello learns from a HELLO and answers it.
+func (c *Core) authenticHello(w *Worker, peer *Peer, src Source, p packet.Packet, h *hello) {
 	var moons []worldRef
-	if h.masked != 0 {
+	if h.masked != 0 && p.Suite() < packet.SuiteTrusted { // suite 3 spoils what is masked
 		peer.keys.MaskHello(p, h.masked, w.scratch)
 		moons = parseMoons(p[h.masked:])
 	}
@@ -117,16 +163,13 @@ func (c *Core) receiveHello(w *Worker, src Source, p packet.Packet) {
 	}
 	c.mu.Lock()
 	if c.strangers.mayAnswer(w.t, src.Endpoint.Addr()) {
-		c.answerHelloLocked(w, peer, src, p.ID(), &h, moons, c.provenLocked(peer, src, w.t))
+		c.answerHelloLocked(w, peer, src, p.ID(), h, moons, c.provenLocked(peer, src, w.t))
 	} else {
 		w.stats.rejects[RejectRate].Add(1)
 	}
 	c.mu.Unlock()
 	peer.version.Store(packVersion(h.version))
 	c.heard(w, peer, &src, packet.VerbHello, false, false)
-	if known {
-		c.cfg.Upper.PeerLearned(w, peer)
-	}
 }
 
 // acquaint checks a stranger's HELLO, cheap checks first, and makes a peer. It returns
@@ -135,6 +178,22 @@ func (c *Core) acquaint(w *Worker, src Source, p packet.Packet, id *identity.Ide
 	if why, ok := c.authenticate(w, src, p, id); !ok {
 		w.stats.rejects[why].Add(1)
 		return nil
+	}
+	if p.Enveloped() { // of a plain one this was done at the start
+		if peer := c.recallSender(w, p.Source()); peer != nil {
+			if peer.id.Equal(id) {
+				return peer
+			}
+			w.stats.rejects[RejectCollision].Add(1)
+			return nil
+		}
+		c.mu.Lock()
+		ok := c.strangers.mayAgree(w.t, src.Endpoint.Addr())
+		c.mu.Unlock()
+		if !ok {
+			w.stats.rejects[RejectRate].Add(1)
+			return nil
+		}
 	}
 	work, ok := c.budget.Take(w.t, budget.Sender{}, budget.Identity, 1) // slow: only after the MAC
 	if !ok {
@@ -166,7 +225,13 @@ func (c *Core) acquaint(w *Worker, src Source, p packet.Packet, id *identity.Ide
 // authenticate reports whether a stranger's HELLO was sealed by the identity in it, and
 // whether there is room for a peer; else why it is refused.
 func (c *Core) authenticate(w *Worker, src Source, p packet.Packet, id *identity.Identity) (why Reject, ok bool) {
-	work, why, ok := c.mayAgree(w, src)
+	var work budget.Work
+	if p.Enveloped() {
+		work, ok = c.budget.Take(w.t, budget.Sender{}, budget.Agreement, 1)
+		why = RejectBudget
+	} else {
+		work, why, ok = c.mayAgree(w, src)
+	}
 	if !ok {
 		return why, false
 	}
@@ -190,7 +255,7 @@ func (c *Core) checkWhere(w *Worker, src Source, p packet.Packet, id *identity.I
 	defer c.mu.Unlock()
 	where := c.strangers.check(w.t, c.cfg.Background != nil, !c.held.full())
 	if where == checkBackground {
-		c.held.addChecked(heldPacket{from: id.Address(), src: src, data: p, born: w.t})
+		c.held.addChecked(heldPacket{from: id.Address(), src: src, data: p, born: w.t, opened: p.Enveloped()})
 	}
 	return where
 }
@@ -306,9 +371,6 @@ func (c *Core) newerWorlds(h *hello, moons []worldRef) (b []byte) {
 // answerHelloLocked sends OK(HELLO).
 func (c *Core) answerHelloLocked(w *Worker, peer *Peer, src Source, id packet.ID, h *hello, moons []worldRef, proven bool) {
 	o := okHello{timestamp: h.timestamp, version: c.version, sentTo: src.Endpoint}
-	if h.version.protocol < 5 {
-		o.sentTo = netip.AddrPortFrom(src.Endpoint.Addr(), 0)
-	}
 	if worlds := c.newerWorlds(h, moons); len(worlds) > 0 && (peer.lastWorlds == 0 || since(w.t, peer.lastWorlds) >= worldsEvery) {
 		if proven {
 			peer.lastWorlds = w.t

@@ -138,11 +138,23 @@ func TestRelayIsBoundedByNetwork(t *testing.T) {
 	}
 }
 
-// What others send as trace or as messages goes nowhere.
+// What others send as trace, as messages or for bonding goes nowhere, in any suite.
 func TestTraceIsDropped(t *testing.T) {
 	n, _, a, b := lab(t)
 	a.send(n, b, 100)
 	n.Run(2 * time.Second)
+	before, voice, out := b.core.Stats(), newVoice(t, a.id, b.id), newMeter()
+	for _, suite := range []packet.Suite{packet.SuitePoly1305, packet.SuiteSalsa, packet.SuiteAES} {
+		for _, v := range []packet.Verb{packet.VerbAck, packet.VerbQoSMeasurement, packet.VerbPathNegotiationRequest} {
+			b.core.Receive(b.w.Begin(out, n.Now), 1, a.port.Endpoints()[0], voice.say(v, suite, make([]byte, 10)))
+		}
+	}
+	after := b.core.Stats()
+	for _, r := range vl1.Rejects() {
+		if got := after.RejectedBy(r) - before.RejectedBy(r); got != 0 || out.total != 0 {
+			t.Errorf("of bonding's messages %d were refused as %v, %d bytes in answer", got, r, out.total)
+		}
+	}
 	for _, v := range []packet.Verb{packet.VerbRemoteTrace, packet.VerbUserMessage} {
 		a.core.Send(a.w.Begin(a.port, n.Now), b.id.Address(), v, make([]byte, 5000), vl1.SendOpts{})
 	}

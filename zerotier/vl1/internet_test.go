@@ -526,6 +526,41 @@ func TestContacts(t *testing.T) {
 	}
 }
 
+// Contacts that nobody knows are asked for slowly, and all of them.
+func TestUnknownContactsAreFew(t *testing.T) {
+	n := newInternet(t, 1, nats{})
+	n.online(t)
+	n.Run(5 * time.Second)
+	var list []identity.Address
+	for i := range 64 {
+		list = append(list, identity.Address(0x1000000000+i))
+	}
+	sent := 0
+	n.Seen = func(from, to netip.AddrPort, d []byte) {
+		if from.Addr() == n.a.port.Endpoints()[0].Addr() && to == rootEndpoint && len(d) == packet.HeaderLen+identity.AddressLen {
+			sent++
+		}
+	}
+	n.a.core.KeepContact(list)
+	for i := range 60 {
+		n.a.core.KeepContact(list) // as by a configuration that changes all the time
+		before := sent
+		n.Run(time.Second)
+		if got := sent - before; got > 9 {
+			t.Errorf("%d questions in second %d", got, i)
+		}
+	}
+	if sent < 30 || sent > 4*60+5 {
+		t.Errorf("%d questions in a minute", sent)
+	}
+	n.a.core.KeepContact(list)
+	sent = 0
+	n.Run(25 * time.Second)
+	if sent < 64 {
+		t.Errorf("only %d of 64 asked for", sent)
+	}
+}
+
 // restartA starts A, which was detached, with B's record in its cache; newest lists
 // the cache.
 func (n *internet) restartA(t *testing.T, b *vl1.PeerRecord, newest func() []identity.Address) {

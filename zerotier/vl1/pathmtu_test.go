@@ -1,9 +1,12 @@
 package vl1_test
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -217,8 +220,9 @@ func TestPathSizeConfigured(t *testing.T) {
 		n := newInternet(t, 1, nats{})
 		n.online(t)
 		n.Detach(n.a.port)
+		var log bytes.Buffer
 		n.a = newHostWith(t, n.Net, nil, n.ids[1], func(c *vl1.Config) {
-			c.Planet = n.planet
+			c.Planet, c.Logger = n.planet, slog.New(slog.NewTextHandler(&log, nil))
 			c.Physical = []vl1.PhysicalNetwork{{Prefix: netip.MustParsePrefix("8.0.0.0/24"), MTU: most}}
 		}, leafAt(nil, "8.0.0.1")...)
 		n.connect(t, 35*time.Second)
@@ -239,11 +243,16 @@ func TestPathSizeConfigured(t *testing.T) {
 		}
 		// What no receiver would put together isn't sent.
 		if most == 510 {
+			log.Reset()
 			got, long := n.b.got, n.a.core.Stats().RejectedBy(vl1.RejectTooLong)
 			n.a.send(n.Net, n.b, 4000)
 			n.Run(time.Second)
 			if n.b.got != got || n.a.core.Stats().RejectedBy(vl1.RejectTooLong) != long+1 {
 				t.Error("a packet of 4000 bytes was sent in datagrams of 510")
+			}
+			n.a.send(n.Net, n.b, 4000)
+			if got := strings.Count(log.String(), "too long for a path"); got != 1 {
+				t.Errorf("logged %d times", got)
 			}
 		}
 	}

@@ -45,6 +45,10 @@ type Peer struct {
 	pushes        rate.Bucket
 	pushed        []netip.AddrPort // told by the peer, to be probed once it is trusted
 	confirms      rate.Bucket
+	sealed        rate.Bucket // HELLOs opened that came on its paths
+	envelope      *packet.Envelope
+	envelopeMade  int64
+	unanswered    unanswered
 	confirmed     map[netip.AddrPort]int64 // endpoints probed lately
 }
 

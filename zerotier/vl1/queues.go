@@ -85,6 +85,8 @@ type heldPacket struct {
 	data  []byte
 	born  int64
 	asked int
+
+	opened bool // it was a sealed HELLO
 }
 
 // heldQueue holds packets of unknown senders.

@@ -68,9 +68,12 @@ func (c *Core) receivePacket(w *Worker, src *Source, p packet.Packet) {
 	}
 	suite := p.Suite()
 	if suite == packet.SuitePoly1305 {
-		if p.Verb() == packet.VerbHello && !p.Compressed() {
+		switch {
+		case p.Enveloped(): // its verb can't be read
+			c.receiveSealedHello(w, *src, p)
+		case p.Verb() == packet.VerbHello && !p.Compressed():
 			c.receiveHello(w, *src, p)
-		} else {
+		default:
 			c.receiveClear(w, p)
 		}
 		return
@@ -115,8 +118,8 @@ func (c *Core) onTrustedPath(p packet.Packet, src Source) bool {
 	return id != 0 && id == p.TrustedPath()
 }
 
-// receiveClear handles suite 0 packets other than HELLO: bonding measurements,
-// which a node without bonding drops, and nothing else (chapter 02 §2.11, §9).
+// receiveClear handles suite 0 packets other than HELLO: bonding measurements of older
+// releases, which a node without bonding drops, and nothing else (chapter 02 §2.11, §9).
 func (c *Core) receiveClear(w *Worker, p packet.Packet) {
 	switch p.Verb() {
 	case packet.VerbAck, packet.VerbQoSMeasurement, packet.VerbPathNegotiationRequest:
@@ -147,8 +150,8 @@ func (c *Core) dispatch(w *Worker, from *Peer, p packet.Packet, src *Source) {
 	case packet.VerbPushDirectPaths:
 		c.receivePush(w, from, p, *src)
 	case packet.VerbHello:
-		w.stats.rejects[RejectSuite].Add(1) // its masked part is unreadable in suite 3 and never sent in suite 1
-	case packet.VerbAck, packet.VerbQoSMeasurement, packet.VerbPathNegotiationRequest:
+		c.receiveEncryptedHello(w, from, p, *src)
+	case packet.VerbAck, packet.VerbQoSMeasurement, packet.VerbPathNegotiationRequest: // in suites 1 and 3 since 1.16
 	default: // NOP, USER_MESSAGE, REMOTE_TRACE and unknown verbs: a sign of life only
 		c.heard(w, from, src, verb, false, false)
 	}

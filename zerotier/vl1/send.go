@@ -39,6 +39,10 @@ func (c *Core) emit(w *Worker, p *Peer, to *way, v packet.Verb, b packet.Packet,
 	split := packet.NeedsSplit(len(b), to.size)
 	if split && packet.Datagrams(len(b), to.size) > packet.MaxFragments {
 		w.stats.rejects[RejectTooLong].Add(1)
+		if said := c.saidTooLong.Load(); (said == 0 || since(w.t, said) >= sayAgain) && c.saidTooLong.CompareAndSwap(said, w.t) {
+			c.log.Warn("a packet is too long for a path: lower the MTU of the network, or raise physical.mtu if the path carries more",
+				"peer", p.addr, "endpoint", to.ep, "bytes", len(b), "datagrams", to.size, "most", packet.MaxFragments)
+		}
 		return b.ID()
 	}
 	b.SetFragmented(split)

@@ -37,13 +37,15 @@ const (
 	RejectBudget
 	RejectUnproven
 	RejectReplay
+	RejectSealed
+	RejectSealedRate
 	numRejects
 )
 
 var rejectNames = [numRejects]string{
 	"short", "own_address", "fragment", "mac", "suite", "compression", "malformed", "version", "identity",
 	"collision", "rate", "unexpected_reply", "not_upstream", "unknown_sender", "not_relayed", "hops", "queue_full", "too_long", "peer_limit", "relay_rate",
-	"budget", "unproven", "replay",
+	"budget", "unproven", "replay", "sealed_hello", "sealed_hello_rate",
 }
 
 // String returns the label used in metrics.
@@ -62,10 +64,11 @@ const numSuites = 4
 
 // workerStats are counters that only the worker's goroutine adds to.
 type workerStats struct {
-	rxPackets, rxBytes, txPackets atomic.Uint64
-	sealed, opened                [numSuites]carried
-	fragmentsIn, fragmentsOut     atomic.Uint64
-	rejects                       [numRejects]atomic.Uint64
+	rxPackets, rxBytes, txPackets   atomic.Uint64
+	sealed, opened                  [numSuites]carried
+	fragmentsIn, fragmentsOut       atomic.Uint64
+	sealedHellosIn, sealedHellosOut atomic.Uint64
+	rejects                         [numRejects]atomic.Uint64
 
 	_ [64]byte // keeps another worker's counters off the cache line
 }
@@ -93,6 +96,8 @@ func (sum *workerStats) add(st *workerStats) {
 	sum.txPackets.Add(st.txPackets.Load())
 	sum.fragmentsIn.Add(st.fragmentsIn.Load())
 	sum.fragmentsOut.Add(st.fragmentsOut.Load())
+	sum.sealedHellosIn.Add(st.sealedHellosIn.Load())
+	sum.sealedHellosOut.Add(st.sealedHellosOut.Load())
 	for i := range sum.sealed {
 		sum.sealed[i].addAll(&st.sealed[i])
 		sum.opened[i].addAll(&st.opened[i])
@@ -112,6 +117,7 @@ type Stats struct {
 	RxDatagrams, RxBytes, TxPackets, TxBytes                   uint64
 	SealedBytes, OpenedBytes                                   [numSuites]uint64 // by suite
 	FragmentsIn, FragmentsOut                                  uint64
+	SealedHellosIn, SealedHellosOut                            uint64
 	Reassembled, FragmentsExpired, FragmentsDisplaced, TooLong uint64
 	Rejected                                                   [numRejects]uint64
 	Relayed                                                    uint64
@@ -166,6 +172,7 @@ func (c *Core) Stats() (s Stats) {
 	s.OutQueueLimit, s.HeldQueueLimit, s.RetryQueueLimit = maxOutQueue, maxHeld, maxRetry
 	s.RxDatagrams, s.RxBytes = sum.rxPackets.Load(), sum.rxBytes.Load()
 	s.TxPackets = sum.txPackets.Load()
+	s.SealedHellosIn, s.SealedHellosOut = sum.sealedHellosIn.Load(), sum.sealedHellosOut.Load()
 	s.FragmentsIn, s.FragmentsOut = sum.fragmentsIn.Load(), sum.fragmentsOut.Load()
 	s.OpenedBytes, s.DirectBytes[0], s.RelayBytes[0] = bytesOf(&sum.opened)
 	s.SealedBytes, s.DirectBytes[1], s.RelayBytes[1] = bytesOf(&sum.sealed)

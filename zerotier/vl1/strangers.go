@@ -13,6 +13,8 @@ import (
 const (
 	networkEvery = 2 * time.Second // key agreements of one source network
 	networkBurst = 8
+	openEvery    = 20 * time.Millisecond // sealed HELLOs of one source network opened, also of peers that moved
+	openBurst    = 256
 	agreeEvery   = time.Millisecond // so that a worker isn't held up by many at once
 	agreeBurst   = 500
 	inlineEvery  = time.Second
@@ -28,6 +30,7 @@ const (
 // strangers bounds what those cost us who have proved nothing yet.
 type strangers struct {
 	networks [packet.SourceBuckets]rate.Bucket // key agreements by source network
+	sealed   [packet.SourceBuckets]rate.Bucket // HELLOs opened by source network
 	agreed   rate.Bucket                       // key agreements
 	inline   rate.Bucket                       // identity checks on a receiving worker
 	checking bool                              // one runs in the background
@@ -38,6 +41,11 @@ type strangers struct {
 // mayAgree limits key agreements per source network and in all.
 func (s *strangers) mayAgree(t int64, source netip.Addr) bool {
 	return s.networks[packet.SourceBucket(source)].Take(t, networkEvery, networkBurst) && s.agreed.Take(t, agreeEvery, agreeBurst)
+}
+
+// mayOpen limits sealed HELLOs that are opened per source network and in all.
+func (s *strangers) mayOpen(t int64, source netip.Addr) bool {
+	return s.sealed[packet.SourceBucket(source)].Take(t, openEvery, openBurst) && s.agreed.Take(t, agreeEvery, agreeBurst)
 }
 
 // mayAsk limits the questions that strangers cause.

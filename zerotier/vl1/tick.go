@@ -41,13 +41,13 @@ func (c *Core) Tick(out Out, now time.Time) (next time.Time) {
 	if c.cfg.LowBandwidth {
 		every *= 5
 	}
-	var strange []identity.Address
 	ping := c.lastPing == 0 || since(w.t, c.lastPing) >= every
 	if ping {
 		c.lastPing = w.t
 		c.contactSeedsLocked(w)
-		strange = c.keepContactsLocked(w)
+		c.keepContactsLocked(w)
 	}
+	strange := c.strangeContactsLocked(w.t)
 	var flush []*Peer
 	waiting := make(map[identity.Address]bool)
 	for _, q := range c.queue.list {
@@ -183,8 +183,9 @@ func (c *Core) contactSeedsLocked(w *Worker) {
 }
 
 // KeepContact replaces the list of leaves that are kept in contact even if nothing is
-// sent to them: those that networks mark as anchors or multicast replicators (chapter
-// 03 §2.4). Of more than 64 the last ones are left out; it returns how many.
+// sent to them: those that networks mark as relays, anchors or multicast replicators
+// (chapter 03 §2.4, chapter 06 §5.1). Of more than 64 the last ones are left out; it
+// returns how many.
 func (c *Core) KeepContact(list []identity.Address) (refused int) {
 	refused = max(0, len(list)-maxContacts)
 	contacts := make(map[identity.Address]bool)
@@ -195,25 +196,36 @@ func (c *Core) KeepContact(list []identity.Address) (refused int) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.contacts = contacts
+	c.contacts, c.strange = contacts, nil
 	return refused
 }
 
 // keepContactsLocked says HELLO, through a root, to contacts without a path: tickPeerLocked keeps
-// the paths of the others. It returns those that must be looked up.
-func (c *Core) keepContactsLocked(w *Worker) (strange []identity.Address) {
+// the paths of the others. Those that aren't known are to be looked up.
+func (c *Core) keepContactsLocked(w *Worker) {
+	all := len(c.strange) == 0
 	for a := range c.contacts {
 		p := c.Peer(a)
 		switch {
+		case p == nil && all:
+			c.strange = append(c.strange, a)
 		case p == nil:
-			strange = append(strange, a)
 		case c.IsUpstream(a) || p.bestPathLocked(w.t) != nil:
 		case c.best.Load() != nil && (p.lastFullHello == 0 || since(w.t, p.lastFullHello) >= contactEvery):
 			p.lastFullHello = w.t
 			c.relayHelloLocked(w, p)
 		}
 	}
-	return strange
+}
+
+// strangeContactsLocked returns the contacts to look up now: only a few a second, since it
+// is others who say how many there are.
+func (c *Core) strangeContactsLocked(t int64) (now []identity.Address) {
+	for len(c.strange) > 0 && c.asks.Take(t, contactAskEvery, contactAskBurst) {
+		now = append(now, c.strange[0])
+		c.strange = c.strange[1:]
+	}
+	return now
 }
 
 // staysLocked reports whether a peer is needed however long it is silent.

@@ -131,7 +131,11 @@ func (c *Core) peerLearned(w *Worker, p *Peer) {
 	c.cfg.Upper.PeerLearned(w, p)
 	c.flushQueue(w, p)
 	for _, q := range mine {
-		c.receivePacket(w, &q.src, packet.Packet(q.data))
+		if q.opened {
+			c.receiveHello(w, q.src, packet.Packet(q.data))
+		} else {
+			c.receivePacket(w, &q.src, packet.Packet(q.data))
+		}
 	}
 }
 

@@ -12,13 +12,14 @@ import (
 	"ztgate/zerotier/packet"
 )
 
-// Limits of a configuration (chapter 03 §10).
+// Limits of a configuration (chapter 03 §10, chapter 06 §5).
 const (
-	MaxConfig       = 484519 // bytes of the dictionary
+	MaxConfig       = 1 << 20 // bytes of a dictionary that is taken
+	MaxConfigSent   = 484519  // that every receiver takes
 	MaxRules        = 1024
 	MaxRoutes       = 128
 	MaxAddresses    = 32
-	MaxSpecialists  = 256
+	MaxSpecialists  = 512
 	MaxCOOs         = 4
 	MaxCapabilities = 128
 	MaxTags         = 128
@@ -39,11 +40,13 @@ const (
 	FlagNoMulticastCompress = 0x10
 )
 
-// Roles of specialists (chapter 03 §2.4).
+// Roles of specialists (chapter 03 §2.4, chapter 06 §5.1). Newer controllers know relays
+// and no anchors.
 const (
 	RoleBridge     = 0x0000020000000000
 	RoleAnchor     = 0x0000040000000000
 	RoleReplicator = 0x0000080000000000
+	RoleRelay      = 0x0000100000000000
 )
 
 // Specialist is a member with a special role.
@@ -363,8 +366,17 @@ func (c *NetworkConfig) withRole(role uint64) (out []identity.Address) {
 // Bridges lists the active bridges.
 func (c *NetworkConfig) Bridges() []identity.Address { return c.withRole(RoleBridge) }
 
-// Anchors lists the anchors and multicast replicators.
-func (c *NetworkConfig) Anchors() []identity.Address { return c.withRole(RoleAnchor | RoleReplicator) }
+// Contacts lists the nodes that are to be kept in contact, each once: the multicast
+// replicators, then anchors and network relays.
+func (c *NetworkConfig) Contacts() []identity.Address {
+	all := append(c.Replicators(), c.withRole(RoleAnchor|RoleRelay)...)
+	seen := make(map[identity.Address]bool, len(all))
+	return slices.DeleteFunc(all, func(a identity.Address) bool {
+		again := seen[a]
+		seen[a] = true
+		return again
+	})
+}
 
 // Replicators lists the members that send multicasts on for others.
 func (c *NetworkConfig) Replicators() []identity.Address { return c.withRole(RoleReplicator) }

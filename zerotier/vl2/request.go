@@ -17,7 +17,7 @@ const (
 	MaxChunk       = 9640 // data bytes per packet that every receiver takes
 	minChunk       = 1024
 	maxUpdates     = 3
-	maxChunks      = 474
+	maxChunks      = MaxConfig / minChunk
 	updateLifetime = 30 * time.Second
 
 	chunkSignatureType = 1
@@ -31,7 +31,7 @@ func RequestMetadata() []byte {
 		key string
 		v   uint64
 	}{
-		{"v", configVersion}, {"vend", 1}, {"pv", packet.ProtocolVersion}, {"majv", 1}, {"minv", 14}, {"revv", 1},
+		{"v", configVersion}, {"vend", 1}, {"pv", packet.ProtocolVersion}, {"majv", 1}, {"minv", 16}, {"revv", 0},
 		{"mr", MaxRules}, {"mc", MaxCapabilities}, {"mcr", maxCapabilityRules}, {"mt", MaxTags}, {"f", 0}, {"revr", 1},
 	} {
 		w.integer(kv.key, kv.v)

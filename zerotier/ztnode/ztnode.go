@@ -6,6 +6,7 @@ package ztnode
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -156,4 +157,26 @@ type PlanetRoot struct {
 	Address   string           `json:"address"`
 	Identity  string           `json:"identity"`
 	Endpoints []netip.AddrPort `json:"stableEndpoints"`
+}
+
+// SealedHello says which HELLOs of ours are sealed, so that who sees them learns nothing of
+// our identity and version.
+type SealedHello uint8
+
+// Which HELLOs are sealed. All nodes of protocol 13 open them.
+const (
+	SealedHelloOff    SealedHello = iota
+	SealedHelloAuto               // those to peers that are known to open them
+	SealedHelloAlways             // all, also in vain
+)
+
+var sealedHellos = [...]string{"off", "auto", "always"}
+
+// String returns the word in configurations.
+func (s SealedHello) String() string { return sealedHellos[s] }
+
+// ParseSealedHello is the inverse of String.
+func ParseSealedHello(word string) (SealedHello, bool) {
+	i := slices.Index(sealedHellos[:], word)
+	return SealedHello(max(i, 0)), i >= 0
 }

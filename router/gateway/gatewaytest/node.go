@@ -31,6 +31,7 @@ type Node struct {
 	office   *Office // nil = nobody
 	onFrames func(uint64, [][]byte)
 	failRun  error
+	sealed   ztnode.SealedHello
 	running  context.CancelFunc
 }
 
@@ -49,7 +50,7 @@ func NewNode() *Node {
 func (n *Node) Start(cfg gateway.NodeConfig) (gateway.Node, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.onFrames = cfg.OnFrames
+	n.onFrames, n.sealed = cfg.OnFrames, cfg.Underlay.SealedHello
 	if cfg.Controller && n.ctl == nil {
 		n.ctl = NewController()
 	}
@@ -99,6 +100,20 @@ func (n *Node) Written() [][]byte {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.Clone(n.written)
+}
+
+// SealedHello returns which HELLOs the node was told to seal.
+func (n *Node) SealedHello() ztnode.SealedHello {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.sealed
+}
+
+// SetSealedHello implements what [gateway] asks of a node that can seal HELLOs.
+func (n *Node) SetSealedHello(s ztnode.SealedHello) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.sealed = s
 }
 
 // Groups returns the subscriptions in a network.

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ztgate/internal/uring"
+	"ztgate/router/host/offload"
 )
 
 // Method is how packets are written to an interface.
@@ -32,7 +33,7 @@ func Probe() error {
 		return fmt.Errorf("open %s: %w", Path, err)
 	}
 	defer unix.Close(fd)
-	r.Writev(uintptr(fd), []unix.Iovec{iovec(make([]byte, vnetLen))})
+	r.Writev(uintptr(fd), []unix.Iovec{iovec(make([]byte, offload.HeaderLen))})
 	results, err := r.Submit()
 	if err != nil {
 		return explained(err)

@@ -1,4 +1,4 @@
-// Package tuntap is how packets come from the kernel and go to it: TUN and TAP
+// Package tuntap is how packets come from the kernel's routing and go to it: TUN and TAP
 // interfaces in batches, with segmentation and receive offloads.
 package tuntap
 
@@ -12,9 +12,6 @@ import (
 
 // Path is the device behind all interfaces.
 const Path = "/dev/net/tun"
-
-// EthernetLen is the length of a TAP's link header.
-const EthernetLen = 14
 
 // OpenFD returns a descriptor of the interface; it says what is missing when
 // that fails.

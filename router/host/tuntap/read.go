@@ -7,15 +7,14 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-)
 
-// MaxRead is the most that the kernel hands over at once.
-const MaxRead = vnetLen + EthernetLen + 4 + 1<<16
+	"ztgate/router/host/offload"
+)
 
 // Reader reads packets from an interface in batches: all that waits, so that there
 // are batches under load and no delay without. One goroutine uses it.
 type Reader struct {
-	seg   Segmenter
+	seg   offload.Segmenter
 	large []byte
 	drain func(fd uintptr) bool
 	topUp func(fd uintptr)
@@ -28,19 +27,10 @@ type Reader struct {
 
 // NewReader makes one for packets with a link header of a length.
 func NewReader(link int) *Reader {
-	r := &Reader{seg: Segmenter{Link: link}, large: make([]byte, MaxRead)}
+	r := &Reader{seg: offload.Segmenter{Link: link}, large: make([]byte, offload.MaxRead)}
 	r.drain, r.topUp = r.readAll, func(fd uintptr) { r.readAll(fd) }
 	return r
 }
-
-// packetError is about one packet: reading goes on.
-type packetError struct{}
-
-func (packetError) Error() string   { return "malformed packet from the kernel" }
-func (packetError) Temporary() bool { return true }
-
-// ErrPacket says that one packet was lost.
-var ErrPacket error = packetError{}
 
 // ReadBatch waits for packets and puts them at offset into bufs, with their lengths
 // in sizes. It returns how many there are, also with an error.

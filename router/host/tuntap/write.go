@@ -10,12 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ztgate/internal/uring"
+	"ztgate/router/host/offload"
 )
 
 // writer writes packets to an interface, merged where they can be. One goroutine
 // uses it at a time; several may write to one interface.
 type writer struct {
-	merge  Merger
+	merge  offload.Merger
 	ring   *uring.Ring // nil = a system call for each packet
 	fd     uintptr
 	bufs   [][]byte
@@ -26,8 +27,8 @@ type writer struct {
 
 	// What is to be written by one call.
 	queue []write
-	heads [uring.Entries][vnetLen]byte // the merger's is for one at a time
-	iovs  []unix.Iovec                 // has always room for a large packet
+	heads [uring.Entries][offload.HeaderLen]byte // the merger's is for one at a time
+	iovs  []unix.Iovec                           // has always room for a large packet
 }
 
 // write is one packet of the kernel's.
@@ -38,10 +39,10 @@ type write struct {
 }
 
 // iovsPerBatch is enough for a batch in which nothing is merged, or all that can be.
-const iovsPerBatch = 2*uring.Entries + maxParts + 2
+const iovsPerBatch = 2*uring.Entries + offload.MaxParts + 2
 
 func newWriter(link int, udp bool) *writer {
-	w := &writer{merge: Merger{Link: link, UDP: udp}, queue: make([]write, 0, uring.Entries), iovs: make([]unix.Iovec, 0, iovsPerBatch)}
+	w := &writer{merge: offload.Merger{Link: link, UDP: udp}, queue: make([]write, 0, uring.Entries), iovs: make([]unix.Iovec, 0, iovsPerBatch)}
 	w.merge.Write = w.add
 	w.run = func(fd uintptr) {
 		w.fd = fd
@@ -76,7 +77,7 @@ func (w *writer) add(parts [][]byte) {
 	copy(head[:], parts[0])
 	from := len(w.iovs)
 	w.iovs = append(w.iovs, iovec(head[:]))
-	q.size = vnetLen
+	q.size = offload.HeaderLen
 	for _, p := range parts[1:] {
 		if len(p) > 0 {
 			w.iovs = append(w.iovs, iovec(p))

@@ -1,10 +1,12 @@
-package tuntap
+package offload
 
 import (
 	"bytes"
 	"encoding/binary"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // tcpFrame builds an Ethernet frame with a TCP segment, as the kernel hands it
@@ -33,7 +35,7 @@ func tcpFrame(v6 bool, payload []byte) (b []byte, tcp int) {
 }
 
 func vnet(flags, kind byte, size, start, offset int) []byte {
-	h := make([]byte, vnetLen)
+	h := make([]byte, HeaderLen)
 	h[0], h[1] = flags, kind
 	binary.NativeEndian.PutUint16(h[4:], uint16(size))
 	binary.NativeEndian.PutUint16(h[6:], uint16(start))
@@ -102,6 +104,29 @@ func TestSegmentTCP(t *testing.T) {
 		}
 		if !bytes.Equal(all, payload) {
 			t.Error("the payload differs")
+		}
+	}
+}
+
+// What comes off a network card in one piece may have been checked by it, and may answer
+// a mark of congestion.
+func TestSegmentReceived(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		frame, tcp := tcpFrame(v6, make([]byte, 2500))
+		frame[tcp+13] |= tcpCWR
+		kind := byte(vnetTCP4)
+		if v6 {
+			kind = vnetTCP6
+		}
+		got, err := cut(append(vnet(unix.VIRTIO_NET_HDR_F_DATA_VALID, kind|unix.VIRTIO_NET_HDR_GSO_ECN, 1000, 0, 0), frame...))
+		if err != nil || len(got) != 3 {
+			t.Fatalf("IPv6 %v: %d frames, %v", v6, len(got), err)
+		}
+		for i, f := range got {
+			checkTCP(t, f, tcp)
+			if cwr := f[tcp+13]&tcpCWR != 0; cwr != (i == 0) {
+				t.Errorf("IPv6 %v: frame %d has CWR %v", v6, i, cwr)
+			}
 		}
 	}
 }

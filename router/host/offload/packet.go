@@ -1,4 +1,4 @@
-package tuntap
+package offload
 
 import (
 	"encoding/binary"
@@ -7,8 +7,8 @@ import (
 )
 
 const (
-	tcpFIN, tcpPSH, tcpACK = 0x01, 0x08, 0x10
-	udpLen                 = 8
+	tcpFIN, tcpPSH, tcpACK, tcpCWR = 0x01, 0x08, 0x10, 0x80
+	udpLen                         = 8
 )
 
 // packet is where things lie in a packet with its link header: IPv4 without

@@ -1,4 +1,7 @@
-package tuntap
+// Package offload stands for the network card that the kernel takes us for: it hands
+// over what one sender sends in large packets, with a header that says how to cut them
+// (virtio_net_hdr), and takes large packets in the same form.
+package offload
 
 import (
 	"encoding/binary"
@@ -6,19 +9,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel hands over what one sender sends in large packets with a header that
-// says how to cut them (virtio_net_hdr, in host byte order).
-const (
-	vnetLen = 10
+// HeaderLen is the length of a virtio_net_hdr, which is in host byte order.
+const HeaderLen = 10
 
+// EthernetLen is the length of an Ethernet header.
+const EthernetLen = 14
+
+// MaxRead is the most that the kernel hands over at once.
+const MaxRead = HeaderLen + EthernetLen + 4 + 1<<16
+
+const (
 	vnetNeedsChecksum = unix.VIRTIO_NET_HDR_F_NEEDS_CSUM
 	vnetTCP4          = unix.VIRTIO_NET_HDR_GSO_TCPV4
 	vnetTCP6          = unix.VIRTIO_NET_HDR_GSO_TCPV6
 	vnetUDP           = unix.VIRTIO_NET_HDR_GSO_UDP_L4
 )
 
+// packetError is about one packet: reading goes on.
+type packetError struct{}
+
+func (packetError) Error() string   { return "malformed packet from the kernel" }
+func (packetError) Temporary() bool { return true }
+
+// ErrPacket says that one packet was lost.
+var ErrPacket error = packetError{}
+
 // Segmenter cuts what was read from the kernel into packets, one at a time. Link
-// is the length of the link header: 0 of a TUN, [EthernetLen] of a TAP.
+// is the length of the link header: 0 of a TUN, [EthernetLen] of others.
 type Segmenter struct {
 	Link int
 
@@ -33,12 +50,12 @@ type Segmenter struct {
 // [Segmenter.Next] has given everything.
 func (s *Segmenter) Start(b []byte) error {
 	s.pending = false
-	if len(b) < vnetLen+s.Link+1 {
+	if len(b) < HeaderLen+s.Link+1 {
 		return ErrPacket
 	}
-	h, b := b[:vnetLen], b[vnetLen:]
+	h, b := b[:HeaderLen], b[HeaderLen:]
 	u16 := func(i int) int { return int(binary.NativeEndian.Uint16(h[i:])) }
-	s.p, s.kind, s.size, s.off = packet{b: b, ip: s.Link, l4: u16(6)}, h[1], u16(4), 0
+	s.p, s.kind, s.size, s.off = packet{b: b, ip: s.Link, l4: u16(6)}, h[1]&^unix.VIRTIO_NET_HDR_GSO_ECN, u16(4), 0
 	if s.kind == unix.VIRTIO_NET_HDR_GSO_NONE {
 		if h[0]&vnetNeedsChecksum != 0 {
 			start, field := u16(6), u16(6)+u16(8)
@@ -55,6 +72,11 @@ func (s *Segmenter) Start(b []byte) error {
 	ipLen := 20
 	if p.v6() {
 		ipLen = 40
+	}
+	if h[0]&vnetNeedsChecksum == 0 { // merged by hardware, which has seen the checksums
+		if p.l4 = s.Link + ipLen; !p.v6() {
+			p.l4 = s.Link + int(b[p.ip]&15)*4
+		}
 	}
 	if p.l4 < s.Link+ipLen || p.l4 >= len(b) || s.size == 0 || b[p.ip]>>4 != 4 && !p.v6() ||
 		s.Link == EthernetLen && binary.BigEndian.Uint16(b[12:]) != etherType(b[p.ip]>>4) {
@@ -118,6 +140,9 @@ func (s *Segmenter) Next(out []byte) (int, error) {
 		binary.BigEndian.PutUint32(t[4:], binary.BigEndian.Uint32(t[4:])+uint32(s.off))
 		if !last {
 			t[13] &^= tcpFIN | tcpPSH
+		}
+		if index > 0 { // it answers once (RFC 3168 §6.1.2)
+			t[13] &^= tcpCWR
 		}
 	}
 	q.setLength(n - q.ip)

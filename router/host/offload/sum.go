@@ -1,4 +1,4 @@
-package tuntap
+package offload
 
 import (
 	"encoding/binary"

@@ -1,4 +1,4 @@
-package tuntap
+package offload
 
 import (
 	"encoding/binary"
@@ -16,7 +16,7 @@ type Merger struct {
 	Write func(parts [][]byte) // one packet, behind its virtio_net_hdr; parts isn't kept
 
 	groups []mergeGroup
-	head   [vnetLen]byte
+	head   [HeaderLen]byte
 	alone  [2][]byte
 }
 
@@ -33,9 +33,9 @@ type mergeGroup struct {
 const (
 	// maxMerged flows grow at the same time; further ones are written at once.
 	maxMerged = 16
-	// maxParts is the most that the kernel takes at once of datagrams (UDP_MAX_SEGMENTS),
+	// MaxParts is the most that the kernel takes at once of datagrams (UDP_MAX_SEGMENTS),
 	// and far below what it takes of anything (IOV_MAX).
-	maxParts = 64
+	MaxParts = 64
 )
 
 // Add takes a packet with its link header, which has to stay valid until Flush.
@@ -62,7 +62,7 @@ func (m *Merger) Add(b []byte) {
 			g.parts = append(g.parts, b[p.head:])
 			g.payload += payload
 			g.next += uint32(payload)
-			g.closed = payload < g.size || push || len(g.parts) > maxParts
+			g.closed = payload < g.size || push || len(g.parts) > MaxParts
 			if push {
 				g.b[g.l4+13] |= tcpPSH
 			}
@@ -133,14 +133,14 @@ func (m *Merger) Flush() {
 }
 
 func (m *Merger) plain(b []byte) {
-	m.head = [vnetLen]byte{}
+	m.head = [HeaderLen]byte{}
 	m.alone = [2][]byte{m.head[:], b}
 	m.Write(m.alone[:])
 	m.alone[1] = nil
 }
 
 func (m *Merger) emit(g *mergeGroup) {
-	m.head = [vnetLen]byte{}
+	m.head = [HeaderLen]byte{}
 	if len(g.parts) > 2 {
 		m.describe(g)
 	}

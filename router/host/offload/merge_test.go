@@ -1,4 +1,4 @@
-package tuntap
+package offload
 
 import (
 	"bytes"
@@ -102,7 +102,7 @@ func TestMergeDatagrams(t *testing.T) {
 		var frames [][]byte
 		for i := range 100 {
 			for port := range uint16(2) {
-				frames = append(frames, datagram(v6, port, i%maxParts, bytes.Repeat([]byte{byte(i), byte(port)}, 300)))
+				frames = append(frames, datagram(v6, port, i%MaxParts, bytes.Repeat([]byte{byte(i), byte(port)}, 300)))
 			}
 		}
 		written, got := merge(t, frames)
@@ -223,7 +223,7 @@ func TestMergeStops(t *testing.T) {
 		}
 		last := uint32(0)
 		for _, w := range written {
-			if tcp := vnetLen + 34; len(w) > tcp+8 {
+			if tcp := HeaderLen + 34; len(w) > tcp+8 {
 				seq := binary.BigEndian.Uint32(w[tcp+4:])
 				if seq < last {
 					t.Errorf("%s: the order changed", c.name)
