@@ -33,7 +33,6 @@ const heardLately = 30 * time.Second
 
 // prober probes the targets through the data path.
 type prober struct {
-	targets []config.Target
 	dialer  dialer
 	send    sendFunc // nil = by dialer
 	log     *slog.Logger
@@ -42,9 +41,9 @@ type prober struct {
 	failure func(t config.Target, last seenAt, err error) string
 	answer  func(t config.Target) seenAt // who answers for a target that is up; may be nil
 
-	mu     sync.Mutex // guards targets too, outside of Run
-	state  []targetState
-	change chan []config.Target
+	mu     sync.Mutex
+	list   []*target
+	change chan struct{} // list is another one
 }
 
 // sendFunc sends a probe. It returns how long the answer took, and what the probe went
@@ -65,74 +64,83 @@ const (
 	throughPlane   = "plane"   // from behind the interface
 )
 
-// targetState is the state of a target with what isn't shown of it.
-type targetState struct {
-	control.TargetState
-	last seenAt
+// target is a target and, guarded by the prober, its state with what isn't shown of it.
+type target struct {
+	config.Target
+	state control.TargetState
+	last  seenAt
 }
 
 // seenAt is where a target was when it last answered.
 type seenAt struct{ member, over string }
 
 func newProber(targets []config.Target, d dialer, log *slog.Logger) *prober {
-	p := &prober{dialer: d, log: log, change: make(chan []config.Target, 1),
+	p := &prober{dialer: d, log: log, change: make(chan struct{}, 1),
 		failure: func(_ config.Target, _ seenAt, err error) string { return err.Error() }}
-	p.replace(targets)
+	p.set(targets)
 	return p
 }
 
-// replace takes other targets; those that stay keep their state.
-func (p *prober) replace(targets []config.Target) {
+// set takes other targets from now on; those that stay keep their state.
+func (p *prober) set(targets []config.Target) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	state := make([]targetState, len(targets))
+	list := make([]*target, len(targets))
 	for i, t := range targets {
-		state[i].Target, state[i].Error = t.String(), "not probed yet"
-		for _, old := range p.state {
-			if old.Target == state[i].Target {
-				state[i] = old
+		x := &target{Target: t, state: control.TargetState{Target: t.String(), Error: "not probed yet"}}
+		for _, old := range p.list {
+			switch {
+			case old.Target == t:
+				x = old
+			case old.state.Target == x.state.Target: // its name has another address
+				x.state, x.last = old.state, old.last
 			}
 		}
+		list[i] = x
 	}
-	p.targets, p.state = targets, state
-}
-
-// set makes Run probe other targets from now on.
-func (p *prober) set(targets []config.Target) {
+	p.list = list
 	select {
-	case <-p.change: // not taken yet, and out of date
+	case p.change <- struct{}{}:
 	default:
 	}
-	p.change <- targets
+}
+
+func (p *prober) targets() []*target {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.list
 }
 
 // Run probes every target until ctx ends.
 func (p *prober) Run(ctx context.Context) error {
-	for ctx.Err() == nil {
-		g, gctx := errgroup.WithContext(ctx)
-		gctx, cancel := context.WithCancel(gctx)
-		for i := range p.targets {
-			g.Go(func() error { p.loop(gctx, i); return nil })
-		}
+	stop := func() error { return nil }
+	for {
 		select {
 		case <-ctx.Done():
-			cancel()
-			return g.Wait()
-		case targets := <-p.change:
-			cancel()
-			if err := g.Wait(); err != nil {
-				return err
-			}
-			p.replace(targets)
+			return stop()
+		case <-p.change:
 		}
+		if err := stop(); err != nil {
+			return err
+		}
+		stop = p.start(ctx)
 	}
-	return nil
 }
 
-func (p *prober) loop(ctx context.Context, i int) {
+// start begins to probe the targets of now, and returns what ends that.
+func (p *prober) start(ctx context.Context) (stop func() error) {
+	g, ctx := errgroup.WithContext(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	for _, t := range p.targets() {
+		g.Go(func() error { p.loop(ctx, t); return nil })
+	}
+	return func() error { cancel(); return g.Wait() }
+}
+
+func (p *prober) loop(ctx context.Context, t *target) {
 	first, wait := true, probeHurry
 	for {
-		switch up := p.probe(ctx, i); {
+		switch up := p.probe(ctx, t); {
 		case up:
 			first, wait = false, probeEvery
 		case !first:
@@ -146,8 +154,7 @@ func (p *prober) loop(ctx context.Context, i int) {
 	}
 }
 
-func (p *prober) probe(ctx context.Context, i int) bool {
-	t := p.targets[i]
+func (p *prober) probe(ctx context.Context, t *target) bool {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	var got probed
@@ -156,16 +163,16 @@ func (p *prober) probe(ctx context.Context, i int) bool {
 	case !t.Addr.Addr().IsValid():
 		err = fmt.Errorf("the name %s has no address yet", t.Host)
 	case p.send != nil:
-		got, err = p.send(ctx, t)
+		got, err = p.send(ctx, t.Target)
 	default:
-		got, err = dialProbe(ctx, p.dialer, t)
+		got, err = dialProbe(ctx, p.dialer, t.Target)
 	}
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return false // we are stopping: says nothing about the target
 	}
-	p.record(i, err, got, time.Now())
+	p.record(t, err, got, time.Now())
 	if p.onDone != nil {
-		p.onDone(t, err == nil, got.took)
+		p.onDone(t.Target, err == nil, got.took)
 	}
 	return err == nil
 }
@@ -187,21 +194,21 @@ func dialProbe(ctx context.Context, d dialer, t config.Target) (got probed, err 
 	return got, nil
 }
 
-func (p *prober) record(i int, err error, got probed, now time.Time) {
+func (p *prober) record(t *target, err error, got probed, now time.Time) {
 	p.mu.Lock()
-	s := &p.state[i]
-	last := s.last
+	last := t.last
 	p.mu.Unlock()
 	text := ""
 	switch {
 	case err != nil: // asks the node: without the lock
-		text = p.failure(p.targets[i], last, err)
+		text = p.failure(t.Target, last, err)
 	case p.answer != nil:
-		last = p.answer(p.targets[i])
+		last = p.answer(t.Target)
 	}
 	p.mu.Lock()
+	s := &t.state
 	flipped := s.Up != (err == nil)
-	s.Up, s.Error, s.ConnectMS, s.last = err == nil, text, milliseconds(got.took), last
+	s.Up, s.Error, s.ConnectMS, t.last = err == nil, text, milliseconds(got.took), last
 	s.Member, s.Through, s.PolicyNote = last.member, got.through, got.policy
 	if flipped {
 		s.LastChange = now
@@ -211,9 +218,9 @@ func (p *prober) record(i int, err error, got probed, now time.Time) {
 		return
 	}
 	if err == nil {
-		p.log.Info("target up", "target", p.targets[i], "connect", got.took.Round(time.Microsecond), "through", got.through)
+		p.log.Info("target up", "target", t.Target, "connect", got.took.Round(time.Microsecond), "through", got.through)
 	} else {
-		p.log.Warn("target down", "target", p.targets[i], "error", text)
+		p.log.Warn("target down", "target", t.Target, "error", text)
 	}
 	if p.changed != nil {
 		p.changed()
@@ -223,9 +230,9 @@ func (p *prober) record(i int, err error, got probed, now time.Time) {
 func (p *prober) states() []control.TargetState {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	out := make([]control.TargetState, len(p.state))
-	for i, s := range p.state {
-		out[i] = s.TargetState
+	out := make([]control.TargetState, len(p.list))
+	for i, t := range p.list {
+		out[i] = t.state
 	}
 	return out
 }

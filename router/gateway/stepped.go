@@ -40,6 +40,7 @@ type Stepped struct {
 
 // probing is what [prober.loop] is for one target.
 type probing struct {
+	of    *target
 	up    bool // it answered once
 	wait  time.Duration
 	next  time.Time // of the next probe, or the end of this one
@@ -138,28 +139,27 @@ func (s *Stepped) Keep() time.Duration { return s.keeper.keep() }
 func (s *Stepped) Probe() (next time.Time) {
 	p, now := s.g.targets, s.now()
 	select {
-	case targets := <-p.change:
+	case <-p.change:
 		s.endProbes()
-		p.replace(targets)
+		for _, t := range p.targets() {
+			s.probes = append(s.probes, &probing{of: t, wait: probeHurry})
+		}
 	default:
 	}
-	for len(s.probes) < len(p.targets) {
-		s.probes = append(s.probes, &probing{wait: probeHurry})
-	}
 	next = now.Add(probeEvery)
-	for i, x := range s.probes {
+	for _, x := range s.probes {
 		switch {
 		case x.ping != nil && x.ping.Answered():
 			x.up, x.wait = true, probeEvery
-			s.probed(i, x, nil)
+			s.probed(x, nil)
 		case now.Before(x.next):
 		case x.ping != nil:
-			s.probed(i, x, netstack.ErrNoAnswer)
+			s.probed(x, netstack.ErrNoAnswer)
 		default:
 			x.began = now
 			var err error
-			if x.ping, err = s.engine.Ping(p.targets[i].Addr.Addr()); err != nil {
-				s.probed(i, x, err)
+			if x.ping, err = s.engine.Ping(x.of.Addr.Addr()); err != nil {
+				s.probed(x, err)
 			} else {
 				x.next = now.Add(probeTimeout)
 			}
@@ -176,12 +176,12 @@ func (s *Stepped) Probing() bool {
 	return slices.ContainsFunc(s.probes, func(x *probing) bool { return x.ping != nil })
 }
 
-func (s *Stepped) probed(i int, x *probing, err error) {
+func (s *Stepped) probed(x *probing, err error) {
 	now := s.now()
 	if err != nil && x.up {
 		x.wait = probeAgain
 	}
-	s.g.targets.record(i, err, probed{took: now.Sub(x.began), through: throughPlane}, now)
+	s.g.targets.record(x.of, err, probed{took: now.Sub(x.began), through: throughPlane}, now)
 	if x.ping != nil {
 		x.ping.Close()
 	}
