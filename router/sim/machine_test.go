@@ -149,9 +149,7 @@ func (m *machine) crashed() {
 	m.w.event("%s crashes (power %v)", m.name, power)
 	m.down(power)
 	if m == m.w.gate.machine { // whose ports were whose is saved every few seconds
-		for _, o := range m.w.offices {
-			clear(o.svc.heard)
-		}
+		m.w.forgetPorts()
 	}
 	m.disk.locked, m.disk.crashAt = false, 0
 	if !power {
@@ -159,6 +157,13 @@ func (m *machine) crashed() {
 	}
 	for _, bad := range m.disk.lose(m.w.rand) {
 		m.w.found("disk", "%s: %s", m.name, bad)
+	}
+}
+
+// forgetPorts is told that the gateway can't know any more which port was whose.
+func (w *world) forgetPorts() {
+	for _, o := range w.offices {
+		clear(o.svc.heard)
 	}
 }
 
@@ -376,7 +381,9 @@ func (g *gate) stop() {
 	}
 	g.do(func() {
 		g.w.event("gateway stops")
-		_ = g.st.Stop() // a full disk costs the mappings
+		if err := g.st.Stop(); err != nil { // a full disk costs the mappings
+			g.w.forgetPorts()
+		}
 		g.served = false
 		g.down(false)
 	})
