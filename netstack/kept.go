@@ -178,6 +178,9 @@ func (e *Engine) flowsToKeep() []Mapping {
 	flows := e.kept.left(e.clock())
 	var waiting []Mapping
 	clients := map[netip.Addr]int{}
+	for i := range flows {
+		clients[flows[i].Client.Addr()]++
+	}
 	w := e.worker()
 	defer e.release(w)
 	e.table.Walk(func(i nat.Info) bool {

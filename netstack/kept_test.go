@@ -314,3 +314,56 @@ func TestKeptAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// TestKeptAgainAreBounded: what is kept for the next run is bounded together with what was
+// kept for this one and nobody has sent anything of.
+func TestKeptAgainAreBounded(t *testing.T) {
+	flow := func(client netip.AddrPort, i int) Mapping {
+		server := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, 10}), uint16(1+i))
+		return Mapping{Proto: ipkt.UDP, From: VPCSide, Network: testNet, Client: client, Target: server, Server: server,
+			External: netip.AddrPortFrom(pkttest.Addr("10.0.0.1:1").Addr(), client.Port())}
+	}
+	client := func(c int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 31, 0, byte(10 + c)}), uint16(4000+c))
+	}
+	// count returns how many flows are kept, and of the client that has most.
+	count := func(list []Mapping) (all, most int) {
+		clients := map[netip.Addr]int{}
+		for _, m := range list {
+			if m.IsFlow() {
+				all++
+				clients[m.Client.Addr()]++
+				most = max(most, clients[m.Client.Addr()])
+			}
+		}
+		return all, most
+	}
+	for _, tt := range []struct {
+		name        string
+		kept, fresh int // flows of each of 4 clients, and of these and one more
+		all, most   int
+	}{
+		{"new ones", 0, maxKeptPerClient + 100, maxKept, maxKeptPerClient},
+		{"new ones of clients with old ones", maxKeptPerClient / 2, maxKeptPerClient, maxKept, maxKeptPerClient},
+		{"new ones when there is no room", maxKeptPerClient, 100, maxKept, maxKeptPerClient},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, func(c *Config) {
+				for i := range 4 {
+					for j := range tt.kept {
+						c.Mappings = append(c.Mappings, flow(client(i), 40000+j))
+					}
+				}
+			})
+			for i := range 5 {
+				for j := range tt.fresh {
+					m := flow(client(i), j)
+					r.fromVPCRaw(pkttest.Packet{Proto: ipkt.UDP, Src: m.Client, Dst: m.Server, Payload: []byte("x")}.Bytes())
+				}
+			}
+			if all, most := count(r.e.Mappings()); all != tt.all || most != tt.most {
+				t.Errorf("%d flows are kept, %d of one client, want %d and %d", all, most, tt.all, tt.most)
+			}
+		})
+	}
+}
