@@ -67,11 +67,14 @@ func TestLocalConf(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(home, "networks.d"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(home, "networks.d", "8056c2e21c000001.local.conf"), []byte("allowManaged=1\nallowGlobal=1\nallowDefault=0\nallowDNS=0\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(home, "networks.d", "8056c2e21c000001.local.conf"), []byte("allowManaged=0\nallowGlobal=1\nallowDefault=1\nallowDNS=0\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if c := load(nil); !strings.Contains(strings.Join(c.Warnings, "\n"), "set allow_global for network 8056c2e21c000001") {
-		t.Errorf("warnings %q", c.Warnings)
+	warnings = strings.Join(load(nil).Warnings, "\n")
+	for _, want := range []string{"set allow_global for network 8056c2e21c000001", "allowManaged=0 has no effect", "allowDefault=1 has no effect"} {
+		if !strings.Contains(warnings, want) {
+			t.Errorf("warnings %q don't name %s", warnings, want)
+		}
 	}
 	if err := os.RemoveAll(filepath.Join(home, "networks.d")); err != nil {
 		t.Fatal(err)
@@ -88,7 +91,7 @@ func TestLocalConf(t *testing.T) {
 	if c := load(nil); c.Underlay.SealedHello != ztnode.SealedHelloOff || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "encryptedHelloEnabled") {
 		t.Errorf("sealed HELLOs: %v, warnings %q", c.Underlay.SealedHello, c.Warnings)
 	}
-	for _, text := range []string{"{", `{"physical": 7}`, strings.Repeat(" ", maxLocalConf+1)} {
+	for _, text := range []string{"{", `{"physical": 7}`, `{"settings": {"primaryPort": 12345}}` + strings.Repeat(" ", maxLocalConf)} {
 		write(text)
 		if c := load(nil); len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "is not used") || c.Port != DefaultPort {
 			t.Errorf("%.20q: warnings %q", text, c.Warnings)

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"ztgate/zerotier/identity"
+	"ztgate/zerotier/packet"
+	"ztgate/zerotier/vl1"
 	"ztgate/zerotier/vl2"
 )
 
@@ -77,5 +79,41 @@ func TestWaitingFramesAreBounded(t *testing.T) {
 	}
 	if g.expire(now.Add(gatherEvery)); len(g.m) != 0 {
 		t.Errorf("%d groups are left", len(g.m))
+	}
+}
+
+// sink takes what is sent, and does nothing else.
+type sink struct {
+	Peers
+	sent map[identity.Address]int
+}
+
+func (s *sink) Send(_ *vl1.Worker, dst identity.Address, _ packet.Verb, _ []byte, _ vl1.SendOpts) {
+	s.sent[dst]++
+}
+
+// TestPendingIsBounded: of credentials in several packets every member gets the first, and
+// the others are kept for so many members; who has his place keeps it.
+func TestPendingIsBounded(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	peers := &sink{sent: make(map[identity.Address]int)}
+	n := &joined{l: &Layer{peers: peers}}
+	s := &state{credentials: [][]byte{{1}, {2}, {3}}}
+	push := func(i int) { n.push((&vl1.Worker{}).Begin(nil, now), &member{addr: identity.Address(1 + i)}, s) }
+	for i := range 2 * maxPending {
+		push(i)
+	}
+	if len(n.pending) != maxPending || len(peers.sent) != 2*maxPending || n.l.stats.refusedRecords.Load() != maxPending {
+		t.Errorf("%d members are kept, %d got a packet, %d refusals are counted", len(n.pending), len(peers.sent), n.l.stats.refusedRecords.Load())
+	}
+	if push(0); n.l.stats.refusedRecords.Load() != maxPending {
+		t.Error("a member that is kept was refused")
+	}
+	for range 2 {
+		now = now.Add(pushInterval)
+		n.continuePushes((&vl1.Worker{}).Begin(nil, now))
+	}
+	if len(n.pending) != 0 || peers.sent[2] != len(s.credentials) || peers.sent[1+maxPending] != 1 {
+		t.Errorf("%d members are still kept; one of them got %d packets, one of the others %d", len(n.pending), peers.sent[2], peers.sent[1+maxPending])
 	}
 }

@@ -22,37 +22,43 @@ func TestSignsOfDuplicate(t *testing.T) {
 		every time.Duration
 		turns func(signs []sign, other *seat) []sign
 		want  bool
+		other bool // they are for another member
 	}{
-		"three":           {3 * time.Second, func(l []sign, _ *seat) []sign { return l }, true},
-		"all at once":     {time.Second, func(l []sign, _ *seat) []sign { return l }, false},
-		"two":             {6 * time.Second, func(l []sign, _ *seat) []sign { return l[:2] }, false},
-		"the same again":  {3 * time.Second, func(l []sign, _ *seat) []sign { return slices.Concat(l[:1], l[:1], l[:1], l[:1]) }, false},
-		"older and older": {3 * time.Second, func(l []sign, _ *seat) []sign { slices.Reverse(l); return l }, false},
+		"three":           {3 * time.Second, func(l []sign, _ *seat) []sign { return l }, true, false},
+		"all at once":     {time.Second, func(l []sign, _ *seat) []sign { return l }, false, false},
+		"two":             {6 * time.Second, func(l []sign, _ *seat) []sign { return l[:2] }, false, false},
+		"the same again":  {3 * time.Second, func(l []sign, _ *seat) []sign { return slices.Concat(l[:1], l[:1], l[:1], l[:1]) }, false, false},
+		"older and older": {3 * time.Second, func(l []sign, _ *seat) []sign { slices.Reverse(l); return l }, false, false},
 		"from a member": {3 * time.Second, func(l []sign, other *seat) []sign {
 			for i := range l {
 				l[i].from = other
 			}
 			return l
-		}, false},
+		}, false, false},
 		"with a bad signature": {3 * time.Second, func(l []sign, _ *seat) []sign {
 			for i := range l {
 				l[i].p[len(l[i].p)-1] ^= 1
 			}
 			return l
-		}, false},
+		}, false, false},
+		"for another member": {3 * time.Second, func(l []sign, _ *seat) []sign { return l }, false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBoard(t, 2)
 			x, y := b.order[1], b.order[2]
+			asks := x
+			if tt.other {
+				asks = y
+			}
 			n := b.create(nil)
 			b.join(n, x, y)
 			var signs []sign
 			for i := range 3 {
 				b.run(1100*time.Millisecond, 100*time.Millisecond)
-				b.ctl.HandleRequest(x.id, packet.ID(1000+i), n, vl2.RequestMetadata())
+				b.ctl.HandleRequest(asks.id, packet.ID(1000+i), n, vl2.RequestMetadata())
 				b.ctl.Work(b.now)
 				for _, q := range b.queue {
-					if q.to == x.address() && q.p.Verb() == packet.VerbOK {
+					if q.to == asks.address() && q.p.Verb() == packet.VerbOK {
 						signs = append(signs, sign{b.nodes[q.from], q.p})
 					}
 				}
