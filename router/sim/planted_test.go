@@ -39,7 +39,7 @@ var plantedFaults = []planted{
 		"	if f := s.listeners[forwardKey{a, port,",
 		"	for _, f := range s.listeners {\n		if f.Listen.Port() == port && f.Proto == proto {\n			return f\n		}\n	}\n	if f := s.listeners[forwardKey{a, port,"}},
 	{"ready without a probe", "router/gateway/health.go", []string{"	checks = append(checks, s.targetChecks(peers)...)\n", ""}},
-	{"a target that was up once stays up", "router/gateway/probe.go", []string{"s.Up, s.Error, s.ConnectMS, s.last = err == nil, text,", "s.Up, s.Error, s.ConnectMS, s.last = s.Up || err == nil, text,"}},
+	{"a target that was up once stays up", "router/gateway/probe.go", []string{"s.Up, s.Error, s.ConnectMS, t.last = err == nil, text,", "s.Up, s.Error, s.ConnectMS, t.last = s.Up || err == nil, text,"}},
 	{"nobody looks at the host", "router/gateway/hostcheck.go", []string{"	case !s.Up:\n", "	case !s.Up && s.MTU < 0:\n", "append(checks, g.looker.ways, g.pulse.check())", "append(checks, g.pulse.check())"}},
 	{"no masquerade after a reload", "router/gateway/gateway.go", []string{"g.plane.SetNetworks(planeNetworks(cfg, p))", "g.plane.SetNetworks(planeNetworks(g.forgetful(cfg), p))",
 		"// enforce carries", "func (g *gateway) forgetful(c *config.Config) *config.Config {\n	if s := g.state.Load(); s != nil && s.plan != nil && g.conf.Load() != g.first {\n		return &config.Config{}\n	}\n	g.first = c\n	return c\n}\n\n// enforce carries",
