@@ -18,6 +18,12 @@ const EthernetLen = 14
 // MaxRead is the most that the kernel hands over at once.
 const MaxRead = HeaderLen + EthernetLen + 4 + 1<<16
 
+// maxSegments is more than a sender makes of one packet: 64 KiB for the smallest link that
+// matters (576 bytes) are 122, and programs get at most 128 datagrams of one call (UDP_SEGMENT).
+// But who shares a kernel or a hypervisor with us can say any size, and make 64,000 packets
+// of one at no cost of its own.
+const maxSegments = 256
+
 const (
 	vnetNeedsChecksum = unix.VIRTIO_NET_HDR_F_NEEDS_CSUM
 	vnetTCP4          = unix.VIRTIO_NET_HDR_GSO_TCPV4
@@ -98,7 +104,7 @@ func (s *Segmenter) Start(b []byte) error {
 	default:
 		return ErrPacket
 	}
-	if p.head >= len(b) {
+	if p.head >= len(b) || len(b)-p.head > maxSegments*s.size {
 		return ErrPacket
 	}
 	s.pending = true

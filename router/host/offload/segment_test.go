@@ -131,6 +131,27 @@ func TestSegmentReceived(t *testing.T) {
 	}
 }
 
+// A large packet is cut into so many, and into more not at all.
+func TestSegmentsAreBounded(t *testing.T) {
+	for name, tt := range map[string]struct {
+		v6   bool
+		kind byte
+	}{"TCP": {false, vnetTCP4}, "TCP, IPv6": {true, vnetTCP6}, "UDP": {false, vnetUDP}, "UDP, IPv6": {true, vnetUDP}} {
+		frame, l4 := tcpFrame(tt.v6, make([]byte, 60000))
+		head, field := 32, 16
+		if tt.kind == vnetUDP {
+			frame[23], head, field = unix.IPPROTO_UDP, 8, 6
+		}
+		payload := len(frame) - l4 - head
+		for size, want := range map[int]int{1: 0, (payload - 1) / maxSegments: 0, (payload + maxSegments - 1) / maxSegments: maxSegments} {
+			got, err := cut(append(vnet(vnetNeedsChecksum, tt.kind, size, l4, field), frame...))
+			if len(got) != want || (err != nil) != (want == 0) {
+				t.Errorf("%s in segments of %d bytes: %d packets, %v, want %d", name, size, len(got), err, want)
+			}
+		}
+	}
+}
+
 func TestSegmentChecksum(t *testing.T) {
 	frame, tcp := tcpFrame(false, []byte("odd"))
 	putSum(frame[tcp+16:], ^fold(sum(frame[26:34], word(6+len(frame)-tcp))))
