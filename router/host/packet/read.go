@@ -146,11 +146,12 @@ func (r *reader) start(i int) {
 	if loose != nil && !loose.contains(to) {
 		return // somebody else's
 	}
-	if r.d.inside.has(from) {
+	mac := macOf(frame[6:])
+	if r.d.inside.has(from) || !r.d.others(from, mac) {
 		r.err = offload.ErrPacket // in the name of ours
 		return
 	}
-	r.d.known.learn(r.now, from, macOf(frame[6:]))
+	r.d.known.learn(r.now, from, mac)
 	// Short frames are filled up on the wire.
 	if alone := b[1] == unix.VIRTIO_NET_HDR_GSO_NONE; alone && length < len(ip) {
 		b = b[:len(b)-len(ip)+length]
@@ -158,6 +159,14 @@ func (r *reader) start(i int) {
 	if err := r.seg.Start(b); err != nil {
 		r.err = err
 	}
+}
+
+// others reports whether an address and a MAC may be those of another host. Answers to a group's
+// MAC would go to all (RFC 1812 §3.3.2), those to our own nowhere.
+func (d *Device) others(a addressKey, mac uint64) bool {
+	const group = 1 << 40
+	_, own := (*d.own.Load())[a]
+	return !own && mac&group == 0 && mac != 0 && mac != d.mac.Load()
 }
 
 // readAll receives until nothing waits or there is no room. It returns false if there is
