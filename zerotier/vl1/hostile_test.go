@@ -616,3 +616,24 @@ func worldsForFuzz(t testing.TB) [][]byte {
 	n := newTarget(t, false)
 	return [][]byte{n.core.Planet().Append(nil)}
 }
+
+// Whoever says HELLO again and again isn't answered each time.
+func TestHelloAnswersAreFew(t *testing.T) {
+	n := newInternet(t, 1, nats{})
+	n.Run(time.Second)
+	v, out := newVoice(t, n.ids[2], n.ids[0]), newMeter()
+	refused := func(hellos int) uint64 {
+		before := n.root.core.Stats().RejectedBy(vl1.RejectRate)
+		for range hellos {
+			n.root.core.Receive(n.root.w.Begin(out, n.Now), 1, ap("44.0.0.1:666"), v.hello(12, n.planet))
+		}
+		return n.root.core.Stats().RejectedBy(vl1.RejectRate) - before
+	}
+	if got := refused(100); got != 80 {
+		t.Errorf("%d of 100 HELLOs at once weren't answered, want 80", got)
+	}
+	n.Run(time.Second)
+	if got := refused(100); got < 95 || got > 97 {
+		t.Errorf("%d of 100 a second later, want 96", got)
+	}
+}

@@ -607,3 +607,78 @@ func TestNoAmplificationSealed(t *testing.T) {
 		}
 	}
 }
+
+// One source network has so many sealed HELLOs opened, and leaves the others theirs.
+func TestSealedFloodOfOneNetwork(t *testing.T) {
+	n := newInternet(t, 1, nats{})
+	e, err := packet.NewEnvelope(n.root.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	junk, out := packet.NewKeys([48]byte{1}), newMeter()
+	var s packet.Scratch
+	say := func(i int, from string) {
+		p := packet.Packet(make([]byte, packet.HeaderLen+109, 200))
+		packet.PutHeader(p, packet.ID(i), n.root.id.Address(), identity.Address(0x1000000000+i), packet.VerbHello)
+		n.root.core.Receive(n.root.w.Begin(out, n.Now), 1, ap(from), junk.SealHello(p, e, &s))
+	}
+	before := n.root.core.Stats().RejectedBy(vl1.RejectSealedRate)
+	over := func() uint64 { return n.root.core.Stats().RejectedBy(vl1.RejectSealedRate) - before }
+	const tries, burst, each = 400, 256, 50
+	for i := range tries {
+		say(i, fmt.Sprintf("70.1.2.%d:9", i%200))
+	}
+	if over() != tries-burst {
+		t.Errorf("%d of %d refused at once, want %d", over(), tries, tries-burst)
+	}
+	if say(tries, "70.1.3.1:9"); over() != tries-burst {
+		t.Error("another network is refused")
+	}
+	n.Run(time.Second)
+	before = n.root.core.Stats().RejectedBy(vl1.RejectSealedRate)
+	for i := range tries {
+		say(1000+i, "70.1.2.3:9")
+	}
+	if got := tries - over(); got < each-1 || got > each+1 {
+		t.Errorf("%d opened a second later, want %d", got, each)
+	}
+}
+
+// Identities in sealed HELLOs of one source network are checked as rarely as those in plain ones.
+func TestManySealedIdentitiesFromOneNetwork(t *testing.T) {
+	n := newInternet(t, 1, nats{})
+	n.Detach(n.root.port)
+	validated := 0
+	n.root = newHostWith(t, n.Net, nil, n.ids[0], func(c *vl1.Config) {
+		c.Planet, c.Validate = n.planet, func(*identity.Identity) error { validated++; return nil }
+	}, rootEndpoint)
+	out := newMeter()
+	for _, id := range madeIDs(t, 60) {
+		n.root.core.Receive(n.root.w.Begin(out, n.Now), 1, ap("70.1.2.3:9"), newVoice(t, id, n.ids[0]).sealedHello(t, 13, n.planet, n.ids[0]))
+	}
+	if got := n.root.core.Stats().RejectedBy(vl1.RejectRate); validated != 8 || got != 52 {
+		t.Errorf("%d identities of 60 were checked, %d refused", validated, got)
+	}
+}
+
+// What a forged sealed HELLO costs is in the time of strangers, all of it: that of opening it, and that
+// of the key agreement with the identity in it.
+func TestSealedHelloIsPaidFor(t *testing.T) {
+	n := newInternet(t, 1, nats{})
+	n.Detach(n.root.port)
+	asked := 0
+	n.root = newHostWith(t, n.Net, nil, n.ids[0], func(c *vl1.Config) {
+		c.Planet, c.Clock = n.planet, func() time.Duration { asked++; return 0 }
+	}, rootEndpoint)
+	e, err := packet.NewEnvelope(n.ids[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := newVoice(t, n.ids[2], n.ids[0])
+	v.keys = packet.NewKeys([48]byte{1})
+	asked = 0
+	n.root.core.Receive(n.root.w.Begin(newMeter(), n.Now), 1, ap("70.1.2.3:9"), v.keys.SealHello(v.hello(13, n.planet), e, &v.s))
+	if got := n.root.core.Stats().RejectedBy(vl1.RejectMAC); got != 1 || asked != 2*2 {
+		t.Errorf("%d refused because of the MAC; the clock was asked %d times, want twice for each of two agreements", got, asked)
+	}
+}
