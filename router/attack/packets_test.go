@@ -128,6 +128,33 @@ func (w *world) rawVPC() *rawVPC {
 // send drops what the interface has no room for.
 func (r *rawVPC) send(b []byte) { _ = unix.Sendto(r.fd, b, 0, &r.to) }
 
+// tinySegments is a TCP packet of which each byte goes into a segment of its own, with a
+// virtio_net_hdr that says so and room for an Ethernet header.
+func tinySegments(src, dst netip.Addr, payload int) []byte {
+	const ethernet, headers = 14, 40
+	b := []byte{unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, unix.VIRTIO_NET_HDR_GSO_TCPV4}
+	for _, v := range []uint16{ethernet + headers, 1, ethernet + 20, 16} { // headers, size, where the checksum begins and lies
+		b = binary.NativeEndian.AppendUint16(b, v)
+	}
+	segment := tcp(netip.AddrPortFrom(src, 4000), netip.AddrPortFrom(dst, 9), ack, 1, 1)
+	b = append(b, make([]byte, ethernet)...)
+	return append(b, ip4(src, dst, unix.IPPROTO_TCP, 0, 0x4000, append(segment[20:], make([]byte, payload)...))...)
+}
+
+// largeVPC returns how a neighbour of the gateway sends packets with a virtio_net_hdr, as a
+// container with NET_RAW or another machine of the same hypervisor does.
+func (w *world) largeVPC() (send func(b []byte)) {
+	fd := w.socket(w.VPC, unix.AF_PACKET, unix.SOCK_RAW, 0)
+	w.cleanup(func() { _ = unix.Close(fd) })
+	w.must(unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1))
+	return func(b []byte) {
+		frame := b[10:]
+		copy(frame, w.gwMAC[:6])
+		copy(frame[6:], []byte{2, 0, 0, 0, 0, 66, 8, 0})
+		_ = unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: w.vpcIndex}) // it drops what it has no room for
+	}
+}
+
 // rawWire sends UDP datagrams from the stranger's host with any source.
 type rawWire struct {
 	fd int

@@ -85,6 +85,11 @@ var vpcRows = []row{
 		r := w.rawVPC()
 		return attack{run: every(8000, func(i int) { r.send(malformed(silentIP, officeIP)) })}
 	}},
+	{name: "client/large packets to be cut into 60,000 each", prepare: func(w *world) attack {
+		send := w.largeVPC()
+		b := tinySegments(silentIP, officeIP, 60_000)
+		return attack{run: every(20, func(int) { send(b) })}
+	}},
 	{name: "client/idle connections to a forward at the host", prepare: func(w *world) attack {
 		return attack{run: w.hold(gwVPC+":"+strconv.Itoa(hostPort), 4200)}
 	}},
