@@ -102,7 +102,12 @@ func testPacketIngress(t *testing.T, nl *netlink.Handle) {
 		}
 	})
 	t.Run("status", func(t *testing.T) {
+		// A first probe in the moment between plane and plan starts behind the interface.
 		st, err := g.client.Status(ctx)
+		testwait.Poll(patience, func() bool {
+			st, err = g.client.Status(ctx)
+			return err == nil && st.Targets[0].Through == "ingress"
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
