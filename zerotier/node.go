@@ -80,6 +80,10 @@ type Config struct {
 	// (chapter 02 §8.3).
 	PortMapping bool
 
+	// OnMember takes the news of members of our controller's networks, see
+	// [controller.Config]. Nil = nobody wants to know.
+	OnMember func(ztnode.MemberEvent) bool
+
 	// OnFrames receives Ethernet frames (14-byte header and payload) of a joined
 	// network, in batches. Frames are valid until it returns and may be changed
 	// in place. Several goroutines call it at the same time. Nil drops them.
@@ -232,6 +236,7 @@ func (n *Node) newLayers(planet *vl1.World) (err error) {
 	if n.cfg.Controller {
 		n.ctl, err = controller.New(controller.Config{
 			Identity: n.id, Dir: n.home.Path("controller.d"), Disk: n.cfg.Disk, Send: n.controllerSend, Logger: n.log, Now: n.now,
+			OnMember:    n.cfg.OnMember,
 			PacketLimit: func(a identity.Address) int { return n.core.PacketLimit(a) },
 		})
 		if err != nil {

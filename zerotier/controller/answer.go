@@ -50,12 +50,15 @@ func (c *Controller) answer(r request, now time.Time) {
 	s := &session{identity: r.from, metadata: r.metadata, last: now}
 	returned := true
 	if m != nil && m.session != nil && now.Sub(m.session.last) < onlineFor {
-		s.served = m.session.served
+		s.served, s.told = m.session.served, m.session.told
 		returned = !s.served
 	}
 	m, code, err := c.serve(n, rec, s, r.id, now)
 	if m != nil {
 		m.session = s
+		if err == nil {
+			c.tell(n, m, code, now)
+		}
 	}
 	switch {
 	case err != nil:
@@ -107,11 +110,9 @@ func (c *Controller) serve(n *network, rec Member, s *session, id packet.ID, now
 		m, err := c.save(n, rec)
 		return m, code, err
 	}
-	if id != 0 {
-		d := vl2.ParseDictionary(s.metadata)
-		rec.VMajor, rec.VMinor, rec.VRev = version(d, "majv"), version(d, "minv"), version(d, "revv")
-		rec.VProto = version(d, "pv")
-	}
+	d := vl2.ParseDictionary(s.metadata)
+	rec.VMajor, rec.VMinor, rec.VRev = version(d, "majv"), version(d, "minv"), version(d, "revv")
+	rec.VProto = version(d, "pv")
 	ts, err := c.timestamp(n, now)
 	if err != nil {
 		return nil, 0, err
@@ -330,10 +331,13 @@ func (c *Controller) push(now time.Time) (next time.Time) {
 		if m.session == nil {
 			continue
 		}
-		if _, _, err := c.serve(n, m.rec.clone(), m.session, 0, now); err != nil {
+		_, code, err := c.serve(n, m.rec.clone(), m.session, 0, now)
+		if err != nil {
 			c.stats.failed.Add(1)
 			c.log.Error("push configuration", "network", key.network, "member", key.address, "error", err)
+			continue
 		}
+		c.tell(n, m, code, now)
 	}
 	return now.Add(pushInterval)
 }

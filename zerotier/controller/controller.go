@@ -25,6 +25,7 @@ import (
 	"ztgate/zerotier/identity"
 	"ztgate/zerotier/packet"
 	"ztgate/zerotier/vl2"
+	"ztgate/zerotier/ztnode"
 )
 
 // Errors of the administrator's methods.
@@ -68,6 +69,11 @@ type Config struct {
 	// PacketLimit returns the size of the largest packet that reaches a node; nil = any size
 	// does.
 	PacketLimit func(dst identity.Address) int
+
+	// OnMember takes the news of members. False means that it couldn't: then the same is
+	// told again when the node asks again. It must neither block nor call the controller.
+	// Nil = nobody wants to know.
+	OnMember func(ztnode.MemberEvent) bool
 
 	Logger *slog.Logger     // nil = none
 	Now    func() time.Time // nil = time.Now
@@ -137,6 +143,7 @@ type session struct {
 	metadata []byte
 	last     time.Time
 	served   bool // got a configuration
+	told     told
 }
 
 type request struct {

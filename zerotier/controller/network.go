@@ -250,9 +250,13 @@ type plainNetwork Network
 
 // MarshalJSON writes the stored form.
 func (n Network) MarshalJSON() ([]byte, error) {
-	return marshalRecord(plainNetwork(n.withoutNil()), n.extra, "remoteTraceTarget", map[string]any{
-		"id": n.ID.String(), "nwid": n.ID.String(), "objtype": "network",
-	})
+	forced := map[string]any{"id": n.ID.String(), "nwid": n.ID.String(), "objtype": "network"}
+	for _, key := range []string{"clientId", "authorizationEndpoint"} { // of single sign-on, unused
+		if n.extra[key] == nil {
+			forced[key] = ""
+		}
+	}
+	return marshalRecord(plainNetwork(n.withoutNil()), n.extra, "remoteTraceTarget", forced)
 }
 
 // withoutNil makes empty lists [] instead of null, as others expect.
@@ -396,8 +400,22 @@ func modeWords(b []byte) (map[string]bool, error) {
 		}
 		return words, nil
 	}
-	err := json.Unmarshal(b, &words)
-	return words, err
+	values := map[string]json.RawMessage{}
+	if err := json.Unmarshal(b, &values); err != nil {
+		return nil, err
+	}
+	for w, v := range values { // front ends send them as text too
+		v, ok := lenientBool(v)
+		if !ok {
+			continue
+		}
+		on := false
+		if err := json.Unmarshal(v, &on); err != nil {
+			return nil, fmt.Errorf("%q: %w", w, err)
+		}
+		words[w] = on
+	}
+	return words, nil
 }
 
 // MarshalJSON writes null for no gateway.

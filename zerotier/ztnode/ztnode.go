@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"ztgate/zerotier/identity"
 )
 
 // Status words of a network, as ZeroTier has them (chapter 04 §15.4).
@@ -141,6 +143,25 @@ func Milliseconds(d time.Duration) float64 {
 		return -1
 	}
 	return float64(d.Microseconds()) / 1000
+}
+
+// What a member of a network of our own controller did.
+const (
+	MemberRequested = "member.requested" // it asked for the network and isn't authorised
+	MemberJoined    = "member.joined"    // it came online as a member
+)
+
+// MemberEvent tells of a member of a network of our own controller.
+type MemberEvent struct {
+	Kind        string // [MemberRequested] or [MemberJoined]
+	At          time.Time
+	Network     NetworkID
+	NetworkName string
+	Address     identity.Address
+	Identity    string // public
+	Name        string
+	Version     string // "-" if unknown
+	Addresses   []netip.Addr
 }
 
 // Moon is a moon that is used or waited for.
