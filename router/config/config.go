@@ -40,6 +40,8 @@ type Config struct {
 	Port                 int
 	Planet               string // path of a planet file, "" = built-in or the one in Home
 	Controller           bool
+	API                  APIConfig
+	Webhook              WebhookConfig
 	LogLevel             slog.Level
 	LogFormat            string // text | json
 	IdentitySecret       string // text form, "" = the one in Home
@@ -63,6 +65,18 @@ type Config struct {
 	answers map[string][]netip.Addr // that the names were replaced by
 	fitted  bool                    // by [Config.FitFlows]
 	picked  bool                    // by [Config.PickIngress]
+}
+
+// APIConfig is the API of zerotier-one's local service over TCP.
+type APIConfig struct {
+	Listen    string // ADDRESS:PORT, "" = off
+	AllowFrom []netip.Prefix
+}
+
+// WebhookConfig says who is told of nodes that ask our controller for a network.
+type WebhookConfig struct {
+	URL    string // "" = nobody
+	Secret string // text form of the key that messages are signed with
 }
 
 // NetworkConfig is a network to join.
@@ -381,6 +395,9 @@ func (c *Config) check() []error {
 	}
 	if c.IdentityPublic != "" && c.IdentitySecret == "" {
 		bad("identity.public", "is of no use without identity.secret: give both or none")
+	}
+	for _, problem := range c.checkWebhook() {
+		bad(problem.key, "%s", problem.text)
 	}
 	for i, r := range c.written.rules {
 		if len(r.Ports) > 0 && r.Proto != "tcp" && r.Proto != "udp" {

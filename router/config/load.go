@@ -247,7 +247,9 @@ func (l *loader) file(src Sources, running string) {
 
 // secrets reads values given as file:PATH.
 func (l *loader) secrets() {
-	for key, field := range map[string]*string{"identity.secret": &l.cfg.IdentitySecret, "identity.public": &l.cfg.IdentityPublic} {
+	for key, field := range map[string]*string{
+		"identity.secret": &l.cfg.IdentitySecret, "identity.public": &l.cfg.IdentityPublic, "webhook.secret": &l.cfg.Webhook.Secret,
+	} {
 		path, ok := strings.CutPrefix(*field, "file:")
 		if !ok {
 			continue

@@ -126,16 +126,7 @@ var settings = []*setting{
 	text("home", "home", "directory of identity and joined networks", DefaultHome, func(c *Config) *string { return &c.Home }),
 	text("socket", "socket", "path of the control socket (default "+DefaultSocket+", else inside home)", "", func(c *Config) *string { return &c.Socket }),
 	number("port", "port", "UDP port of the overlay, 0 = any free one", DefaultPort, 0, 65535, func(c *Config) *int { return &c.Port }).alias("ZT_PRIMARY_PORT"),
-	scalar("listen", "listen", "address of the HTTP server for metrics and health, empty = off", DefaultListen, func(c *Config, v string) error {
-		if v != "" {
-			_, port, err := net.SplitHostPort(v)
-			if _, bad := strconv.ParseUint(port, 10, 16); err != nil || bad != nil {
-				return errors.New("give ADDRESS:PORT, as in 127.0.0.1:9002, or nothing to switch it off")
-			}
-		}
-		c.Listen = v
-		return nil
-	}, func(c *Config) string { return c.Listen }),
+	listenSetting("listen", "listen", "address of the HTTP server for metrics and health, empty = off", DefaultListen, func(c *Config) *string { return &c.Listen }),
 	scalar("log.level", "log-level", "what to log: debug, info, warn, error", "info", func(c *Config, v string) error {
 		if err := c.LogLevel.UnmarshalText([]byte(v)); err != nil || !slices.Contains([]slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError}, c.LogLevel) {
 			return errors.New("use one of debug, info, warn, error")
@@ -146,6 +137,10 @@ var settings = []*setting{
 	nodeSetting(),
 	text("planet", "planet", "planet file of your own roots", "", func(c *Config) *string { return &c.Planet }),
 	boolean("controller", "controller", "also be a network controller", false, func(c *Config) *bool { return &c.Controller }),
+	listenSetting("api.listen", "api-listen", "address of the API of zerotier-one's local service, as in 127.0.0.1:9993; none = off", "", func(c *Config) *string { return &c.API.Listen }),
+	list("api.allow_from", "", "", []string{"127.0.0.0/8", "::1/128"}, ParsePrefix, func(c *Config) *[]netip.Prefix { return &c.API.AllowFrom }),
+	scalar("webhook.url", "", "", "", setWebhookURL, func(c *Config) string { return c.Webhook.URL }),
+	secret(text("webhook.secret", "", "key of the webhook, or file:PATH", "", func(c *Config) *string { return &c.Webhook.Secret })),
 	secret(text("identity.secret", "", "secret identity, or file:PATH", "", func(c *Config) *string { return &c.IdentitySecret })).alias("ZEROTIER_IDENTITY_SECRET"),
 	text("identity.public", "", "public identity, or file:PATH", "", func(c *Config) *string { return &c.IdentityPublic }).alias("ZEROTIER_IDENTITY_PUBLIC"),
 	live(networksSetting()),
@@ -191,6 +186,20 @@ var settings = []*setting{
 	live(word("policy.default", "policy-default", "what happens to flows that no rule matches: accept, drop, reject", "accept", actions, func(c *Config) *string { return &c.Policy.Default })),
 	live(list("policy.allow", "allow", "what the VPC may open, as in tcp:10.0.0.10:443 or icmp:10.0.0.10; repeatable; with it, the policy drops the rest unless policy-default says otherwise", nil, ParseAllow, func(c *Config) *[]Allow { return &c.Policy.Allow })),
 	live(list("targets", "target", "overlay service that must answer before the gateway is ready, as in tcp://10.0.0.10:443; repeatable", nil, ParseTarget, func(c *Config) *[]Target { return &c.written.targets })),
+}
+
+// listenSetting is the address of an HTTP server.
+func listenSetting(key, flag, usage, def string, field func(*Config) *string) *setting {
+	return scalar(key, flag, usage, def, func(c *Config, v string) error {
+		if v != "" {
+			_, port, err := net.SplitHostPort(v)
+			if _, bad := strconv.ParseUint(port, 10, 16); err != nil || bad != nil {
+				return errors.New("give ADDRESS:PORT, as in 127.0.0.1:9002, or nothing to switch it off")
+			}
+		}
+		*field(c) = v
+		return nil
+	}, func(c *Config) string { return *field(c) })
 }
 
 var actions = []string{"accept", "drop", "reject"}
