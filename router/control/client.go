@@ -251,14 +251,21 @@ const answerTimeout = 5 * time.Second
 // lastHealth asks even when ctx is about to reach its deadline, so that there is
 // always something to say; it stops when ctx is cancelled.
 func (c *Client) lastHealth(ctx context.Context) (Health, error) {
-	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
+	rctx, cancel := beyondDeadline(ctx)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() {
+	return c.Health(rctx)
+}
+
+// beyondDeadline returns a context for one question that ends when ctx is cancelled,
+// but not at its deadline.
+func beyondDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
+	stop := context.AfterFunc(ctx, func() {
 		if errors.Is(ctx.Err(), context.Canceled) {
 			cancel()
 		}
-	})()
-	return c.Health(rctx)
+	})
+	return rctx, func() { stop(); cancel() }
 }
 
 const controllerPath = "/v1/controller/networks"
@@ -298,6 +305,42 @@ func (c *Client) DeleteNetwork(ctx context.Context, id string) (Record, error) {
 // Members lists the records of a network's members.
 func (c *Client) Members(ctx context.Context, id string) (Records, error) {
 	return call[Records](ctx, c, "GET", networkPath(id)+"/members", nil)
+}
+
+// Member returns the record of a member, and how it was seen last.
+func (c *Client) Member(ctx context.Context, id, address string) (Record, error) {
+	return call[Record](ctx, c, "GET", memberPath(id, address), nil)
+}
+
+// askMemberEvery is how often WaitMember asks: an answer looks at all peers of the node.
+const askMemberEvery = time.Second
+
+// WaitMember waits until a member is online in a network, or ctx ends; its error then
+// says what was missing last.
+func (c *Client) WaitMember(ctx context.Context, id, address string) (Record, error) {
+	for {
+		r, err := c.lastMember(ctx, id, address)
+		switch {
+		case err != nil:
+			return r, err
+		case r.State == nil:
+			return r, fault.Usagef("this process doesn't know who is online: is it an older ztgate?")
+		case r.State.Online:
+			return r, nil
+		}
+		select {
+		case <-ctx.Done():
+			return r, fault.NotReady("member %s of network %s %s", address, id, r.State.Missing())
+		case <-time.After(askMemberEvery):
+		}
+	}
+}
+
+// lastMember asks even when ctx is about to reach its deadline, as lastHealth does.
+func (c *Client) lastMember(ctx context.Context, id, address string) (Record, error) {
+	rctx, cancel := beyondDeadline(ctx)
+	defer cancel()
+	return c.Member(rctx, id, address)
 }
 
 // SetMember changes keys of a member, which need not have asked yet.

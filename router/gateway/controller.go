@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	"ztgate/router/config"
+	"ztgate/router/control"
 	"ztgate/router/fault"
 	"ztgate/zerotier/controller"
 	"ztgate/zerotier/ztnode"
@@ -17,6 +18,22 @@ type goController struct{ c *controller.Controller }
 
 // Handler serves the reference's HTTP API.
 func (g goController) Handler() http.Handler { return g.c.Handler() }
+
+// Admit implements [admitter].
+func (g goController) Admit(e ztnode.MemberEvent, patch json.RawMessage) error {
+	_, err := g.c.Admit(e, func(m *controller.Member) error { return m.Patch(patch) })
+	return err
+}
+
+// Presence implements [observer].
+func (g goController) Presence(id ztnode.NetworkID, address string) control.MemberState {
+	a, err := config.MemberAddress(address)
+	if err != nil {
+		return control.MemberState{}
+	}
+	p := g.c.Presence(id, a)
+	return control.MemberState{Asked: p.Asked, Online: p.Online(), LastRequest: p.Last}
+}
 
 // controllerError marks what the caller can set right.
 func controllerError(err error) error {

@@ -75,13 +75,21 @@ func (s *service) controllerRoutes(get func(string, func(*http.Request) (any, er
 		if err != nil {
 			return nil, err
 		}
-		return control.Records{Schema: control.Schema, Records: append([]json.RawMessage{}, list...)}, nil
+		return control.Records{Schema: control.Schema, Records: append([]json.RawMessage{}, list...), States: s.memberStates(c, id, list)}, nil
 	})
 	with("GET /v1/controller/networks/{id}/members/{address}", func(c Controller, id ztnode.NetworkID, r *http.Request) (any, error) {
 		if err := checkAddress(r); err != nil {
 			return nil, err
 		}
-		return record(c.Member(id, r.PathValue("address")))
+		b, err := c.Member(id, r.PathValue("address"))
+		if err != nil {
+			return nil, err
+		}
+		out := control.Record{Schema: control.Schema, Record: b}
+		for _, st := range s.memberStates(c, id, []json.RawMessage{b}) {
+			out.State = &st
+		}
+		return out, nil
 	})
 	with("POST /v1/controller/networks/{id}/members/{address}", func(c Controller, id ztnode.NetworkID, r *http.Request) (any, error) {
 		if err := checkAddress(r); err != nil {
@@ -103,6 +111,41 @@ func (s *service) controllerRoutes(get func(string, func(*http.Request) (any, er
 		}
 		return record(b, c.DeleteMember(id, r.PathValue("address")))
 	})
+}
+
+// observer is a controller that knows who is online.
+type observer interface {
+	Presence(id ztnode.NetworkID, address string) control.MemberState
+}
+
+// memberStates says how members were seen last, nil if the controller can't.
+func (s *service) memberStates(c Controller, id ztnode.NetworkID, records []json.RawMessage) map[string]control.MemberState {
+	o, ok := c.(observer)
+	if !ok {
+		return nil
+	}
+	peers := map[string]ztnode.Peer{}
+	for _, p := range s.peers() {
+		peers[p.Address] = p
+	}
+	out := map[string]control.MemberState{}
+	for _, b := range records {
+		var rec struct {
+			Address string `json:"id"`
+		}
+		if json.Unmarshal(b, &rec) != nil {
+			continue
+		}
+		st := o.Presence(id, rec.Address)
+		if p, ok := peers[rec.Address]; ok {
+			st.Link = p.Link
+			if path, ok := bestPath(p); ok && p.Link == linkDirect {
+				st.Endpoint = path.Endpoint.String()
+			}
+		}
+		out[rec.Address] = st
+	}
+	return out
 }
 
 // checkAddress looks at the member that a request names.

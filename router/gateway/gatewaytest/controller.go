@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 
+	"ztgate/router/control"
 	"ztgate/router/gateway"
 	"ztgate/zerotier/ztnode"
 )
@@ -17,13 +18,29 @@ type Controller struct {
 	mu       sync.Mutex
 	networks map[ztnode.NetworkID]map[string]any
 	members  map[ztnode.NetworkID]map[string]map[string]any
+	states   map[string]control.MemberState
 }
 
 var _ gateway.Controller = (*Controller)(nil)
 
 // NewController returns a controller without networks.
 func NewController() *Controller {
-	return &Controller{networks: map[ztnode.NetworkID]map[string]any{}, members: map[ztnode.NetworkID]map[string]map[string]any{}}
+	return &Controller{networks: map[ztnode.NetworkID]map[string]any{}, members: map[ztnode.NetworkID]map[string]map[string]any{},
+		states: map[string]control.MemberState{}}
+}
+
+// SetState says how a member is seen.
+func (c *Controller) SetState(address string, st control.MemberState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.states[address] = st
+}
+
+// Presence returns what SetState said.
+func (c *Controller) Presence(_ ztnode.NetworkID, address string) control.MemberState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.states[address]
 }
 
 var errUnknown = errors.New("there is no such record")
