@@ -62,7 +62,7 @@ interface and no privileges.`,
 			return stopped(a.runMember(cmd.Context(), cfg, config.NewLogger(a.errOut, cfg)))
 		},
 	}
-	a.settingFlags(cmd.Flags(), "port", "network", "tun", "node", "planet", "controller", "listen", "log-level", "log-format", "target", "config")
+	a.settingFlags(cmd.Flags(), "port", "network", "tun", "node", "planet", "controller", "api-listen", "listen", "log-level", "log-format", "target", "config")
 	cmd.Flags().Lookup("tun").Usage = "name of the first interface"
 	cmd.Flags().Lookup("tun").DefValue = gateway.MemberTUN
 	return cmd

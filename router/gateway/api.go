@@ -89,7 +89,7 @@ func (s *service) controlHandler() http.Handler {
 		return s.ping(r.Context(), req)
 	})
 	s.controllerRoutes(get)
-	s.compatRoutes(mux)
+	s.localAPI(nil).Register(mux)
 	get("/", func(r *http.Request) (any, error) {
 		return nil, fault.Usagef("%s %s is not part of the control API of this version", r.Method, r.URL.Path)
 	})

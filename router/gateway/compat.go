@@ -1,48 +1,86 @@
 package gateway
 
 import (
-	"fmt"
 	"net/http"
-	"net/netip"
-	"time"
+	"slices"
 
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ztgate/internal/disk"
 	"ztgate/router/control"
+	"ztgate/router/localapi"
+	"ztgate/zerotier/ztnode"
 )
 
-// compatRoutes adds what front ends made for zerotier-one's local API need to work
-// with our controller (chapter 04 §12, §15.3): its state and /controller. They reach
-// the socket through a proxy that the administrator runs.
-func (s *service) compatRoutes(mux *http.ServeMux) {
-	records := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c, ok := s.node.Controller().(interface{ Handler() http.Handler })
-		if !ok {
-			w.WriteHeader(http.StatusNotFound)
-			return
-		}
-		c.Handler().ServeHTTP(w, r)
-	})
-	for _, path := range []string{"/controller", "/controller/", "/unstable/controller/"} {
-		mux.Handle(path, records)
-	}
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
-		i := s.info()
-		control.WriteJSON(w, http.StatusOK, map[string]any{
-			"address": i.Address, "publicIdentity": i.Identity, "online": i.Online, "tcpFallbackActive": false,
-			"version": i.Version, "clock": time.Now().UnixMilli(),
-			"planetWorldId": i.PlanetID, "planetWorldTimestamp": i.PlanetTimestamp,
-			"config": map[string]any{"settings": map[string]any{
-				"primaryPort": i.PrimaryPort, "secondaryPort": i.SecondaryPort, "tertiaryPort": i.TertiaryPort, "homeDir": i.Home,
-				"listeningOn": slashed(i.Listening), "surfaceAddresses": slashed(i.Surface), "portMappingEnabled": i.PortMapping,
-			}},
-		})
-	})
+// localAPI is the API of zerotier-one's local service, for front ends made for that:
+// on the control socket, where nobody is asked for a token, and over TCP if the
+// configuration wants it.
+func (s *service) localAPI(metrics http.Handler) *localapi.API {
+	cfg := s.config()
+	return &localapi.API{Process: localProcess{s}, Metrics: metrics, AllowFrom: cfg.API.AllowFrom,
+		TCPRelay: cfg.Underlay.TCPRelay != "off", Now: s.now}
 }
 
-// slashed writes endpoints as the reference does, "ip/port".
-func slashed(list []netip.AddrPort) []string {
-	out := make([]string, len(list))
-	for i, ep := range list {
-		out[i] = fmt.Sprintf("%s/%d", ep.Addr(), ep.Port())
+// guardedAPI is the API for TCP.
+func (s *service) guardedAPI(metrics http.Handler) (*localapi.Guard, error) {
+	token, err := localapi.Token(disk.OS{}, s.config().Home)
+	if err != nil {
+		return nil, err
 	}
-	return out
+	return localapi.NewGuard(s.localAPI(metrics).Handler(), token, s.config().API.AllowFrom, s.log, s.now), nil
+}
+
+// registerGuard exports how requests to the API ended.
+func registerGuard(reg prometheus.Registerer, g *localapi.Guard) {
+	c := &g.Count
+	for result, n := range map[string]interface{ Load() uint64 }{
+		"ok": &c.Accepted, "wrong_address": &c.WrongAddress, "wrong_token": &c.WrongToken, "limited": &c.Limited} {
+		reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "ztgate_api_requests_total",
+			Help: "Requests to the API of the local service, by how they ended.", ConstLabels: prometheus.Labels{"result": result}},
+			func() float64 { return float64(n.Load()) }))
+	}
+}
+
+// localProcess is this process as the API shows it.
+type localProcess struct{ s *service }
+
+// Info implements [localapi.Process].
+func (p localProcess) Info() control.Info { return p.s.info() }
+
+// Peers leaves out those that nothing comes from: front ends take whoever is listed for
+// online.
+func (p localProcess) Peers() []ztnode.Peer {
+	peers := slices.DeleteFunc(p.s.peers(), func(x ztnode.Peer) bool { return x.Link == linkNone && x.Role == ztnode.RoleLeaf })
+	for i := range peers {
+		peers[i].Relayed = peers[i].Link != linkDirect
+	}
+	return peers
+}
+
+// Networks implements [localapi.Process].
+func (p localProcess) Networks() []control.NetworkView { return p.s.networkViews() }
+
+// Allowed implements [localapi.Process].
+func (p localProcess) Allowed(id ztnode.NetworkID) localapi.Allowed {
+	return localapi.Allowed{Global: p.s.config().Network(id).AllowGlobal}
+}
+
+// Join implements [localapi.Process].
+func (p localProcess) Join(id ztnode.NetworkID) error {
+	_, err := p.s.join(id.String())
+	return err
+}
+
+// Leave implements [localapi.Process].
+func (p localProcess) Leave(id ztnode.NetworkID) error {
+	_, err := p.s.leave(id.String())
+	return err
+}
+
+// Controller implements [localapi.Process].
+func (p localProcess) Controller() http.Handler {
+	if c, ok := p.s.node.Controller().(interface{ Handler() http.Handler }); ok {
+		return c.Handler()
+	}
+	return nil
 }

@@ -30,6 +30,15 @@ func openFiles() int {
 	return int(min(l.Cur, 1<<20))
 }
 
+// filesFor returns the descriptors that there are besides those of the API.
+func filesFor(cfg *config.Config) int {
+	files := openFiles()
+	if cfg.API.Listen != "" {
+		files -= maxAPI
+	}
+	return files
+}
+
 // hostConnections is how many connections forwards on the host's addresses may have
 // with so many descriptors.
 func hostConnections(files int) int {
@@ -38,9 +47,9 @@ func hostConnections(files int) int {
 
 // proxyLimits are those of forwards on the host's addresses.
 func proxyLimits(cfg *config.Config, log *slog.Logger) hostproxy.Limits {
-	files := openFiles()
+	files := filesFor(cfg)
 	if files < fewFiles {
-		log.Warn("few open files are allowed", "limit", files, "forwards_on_host_addresses", hostConnections(files),
+		log.Warn("few open files are allowed", "limit", openFiles(), "forwards_on_host_addresses", hostConnections(files),
 			"remedy", "raise the limit, as with LimitNOFILE= of systemd or --ulimit nofile= of docker")
 	}
 	return hostproxy.Limits{Connections: hostConnections(files), PerClient: cfg.NAT.MaxFlowsPerClient,

@@ -10,14 +10,19 @@ import (
 	"ztgate/router/control"
 )
 
-// httpHandler serves what monitoring systems ask; nothing here changes state.
-func (s *service) httpHandler(reg *prometheus.Registry) http.Handler {
-	mux := http.NewServeMux()
+// metricsHandler serves the metrics.
+func (s *service) metricsHandler(reg *prometheus.Registry) http.Handler {
 	metrics := promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg, MaxRequestsInFlight: 4, EnableOpenMetrics: true})
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.rtt.observe(s.node.Peers(), time.Now())
 		metrics.ServeHTTP(w, r)
 	})
+}
+
+// httpHandler serves what monitoring systems ask; nothing here changes state.
+func (s *service) httpHandler(metrics http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		control.WriteJSON(w, http.StatusOK, map[string]any{"schema": control.Schema, "ok": true})
 	})

@@ -49,6 +49,7 @@ type NodeConfig struct {
 	Logger     *slog.Logger
 	OnFrames   func(nwid uint64, frames [][]byte)
 	Registerer prometheus.Registerer
+	OnMember   func(ztnode.MemberEvent) bool // of our controller's networks; must not block
 }
 
 // sealer is a node that can seal its HELLOs.

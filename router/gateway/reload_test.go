@@ -200,10 +200,14 @@ var changes = func() map[string]change {
 		"virtual.try":           {after: `virtual: [{id: "a1b2c3d4e5", try: ["198.51.100.7:9993"]}]`},
 		"virtual.blacklist":     {after: `virtual: [{id: "a1b2c3d4e5", blacklist: [10.0.0.0/8]}]`},
 		"identity.public":       {after: "identity: {public: x, secret: y}", said: []string{"identity.secret", "identity.public"}},
+		"webhook.url": {after: "controller: true\nwebhook: {url: https://hooks.example/, secret: whsec_" + strings.Repeat("a", 32) + "}",
+			said: []string{"controller", "webhook.url", "webhook.secret"}},
+		"webhook.secret": {after: "controller: true\nwebhook: {url: https://hooks.example/, secret: whsec_" + strings.Repeat("b", 32) + "}",
+			said: []string{"controller", "webhook.url", "webhook.secret"}},
 	}
 	for key, value := range map[string]string{
 		"home": "/nonexistent", "socket": "/nonexistent/s", "port": "9994", "listen": "127.0.0.1:9", "log.level": "debug", "log.format": "json",
-		"planet": "/nonexistent", "controller": "true", "identity.secret": "x", "tcp_relay": "off", "low_bandwidth": "true",
+		"planet": "/nonexistent", "controller": "true", "api.listen": "127.0.0.1:9", "api.allow_from": "[10.0.0.0/8]", "identity.secret": "x", "tcp_relay": "off", "low_bandwidth": "true",
 		"port_mapping": "false", "vpc.tun": "ztgt8", "vpc.sources": "[10.99.0.0/16]", "vpc.address": "[100.127.255.2/32]", "vpc.mtu": "1500", "vpc.io_uring": "off",
 		"vpc.interfaces": "[eth7]", "nat.max_flows_per_client": "100", "nat.max_ports_per_client": "100", "nat.max_half_open": "100",
 		"nat.flow_rate_per_client": "100", "nat.port_sharing": "by_destination", "nat.filtering": "endpoint_independent", "nat.pickup": "false",

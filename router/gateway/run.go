@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -78,8 +79,19 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 		return err
 	}
 	reg := newRegistry(cfg)
-	node, err := newNode(NodeConfig{Implementation: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Networks: cfg.NetworkIDs(),
-		Underlay: cfg.Underlay, Logger: log, Registerer: reg, OnFrames: r.receive})
+	var s *service
+	hook, err := newWebhook(cfg, log, func() *service { return s })
+	if err != nil {
+		return err
+	}
+	nc := NodeConfig{Implementation: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Networks: cfg.NetworkIDs(),
+		Underlay: cfg.Underlay, Logger: log, Registerer: reg, OnFrames: r.receive}
+	parts := []func(context.Context) error{}
+	if hook != nil {
+		nc.OnMember, parts = hook.Send, append(parts, hook.Run)
+		registerWebhook(reg, hook)
+	}
+	node, err := newNode(nc)
 	if err != nil {
 		return fmt.Errorf("start node: %w", err)
 	}
@@ -89,7 +101,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 			err = errors.Join(err, node.Close())
 		}
 	}()
-	s := newService(cfg, log, node, begun)
+	s = newService(cfg, log, node, begun)
 	s.notifier, s.memory, s.remembered = newNotifier(log), memory, mem
 	if err := s.leaveGone(cfg); err != nil {
 		return err
@@ -110,7 +122,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 	log.Info("starting", "version", control.Version, "address", info.Address, "node", cfg.Node, "mode", s.mode, "home", cfg.Home,
 		"socket", srv.socket(), "listen", cfg.Listen, "controller", info.Controller)
 	runs = true
-	return runAll(ctx, log, append([]func(context.Context) error{node.Run, srv.run, s.targets.Run}, r.parts()...)...)
+	return runAll(ctx, log, slices.Concat(parts, []func(context.Context) error{node.Run, srv.run, s.targets.Run}, r.parts())...)
 }
 
 // runAll runs the parts until one fails or ctx ends, and then waits for them, but
