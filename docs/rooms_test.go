@@ -25,6 +25,7 @@ var mayImport = map[string][]string{
 	"bindings": {"internal", "zerotier/identity", "zerotier/vl1", "zerotier/vl2", "zerotier/ztnode"},
 	// Only gateway joins a forwarding plane and a node.
 	"router":         {"router", "internal", "zerotier/identity", "zerotier/packet", "zerotier/vl1", "zerotier/ztnode"},
+	"router/admin":   {"router", "internal", "zerotier/controller", "zerotier/identity", "zerotier/vl1", "zerotier/ztnode"},
 	"router/gateway": {"router", "internal", "zerotier", "netstack", "bindings"},
 }
 
