@@ -18,6 +18,7 @@ import (
 
 	"ztgate/internal/testwait"
 	"ztgate/netstack"
+	"ztgate/router/admin"
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/fault"
@@ -304,6 +305,75 @@ func TestController(t *testing.T) {
 		if r := h.run(t, "", strings.Fields(tt.args)...); r.code != 0 || !strings.Contains(r.out, tt.want) {
 			t.Errorf("%s: %+v, want %q", tt.args, r, tt.want)
 		}
+	}
+}
+
+// TestAuthorizeAndWait: scripts go on when the member is there, and learn what it lacks.
+func TestAuthorizeAndWait(t *testing.T) {
+	h := newHarness(t)
+	h.serve(t)
+	h.populate(t)
+	ctl := gatewaytest.NewController()
+	h.node.SetController(ctl)
+	id := strings.TrimSpace(h.run(t, "", "controller", "create").out)
+	authorize := func(timeout string, more ...string) result {
+		return h.run(t, "", append([]string{"controller", "authorize", id, "0123456789", "--wait", "--timeout", timeout}, more...)...)
+	}
+	for want, st := range map[string]control.MemberState{
+		"has not asked for the network": {},
+		"has not asked in the last":     {Asked: true},
+		"waits for its configuration":   {Asked: true, LastRequest: time.Now()},
+	} {
+		ctl.SetState("0123456789", st)
+		if r := authorize("1ms"); r.code != 4 || !strings.Contains(r.err, want) || !strings.Contains(r.out, "authorized 0123456789") || strings.Contains(r.out, "online") {
+			t.Errorf("%+v, want %q", r, want)
+		}
+	}
+	done := make(chan result)
+	go func() { done <- authorize("1m") }()
+	testwait.For(t, patience, "authorization", func() bool {
+		b, err := ctl.Member(mustID(t, id), "0123456789")
+		return err == nil && strings.Contains(string(b), `"authorized":true`)
+	})
+	ctl.SetState("0123456789", control.MemberState{Asked: true, Online: true, LastRequest: time.Now()})
+	if r := <-done; r.code != 0 || !strings.HasSuffix(r.out, "online 0123456789\n") {
+		t.Errorf("%+v", r)
+	}
+	if r := authorize("1ms", "1123456789"); r.code != 4 || !strings.Contains(r.out, "online 0123456789") || !strings.Contains(r.err, "member 1123456789") {
+		t.Errorf("one of two: %+v", r)
+	}
+	var v control.Record
+	if r := authorize("1m", "-j"); r.code != 0 || json.Unmarshal([]byte(r.out), &v) != nil || v.State == nil || !v.State.Online {
+		t.Errorf("as JSON: %+v", r)
+	}
+	if r := h.run(t, "", "controller", "members", id); r.code != 0 || !strings.Contains(r.out, "ONLINE") {
+		t.Errorf("members: %+v", r)
+	}
+}
+
+func mustID(t *testing.T, s string) ztnode.NetworkID {
+	t.Helper()
+	id, err := ztnode.ParseNetworkID(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// TestMigration moves a controller here and back.
+func TestMigration(t *testing.T) {
+	h := newHarness(t)
+	home, back := filepath.Join(h.dir, "moved"), filepath.Join(h.dir, "back")
+	from := filepath.Join("..", "..", "router", "admin", "testdata", "zerotier-one")
+	if r := h.run(t, "", "controller", "import", from, "--home", home); r.code != 0 || !strings.Contains(r.out, "imported 1 networks and 3 members") || !strings.Contains(r.out, "note: ") {
+		t.Errorf("%+v", r)
+	}
+	if r := h.run(t, "", "controller", "import", from, "--home", home); r.code != 2 || !strings.Contains(r.err, "nothing is imported") {
+		t.Errorf("again: %+v", r)
+	}
+	var v admin.Migration
+	if r := h.run(t, "", "controller", "export", back, "--home", home, "-j"); r.code != 0 || json.Unmarshal([]byte(r.out), &v) != nil || v.Members != 3 {
+		t.Errorf("%+v", r)
 	}
 }
 

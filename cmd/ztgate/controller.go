@@ -4,15 +4,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"ztgate/router/admin"
+	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/fault"
+	"ztgate/zerotier/ztnode"
 )
 
 func (a *app) controllerCommand() *cobra.Command {
@@ -21,7 +25,8 @@ func (a *app) controllerCommand() *cobra.Command {
 		a.memberSet("deauthorize NWID ADDRESS...", false), a.memberDelete())
 	return group("controller", "Run your own networks, on a node started with --controller",
 		a.netCreate(), a.netSet(), a.netList(), a.netShow(), a.netDelete(), a.memberList("members NWID"),
-		a.memberSet("authorize NWID ADDRESS...", true), a.memberSet("deauthorize NWID ADDRESS...", false), network, member)
+		a.memberSet("authorize NWID ADDRESS...", true), a.memberSet("deauthorize NWID ADDRESS...", false), network, member,
+		a.controllerImport(), a.controllerExport())
 }
 
 func specFlags(cmd *cobra.Command) *admin.NetworkSpec {
@@ -135,9 +140,10 @@ func (a *app) memberList(use string) *cobra.Command {
 				return err
 			}
 			return a.print(r, func(w io.Writer) {
-				row(w, "MEMBER", "NAME", "AUTHORIZED", "ADDRESSES", "REVISION")
+				row(w, "MEMBER", "NAME", "AUTHORIZED", "ONLINE", "ADDRESSES", "ENDPOINT", "REVISION")
 				for _, m := range r.Records {
-					row(w, field(m, "id"), field(m, "name"), field(m, "authorized"), field(m, "ipAssignments"), field(m, "revision"))
+					st := r.States[field(m, "id")]
+					row(w, field(m, "id"), field(m, "name"), field(m, "authorized"), st.Online, field(m, "ipAssignments"), st.Endpoint, field(m, "revision"))
 				}
 			})
 		}}
@@ -149,9 +155,13 @@ func (a *app) memberSet(use string, authorized bool) *cobra.Command {
 		short, alias, done = "Remove nodes from a network", "deauthorise", "deauthorized"
 	}
 	spec := admin.MemberSpec{Authorized: &authorized}
-	var bridge bool
+	var bridge, wait bool
+	var timeout time.Duration
 	cmd := &cobra.Command{Use: use, Short: short, Aliases: []string{alias}, Args: cobra.MinimumNArgs(2)}
 	if authorized {
+		cmd.Example = "  ztgate controller authorize 7df23418e82ebcd3 cc6ffd2c5c --wait --timeout 2m"
+		cmd.Flags().BoolVar(&wait, "wait", false, "wait until they have asked for the network and are online; exit code 4 if they aren't in time")
+		durationFlag(cmd.Flags(), &timeout, "timeout", "", time.Minute, time.Millisecond, 7*24*time.Hour, "how long to wait at most")
 		cmd.Flags().StringVar(&spec.Name, "name", "", "name of the member")
 		cmd.Flags().StringArrayVar(&spec.IPs, "ip", nil, "address for the member, repeatable")
 		cmd.Flags().BoolVar(&bridge, "bridge", false, "let the member bridge other hosts into the network")
@@ -171,18 +181,45 @@ func (a *app) memberSet(use string, authorized bool) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if !wait && cmd.Flags().Changed("timeout") {
+			return fault.Usagef("--timeout is for --wait: give both or none")
+		}
 		for _, address := range args[1:] {
 			r, err := a.client().SetMember(cmd.Context(), args[0], address, patch)
 			if err != nil {
 				return err
 			}
+			if wait && a.json {
+				continue // the answer comes when they are online
+			}
 			if err := a.print(r, func(w io.Writer) { fmt.Fprintf(w, "%s %s\n", done, address) }); err != nil {
 				return err
 			}
 		}
-		return nil
+		if !wait {
+			return nil
+		}
+		return a.waitMembers(cmd.Context(), args[0], args[1:], timeout)
 	}
 	return cmd
+}
+
+// waitMembers waits until all members are online, and names all that aren't in time.
+func (a *app) waitMembers(ctx context.Context, network string, members []string, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var errs []error
+	for _, address := range members {
+		r, err := a.client().WaitMember(ctx, network, address)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if err := a.print(r, func(w io.Writer) { fmt.Fprintf(w, "online %s\n", address) }); err != nil {
+			return err
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (a *app) memberDelete() *cobra.Command {
@@ -194,6 +231,46 @@ func (a *app) memberDelete() *cobra.Command {
 			}
 			return a.print(r, func(w io.Writer) { fmt.Fprintf(w, "deleted %s\n", args[1]) })
 		}}
+}
+
+func (a *app) controllerImport() *cobra.Command {
+	return &cobra.Command{Use: "import DIR", Short: "Take over the networks of a controller of zerotier-one that is stopped", Args: cobra.ExactArgs(1),
+		Long: `Take over the networks of a controller of zerotier-one that is stopped.
+
+DIR is its home or its controller.d. The identity comes along, since networks
+belong to it. No process may use our home meanwhile, and it has no networks
+yet. All is taken or nothing; what has no counterpart is named.`,
+		Example: "  ztgate controller import /var/lib/zerotier-one --home /var/lib/ztgate-controller",
+		RunE: func(_ *cobra.Command, args []string) error {
+			_, home, _ := config.Location(a.sources())
+			m, err := admin.ImportController(args[0], home)
+			if err != nil {
+				return err
+			}
+			return a.printMigration("imported", m)
+		}}
+}
+
+func (a *app) controllerExport() *cobra.Command {
+	return &cobra.Command{Use: "export DIR", Short: "Write the controller's networks as a home of zerotier-one", Args: cobra.ExactArgs(1),
+		Example: "  ztgate controller export /root/zerotier-one --home /var/lib/ztgate-controller",
+		RunE: func(_ *cobra.Command, args []string) error {
+			_, home, _ := config.Location(a.sources())
+			m, err := admin.ExportController(home, args[0])
+			if err != nil {
+				return err
+			}
+			return a.printMigration("exported", m)
+		}}
+}
+
+func (a *app) printMigration(done string, m admin.Migration) error {
+	return a.print(m, func(w io.Writer) {
+		fmt.Fprintf(w, "%s %d networks and %d members of controller %s to %s, identity %s\n", done, m.Networks, m.Members, m.Address, m.To, m.Identity)
+		for _, n := range m.Notes {
+			fmt.Fprintln(w, "note: "+ztnode.Printable(n))
+		}
+	})
 }
 
 // printRecord prints a record as it is: people who ask for it want all keys.
