@@ -3,11 +3,13 @@
 package attack
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
@@ -19,6 +21,7 @@ import (
 
 const (
 	httpAt       = "127.0.0.1:9002"
+	apiAt        = "127.0.0.1:9993"
 	healthWithin = time.Second
 )
 
@@ -45,6 +48,26 @@ func (w *world) health() error {
 	return nil
 }
 
+// apiAnswers returns an error unless the API of the local service answers who has its
+// token, and was asked with wrong ones.
+func (w *world) apiAnswers() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*healthWithin)
+	defer cancel()
+	token, err := os.ReadFile(filepath.Join(w.Dir, "gw", "authtoken.secret"))
+	if err != nil {
+		return err
+	}
+	out, err := w.Gateway.Run(ctx, "curl", "-sf", "-m", "1", "-H", "X-ZT1-Auth: "+string(token), "http://"+apiAt+"/status")
+	if err != nil || !bytes.Contains(out, []byte(`"publicIdentity"`)) {
+		return fmt.Errorf("the API doesn't answer: %w: %s", err, out)
+	}
+	out, err = w.Gateway.Run(ctx, "curl", "-sf", "-m", "1", "http://"+httpAt+"/metrics")
+	if err != nil || bytes.Contains(out, []byte("ztgate_api_requests_total{result=\"limited\"} 0\n")) {
+		return fmt.Errorf("no wrong token was limited: the row tests nothing (%w)", err)
+	}
+	return nil
+}
+
 // withHealth asks for health during an attack too.
 func (w *world) withHealth(run func(context.Context) (int, int)) attack {
 	var during error
@@ -65,8 +88,8 @@ func (w *world) withHealth(run func(context.Context) (int, int)) attack {
 	}
 }
 
-// httpConns opens connections to the HTTP port, and sends each of them something.
-func (w *world) httpConns(most, rate int, talk func(c net.Conn)) func(context.Context) (int, int) {
+// httpConns opens connections to an HTTP port, and sends each of them something.
+func (w *world) httpConns(at string, most, rate int, talk func(c net.Conn)) func(context.Context) (int, int) {
 	return func(ctx context.Context) (tries, bytes int) {
 		var mu sync.Mutex
 		var held []net.Conn
@@ -87,7 +110,7 @@ func (w *world) httpConns(most, rate int, talk func(c net.Conn)) func(context.Co
 				defer func() { <-room }()
 				one, cancel := context.WithTimeout(ctx, time.Second)
 				defer cancel()
-				c, err := w.Gateway.Dial(one, "tcp4", httpAt)
+				c, err := w.Gateway.Dial(one, "tcp4", at)
 				if err != nil {
 					return
 				}
@@ -110,13 +133,13 @@ func (w *world) httpConns(most, rate int, talk func(c net.Conn)) func(context.Co
 
 var localRows = []row{
 	{name: "local/600 idle HTTP connections, 256 descriptors", few: true, prepare: func(w *world) attack {
-		return w.withHealth(w.httpConns(600, 1000, nil))
+		return w.withHealth(w.httpConns(httpAt, 600, 1000, nil))
 	}},
 	{name: "local/19,900 half-sent requests", prepare: func(w *world) attack {
-		return w.withHealth(w.httpConns(19_000, 6000, func(c net.Conn) { _, _ = c.Write([]byte("GET /metrics HTTP/1.1\r\nHost: a\r\nX-A: ")) }))
+		return w.withHealth(w.httpConns(httpAt, 19_000, 6000, func(c net.Conn) { _, _ = c.Write([]byte("GET /metrics HTTP/1.1\r\nHost: a\r\nX-A: ")) }))
 	}},
 	{name: "local/slow requests", prepare: func(w *world) attack {
-		return w.withHealth(w.httpConns(150, 1000, func(c net.Conn) {
+		return w.withHealth(w.httpConns(httpAt, 150, 1000, func(c net.Conn) {
 			_, _ = c.Write([]byte("GET / HTTP/1.1\r\n"))
 			for i := 0; ; i++ {
 				_ = c.SetWriteDeadline(time.Now().Add(time.Second))
@@ -128,11 +151,23 @@ var localRows = []row{
 		}))
 	}},
 	{name: "local/scrapes as fast as it goes", prepare: func(w *world) attack {
-		return w.withHealth(w.httpConns(19_000, 300, func(c net.Conn) {
+		return w.withHealth(w.httpConns(httpAt, 19_000, 300, func(c net.Conn) {
 			_, _ = c.Write([]byte("GET /metrics HTTP/1.0\r\n\r\n"))
 			_ = c.SetReadDeadline(time.Now().Add(time.Second))
 			_, _ = c.Read(make([]byte, 1)) // and no more
 		}))
+	}},
+	{name: "local/wrong tokens as fast as it goes", prepare: func(w *world) attack {
+		a := w.withHealth(w.httpConns(apiAt, 19_000, 2000, func(c net.Conn) {
+			for range 20 {
+				_, _ = c.Write([]byte("GET /controller/network HTTP/1.1\r\nHost: a\r\nX-ZT1-Auth: 0123456789abcdefghijklmn\r\n\r\n"))
+			}
+			_ = c.SetReadDeadline(time.Now().Add(time.Second))
+			_, _ = c.Read(make([]byte, 1))
+		}))
+		health := a.check
+		a.check = func() error { return errors.Join(health(), w.apiAnswers()) }
+		return a
 	}},
 	{name: "local/garbage to the control socket, 256 descriptors", few: true, prepare: func(w *world) attack {
 		var mu sync.Mutex

@@ -107,7 +107,7 @@ func newWorld(t *testing.T) *world {
 		t.Logf("remove what a killed run left: %v", err)
 	}
 	// The lab starts the gateway by this script, so that one attack can find it with few
-	// descriptors.
+	// descriptors, and the others with an API.
 	dir := t.TempDir()
 	w.limited = filepath.Join(dir, "limited")
 	script := filepath.Join(dir, "ztgate")
@@ -126,7 +126,8 @@ func newWorld(t *testing.T) *world {
 		})
 		enter = fmt.Sprintf("if [ \"$1\" = run ]; then echo $$ > %s; fi", filepath.Join(g.dir, "cgroup.procs"))
 	}
-	w.must(os.WriteFile(script, fmt.Appendf(nil, "#!/bin/sh\n%s\nif [ \"$1\" = run ] && [ -e %s ]; then ulimit -n 256; fi\nexec %s \"$@\"\n", enter, w.limited, w.binary), 0o755))
+	w.must(os.WriteFile(script, fmt.Appendf(nil, "#!/bin/sh\n%s\nif [ \"$1\" = run ] && [ -e %s ]; then ulimit -n 256; "+
+		"elif [ \"$1\" = run ]; then export ZTGATE_API_LISTEN=%s; fi\nexec %s \"$@\"\n", enter, w.limited, apiAt, w.binary), 0o755))
 	s, err := lab.Start(context.Background(), lab.Options{Binary: script, Config: configuration, Progress: io.Discard,
 		Prefix: fmt.Sprintf("%s%d", labName, os.Getpid()), LogLevel: "warn"})
 	w.Scenario = s

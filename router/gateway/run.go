@@ -86,7 +86,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 	}
 	nc := NodeConfig{Implementation: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Networks: cfg.NetworkIDs(),
 		Underlay: cfg.Underlay, Logger: log, Registerer: reg, OnFrames: r.receive}
-	parts := []func(context.Context) error{}
+	var parts []func(context.Context) error
 	if hook != nil {
 		nc.OnMember, parts = hook.Send, append(parts, hook.Run)
 		registerWebhook(reg, hook)
@@ -120,7 +120,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 	}
 	info := node.Info()
 	log.Info("starting", "version", control.Version, "address", info.Address, "node", cfg.Node, "mode", s.mode, "home", cfg.Home,
-		"socket", srv.socket(), "listen", cfg.Listen, "controller", info.Controller)
+		"socket", srv.socket(), "listen", cfg.Listen, "api", cfg.API.Listen, "controller", info.Controller)
 	runs = true
 	return runAll(ctx, log, slices.Concat(parts, []func(context.Context) error{node.Run, srv.run, s.targets.Run}, r.parts())...)
 }
