@@ -128,7 +128,7 @@ func (c *Controller) serve(n *network, rec Member, s *session, id packet.ID, now
 	if err := c.deliver(cfg, rec.Address, id); err != nil {
 		return m, 0, err
 	}
-	s.served = true
+	s.served, s.sent = true, now
 	c.gate.Lock()
 	c.granted[memberKey{n.rec.ID, rec.Address}] = now
 	c.gate.Unlock()
@@ -294,7 +294,7 @@ func (c *Controller) deliver(cfg *vl2.NetworkConfig, to identity.Address, id pac
 
 // changed queues a push to a member if it is online; at once before all others.
 func (c *Controller) changed(m *member, now time.Time, atOnce bool) {
-	if m.queued || m.session == nil || now.Sub(m.session.last) >= onlineFor {
+	if m.queued || !m.session.online(now) {
 		return
 	}
 	m.queued = true

@@ -38,7 +38,7 @@ var (
 // Bounds and intervals (chapter 04 §2, §10, §13).
 const (
 	requestInterval     = 1000 * time.Millisecond // between requests of one member
-	onlineFor           = 120 * time.Second       // after a member's last request
+	onlineFor           = 120 * time.Second       // after a member's last request, or what was pushed to it
 	authorizedFor       = 180 * time.Second       // after a configuration was sent
 	sweepInterval       = 30 * time.Second
 	credentialsInterval = 1100 * time.Millisecond // receivers look at one packet per 1000 ms
@@ -141,9 +141,16 @@ type member struct {
 type session struct {
 	identity *identity.Identity
 	metadata []byte
-	last     time.Time
-	served   bool // got a configuration
+	last     time.Time // request
+	sent     time.Time // configuration
+	served   bool      // got a configuration
 	told     told
+}
+
+// online reports whether changes are pushed to the node. A reference node puts its next
+// request off for each configuration that is pushed to it.
+func (s *session) online(now time.Time) bool {
+	return s != nil && (now.Sub(s.last) < onlineFor || now.Sub(s.sent) < onlineFor)
 }
 
 type request struct {
@@ -318,7 +325,7 @@ func (c *Controller) watchClock(now time.Time) {
 func (c *Controller) sweep(now time.Time) {
 	for _, n := range c.networks {
 		for _, m := range n.members {
-			if m.session != nil && now.Sub(m.session.last) >= onlineFor {
+			if !m.session.online(now) {
 				m.session = nil
 			}
 		}

@@ -89,7 +89,7 @@ func (c *Controller) announce(n *network, now time.Time, list ...*vl2.Revocation
 		return
 	}
 	for a, m := range n.members {
-		if m.session != nil && m.session.served && now.Sub(m.session.last) < onlineFor {
+		if m.session.online(now) && m.session.served {
 			c.post(a, list...)
 		}
 	}

@@ -203,6 +203,46 @@ func TestChangesArePushed(t *testing.T) {
 	}
 }
 
+// TestChangesPutOffRequests: who is told of changes again and again asks for nothing in
+// between, and is told of the next one all the same.
+func TestChangesPutOffRequests(t *testing.T) {
+	r := newRig(t)
+	n := r.create(nil)
+	r.authorize(n.ID, "alice", "bob")
+	r.join("alice", n.ID)
+	r.join("bob", n.ID)
+	for i := range 4 {
+		r.advance(onlineFor - time.Second)
+		mtu := 1400 + i
+		if _, err := r.c.UpdateNetwork(n.ID, func(n *Network) error { n.MTU = mtu; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		r.advance(pushInterval)
+		if cfg := r.config(r.take(), "bob", true); cfg.MTU != mtu {
+			t.Errorf("change %d: pushed %+v", i, cfg)
+		}
+	}
+	r.update(n.ID, r.addr("alice"), func(m *Member) { m.Authorized = false })
+	r.advance(time.Second)
+	if got := r.revoked(r.take(), "bob"); !slices.Equal(got, []identity.Address{r.addr("alice")}) {
+		t.Errorf("bob was told of revocations of %v", got)
+	}
+	// What was sent meanwhile may be lost: a node that didn't ask for so long is told again.
+	back := r.join("bob", n.ID)
+	if got := r.revoked(back, "bob"); !slices.Equal(got, []identity.Address{r.addr("alice")}) {
+		t.Errorf("back, bob was told of revocations of %v", got)
+	}
+	r.advance(onlineFor)
+	r.take() // the revocation, at its pace
+	if _, err := r.c.UpdateNetwork(n.ID, func(n *Network) error { n.MTU = 1500; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	r.advance(time.Second)
+	if out := r.take(); len(out) != 0 {
+		t.Errorf("sent %v to nodes that are offline", out)
+	}
+}
+
 func TestUnauthorizedRecordsAreBounded(t *testing.T) {
 	r := newRig(t)
 	n := r.create(nil)

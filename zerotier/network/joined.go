@@ -253,7 +253,8 @@ func (n *joined) requestDue(now time.Time) bool {
 	case n.outdated:
 		n.outdated = now.Sub(n.lastRequest) < wait
 	case s.status == StatusOK && !s.updated.IsZero():
-		if now.Sub(s.updated) < p.refresh {
+		// Pushes come only to who has asked lately, so they put off no request.
+		if now.Sub(s.updated) < p.refresh && now.Sub(n.lastRequest) < p.refresh {
 			return false
 		}
 	case s.status == StatusRequesting && n.requests < 4:

@@ -189,6 +189,35 @@ func TestChangesAtRunTime(t *testing.T) {
 	}
 }
 
+// TestChangesPutOffNoRequest: a reference controller tells changes to who has asked in the
+// last two minutes, so a member whose configuration changes all the time goes on asking.
+func TestChangesPutOffNoRequest(t *testing.T) {
+	b := newBoard(t, 1)
+	x := b.order[1]
+	n := b.create(nil)
+	b.join(n, x)
+	requests := 0
+	b.drop = func(from, _ identity.Address, v packet.Verb) bool {
+		if from == x.address() && v == packet.VerbNetworkConfigRequest {
+			requests++
+		}
+		return false
+	}
+	for i := range 6 {
+		mtu := 1400 + i
+		if _, err := b.ctl.UpdateNetwork(n, func(r *controller.Network) error { r.MTU = mtu; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		b.run(50*time.Second, 500*time.Millisecond)
+		if got := x.config(n).MTU; got != mtu {
+			t.Errorf("change %d: MTU %d", i, got)
+		}
+	}
+	if requests < 4 || requests > 5 {
+		t.Errorf("%d requests in five minutes", requests)
+	}
+}
+
 func TestTagsFromSource(t *testing.T) {
 	b := newBoard(t, 3)
 	sales, eng, boss := b.order[1], b.order[2], b.order[3]
