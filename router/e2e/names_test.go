@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -266,6 +267,61 @@ func testPolicyByName(t *testing.T, s *lab.Scenario, base string, reload func(st
 		h, err := s.GatewayAPI.Health(ctx)
 		if err == nil && slices.ContainsFunc(h.Failed(), func(c control.Check) bool { return c.Name == "dns" || c.Name == "names" }) {
 			err = fmt.Errorf("%+v", h.Failed())
+		}
+		return err
+	})
+}
+
+// TestMemberNames: where the gateway is the controller itself, names are those of its members,
+// for clients and rules, as long as it lets them in.
+func TestMemberNames(t *testing.T) {
+	o := options(t)
+	o.Prefix += "mn"
+	o.Config = "controller: true\ndns: {listen: [172.31.0.1]}\npolicy: {allow: [\"tcp:10.0.0.10:443\", \"icmp:db.branch-office.zt.internal\"]}\n"
+	s := start(t, o)
+	ctx := t.Context()
+	r, err := s.GatewayAPI.CreateNetwork(ctx, map[string]any{"name": "Branch Office", "private": true, "routes": []any{map[string]any{"target": "10.55.0.0/24"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var network struct{ ID string }
+	if err := json.Unmarshal(r.Record, &network); err != nil {
+		t.Fatal(err)
+	}
+	set := func(member string, patch map[string]any) {
+		t.Helper()
+		if _, err := s.GatewayAPI.SetMember(ctx, network.ID, member, patch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(s.GatewayMember, map[string]any{"authorized": true, "ipAssignments": []string{"10.55.0.1"}})
+	set(s.OfficeAddr, map[string]any{"authorized": true, "name": "DB", "ipAssignments": []string{"10.55.0.10"}})
+	for _, api := range []*control.Client{s.GatewayAPI, s.OfficeAPI} {
+		if _, err := api.Join(ctx, network.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect := func(what, want string, args ...string) {
+		t.Helper()
+		testwait.NoError(t, 60*time.Second, func() error {
+			out, err := s.VPC.Run(ctx, args[0], args[1:]...)
+			if !strings.Contains(string(out), want) {
+				return fmt.Errorf("%s: %q isn't in %v\n%s", what, want, err, out)
+			}
+			return nil
+		})
+	}
+	dig := []string{"dig", "+tries=1", "+time=2", "@172.31.0.1"}
+	expect("a member's name", "IN\tA\t10.55.0.10", append(dig, "db.branch-office.zt.internal")...)
+	expect("its address's name", "db.branch-office.zt.internal.", append(dig, "-x", "10.55.0.10")...)
+	run(t, s.VPC, "ip", "route", "add", "10.55.0.0/24", "via", "172.31.0.1")
+	expect("a rule about it", " 0% packet loss", "ping", "-c", "2", "-i", "0.2", "-W", "1", "10.55.0.10")
+	set(s.OfficeAddr, map[string]any{"authorized": false})
+	expect("a member that isn't let in", "status: NXDOMAIN", append(dig, "db.branch-office.zt.internal")...)
+	testwait.NoError(t, 60*time.Second, func() error {
+		x, err := s.GatewayAPI.Explain(ctx, control.Question{Protocol: "icmp", Source: netip.MustParseAddrPort("172.31.0.10:0"), Destination: netip.MustParseAddrPort("10.55.0.10:0")})
+		if err == nil && x.Verdict != "drop" {
+			err = fmt.Errorf("%s by %s", x.Verdict, x.RuleText)
 		}
 		return err
 	})
