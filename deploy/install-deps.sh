@@ -14,6 +14,7 @@ need mtr mtr-tiny
 need hping3 hping3
 need nmap nmap
 need dig dnsutils
+need dnsmasq dnsmasq-base
 need sipp sip-tester
 need tracepath iputils-tracepath
 need conntrack conntrack

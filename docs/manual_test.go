@@ -51,7 +51,7 @@ func TestManualMetrics(t *testing.T) {
 	var want []string
 	for dir, files := range sources(t) {
 		for _, name := range files {
-			if strings.HasPrefix(dir, "netstack") || dir == "router/gateway" || dir == "router/gateway/hostproxy" {
+			if strings.HasPrefix(dir, "netstack") || dir == "router/gateway" || dir == "router/gateway/hostproxy" || dir == "router/gateway/resolver" {
 				if !strings.HasSuffix(name, "_test.go") {
 					want = append(want, literals(t, name, regexp.MustCompile(`^ztgate_[a-z_]+$`))...)
 				}

@@ -96,3 +96,24 @@ func (e *Engine) conflict(network uint64, c neigh.Conflict) {
 	}
 	e.log.Warn(text, "network", networkLabel(network), "address", c.Address, "owner", macText(c.Owner), "claimed_by", macText(c.Rival))
 }
+
+// Neighbours tells of the hosts of a network that are known and answer, by their own
+// addresses, in any order.
+func (e *Engine) Neighbours(nwid uint64, f func(a netip.Addr, mac [6]byte)) {
+	if at := e.set.Load().attachments[nwid]; at != nil {
+		at.neigh.Each(e.clock(), func(a netip.Addr, mac neigh.MAC) { f(a, mac) })
+	}
+}
+
+// SeenByVPC returns the address by which hosts of the VPC reach a host of a network, and
+// whether there is one: what they send there goes to that host.
+func (e *Engine) SeenByVPC(nwid uint64, a netip.Addr) (netip.Addr, bool) {
+	s := e.set.Load()
+	at := s.attachments[nwid]
+	if at == nil {
+		return a, false
+	}
+	seen, _ := s.seen(at, a)
+	h := s.fromVPC(seen)
+	return seen, h.at == at && h.addr == a
+}

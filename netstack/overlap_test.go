@@ -298,3 +298,36 @@ func TestTwinTuples(t *testing.T) {
 		t.Errorf("%d of the twin's packets are refused, want 2", got)
 	}
 }
+
+// TestSeenByVPC: the VPC reaches hosts by what it is told, or they are out of its reach.
+func TestSeenByVPC(t *testing.T) {
+	a := netip.MustParseAddr
+	mapped, plain := newRig(t, overlapping), newRig(t)
+	plain.fromVPC(pkttest.UDP("172.31.0.9:4000", "10.0.0.10:53", "x"))
+	for _, c := range []struct {
+		r        *rig
+		network  uint64
+		host     string
+		want     string
+		reached  bool
+		whatever string
+	}{
+		{mapped, testNet, "10.0.0.10", "10.77.0.10", true, "by its alias"},
+		{mapped, testNet, "10.77.0.10", "10.77.0.10", false, "the network has no such host"},
+		{mapped, testNet, "172.31.0.9", "172.31.0.9", false, "the VPC's own"},
+		{mapped, testNet + 1, "10.0.0.10", "10.0.0.10", false, "no such network"},
+		{plain, testNet, "10.0.0.10", "10.0.0.10", true, "by its own address"},
+		{plain, testNet, "192.0.2.1", "192.0.2.1", false, "no route"},
+	} {
+		got, ok := c.r.e.SeenByVPC(c.network, a(c.host))
+		if ok != c.reached || ok && got != a(c.want) {
+			t.Errorf("%s: %v, %v", c.whatever, got, ok)
+		}
+	}
+	known := map[netip.Addr][6]byte{}
+	plain.e.Neighbours(testNet, func(host netip.Addr, mac [6]byte) { known[host] = mac })
+	if known[a("10.0.0.10")] != hostMAC {
+		t.Errorf("neighbours %v", known)
+	}
+	plain.e.Neighbours(testNet+1, func(netip.Addr, [6]byte) { t.Error("a network that isn't there has hosts") })
+}

@@ -104,7 +104,7 @@ Exit codes: 0 done, 1 the operation failed, 2 wrong usage or configuration,
 	root.PersistentFlags().BoolVarP(&a.json, "json", "j", false, "print JSON")
 	a.settingFlags(root.PersistentFlags(), "home", "socket")
 	root.AddCommand(a.runCommand(), a.memberCommand(), a.statusCommand(), a.infoCommand(), a.networksCommand(),
-		a.peersCommand(), a.flowsCommand(), a.dropsCommand(), a.joinCommand(), a.leaveCommand(), a.explainCommand(), a.reloadCommand(), a.moonsCommand(), a.orbitCommand(), a.deorbitCommand(), a.pingCommand(), a.waitCommand(), a.doctorCommand(),
+		a.peersCommand(), a.flowsCommand(), a.dropsCommand(), a.joinCommand(), a.leaveCommand(), a.explainCommand(), a.reloadCommand(), a.moonsCommand(), a.orbitCommand(), a.deorbitCommand(), a.pingCommand(), a.resolveCommand(), a.waitCommand(), a.doctorCommand(),
 		a.healthCommand(), a.identityCommand(), a.planetCommand(), a.controllerCommand(), a.configCommand(),
 		a.versionCommand())
 	a.addLab(root)

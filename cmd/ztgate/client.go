@@ -77,6 +77,10 @@ func (a *app) statusCommand() *cobra.Command {
 					row(w, n.Name, join(n.Addresses), ago(n.LastAnswer), n.Error)
 				}
 			}
+			if s.DNS != nil {
+				fmt.Fprintln(w)
+				dnsTable(w, s.DNS)
+			}
 			if len(s.Drops) > 0 {
 				fmt.Fprintln(w)
 				dropsTable(w, s.Drops)

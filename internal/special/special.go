@@ -30,9 +30,18 @@ func Metadata() []netip.Prefix { return slices.Clone(metadata[:]) }
 // IPv6 writes addresses of IPv4.
 func IsMetadata(a netip.Addr) bool {
 	a = a.Unmap().WithZone("")
-	if nat64.Contains(a) {
-		b := a.As16()
-		a = netip.AddrFrom4([4]byte(b[12:]))
+	if behind, ok := BehindNAT64(a); ok {
+		a = behind
 	}
 	return slices.ContainsFunc(metadata[:], func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// BehindNAT64 returns the IPv4 address that an address of the well-known prefix stands
+// for.
+func BehindNAT64(a netip.Addr) (netip.Addr, bool) {
+	if !nat64.Contains(a) {
+		return netip.Addr{}, false
+	}
+	b := a.As16()
+	return netip.AddrFrom4([4]byte(b[12:])), true
 }

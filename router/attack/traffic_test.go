@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/miekg/dns"
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 
@@ -126,14 +127,16 @@ func (w *world) startTraffic() *traffic {
 	tr.group.Go(func() { tr.runPings(pings) })
 	tr.group.Go(func() { tr.runBulk(bulk) })
 	tr.group.Go(func() { tr.runStream(stream) })
-	for name, f := range map[string]func() error{
+	name := w.GatewayMember + "." + w.Network.String() + ".zt.internal."
+	for kind, f := range map[string]func() error{
 		"TCP to the office":   func() error { return connect(w.VPC, client, office+":80") },
 		"UDP to the office":   func() error { return askUDP(w.VPC, client, office+":"+strconv.Itoa(echoPort)) },
 		"TCP by the host":     func() error { return connect(w.VPC, client, gwVPC+":"+strconv.Itoa(hostPort)) },
+		"a member's name":     func() error { return askName(w.VPC, client, gwVPC+":53", name) },
 		"TCP from the office": func() error { return connect(w.Office, office, gwOverlay+":"+strconv.Itoa(entryPort)) },
 	} {
 		t := newTally()
-		tr.kinds[name] = t
+		tr.kinds[kind] = t
 		tr.group.Go(func() { tr.every(connectEvery, func(i int) { tr.one(t, i, f) }) })
 	}
 	return tr
@@ -203,6 +206,26 @@ func connect(n *lab.Namespace, from, to string) error {
 		return err
 	}
 	_, err = io.ReadFull(c, make([]byte, 4))
+	return err
+}
+
+// askName asks a name server for the address of a member.
+func askName(n *lab.Namespace, from, server, name string) error {
+	c, err := dialFrom(n, "udp4", from, server)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(2 * late))
+	m := new(dns.Msg).SetQuestion(name, dns.TypeA)
+	conn := &dns.Conn{Conn: c}
+	if err := conn.WriteMsg(m); err != nil {
+		return err
+	}
+	r, err := conn.ReadMsg()
+	if err == nil && (r.Id != m.Id || len(r.Answer) != 1) {
+		err = fmt.Errorf("answer %v", r)
+	}
 	return err
 }
 

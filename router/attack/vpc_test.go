@@ -4,12 +4,14 @@ package attack
 
 import (
 	"context"
+	"encoding/binary"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strconv"
 	"sync"
 
+	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 )
 
@@ -93,6 +95,27 @@ var vpcRows = []row{
 	{name: "client/idle connections to a forward at the host", prepare: func(w *world) attack {
 		return attack{run: w.hold(gwVPC+":"+strconv.Itoa(hostPort), 4200)}
 	}},
+	{name: "client/questions for names, sources of the whole VPC", prepare: func(w *world) attack {
+		r, q := w.rawVPC(), question(w, "nobody."+w.Network.String()+".zt.internal.")
+		return attack{run: every(13_000, func(i int) {
+			binary.BigEndian.PutUint16(q, uint16(i))
+			r.send(udp(netip.AddrPortFrom(anywhere(), port(i)), netip.AddrPortFrom(netip.MustParseAddr(gwVPC), 53), q))
+		})}
+	}},
+	{name: "client/questions for names that nobody answers", prepare: func(w *world) attack {
+		r, q := w.rawVPC(), question(w, "example.com.")
+		return attack{run: every(13_000, func(i int) {
+			binary.BigEndian.PutUint16(q, uint16(i))
+			from := silentIP
+			if i%2 == 0 {
+				from = anywhere()
+			}
+			r.send(udp(netip.AddrPortFrom(from, port(i)), netip.AddrPortFrom(netip.MustParseAddr(gwVPC), 53), q))
+		})}
+	}},
+	{name: "client/idle connections to the name server", prepare: func(w *world) attack {
+		return attack{run: w.hold(gwVPC+":53", 4200)}
+	}},
 	{name: "client/errors and resets about another's flows", prepare: func(w *world) attack {
 		r := w.rawVPC()
 		return attack{run: every(4000, func(i int) {
@@ -125,6 +148,13 @@ var vpcRows = []row{
 			}
 		})}
 	}},
+}
+
+// question is one for the address of a name.
+func question(w *world, name string) []byte {
+	b, err := new(dns.Msg).SetQuestion(name, dns.TypeA).SetEdns0(4096, true).Pack()
+	w.must(err)
+	return b
 }
 
 // hold opens connections of a greedy client and leaves them idle until the row ends.

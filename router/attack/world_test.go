@@ -56,6 +56,7 @@ const (
 const configuration = `forwards:
   - {listen: "tcp/8443", to: "10.0.0.10:80"}
   - {listen: "tcp/2222", to: "172.31.0.10:7", from: overlay}
+dns: {listen: [172.31.0.1], upstreams: [172.31.0.77]} # where nobody is
 `
 
 // world is a scenario with a stranger on the wire, and legitimate traffic.

@@ -54,6 +54,7 @@ type Config struct {
 	Maps                 []AddressMap
 	Policy               PolicyConfig
 	Targets              []Target
+	DNS                  DNSConfig
 	Warnings             []string // things that have no effect, for the log
 	Unresolved           []string // what doesn't work as configured, since a name has no address yet
 
@@ -84,6 +85,7 @@ type NetworkConfig struct {
 	ID          ztnode.NetworkID
 	Masquerade  *bool // nil = nat.masquerade
 	AllowGlobal bool  // accept managed routes and addresses of public IP space
+	AllowDNS    bool  // ask its name servers for clients, for names in its domain
 }
 
 // VPCConfig is the side the clients are on.
@@ -297,7 +299,8 @@ func (c *Config) Values() []Value {
 		key := "networks." + n.ID.String()
 		out = append(out,
 			Value{key + ".masquerade", c.Masquerade(n.ID), c.Origin(key + ".masquerade")},
-			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")})
+			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")},
+			Value{key + ".allow_dns", n.AllowDNS, c.Origin(key + ".allow_dns")})
 	}
 	for _, part := range sections {
 		if part == networkRecords {
@@ -404,6 +407,7 @@ func (c *Config) check() []error {
 			bad("policy.rules", "rule %d has ports but proto %q: set proto to tcp or udp", i, r.Proto)
 		}
 	}
+	c.checkDNS(bad)
 	if n := len(c.written.targets); n > maxTargets {
 		bad("targets", "%d are too many: give at most %d", n, maxTargets)
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // sections is the one table of all records of the file.
-var sections = []section{networkRecords, ruleRecords, forwardRecords, mapRecords, physicalRecords, virtualRecords}
+var sections = []section{networkRecords, ruleRecords, forwardRecords, mapRecords, physicalRecords, virtualRecords, dnsHostRecords}
 
 var networkRecords = &record[NetworkConfig]{
 	key: "networks", example: `id: "8056c2e21c000001"`, live: true, plain: "id",
@@ -18,6 +18,7 @@ var networkRecords = &record[NetworkConfig]{
 		one("id", parseNetwork, func(n *NetworkConfig, v ztnode.NetworkID) { n.ID = v }),
 		one("masquerade", parseBool, func(n *NetworkConfig, v bool) { n.Masquerade = &v }),
 		one("allow_global", parseBool, func(n *NetworkConfig, v bool) { n.AllowGlobal = v }),
+		one("allow_dns", parseBool, func(n *NetworkConfig, v bool) { n.AllowDNS = v }),
 		one("allow_default", parseNoDefault, func(*NetworkConfig, bool) {}),
 	},
 	check: func(n *NetworkConfig) error {
@@ -29,7 +30,7 @@ var networkRecords = &record[NetworkConfig]{
 	list:   func(c *Config) *[]NetworkConfig { return &c.Networks },
 	origin: func(n NetworkConfig) string { return "networks." + n.ID.String() },
 	text: func(c *Config, n NetworkConfig) string {
-		return fmt.Sprint(n.ID, " masquerade ", c.Masquerade(n.ID), " allow_global ", n.AllowGlobal)
+		return fmt.Sprint(n.ID, " masquerade ", c.Masquerade(n.ID), " allow_global ", n.AllowGlobal, " allow_dns ", n.AllowDNS)
 	},
 }
 

@@ -122,7 +122,7 @@ func live(s *setting) *setting { s.live = true; return s }
 
 // settings is the one table of all values; flags, environment, file and
 // `config show` follow from it.
-var settings = []*setting{
+var settings = slices.Concat([]*setting{
 	text("home", "home", "directory of identity and joined networks", DefaultHome, func(c *Config) *string { return &c.Home }),
 	text("socket", "socket", "path of the control socket (default "+DefaultSocket+", else inside home)", "", func(c *Config) *string { return &c.Socket }),
 	number("port", "port", "UDP port of the overlay, 0 = any free one", DefaultPort, 0, 65535, func(c *Config) *int { return &c.Port }).alias("ZT_PRIMARY_PORT"),
@@ -186,7 +186,7 @@ var settings = []*setting{
 	live(word("policy.default", "policy-default", "what happens to flows that no rule matches: accept, drop, reject", "accept", actions, func(c *Config) *string { return &c.Policy.Default })),
 	live(list("policy.allow", "allow", "what the VPC may open, as in tcp:10.0.0.10:443 or icmp:10.0.0.10; repeatable; with it, the policy drops the rest unless policy-default says otherwise", nil, ParseAllow, func(c *Config) *[]Allow { return &c.Policy.Allow })),
 	live(list("targets", "target", "overlay service that must answer before the gateway is ready, as in tcp://10.0.0.10:443; repeatable", nil, ParseTarget, func(c *Config) *[]Target { return &c.written.targets })),
-}
+}, dnsSettings())
 
 // listenSetting is the address of an HTTP server.
 func listenSetting(key, flag, usage, def string, field func(*Config) *string) *setting {

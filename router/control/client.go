@@ -216,6 +216,11 @@ func (c *Client) Ping(ctx context.Context, req PingRequest) (Ping, error) {
 	return call[Ping](ctx, c, "POST", "/v1/ping", req)
 }
 
+// Resolve asks what a client would be told of a name.
+func (c *Client) Resolve(ctx context.Context, req ResolveRequest) (Resolved, error) {
+	return call[Resolved](ctx, c, "POST", "/v1/resolve", req)
+}
+
 // pollEvery is how often Wait asks.
 const pollEvery = 200 * time.Millisecond
 

@@ -84,7 +84,8 @@ type NameState struct {
 	Name       string       `json:"name"`
 	Addresses  []netip.Addr `json:"addresses"`
 	LastAnswer time.Time    `json:"lastAnswer,omitzero"`
-	Error      string       `json:"error,omitempty"` // of the last lookup; the addresses of the last answer stay
+	Error      string       `json:"error,omitempty"`    // of the last lookup; the addresses of the last answer stay
+	Failures   int          `json:"failures,omitempty"` // lookups in a row
 }
 
 // Status is one screen.
@@ -105,6 +106,7 @@ type Status struct {
 	Writes      *Writes   `json:"writes,omitempty"`           // nil = there are no interfaces
 	MemoryLimit int64     `json:"memoryLimitBytes,omitempty"` // of the runtime; 0 = none
 	Limited     []Limited `json:"limited,omitempty"`
+	DNS         *DNS      `json:"dns,omitempty"` // nil = clients' questions for names aren't answered
 }
 
 // Ingress is how packets of the VPC come in.

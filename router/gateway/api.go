@@ -23,15 +23,19 @@ import (
 func Serve(ctx context.Context, cfg *config.Config, mode string, log *slog.Logger, node Node, engine *netstack.Engine) error {
 	s := newService(cfg, log, node, time.Now())
 	s.mode = mode
+	reg := newRegistry(cfg)
+	parts := []func(context.Context) error{s.targets.Run, func(ctx context.Context) error { return s.follow(ctx, follower{sync: s.judge}) }}
 	if engine != nil {
 		s.usePlane(engine)
+		s.dns = newClientNames(s, s.dial, reg, log)
+		parts = append(parts, s.dns.run)
 	}
-	srv, err := listen(s, newRegistry(cfg))
+	srv, err := listen(s, reg)
 	if err != nil {
 		return err
 	}
 	defer srv.close()
-	return runAll(ctx, log, srv.run, s.targets.Run, func(ctx context.Context) error { return s.follow(ctx, follower{sync: s.judge}) })
+	return runAll(ctx, log, append(parts, srv.run)...)
 }
 
 // judge makes a plan by the configuration alone.
@@ -87,6 +91,13 @@ func (s *service) controlHandler() http.Handler {
 			return nil, err
 		}
 		return s.ping(r.Context(), req)
+	})
+	get("POST /v1/resolve", func(r *http.Request) (any, error) {
+		var req control.ResolveRequest
+		if err := control.ReadJSON(r, &req); err != nil {
+			return nil, err
+		}
+		return s.resolve(r.Context(), req)
 	})
 	s.controllerRoutes(get)
 	s.localAPI(nil).Register(mux)

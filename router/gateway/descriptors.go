@@ -7,6 +7,7 @@ import (
 
 	"ztgate/router/config"
 	"ztgate/router/gateway/hostproxy"
+	"ztgate/router/gateway/resolver"
 )
 
 const (
@@ -48,6 +49,9 @@ func hostConnections(files int) int {
 // proxyLimits are those of forwards on the host's addresses.
 func proxyLimits(cfg *config.Config, log *slog.Logger) hostproxy.Limits {
 	files := filesFor(cfg)
+	if len(cfg.DNS.Listen) > 0 {
+		files -= resolver.LimitsFor(files).Files()
+	}
 	if files < fewFiles {
 		log.Warn("few open files are allowed", "limit", openFiles(), "forwards_on_host_addresses", hostConnections(files),
 			"remedy", "raise the limit, as with LimitNOFILE= of systemd or --ulimit nofile= of docker")

@@ -110,7 +110,7 @@ func (s *service) diagnose(ctx context.Context, req control.DiagnosisRequest) (c
 			return control.Diagnosis{}, fault.Usage(err)
 		}
 		if !t.Addr.Addr().IsValid() {
-			if a, err := lookup(ctx, t.Host); err == nil {
+			if a, err := s.lookup(ctx, t.Host); err == nil {
 				t.Addr = netip.AddrPortFrom(a, t.Addr.Port())
 			}
 		}
@@ -127,7 +127,7 @@ func (s *service) diagnose(ctx context.Context, req control.DiagnosisRequest) (c
 		name  string
 		about func(string) bool
 	}{
-		{"configuration", named("configuration")},
+		{"configuration", named("configuration", "names", "dns")},
 		{"host settings", named("ip_forward", "ipv6_forward", "rp_filter", checkCopies, "clock")},
 		{"links", named("tun", "interface_")},
 		{"data path", named("data_path", "flows")},

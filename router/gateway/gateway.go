@@ -101,7 +101,9 @@ func (g *gateway) begin(base netstack.Config) error {
 	}
 	s.usePlane(engine)
 	s.reload, s.ways = g.apply, g.in
-	s.names = newNames(cfg.Names(), nameServers{networks: s.networks, dial: g.dial}.lookup, g.renamed, s.log)
+	s.dns = newClientNames(s, g.dial, base.Registerer, s.log)
+	s.find = nameServers{hosts: s.dns.hosts, networks: s.networks, dial: g.dial, seen: s.plane.SeenByVPC}.lookup
+	s.names = newNames(cfg.Names(), s.find, g.renamed, s.log)
 	g.proxy = hostproxy.New(s.plane, proxyLimits(cfg, s.log), base.Registerer, s.log)
 	s.limited = g.limitedClients
 	if err := g.proxy.Set(p.HostForwards); err != nil {
@@ -133,7 +135,7 @@ func (g *gateway) limitedClients() (out []control.Limited) {
 
 // parts implements [role].
 func (g *gateway) parts() []func(context.Context) error {
-	return append(g.in.parts(), g.runTogether, g.reloadOnHangup, g.names.run, g.watch.Run, g.pulse.run)
+	return append(g.in.parts(), g.runTogether, g.reloadOnHangup, g.names.run, g.dns.run, g.watch.Run, g.pulse.run)
 }
 
 // close implements [role]. Guards stay behind after a failure.
@@ -210,6 +212,7 @@ func (g *gateway) sync(nets []ztnode.Network) {
 	}
 	err = errors.Join(g.enforce(p), g.proxy.Set(p.HostForwards))
 	g.usePlan(p, g.in.name(), err)
+	g.dns.changed()
 }
 
 // enforce carries a plan to the kernel and the plane.

@@ -57,6 +57,8 @@ func (s *service) healthWith(peers []ztnode.Peer) control.Health {
 	if s.plane != nil {
 		checks = append(checks, s.flowCheck())
 	}
+	checks = append(checks, s.names.checks()...)
+	checks = append(checks, s.dns.checks()...)
 	checks = append(checks, s.configurationCheck(), clockCheck(info, now))
 	return control.NewHealth(online, checks)
 }

@@ -15,17 +15,21 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ztgate/router/control"
+	"ztgate/router/gateway/resolver"
 	"ztgate/router/plan"
 	"ztgate/zerotier/ztnode"
 )
 
 const (
-	namesEvery   = 30 * time.Second
-	namesHurry   = time.Second // while a name has no answer, then twice as long each time
+	namesEvery   = 30 * time.Second // where an answer doesn't say how long it holds
+	namesHurry   = time.Second      // while a name has no answer, then twice as long each time
+	namesLeast   = 5 * time.Second  // however shortly an answer holds
+	namesMost    = 5 * time.Minute
 	nameTimeout  = 5 * time.Second
 	nameLookups  = 4  // at a time
 	maxAddresses = 64 // of a name
 	dnsPort      = 53
+	namesFailed  = 3 // lookups in a row when health says so
 	notLookedUp  = "not looked up yet"
 )
 
@@ -33,19 +37,29 @@ const (
 // changes. An address stays until an answer without it comes: a name server that is
 // down takes nothing away.
 type names struct {
-	lookup  func(ctx context.Context, name string) ([]netip.Addr, error)
+	lookup  lookupFunc
 	changed func(answers map[string][]netip.Addr) error // called by run; again in the next round after an error
 	failed  bool                                        // it returned one last time; only run uses it
 	log     *slog.Logger
 	again   chan struct{} // a value makes run look at once
 
 	mu     sync.Mutex
-	states map[string]control.NameState
+	states map[string]nameState
+}
+
+// lookupFunc finds the addresses of a name, and how long they hold; 0 = that isn't said.
+type lookupFunc func(ctx context.Context, name string) (found []netip.Addr, ttl time.Duration, err error)
+
+// nameState is what is known of a name.
+type nameState struct {
+	control.NameState
+	due   time.Time     // of the next lookup
+	hurry time.Duration // of the lookups while there is no answer
 }
 
 // newNames returns names that looks nothing up until it runs.
-func newNames(list []string, lookup func(context.Context, string) ([]netip.Addr, error), changed func(map[string][]netip.Addr) error, log *slog.Logger) *names {
-	n := &names{lookup: lookup, changed: changed, log: log, again: make(chan struct{}, 1), states: map[string]control.NameState{}}
+func newNames(list []string, lookup lookupFunc, changed func(map[string][]netip.Addr) error, log *slog.Logger) *names {
+	n := &names{lookup: lookup, changed: changed, log: log, again: make(chan struct{}, 1), states: map[string]nameState{}}
 	n.set(list)
 	return n
 }
@@ -54,11 +68,11 @@ func newNames(list []string, lookup func(context.Context, string) ([]netip.Addr,
 func (n *names) set(list []string) {
 	n.mu.Lock()
 	old := n.states
-	n.states = make(map[string]control.NameState, len(list))
+	n.states = make(map[string]nameState, len(list))
 	for _, name := range list {
 		s, ok := old[name]
 		if !ok {
-			s = control.NameState{Name: name, Error: notLookedUp}
+			s = nameState{NameState: control.NameState{Name: name, Error: notLookedUp}}
 		}
 		n.states[name] = s
 	}
@@ -72,6 +86,12 @@ func (n *names) retry() {
 	if n == nil {
 		return
 	}
+	n.mu.Lock()
+	for name, s := range n.states {
+		s.due, s.hurry = time.Time{}, 0
+		n.states[name] = s
+	}
+	n.mu.Unlock()
 	select {
 	case n.again <- struct{}{}:
 	default:
@@ -80,43 +100,38 @@ func (n *names) retry() {
 
 // run keeps the answers up to date until ctx ends.
 func (n *names) run(ctx context.Context) error {
-	hurry := namesHurry
 	for {
-		wait := namesEvery
-		if !n.round(ctx) {
-			wait, hurry = hurry, min(2*hurry, namesEvery)
-		}
-		t := time.NewTimer(wait)
+		t := time.NewTimer(n.round(ctx))
 		select {
 		case <-ctx.Done():
 			t.Stop()
 			return nil
 		case <-n.again:
-			hurry = namesHurry
 		case <-t.C:
 		}
 		t.Stop()
 	}
 }
 
-// round looks all names up once. It reports whether all have an address.
-func (n *names) round(ctx context.Context) (complete bool) {
+// round looks up the names whose time has come, and returns how long nothing is to be
+// done.
+func (n *names) round(ctx context.Context) (wait time.Duration) {
 	var g errgroup.Group
 	g.SetLimit(nameLookups)
 	var mu sync.Mutex
 	changed := false
-	for _, s := range n.list() {
+	for _, name := range n.dueAt(time.Now()) {
 		g.Go(func() error {
 			ctx, cancel := context.WithTimeout(ctx, nameTimeout)
 			defer cancel()
-			found, err := n.lookup(ctx, s.Name)
+			found, ttl, err := n.lookup(ctx, name)
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return nil // we are stopping: says nothing about the name
 			}
 			if err == nil {
 				found, err = usableAnswer(found)
 			}
-			if n.record(s.Name, found, err, time.Now()) {
+			if n.record(name, found, ttl, err, time.Now()) {
 				mu.Lock()
 				changed = true
 				mu.Unlock()
@@ -131,7 +146,26 @@ func (n *names) round(ctx context.Context) (complete bool) {
 			n.log.Error("use the addresses of names: the last ones stay", "error", err)
 		}
 	}
-	return !slices.ContainsFunc(n.list(), func(s control.NameState) bool { return len(s.Addresses) == 0 })
+	wait = namesEvery
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, s := range n.states {
+		wait = min(wait, time.Until(s.due))
+	}
+	return max(wait, 0)
+}
+
+// dueAt lists the names that are to be looked up.
+func (n *names) dueAt(now time.Time) (out []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for name, s := range n.states {
+		if !s.due.After(now) {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // usableAnswer sorts an answer and leaves out what can be nobody's address, so that
@@ -156,15 +190,28 @@ func usableAnswer(found []netip.Addr) ([]netip.Addr, error) {
 }
 
 // record takes an answer and reports whether it changes anything.
-func (n *names) record(name string, found []netip.Addr, err error, now time.Time) (changed bool) {
+func (n *names) record(name string, found []netip.Addr, ttl time.Duration, err error, now time.Time) (changed bool) {
 	n.mu.Lock()
 	old, wanted := n.states[name]
 	s := old
-	if err == nil {
+	switch {
+	case err == nil:
 		changed = !slices.Equal(old.Addresses, found)
-		s.Addresses, s.LastAnswer, s.Error = found, now, ""
-	} else {
-		s.Error = err.Error()
+		s.Addresses, s.LastAnswer, s.Error, s.Failures, s.hurry = found, now, "", 0, 0
+		s.due = now.Add(namesEvery)
+		if ttl > 0 {
+			s.due = now.Add(min(max(ttl, namesLeast), namesMost))
+		}
+	case errors.Is(err, errGone) && len(old.Addresses) > 0: // nobody's rules are to hold for whoever gets the address
+		changed, found = true, nil
+		s.Addresses, s.Error, s.Failures, s.hurry, s.due = nil, err.Error(), 1, namesHurry, now.Add(namesHurry)
+	case len(old.Addresses) == 0:
+		s.Error, s.Failures = err.Error(), s.Failures+1
+		s.hurry = min(max(2*s.hurry, namesHurry), namesEvery)
+		s.due = now.Add(s.hurry)
+	default:
+		s.Error, s.Failures = err.Error(), s.Failures+1
+		s.due = now.Add(namesEvery)
 	}
 	if wanted { // else a reload took it away meanwhile
 		n.states[name] = s
@@ -201,68 +248,103 @@ func (n *names) list() []control.NameState {
 	defer n.mu.Unlock()
 	var out []control.NameState
 	for _, s := range n.states {
-		out = append(out, s)
+		out = append(out, s.NameState)
 	}
 	slices.SortFunc(out, func(a, b control.NameState) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 
-// nameServers asks those who know a name: the name servers of the network whose
-// domain it lies in, else this host's resolver. There is no second choice: what a
-// network says of its own domain must not depend on whether its servers answer.
-type nameServers struct {
-	networks func() []ztnode.Network
-	dial     func(ctx context.Context, network string, server netip.AddrPort) (net.Conn, error) // udp or tcp, through the overlay
-	host     func(ctx context.Context, name string) ([]netip.Addr, error)                       // nil = this host's resolver
+// checks tell of names whose last addresses are in use because nobody says others. What
+// has none is a problem of the configuration. Without names there are none.
+func (n *names) checks() []control.Check {
+	const name = "names"
+	var reasons []string
+	list := n.list()
+	if len(list) == 0 {
+		return nil
+	}
+	for _, s := range list {
+		if len(s.Addresses) > 0 && s.Failures >= namesFailed {
+			reasons = append(reasons, fmt.Sprintf("the name %s hasn't been answered since %s: its last addresses stay in use", s.Name, clockTime(s.LastAnswer)))
+		}
+	}
+	if len(reasons) == 0 {
+		return []control.Check{control.Passed(name)}
+	}
+	return []control.Check{control.Failed(name, control.Degraded, strings.Join(reasons, "; "), "see ztgate status for why, and ztgate resolve NAME")}
 }
 
-func (s nameServers) lookup(ctx context.Context, name string) ([]netip.Addr, error) {
-	servers := s.of(name)
+// nameServers asks those who know a name: the zone of the networks' hosts, the name servers
+// of the network whose domain it lies in, else this host's resolver. There is no second
+// choice: what a network says of its own domain must not depend on whether its servers
+// answer.
+type nameServers struct {
+	hosts    func(name string) (list []netip.Addr, inside bool, err error) // nil = there is no zone
+	networks func() []ztnode.Network
+	dial     resolver.Dial // udp or tcp, through the overlay
+	// seen returns the address by which a network's host is dialled; nil = its own.
+	seen func(nwid uint64, a netip.Addr) (netip.Addr, bool)
+	host func(ctx context.Context, name string) ([]netip.Addr, error) // nil = this host's resolver
+}
+
+func (s nameServers) lookup(ctx context.Context, name string) (found []netip.Addr, ttl time.Duration, err error) {
+	if s.hosts != nil {
+		if list, inside, err := s.hosts(name); inside {
+			return list, resolver.TTL * time.Second, err
+		}
+	}
+	id, servers := s.of(name)
 	switch {
 	case len(servers) > 0:
 	case s.host != nil:
-		return s.host(ctx, name)
+		found, err = s.host(ctx, name)
+		return found, 0, err
 	default:
-		return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+		found, err = net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+		return found, 0, err
 	}
 	var errs []error
 	for i, server := range servers {
-		found, err := s.ask(ctx, netip.AddrPortFrom(server, dnsPort), name, len(servers)-i)
+		at, ok := server, true
+		if s.seen != nil {
+			at, ok = s.seen(uint64(id), server)
+		}
+		if !ok {
+			errs = append(errs, fmt.Errorf("name server %s: its network has no route to it", server))
+			continue
+		}
+		found, ttl, err := s.ask(ctx, netip.AddrPortFrom(at, dnsPort), name, len(servers)-i)
 		if err == nil {
-			return found, nil
+			return found, ttl, nil
 		}
 		errs = append(errs, fmt.Errorf("name server %s: %w", server, err))
-		if no, ok := errors.AsType[*net.DNSError](err); ok && no.IsNotFound || ctx.Err() != nil {
+		if errors.Is(err, resolver.ErrNoHost) || ctx.Err() != nil {
 			break
 		}
 	}
-	return nil, errors.Join(errs...)
+	return nil, 0, errors.Join(errs...)
 }
 
-// of returns the name servers of the joined network with the longest domain that a
-// name lies in.
-func (s nameServers) of(name string) []netip.Addr {
-	var servers []netip.Addr
+// of returns the joined network with the longest domain that a name lies in, and its name
+// servers.
+func (s nameServers) of(name string) (id ztnode.NetworkID, servers []netip.Addr) {
 	longest := 0
 	for _, n := range s.networks() {
-		domain := strings.ToLower(strings.Trim(n.DNSDomain, "."))
+		domain := domainOf(n)
 		inside := name == domain || strings.HasSuffix(name, "."+domain)
 		if n.Status == ztnode.StatusOK && domain != "" && len(n.DNSServers) > 0 && inside && len(domain) > longest {
-			servers, longest = n.DNSServers, len(domain)
+			id, servers, longest = n.ID, n.DNSServers, len(domain)
 		}
 	}
-	return servers
+	return id, servers
 }
 
 // ask asks one server, for its share of the time that is left.
-func (s nameServers) ask(ctx context.Context, server netip.AddrPort, name string, left int) ([]netip.Addr, error) {
+func (s nameServers) ask(ctx context.Context, server netip.AddrPort, name string, left int) ([]netip.Addr, time.Duration, error) {
 	if end, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/time.Duration(left))
 		defer cancel()
 	}
-	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return s.dial(ctx, strings.TrimRight(network, "46"), server)
-	}}
-	return r.LookupNetIP(ctx, "ip", name+".") // the dot keeps this host's search domains out
+	return resolver.Addresses(ctx, s.dial, server, name)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -37,7 +36,8 @@ type nameRig struct {
 	lock  sync.Mutex
 	known map[string][]netip.Addr // no entry = the lookup fails
 	seen  []map[string][]netip.Addr
-	asked int // lookups of the first name
+	asked int           // lookups of the first name
+	ttl   time.Duration // of answers
 }
 
 // answer sets what lookups of a name find from now on, nothing = they fail.
@@ -66,16 +66,16 @@ func (r *nameRig) lookups() int {
 func runNames(t *testing.T, list []string, answers map[string][]netip.Addr) *nameRig {
 	t.Helper()
 	r := &nameRig{known: answers}
-	lookup := func(_ context.Context, name string) ([]netip.Addr, error) {
+	lookup := func(_ context.Context, name string) ([]netip.Addr, time.Duration, error) {
 		r.lock.Lock()
 		defer r.lock.Unlock()
 		if name == list[0] {
 			r.asked++
 		}
 		if a, ok := r.known[name]; ok {
-			return a, nil
+			return a, r.ttl, nil
 		}
-		return nil, errors.New("no answer")
+		return nil, 0, errors.New("no answer")
 	}
 	r.names = newNames(list, lookup, func(a map[string][]netip.Addr) error {
 		r.lock.Lock()
@@ -177,6 +177,73 @@ func TestNamesHurry(t *testing.T) {
 	})
 }
 
+// TestNamesHold looks a name up when its answer holds no longer, neither all the time nor
+// never.
+func TestNamesHold(t *testing.T) {
+	for ttl, every := range map[time.Duration]time.Duration{
+		1: namesLeast, time.Second: namesLeast, time.Minute: time.Minute, 24 * time.Hour: namesMost, 0: namesEvery,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := runNames(t, []string{"b", "a"}, map[string][]netip.Addr{"a": addrs("10.0.0.1"), "b": addrs("10.0.0.2")})
+			r.lock.Lock()
+			r.ttl = ttl
+			r.lock.Unlock()
+			r.retry()
+			synctest.Wait()
+			before := r.lookups()
+			r.pass(10*every - time.Nanosecond)
+			if got := r.lookups() - before; got != 9 {
+				t.Errorf("an answer for %v: %d lookups in %v, want 9", ttl, got, 10*every)
+			}
+		})
+	}
+}
+
+// TestNamesSilent: health says that last addresses are in use, not at the first failure,
+// and always in the same words.
+func TestNamesSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := runNames(t, []string{"a", "b"}, map[string][]netip.Addr{"a": addrs("10.0.0.1"), "b": addrs("10.0.0.2")})
+		if (*names)(nil).checks() != nil || !r.checks()[0].OK {
+			t.Errorf("%+v", r.checks())
+		}
+		since := clockTime(time.Now())
+		r.answer("a")
+		r.pass((namesFailed - 1) * namesEvery)
+		if !r.checks()[0].OK {
+			t.Errorf("after %d failures: %+v", namesFailed-1, r.checks())
+		}
+		want := "the name a hasn't been answered since " + since + ": its last addresses stay in use"
+		for range 2 {
+			r.pass(namesEvery)
+			if c := r.checks()[0]; c.OK || c.Severity != control.Degraded || c.Reason != want {
+				t.Errorf("%+v, want %q", c, want)
+			}
+		}
+		r.answer("a", "10.0.0.1")
+		r.pass(namesEvery)
+		if !r.checks()[0].OK {
+			t.Errorf("after an answer: %+v", r.checks())
+		}
+	})
+}
+
+// TestNamesGone: a member that its controller, which is this gateway, doesn't let in any more
+// takes its addresses with it.
+func TestNamesGone(t *testing.T) {
+	n := newNames([]string{"a"}, nil, nil, slog.New(slog.DiscardHandler))
+	now := time.Now()
+	if !n.record("a", addrs("10.0.0.1"), time.Minute, nil, now) || n.record("a", nil, 0, errors.New("silence"), now) || len(n.answers()["a"]) != 1 {
+		t.Errorf("%+v", n.list())
+	}
+	if !n.record("a", nil, 0, errGone, now) || len(n.answers()) != 0 || n.list()[0].Error != errGone.Error() {
+		t.Errorf("%+v", n.list())
+	}
+	if n.record("a", nil, 0, errGone, now) {
+		t.Error("gone twice")
+	}
+}
+
 func TestNamesSet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := runNames(t, []string{"a", "b"}, map[string][]netip.Addr{"a": addrs("10.0.0.1"), "b": addrs("10.0.0.2"), "c": addrs("10.0.0.3")})
@@ -203,6 +270,8 @@ func TestNamesUnusable(t *testing.T) {
 		{addrs("0.0.0.0", "::"), nil, "is not used"},
 		{addrs("::ffff:169.254.169.254"), nil, "the answer 169.254.169.254 is not used"},
 		{addrs("fd00:ec2::254"), nil, "metadata service"},
+		{addrs("64:ff9b::a9fe:a9fe"), nil, "metadata service"},
+		{addrs("64:ff9b::7f00:1"), nil, "loopback addresses, which are never forwarded"},
 		{nil, nil, "has no address"},
 		{addrs("224.0.0.1", "::ffff:10.0.0.1"), addrs("10.0.0.1"), ""},
 	} {
@@ -225,7 +294,7 @@ func TestNamesLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		now, most := 0, 0
-		lookup := func(ctx context.Context, _ string) ([]netip.Addr, error) {
+		lookup := func(ctx context.Context, _ string) ([]netip.Addr, time.Duration, error) {
 			mu.Lock()
 			now++
 			most = max(most, now)
@@ -234,12 +303,12 @@ func TestNamesLimits(t *testing.T) {
 			mu.Lock()
 			now--
 			mu.Unlock()
-			return nil, ctx.Err()
+			return nil, 0, ctx.Err()
 		}
 		n := newNames([]string{"a", "b", "c", "d", "e", "f"}, lookup, nil, slog.New(slog.DiscardHandler))
 		began := time.Now()
-		if n.round(t.Context()) {
-			t.Error("a round without answers is complete")
+		if wait := n.round(t.Context()); wait != 0 { // the first ones are due again
+			t.Errorf("waits %v", wait)
 		}
 		if took := time.Since(began); took != 2*nameTimeout || most != nameLookups {
 			t.Errorf("took %v with %d at a time, want %v and %d", took, most, 2*nameTimeout, nameLookups)
@@ -258,9 +327,9 @@ func TestNamesLimits(t *testing.T) {
 // TestNamesStop doesn't blame a name for the end of the process.
 func TestNamesStop(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
-	n := newNames([]string{"a"}, func(ctx context.Context, _ string) ([]netip.Addr, error) {
+	n := newNames([]string{"a"}, func(ctx context.Context, _ string) ([]netip.Addr, time.Duration, error) {
 		stop()
-		return nil, ctx.Err()
+		return nil, 0, ctx.Err()
 	}, nil, slog.New(slog.DiscardHandler))
 	if err := n.run(ctx); err != nil {
 		t.Fatal(err)
@@ -284,18 +353,17 @@ func TestNamesShown(t *testing.T) {
 	}
 }
 
-// answerDNS answers one question on a stream, as a name server does that knows the
-// given addresses.
-func answerDNS(t *testing.T, c net.Conn, known map[string][]netip.Addr) {
+// answerDNS answers questions, as a name server does that knows the given addresses.
+func answerDNS(t *testing.T, network string, c net.Conn, known map[string][]netip.Addr) {
 	defer c.Close()
-	var size [2]byte
 	for {
-		if _, err := io.ReadFull(c, size[:]); err != nil {
+		b := make([]byte, 1500)
+		n, err := c.Read(b)
+		if err != nil {
 			return
 		}
-		b := make([]byte, binary.BigEndian.Uint16(size[:]))
-		if _, err := io.ReadFull(c, b); err != nil {
-			return
+		if b = b[:n]; network == "tcp" {
+			b = b[2:]
 		}
 		var m dnsmessage.Message
 		if err := m.Unpack(b); err != nil {
@@ -303,7 +371,7 @@ func answerDNS(t *testing.T, c net.Conn, known map[string][]netip.Addr) {
 			return
 		}
 		q := m.Questions[0]
-		list, ok := known[q.Name.String()]
+		list, ok := known[strings.ToLower(q.Name.String())]
 		m.Header = dnsmessage.Header{ID: m.ID, Response: true, Authoritative: true, RecursionAvailable: true}
 		m.Additionals = nil
 		if !ok {
@@ -323,7 +391,9 @@ func answerDNS(t *testing.T, c net.Conn, known map[string][]netip.Addr) {
 			t.Error(err)
 			return
 		}
-		binary.BigEndian.PutUint16(out, uint16(len(out)-2))
+		if binary.BigEndian.PutUint16(out, uint16(len(out)-2)); network == "udp" {
+			out = out[2:]
+		}
 		if _, err := c.Write(out); err != nil {
 			return
 		}
@@ -331,12 +401,12 @@ func answerDNS(t *testing.T, c net.Conn, known map[string][]netip.Addr) {
 }
 
 func TestNameServers(t *testing.T) {
-	office := ztnode.Network{ID: 1, Status: ztnode.StatusOK, DNSDomain: "office.example", DNSServers: addrs("10.0.0.99", "10.0.0.53")}
+	office := ztnode.Network{ID: 1, Status: ztnode.StatusOK, DNSDomain: "office.example", DNSServers: addrs("10.1.0.53", "10.0.0.99", "10.0.0.53")}
 	lab := ztnode.Network{ID: 2, Status: ztnode.StatusOK, DNSDomain: "Lab.Office.Example.", DNSServers: addrs("10.1.0.53")}
 	down := ztnode.Network{ID: 3, Status: ztnode.StatusDenied, DNSDomain: "down.example", DNSServers: addrs("10.2.0.53")}
 	zones := map[string]map[string][]netip.Addr{
-		"10.0.0.53:53": {"db.office.example.": addrs("10.0.0.10", "fd00::10"), "office.example.": addrs("10.0.0.1")},
-		"10.1.0.53:53": {"db.lab.office.example.": addrs("10.1.0.10")},
+		"10.0.0.53:53":  {"db.office.example.": addrs("10.0.0.10", "fd00::10"), "office.example.": addrs("10.0.0.1")},
+		"10.77.0.53:53": {"db.lab.office.example.": addrs("10.1.0.10")},
 	}
 	s := nameServers{
 		networks: func() []ztnode.Network { return []ztnode.Network{office, lab, down} },
@@ -346,10 +416,16 @@ func TestNameServers(t *testing.T) {
 				return nil, errors.New("nobody there")
 			}
 			ours, theirs := net.Pipe()
-			go answerDNS(t, theirs, zone)
+			go answerDNS(t, network, theirs, zone)
 			return ours, nil
 		},
 		host: func(_ context.Context, name string) ([]netip.Addr, error) { return addrs("192.0.2.1"), nil },
+		seen: func(nwid uint64, a netip.Addr) (netip.Addr, bool) { // the second one's is known by an alias
+			if nwid == 2 {
+				return netip.MustParseAddr("10.77.0.53"), a == lab.DNSServers[0]
+			}
+			return a, a != netip.MustParseAddr("10.1.0.53")
+		},
 	}
 	for name, want := range map[string]string{
 		"db.office.example":      "10.0.0.10 fd00::10", // the first server is down
@@ -362,7 +438,7 @@ func TestNameServers(t *testing.T) {
 		"db":                     "192.0.2.1",
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), nameTimeout)
-		got, err := s.lookup(ctx, name)
+		got, ttl, err := s.lookup(ctx, name)
 		cancel()
 		text := ""
 		for _, a := range got {
@@ -377,6 +453,9 @@ func TestNameServers(t *testing.T) {
 		slices.SortFunc(got, netip.Addr.Compare)
 		if err != nil || strings.TrimSpace(text) != want {
 			t.Errorf("%s: %v, %v, want %s", name, got, err, want)
+		}
+		if fromNetwork := strings.HasPrefix(want, "10."); ttl != time.Minute && fromNetwork || ttl != 0 && !fromNetwork {
+			t.Errorf("%s holds for %v", name, ttl)
 		}
 	}
 }

@@ -20,11 +20,11 @@ type dialer interface {
 }
 
 // dial connects through the overlay.
-func (g *gateway) dial(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
+func (s *service) dial(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
 	if network == "udp" {
-		return g.plane.DialUDP(ctx, dst)
+		return s.plane.DialUDP(ctx, dst)
 	}
-	return g.plane.DialTCP(ctx, dst)
+	return s.plane.DialTCP(ctx, dst)
 }
 
 // pingTimeout bounds one ping unless the caller says otherwise.
@@ -45,7 +45,7 @@ func (s *service) ping(ctx context.Context, req control.PingRequest) (control.Pi
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	addr, err := lookup(ctx, req.Host)
+	addr, err := s.lookup(ctx, req.Host)
 	if err != nil {
 		return control.Ping{}, err
 	}
@@ -76,12 +76,21 @@ func (s *service) ping(ctx context.Context, req control.PingRequest) (control.Pi
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-func lookup(ctx context.Context, host string) (netip.Addr, error) {
+// lookup returns the address of a host that somebody names: as in the configuration, the
+// first one, IPv4 before IPv6.
+func (s *service) lookup(ctx context.Context, host string) (netip.Addr, error) {
 	if a, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
 		return a.Unmap(), nil
 	}
-	list, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	if err != nil || len(list) == 0 {
+	find := s.find
+	if find == nil {
+		find = nameServers{networks: s.networks, dial: dialHost}.lookup
+	}
+	list, _, err := find(ctx, strings.ToLower(strings.TrimSuffix(host, ".")))
+	if err == nil {
+		list, err = usableAnswer(list)
+	}
+	if err != nil {
 		return netip.Addr{}, fmt.Errorf("look up %q: %w", host, err)
 	}
 	return list[0].Unmap(), nil

@@ -146,6 +146,7 @@ func (g *gateway) enact(next *config.Config, nets []ztnode.Network) error {
 	g.targets.set(next.Targets)
 	err = g.enforce(p)
 	g.usePlan(p, g.in.name(), err)
+	g.dns.update()
 	return err
 }
 

@@ -134,6 +134,41 @@ func targets(r *reloading) string {
 	return strings.Join(out, " ")
 }
 
+func resolved(name string) func(*reloading) string {
+	return func(r *reloading) string {
+		r.t.Helper()
+		x, err := r.client.Resolve(r.t.Context(), control.ResolveRequest{Name: name})
+		if err != nil {
+			return "nobody is asked"
+		}
+		out := x.Code
+		for _, record := range x.Records {
+			out += " " + record.Value
+		}
+		return out
+	}
+}
+
+// names tells of the name server for clients.
+func names(r *reloading) string {
+	r.t.Helper()
+	st, err := r.client.Status(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if st.DNS == nil {
+		return "off"
+	}
+	var out []string
+	for _, l := range st.DNS.Listen {
+		out = append(out, l.Address.String()+l.Error)
+	}
+	for _, d := range st.DNS.Domains {
+		out = append(out, d.Domain+">"+d.Servers[0].String())
+	}
+	return strings.Join(out, " ")
+}
+
 func sealed(r *reloading) string { return r.node.SealedHello().String() }
 
 func installed(prefix string) func(*reloading) string {
@@ -155,6 +190,7 @@ var changes = func() map[string]change {
 	https6 := explain("tcp", "[fd00:31::10]:4000", "[fd00:10::10]:443")
 	rule := func(s string) string { return "policy: {rules: [{" + s + "}]}" }
 	const net1, net2 = `"8056c2e21c000001"`, `"1111111111000002"`
+	const db = "db.8056c2e21c000001.zt.internal"
 	own := tcp("10.147.17.5:8443")
 	out := map[string]change{
 		"networks":               {after: "networks: [" + net1 + ", " + net2 + "]", probe: joined, was: "8056", is: "1111 8056"},
@@ -204,6 +240,20 @@ var changes = func() map[string]change {
 			said: []string{"controller", "webhook.url", "webhook.secret"}},
 		"webhook.secret": {after: "controller: true\nwebhook: {url: https://hooks.example/, secret: whsec_" + strings.Repeat("b", 32) + "}",
 			said: []string{"controller", "webhook.url", "webhook.secret"}},
+		"dns.listen": {after: "dns: {listen: [172.31.0.1]}", probe: names, was: "off", is: "172.31.0.1:53"},
+		"dns.upstreams": {before: `dns: {listen: ["172.31.0.1:54"]}`, after: `dns: {listen: ["172.31.0.1:54"], upstreams: [172.31.0.2]}`,
+			probe: names, was: "172.31.0.1:54", is: "172.31.0.1:54 >172.31.0.2:53"},
+		"dns.rate_per_client": {after: "dns: {rate_per_client: 7}"},
+		"dns.zone": {before: "dns: {hosts: [{name: db, network: " + net1 + ", addresses: [10.0.0.10]}]}", after: "dns: {zone: lan, hosts: [{name: db, network: " + net1 + ", addresses: [10.0.0.10]}]}",
+			probe: resolved("db.8056c2e21c000001.lan"), was: "nobody is asked", is: "NOERROR 10.0.0.10"},
+		"dns.hosts.name": {before: "dns: {hosts: [{name: web, network: " + net1 + ", addresses: [10.0.0.10]}]}", after: "dns: {hosts: [{name: db, network: " + net1 + ", addresses: [10.0.0.10]}]}",
+			probe: resolved(db), was: "NXDOMAIN", is: "NOERROR 10.0.0.10"},
+		"dns.hosts.network": {before: "dns: {hosts: [{name: db, network: " + net2 + ", addresses: [10.0.0.10]}]}", after: "dns: {hosts: [{name: db, network: " + net1 + ", addresses: [10.0.0.10]}]}",
+			probe: resolved(db), was: "NXDOMAIN", is: "NOERROR 10.0.0.10"},
+		"dns.hosts.addresses": {before: "dns: {hosts: [{name: db, network: " + net1 + ", addresses: [10.0.0.10, 172.31.0.9, 127.0.0.1]}]}", after: "dns: {hosts: [{name: db, network: " + net1 + ", addresses: [10.0.0.11]}]}",
+			probe: resolved(db), was: "NOERROR 10.0.0.10", is: "NOERROR 10.0.0.11"},
+		"networks.allow_dns": {before: "networks: [{id: " + net1 + "}]\ndns: {listen: [\"172.31.0.1:54\"]}", after: "networks: [{id: " + net1 + ", allow_dns: true}]\ndns: {listen: [\"172.31.0.1:54\"]}",
+			probe: names, was: "172.31.0.1:54", is: "172.31.0.1:54 office.example>10.0.0.53:53"},
 	}
 	for key, value := range map[string]string{
 		"home": "/nonexistent", "socket": "/nonexistent/s", "port": "9994", "listen": "127.0.0.1:9", "log.level": "debug", "log.format": "json",
@@ -272,6 +322,7 @@ func testReloadEveryKey(t *testing.T, nl *netlink.Handle) {
 	n.Addresses = nettest.Prefixes("10.147.17.5/24", "fd00:147::5/64")
 	n.Routes = append(n.Routes, ztnode.Route{Target: netip.MustParsePrefix("fd00:10::/64"), Via: netip.MustParseAddr("fd00:147::9")},
 		ztnode.Route{Target: netip.MustParsePrefix("8.8.8.0/24"), Via: netip.MustParseAddr("10.147.17.9")})
+	n.DNSDomain, n.DNSServers = "Office.Example.", []netip.Addr{netip.MustParseAddr("10.0.0.53")}
 	node.SetNetwork(n)
 	r.node, r.started = node, startGateway(t, cfg, node)
 	defer r.end(t)

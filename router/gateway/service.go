@@ -35,6 +35,8 @@ type service struct {
 	ingress    *control.Ingress // of a gateway
 	targets    *prober
 	names      *names                     // nil = no names are looked up
+	find       lookupFunc                 // of names that somebody asks about; nil = by the networks' name servers, else this host's
+	dns        *clientNames               // nil = clients' questions for names aren't answered
 	neighbours neighbours                 // who knows which MAC an address has; nil = nobody
 	ways       hostWays                   // the host's kernel; nil = nothing of it matters
 	resync     chan struct{}              // a value makes the networks be looked at again
@@ -178,6 +180,9 @@ func (s *service) status() control.Status {
 	}
 	if s.limited != nil {
 		st.Limited = s.limited()
+	}
+	if s.dns != nil {
+		st.DNS = s.dns.view()
 	}
 	if s.plane != nil {
 		st.Ingress = s.ingress

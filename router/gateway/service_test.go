@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -191,6 +193,40 @@ func TestDiagnosisIsBounded(t *testing.T) {
 	targets := slices.Repeat([]string{"tcp://10.0.0.10:443"}, 65)
 	if _, err := r.client.Doctor(t.Context(), control.DiagnosisRequest{Targets: targets}); fault.ExitCode(err) != 2 || !strings.Contains(err.Error(), "at most 64") {
 		t.Errorf("65 targets: %v", err)
+	}
+}
+
+// TestConnectionsAreBounded: whoever opens connections to the two servers has so many of them:
+// the oldest are closed at once, and not when their time for a request is over.
+func TestConnectionsAreBounded(t *testing.T) {
+	const tries, most, patience = 50, 32, 2 * time.Second
+	r := serve(t, control.ModeMember, nil)
+	for network, address := range map[string]string{"tcp": r.cfg.Listen, "unix": r.socket} {
+		t.Run(network, func(t *testing.T) {
+			var early atomic.Int32
+			var reading sync.WaitGroup
+			for range tries {
+				c, err := net.Dial(network, address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				dialled := time.Now()
+				reading.Go(func() {
+					if _, _ = c.Read(make([]byte, 1)); time.Since(dialled) < patience { // until it is closed
+						early.Add(1)
+					}
+				})
+			}
+			reading.Wait()
+			// The test's own client may have one of those that are left.
+			if n := early.Load(); n != tries-most && n != tries-most+1 {
+				t.Errorf("%d of %d are closed, want %d", n, tries, tries-most)
+			}
+		})
+	}
+	if _, err := r.client.Health(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -122,7 +122,7 @@ func Make(in Input) *Plan {
 	if in.Role == Gateway {
 		b.maps()
 	}
-	for _, n := range order(in) {
+	for _, n := range Order(in.Config, in.Networks, in.Joined) {
 		if n.Status == ztnode.StatusOK {
 			b.network(n)
 		} else {
@@ -148,17 +148,17 @@ func Check(cfg *config.Config) error {
 	return fatalError(Make(Input{Config: cfg}).Problems)
 }
 
-// order sorts networks by who was named first: in the configuration, then by
-// command, then by ID.
-func order(in Input) []ztnode.Network {
-	named := slices.Concat(in.Config.NetworkIDs(), in.Joined)
+// Order sorts networks by who was named first: in the configuration, then by
+// command (joined, in the order of that), then by ID.
+func Order(cfg *config.Config, nets []ztnode.Network, joined []ztnode.NetworkID) []ztnode.Network {
+	named := slices.Concat(cfg.NetworkIDs(), joined)
 	place := func(id ztnode.NetworkID) int {
 		if i := slices.Index(named, id); i >= 0 {
 			return i
 		}
 		return len(named)
 	}
-	return slices.SortedStableFunc(slices.Values(in.Networks), func(a, b ztnode.Network) int {
+	return slices.SortedStableFunc(slices.Values(nets), func(a, b ztnode.Network) int {
 		return cmp.Or(cmp.Compare(place(a.ID), place(b.ID)), cmp.Compare(a.ID, b.ID))
 	})
 }

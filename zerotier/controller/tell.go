@@ -84,7 +84,7 @@ func (c *Controller) Presence(nwid vl2.NetworkID, a identity.Address) Presence {
 	}
 	m := n.members[a]
 	p := Presence{Asked: m.rec.Identity != ""}
-	if s := m.session; s != nil && c.now().Sub(s.last) < onlineFor {
+	if s := m.session; s.online(c.now()) {
 		p.Last, p.Served = s.last, s.served && m.rec.Authorized
 	}
 	return p

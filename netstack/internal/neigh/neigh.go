@@ -693,3 +693,14 @@ func (t *Table) Len() int {
 	defer t.mu.RUnlock()
 	return len(t.entries)
 }
+
+// Each tells of the neighbours that are known and answer, in any order.
+func (t *Table) Each(now int64, f func(a netip.Addr, mac MAC)) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for a, e := range t.entries {
+		if e.reachable(now) {
+			f(a, e.mac)
+		}
+	}
+}
