@@ -76,21 +76,24 @@ func (e *Engine) decideVPC(s *netSet, t *tuple) decision {
 	switch {
 	case !forwardable(d.server), s.isBroadcastOn(d.at, d.server), s.isOwnOn(d.at, d.server), d.at == nil && s.isServed(VPCSide, d.server):
 		return refuseWith(dropForbidden)
-	case d.at == nil && d.forward != nil && s.inVPC(d.server):
+	case d.at == nil && d.forward != nil && !d.forward.Relayed && s.inVPC(d.server):
 		return e.hairpinForward(s, t, d, port)
 	case d.at == nil:
 		return tellWith(dropNoRoute, ipkt.NoRoute)
 	}
 	d.flow.Slot, d.flow.To = d.at.slot, OverlaySide
-	if !s.allow(&d, t, d.server, port, policy.Out) {
+	switch {
+	case !s.allow(&d, t, d.server, port, policy.Out):
 		return d
+	case d.forward != nil && d.forward.Relayed:
+		return decision{do: actLocal, rule: d.rule, server: t.dst, forward: d.forward}
 	}
-	return sourceToOverlay(s, t, d, d.forward != nil && d.forward.Masquerade)
+	return sourceToOverlay(s, t, d)
 }
 
-// sourceToOverlay says how a VPC host appears on the overlay: as the network's
-// configuration says, or masqueraded.
-func sourceToOverlay(s *netSet, t *tuple, d decision, masquerade bool) decision {
+// sourceToOverlay says how a VPC host appears on the overlay: as the forward that it
+// takes says, else as the network's configuration does.
+func sourceToOverlay(s *netSet, t *tuple, d decision) decision {
 	at, v6 := d.at, t.src.Is6()
 	// The target of a forward answers from the forward's address, even when the flow
 	// isn't known any more.
@@ -108,11 +111,14 @@ func sourceToOverlay(s *netSet, t *tuple, d decision, masquerade bool) decision 
 		d.source, d.flow.Source, d.flow.Address = m, nat.Map, ipkt.Bytes(a)
 		return d
 	}
-	wanted := at.Masquerade
+	masquerade := at.Masquerade
 	if v6 {
-		wanted = at.Masquerade6
+		masquerade = at.Masquerade6
 	}
-	if !masquerade && (!wanted || contains(at.Exempt, d.server)) {
+	if masquerade = masquerade && !contains(at.Exempt, d.server); d.forward != nil {
+		masquerade = d.forward.Masquerade
+	}
+	if !masquerade {
 		return d
 	}
 	a := at.address(v6)

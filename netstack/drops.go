@@ -47,6 +47,8 @@ const (
 	dropNetwork            // network not joined
 	dropNoAddress          // the gateway has no address of the family
 	dropLocal              // the gateway's own stack can't take it
+	dropProxySource        // a connection of somebody else than the load balancers that a forward is for
+	dropProxyHeader        // one that doesn't begin with a PROXY header
 	numDrops               //
 )
 
@@ -60,6 +62,7 @@ var dropNames = [numDrops]string{
 	dropAH: "protocol_ah", dropIPIP: "protocol_ipip", dropProtocol: "protocol",
 	dropUnresolved: "unresolved", dropOverlay: "overlay", dropDevice: "device", dropBacklog: "backlog", dropNotForUs: "not_for_us",
 	dropEtherType: "ethertype", dropNetwork: "network", dropNoAddress: "no_address", dropLocal: "local",
+	dropProxySource: "proxy_source", dropProxyHeader: "proxy_header",
 }
 
 // dropOfProtocol counts the protocols that can't be translated one by one
@@ -170,4 +173,6 @@ var meanings = map[string][2]string{
 	"network":             {"The network isn't joined, or not yet ready.", "ztgate networks shows its status."},
 	"no_address":          {"The gateway has no address of the family on the network.", "Let the controller assign one."},
 	"local":               {"The gateway's own stack can't take the packet.", "If it grows, report it with ztgate_local_stack_panics_total."},
+	"proxy_source":        {"The connection to a forward with accept_proxy isn't from a load balancer that it names.", "Add the load balancer to accept_proxy, or give other clients a forward of their own."},
+	"proxy_header":        {"The connection of a load balancer doesn't begin with a PROXY header, or none came within 5 seconds.", "Let the load balancer send it (send-proxy-v2, proxy_protocol on), or remove accept_proxy."},
 }

@@ -6,6 +6,7 @@ import (
 
 	"ztgate/netstack/internal/ipkt"
 	"ztgate/netstack/internal/nat"
+	"ztgate/netstack/policy"
 )
 
 // Question is a packet that [Engine.Explain] is asked about.
@@ -74,6 +75,16 @@ func (e *Engine) Explain(q Question) Explanation {
 		}
 	}
 	return x
+}
+
+// Permits reports whether the policy lets a client of any address open a flow to an
+// overlay host: one for which somebody in the VPC speaks. It counts nothing.
+func (e *Engine) Permits(q Question) bool {
+	s := e.set.Load()
+	host := s.fromVPC(q.Dst.Addr())
+	d := decision{at: host.at}
+	t := tuple{proto: q.Protocol, src: q.Src.Addr(), sport: q.Src.Port()}
+	return host.at != nil && s.allow(&d, &t, host.addr, q.Dst.Port(), policy.Out)
 }
 
 // anyPort stands for the port of a client that is left open.
@@ -194,6 +205,9 @@ func (w *worker) explainNew(x *Explanation, q *Question, at *attachment, v *ipkt
 	case actLocal:
 		if x.Verdict = "local"; !e.takesLocal(at, v) {
 			x.refuse("drop", dropNoFlow)
+		}
+		if d.forward != nil {
+			x.Redirected, x.Destination = true, d.forward.To
 		}
 		return
 	}

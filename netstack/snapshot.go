@@ -229,7 +229,13 @@ func (s *netSet) addVPC() {
 
 // local lists the addresses of the gateway's own stack by its interfaces.
 func (s *netSet) local() map[tcpip.NICID][]netip.Addr {
-	out := map[tcpip.NICID][]netip.Addr{vpcNIC: slices.Collect(maps.Keys(s.own))}
+	inVPC := slices.Collect(maps.Keys(s.own))
+	for i := range s.forwards {
+		if f, a := &s.forwards[i], s.forwards[i].Listen.Addr(); f.Relayed && !a.IsUnspecified() && !slices.Contains(inVPC, a) {
+			inVPC = append(inVPC, a)
+		}
+	}
+	out := map[tcpip.NICID][]netip.Addr{vpcNIC: inVPC}
 	for _, at := range s.attachments {
 		out[at.nic()] = at.own()
 	}

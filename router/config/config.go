@@ -123,7 +123,17 @@ type Forward struct {
 	Host       string // the name whose address To has; "" = it was given as an address
 	Side       Side   // where clients come from
 	Masquerade bool   // the host sees the gateway's address
+	// ProxyProtocol is the version of the PROXY header by which the host is told who the
+	// client is: v1 or v2, "" = none is sent.
+	ProxyProtocol string
+	// AcceptProxy are load balancers, which say by a PROXY header for whom a connection
+	// is. Nobody else may use the forward then. None = no header is read.
+	AcceptProxy []netip.Prefix
 }
+
+// Relayed reports a forward whose connections end in the gateway, which makes others to
+// the host: a stream can't be given another beginning while packets pass.
+func (f *Forward) Relayed() bool { return f.ProxyProtocol != "" || len(f.AcceptProxy) > 0 }
 
 func (f Forward) String() string {
 	listen, to := f.Listen.String(), f.To.String()
@@ -139,6 +149,12 @@ func (f Forward) String() string {
 	s := fmt.Sprintf("%s/%s to %s", f.Proto, listen, to)
 	if !f.Masquerade {
 		s += " with clients' addresses"
+	}
+	if f.ProxyProtocol != "" {
+		s += " with PROXY " + f.ProxyProtocol
+	}
+	if len(f.AcceptProxy) > 0 {
+		s += " behind " + strings.Join(texts(f.AcceptProxy), ",")
 	}
 	return s
 }

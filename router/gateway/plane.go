@@ -87,7 +87,7 @@ func translation(forwards []config.Forward, maps []config.AddressMap) (fs []nets
 		if f.Side == config.SideOverlay {
 			from = netstack.OverlaySide
 		}
-		fs = append(fs, netstack.PortForward{From: from, Proto: proto, Listen: f.Listen, To: f.To, Masquerade: f.Masquerade})
+		fs = append(fs, netstack.PortForward{From: from, Proto: proto, Listen: f.Listen, To: f.To, Masquerade: f.Masquerade, Relayed: f.Relayed()})
 	}
 	for _, m := range maps {
 		hosts := netstack.VPCSide
@@ -136,6 +136,9 @@ func questionOf(q control.Question) netstack.Question {
 func (p *plane) NoteRefusal(q control.Question, reason string) {
 	p.Engine.NoteRefusal(questionOf(q), reason)
 }
+
+// Permits asks the policy alone.
+func (p *plane) Permits(q control.Question) bool { return p.Engine.Permits(questionOf(q)) }
 
 // Explain says what the plane would do with a packet.
 func (p *plane) Explain(q control.Question) control.Explanation {

@@ -288,6 +288,11 @@ func (p *Plan) Route(a netip.Addr) (best Route, ok bool) {
 	return best, ok
 }
 
+// Relayed lists the forwards whose connections end at the forwarding plane's own host.
+func (p *Plan) Relayed() []config.Forward {
+	return slices.DeleteFunc(slices.Clone(p.Forwards), func(f config.Forward) bool { return !f.Relayed() })
+}
+
 // Targets are the prefixes of the kernel's routes.
 func (p *Plan) Targets() []netip.Prefix {
 	out := make([]netip.Prefix, len(p.Routes))
