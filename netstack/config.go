@@ -158,9 +158,12 @@ type Network struct {
 	Masquerade bool // IPv4
 	// Masquerade6 hides IPv6 clients too (NAT66); without, they are routed.
 	Masquerade6 bool
-	Exempt      []netip.Prefix // destinations that see clients' own addresses
-	Direct      int            // largest IP packet that fits one datagram on the wire, 0 = unknown
-	Conflicts   int            // routes left out already because they overlap the VPC, for the metric
+	// NAT are those of Addresses that clients are masqueraded behind, each client behind one;
+	// of a family without any it is the first of Addresses.
+	NAT       []netip.Addr
+	Exempt    []netip.Prefix // destinations that see clients' own addresses
+	Direct    int            // largest IP packet that fits one datagram on the wire, 0 = unknown
+	Conflicts int            // routes left out already because they overlap the VPC, for the metric
 }
 
 // Group is a multicast group that the gateway wants to hear on a network.

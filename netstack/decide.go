@@ -121,12 +121,20 @@ func sourceToOverlay(s *netSet, t *tuple, d decision) decision {
 	if !masquerade {
 		return d
 	}
-	a := at.address(v6)
+	a, masks := at.address(v6), at.masks(v6)
+	if len(masks) > 0 {
+		a = masks[0]
+	}
 	if !a.IsValid() {
 		return tellWith(dropNoAddress, ipkt.NoRoute)
 	}
-	d.flow.Source, d.flow.Address = nat.Masquerade, ipkt.Bytes(a)
+	d.flow.Source, d.flow.Address, d.flow.Paired = nat.Masquerade, ipkt.Bytes(a), len(masks) > 1
 	return d
+}
+
+// mayBeBehind reports whether a flow that is judged so may leave from an address.
+func (d *decision) mayBeBehind(a netip.Addr) bool {
+	return d.flow.Address == ipkt.Bytes(a) || d.flow.Paired && d.at.isMask(a)
 }
 
 // hairpinForward forwards a connection from the VPC back into it. The target sees the
@@ -157,6 +165,7 @@ func (e *Engine) hairpin(s *netSet, t *tuple, d decision) decision {
 			d.at, d.server = at, ipkt.Addr(host)
 			d.flow = nat.NewFlow{Slot: at.slot, To: VPCSide, Server: host, ServerPort: port, Source: nat.Masquerade, Address: ipkt.Bytes(t.dst),
 				Filtered: e.table.Filter(t.proto) == nat.AddressAndPortDependent}
+			d.flow.Paired = at.isMask(t.dst) && len(at.masks(t.dst.Is6())) > 1 // the client leaves from its own, as to others
 			s.allow(&d, t, d.server, port, policy.Out)
 			return d
 		}
@@ -329,7 +338,7 @@ func (e *Engine) judge(s *netSet, f *nat.Flow) (d decision, same bool) {
 	d = e.decide(s, f.From(), at, &t)
 	switch {
 	case d.do != actOpen, d.flow.To != f.To(), d.flow.Slot != f.Slot,
-		d.flow.Source != nat.Keep != f.Translated(), f.Translated() && d.flow.Address != f.External(),
+		d.flow.Source != nat.Keep != f.Translated(), f.Translated() && !d.mayBeBehind(ipkt.Addr(f.External())),
 		d.flow.Source == nat.Map && d.flow.Port != 0 && d.flow.Port != f.ExtPort(),
 		ipkt.Bytes(d.server) != f.Server(), d.flow.ServerPort != 0 && d.flow.ServerPort != f.ServerPort():
 		return d, false

@@ -152,7 +152,7 @@ var meanings = map[string][2]string{
 	"fragment_overlap":    {"Fragments overlap, which only attacks do; the whole packet is lost.", "Look for the sender."},
 	"table_full":          {"The flow table is full of flows that may not go.", "Raise nat.max_flows; ztgate flows shows who has them."},
 	"client_limit":        {"The client has all the flows or ports that one may have, or opens them too fast.", "Look at it with ztgate flows; raise the limits in nat if it may."},
-	"no_port":             {"The gateway's address on the network has no port left.", "Set nat.port_sharing: by_destination, or give the gateway more addresses."},
+	"no_port":             {"The gateway's address on the network has no port left.", "Give the gateway more addresses (nat.addresses), or set nat.port_sharing: by_destination."},
 	"not_first":           {"The packet can't begin a flow, and there is none.", "Late segments of connections that are over; harmless in small numbers."},
 	"checksum":            {"The checksum of the transport header is wrong.", "Look for a broken sender, or for offloading that isn't finished."},
 	"tcp_flags":           {"TCP flags that never occur.", "Look for the sender; scanners send such packets."},

@@ -221,7 +221,7 @@ func (w *worker) explainNew(x *Explanation, q *Question, at *attachment, v *ipkt
 	}
 	switch d.flow.Source {
 	case nat.Masquerade:
-		x.SourceHow, x.Source = "masquerade", netip.AddrPortFrom(ipkt.Addr(d.flow.Address), 0)
+		x.SourceHow, x.Source = "masquerade", netip.AddrPortFrom(e.table.AddressOf(k, &d.flow), 0)
 	case nat.Map:
 		x.SourceHow, x.Source = "map", netip.AddrPortFrom(ipkt.Addr(d.flow.Address), q.Src.Port())
 		if d.flow.Port != 0 {

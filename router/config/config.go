@@ -88,6 +88,7 @@ type NATConfig struct {
 	Masquerade        bool           // IPv4
 	Masquerade6       bool           // IPv6 too (NAT66)
 	Exempt            []netip.Prefix // destinations that see clients' own addresses
+	Addresses         []netip.Prefix // ours on the overlay that clients leave from, each client from one; none = the first
 	MaxFlows          int
 	MaxFlowsPerClient int // this and the following: 0 = the plane's default
 	MaxPortsPerClient int
@@ -403,6 +404,9 @@ func (c *Config) check() []error {
 			bad("policy.rules", "rule %d has ports but proto %q: set proto to tcp or udp", i, r.Proto)
 		}
 	}
+	if n := addressesIn(c.NAT.Addresses); n > MaxNATAddresses {
+		bad("nat.addresses", "more than %d addresses: leave some out", MaxNATAddresses)
+	}
 	if n := len(c.written.targets); n > maxTargets {
 		bad("targets", "%d are too many: give at most %d", n, maxTargets)
 	}
@@ -410,6 +414,18 @@ func (c *Config) check() []error {
 }
 
 const maxTargets = 64
+
+// MaxNATAddresses is how many addresses clients may leave from: the ports of each take up to
+// 2 MB for each of TCP, UDP and pings.
+const MaxNATAddresses = 64
+
+// addressesIn counts the addresses of prefixes, as far as they matter.
+func addressesIn(list []netip.Prefix) (n int) {
+	for _, p := range list {
+		n += 1 << min(p.Addr().BitLen()-p.Bits(), 16)
+	}
+	return n
+}
 
 func validInterface(s string) bool {
 	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsAny(s, "/: \t\n%")

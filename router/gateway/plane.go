@@ -120,7 +120,7 @@ func planeNetworks(cfg *config.Config, p *plan.Plan) []netstack.Network {
 	out := make([]netstack.Network, len(p.Networks))
 	for i, n := range p.Networks {
 		out[i] = netstack.Network{ID: uint64(n.ID), MAC: n.MAC, MTU: n.MTU, Addresses: n.Addresses, Masquerade: cfg.Masquerade(n.ID),
-			Masquerade6: cfg.NAT.Masquerade6, Exempt: cfg.NAT.Exempt, Direct: directLimit, Conflicts: n.Refused}
+			Masquerade6: cfg.NAT.Masquerade6, NAT: n.NAT, Exempt: cfg.NAT.Exempt, Direct: directLimit, Conflicts: n.Refused}
 		for _, r := range n.Routes {
 			out[i].Routes = append(out[i].Routes, netstack.Route(r))
 		}

@@ -176,6 +176,7 @@ var changes = func() map[string]change {
 		"nat.masquerade":         {after: "nat: {masquerade: false}", probe: https, was: masked, is: kept},
 		"nat.masquerade6":        {after: "nat: {masquerade6: true}", probe: https6, was: "forward fd00:31::10 to [fd00:10::10]:443", is: "forward fd00:147::5 to [fd00:10::10]:443"},
 		"nat.exempt":             {after: "nat: {exempt: [10.0.0.0/24]}", probe: https, was: masked, is: kept},
+		"nat.addresses":          {after: "nat: {addresses: [10.50.0.3]}", probe: https, was: masked, is: "forward 10.50.0.3 to 10.0.0.10:443"},
 		"policy.default":         {after: "policy: {default: drop}", probe: https, was: masked, is: "drop"},
 		"policy.allow":           {after: "policy: {allow: [\"tcp:10.0.0.10:22\"]}", said: []string{"policy.default", "policy.allow"}, probe: https, was: masked, is: "drop"},
 		"policy.rules.action":    {before: rule("action: accept"), after: rule("action: reject"), probe: https, was: masked, is: "reject"},
@@ -282,7 +283,8 @@ func testReloadEveryKey(t *testing.T, nl *netlink.Handle) {
 	n := okNetwork()
 	n.Addresses = nettest.Prefixes("10.147.17.5/24", "fd00:147::5/64")
 	n.Routes = append(n.Routes, ztnode.Route{Target: netip.MustParsePrefix("fd00:10::/64"), Via: netip.MustParseAddr("fd00:147::9")},
-		ztnode.Route{Target: netip.MustParsePrefix("8.8.8.0/24"), Via: netip.MustParseAddr("10.147.17.9")})
+		ztnode.Route{Target: netip.MustParsePrefix("8.8.8.0/24"), Via: netip.MustParseAddr("10.147.17.9")},
+		ztnode.Route{Target: netip.MustParsePrefix("10.50.0.0/28"), Via: netip.MustParseAddr("10.147.17.5")})
 	node.SetNetwork(n)
 	r.node, r.started = node, startGateway(t, cfg, node)
 	defer r.end(t)
