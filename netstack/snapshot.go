@@ -217,8 +217,8 @@ func (e *Engine) swap(in settings, old *netSet) error {
 		if old != nil && old.attachments[at.ID] != nil {
 			had = old.attachments[at.ID].own()
 		}
-		for _, a := range at.own() {
-			if !slices.Contains(had, a) {
+		for _, p := range at.Addresses { // in a subnet: to others, members have a route through one that is
+			if a := p.Addr(); !p.IsSingleIP() && !slices.Contains(had, a) {
 				at.neigh.Announce(a)
 			}
 		}

@@ -8,6 +8,10 @@ import (
 	"ztgate/netstack/internal/ipkt"
 )
 
+// An address of which less than one scarcePart of the ports is left isn't for new clients, as
+// long as there is another.
+const scarcePart = 4
+
 // Group is external addresses of one family on a network. A client of the VPC leaves
 // from one of them for as long as it has a mapping there, in use or in quarantine,
 // whatever its protocols (RFC 4787 REQ-2, RFC 7857 §4).
@@ -23,8 +27,9 @@ func (g *Group) equal(o *Group) bool {
 // group is one in the table.
 type group struct {
 	Group
-	addrs [][16]byte
-	pairs map[[16]byte]pair // by client
+	addrs   [][16]byte
+	clients []int             // of each address
+	pairs   map[[16]byte]pair // by client
 }
 
 // pair is the address of a client, by its number in the group.
@@ -49,6 +54,7 @@ func (t *Table) SetGroups(list []Group) {
 			for _, a := range g.Addresses {
 				same.addrs = append(same.addrs, ipkt.Bytes(a))
 			}
+			same.clients = make([]int, len(same.addrs))
 		}
 		for _, a := range same.addrs {
 			t.groups[a] = same
@@ -90,6 +96,7 @@ func (p *pool) hold(client *clientKey, port uint16) {
 	had, ok := g.pairs[client.addr]
 	if !ok {
 		had.at = slices.Index(g.addrs, p.key.ext)
+		g.clients[had.at]++
 	} else if g.addrs[had.at] != p.key.ext {
 		return
 	}
@@ -107,6 +114,7 @@ func (p *pool) letGo(client *[16]byte, port uint16) {
 	p.paired.del(port)
 	had := g.pairs[*client]
 	if had.mappings--; had.mappings == 0 {
+		g.clients[had.at]--
 		delete(g.pairs, *client)
 		return
 	}
@@ -114,7 +122,8 @@ func (p *pool) letGo(client *[16]byte, port uint16) {
 }
 
 // addressOf returns the address behind which a flow is masqueraded: its client's, or for a
-// client without one that which has most ports left.
+// client without one that of the fewest clients. Where all but few ports are taken it is
+// that which has most left.
 func (t *Table) addressOf(f *Flow, n *NewFlow) [16]byte {
 	g := t.groups[n.Address]
 	if !n.Paired || g == nil {
@@ -126,18 +135,24 @@ func (t *Table) addressOf(f *Flow, n *NewFlow) [16]byte {
 	}
 	pc, count := portClass(proto, f.ClientPort()), len(g.addrs)
 	first := int(t.endpointHash(&client, 0, 0) % uint64(count)) // among equals
-	best, most := first, -1
+	fewest, most, room := -1, first, -1
 	for i := range count {
 		at := (first + i) % count
-		left := 1 << 16 // of a pool that isn't there yet
+		left, all := 1<<16, 1<<16 // of a pool that isn't there yet
 		if number, ok := t.byAddr[poolKey{g.addrs[at], proto}]; ok {
-			left = t.pools[number].left[pc]
+			left, all = t.pools[number].left[pc], t.pools[number].size[pc]
 		}
-		if left > most {
-			best, most = at, left
+		if left > room {
+			most, room = at, left
+		}
+		if left > all/scarcePart && (fewest < 0 || g.clients[at] < g.clients[fewest]) {
+			fewest = at
 		}
 	}
-	return g.addrs[best]
+	if fewest < 0 {
+		fewest = most
+	}
+	return g.addrs[fewest]
 }
 
 // AddressOf returns the address behind which a flow would be masqueraded.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -44,6 +45,13 @@ func (p *player) checkPairs() {
 		}
 	}
 	for g := range want {
+		clients := make([]int, len(g.addrs))
+		for _, had := range want[g] {
+			clients[had.at]++
+		}
+		if !slices.Equal(clients, g.clients) {
+			p.t.Errorf("addresses %v have %v clients, counted %v", g.Addresses, clients, g.clients)
+		}
 		if !maps.Equal(want[g], g.pairs) {
 			p.t.Errorf("clients have %d addresses of %v, by their mappings %d", len(g.pairs), g.Addresses, len(want[g]))
 		}
@@ -267,6 +275,37 @@ func TestGroupFull(t *testing.T) {
 	for i := range 50 {
 		client := fmt.Sprintf("172.31.0.11:%d", 2000+i)
 		p.mustPass("another client", VPC, pkttest.UDP(client, o1, "x"))
+	}
+	p.check()
+}
+
+// TestGroupSpread: who has much takes no address from new clients, each of whom gets one of
+// its own as long as there are any; and nobody new gets one that is nearly full.
+func TestGroupSpread(t *testing.T) {
+	p := newPaired(t, Settings{MaxFlows: 1 << 17, MaxFlowsPerClient: 1 << 17, MaxPortsPerClient: 60000}, "10.0.0.1", "10.0.0.2", "10.0.0.3")
+	of := map[string]int{}
+	out := func(client string) string {
+		return pkttest.Addr(p.out(client)).Addr().String()
+	}
+	for i := range 200 {
+		of[out(fmt.Sprintf("172.31.0.10:%d", 2000+i))]++
+	}
+	for i := range 2 {
+		of[out(fmt.Sprintf("172.31.0.%d:4000", 11+i))]++
+	}
+	if len(of) != 3 {
+		t.Errorf("three clients leave from %v", of)
+	}
+	full := out("172.31.0.10:2000")
+	for i := range 46000 {
+		if a := out(fmt.Sprintf("172.31.0.10:%d", 2200+i)); a != full {
+			t.Fatalf("it leaves from %s and %s", full, a)
+		}
+	}
+	for i := range 30 {
+		if a := out(fmt.Sprintf("172.31.1.%d:4000", 1+i)); a == full {
+			t.Errorf("a new client gets %s, which is nearly full", a)
+		}
 	}
 	p.check()
 }
