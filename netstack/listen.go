@@ -16,9 +16,14 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// listenBacklog is how many connections may wait to be accepted; beyond that the stack
-// answers with SYN cookies.
-const listenBacklog = 128
+const (
+	// listenBacklog is how many connections may wait to be accepted; beyond that the stack
+	// answers with SYN cookies.
+	listenBacklog = 128
+	// listenBuffer is how much of a connection waits in either direction, in bytes: clients
+	// could fill more than that, of 1 MiB that the stack has by itself.
+	listenBuffer = 256 << 10
+)
 
 // TCPListener takes the connections of a relayed forward.
 type TCPListener struct {
@@ -48,6 +53,7 @@ func (e *Engine) ListenTCP(at netip.AddrPort) (net.Listener, error) {
 		return nil, errors.New(terr.String())
 	}
 	l.ep.SocketOptions().SetV6Only(true)
+	l.ep.SocketOptions().SetReceiveBufferSize(listenBuffer, false)
 	if terr = l.ep.Bind(from); terr == nil {
 		terr = l.ep.Listen(listenBacklog)
 	}
@@ -68,6 +74,7 @@ func (l *TCPListener) Accept() (net.Conn, error) {
 	for {
 		ep, wq, terr := l.ep.Accept(nil)
 		if terr == nil {
+			ep.SocketOptions().SetSendBufferSize(listenBuffer, false)
 			c := &TCPConn{TCPConn: gonet.NewTCPConn(wq, ep)}
 			c.init(ep, wq)
 			return c, nil

@@ -46,11 +46,18 @@ forwards:
 // or by their own addresses, from programs that others wrote at both ends.
 func TestClientAddresses(t *testing.T) {
 	t.Parallel()
-	testClientAddresses(t, options(t))
+	o := options(t)
+	o.Prefix += "who"
+	testClientAddresses(t, o)
+}
+
+// TestPacketClientAddresses: the same where packets are taken from the interface.
+func TestPacketClientAddresses(t *testing.T) {
+	t.Parallel()
+	testClientAddresses(t, packetOptions(t, "pwho"))
 }
 
 func testClientAddresses(t *testing.T, o lab.Options) {
-	o.Prefix += "who"
 	o.Config = clientAddresses
 	o.Sources = []string{"172.31.0.0/16", "198.51.100.0/24"}
 	gw, vpc := netip.MustParseAddr("172.31.0.1"), netip.MustParseAddr(balancer)
@@ -58,6 +65,7 @@ func testClientAddresses(t *testing.T, o lab.Options) {
 		return errors.Join(
 			s.VPC.AddAddress("eth0", netip.MustParsePrefix(publicA+"/32")), s.VPC.AddAddress("eth0", netip.MustParsePrefix(publicB+"/32")),
 			s.Gateway.AddRoute(netip.MustParsePrefix("198.51.100.0/24"), vpc),
+			s.Gateway.Sysctl("net/ipv4/ip_unprivileged_port_start", "0"), // for a user's process
 			s.VPC.AddRoute(netip.MustParsePrefix(routedAddress+"/32"), gw))
 	}
 	s := start(t, o)
