@@ -38,17 +38,22 @@ func (b *builder) judge(p netip.Prefix, id ztnode.NetworkID) (hidden bool, why *
 	if !b.cfg.Network(id).AllowGlobal && !packet.Private(p) {
 		return false, object("narrow it, or set allow_global for the network", "it isn't private address space as a whole")
 	}
-	if why = b.astray(p); why == nil {
+	maps := b.mapsOf(p, id)
+	// Behind an alias that means hosts of all networks.
+	common := len(maps) > 0 && !slices.ContainsFunc(maps, func(m config.AddressMap) bool { return m.Network != 0 })
+	switch why = b.astray(p); {
+	case why != nil && len(maps) == 0:
+		return false, why
+	case why != nil && !common:
+		return true, nil
+	case why == nil && !common:
 		return false, overlapping(b.taken, p, id)
 	}
-	maps := b.mapsOf(p, id)
-	if len(maps) == 0 {
-		return false, why
+	hidden = why != nil
+	if why = overlapping(b.hidden, p, id); why == nil {
+		why = overlapping(b.taken, p, id)
 	}
-	if slices.ContainsFunc(maps, func(m config.AddressMap) bool { return m.Network != 0 }) {
-		return true, nil
-	}
-	return true, overlapping(b.hidden, p, id) // behind the same alias
+	return hidden, why
 }
 
 // never refuses what may lead nowhere, whoever asks for it.

@@ -426,3 +426,18 @@ func TestMTU(t *testing.T) {
 		t.Errorf("without networks: MTU %d", p.MTU)
 	}
 }
+
+// TestCommonAlias: behind an alias for hosts of all networks, too, a network that is named
+// later takes nothing from an earlier one, whether or not the VPC knows either otherwise.
+func TestCommonAlias(t *testing.T) {
+	vpc := "vpc: {sources: [10.0.1.0/24]}\nmaps: [{hosts: overlay, real: 10.0.0.0/20, alias: 172.30.0.0/20}]\n"
+	wide := ztnode.Network{ID: first, Status: ztnode.StatusOK, MTU: 2800, Addresses: nettest.Prefixes("10.0.0.1/20")}    // overlaps the VPC
+	narrow := ztnode.Network{ID: second, Status: ztnode.StatusOK, MTU: 2800, Addresses: nettest.Prefixes("10.0.0.1/28")} // doesn't
+	for _, nets := range [][]ztnode.Network{{wide, narrow}, {narrow, wide}} {
+		cfg := load(t, vpc+"networks: ["+"\""+nets[0].ID.String()+"\", \""+nets[1].ID.String()+"\"]\n")
+		p := plan.Make(plan.Input{Config: cfg, Networks: nets, Host: host()})
+		if got := strings.Join(texts(p), "\n"); len(p.Networks[0].Routes) != 1 || len(p.Networks[1].Routes) != 0 || !strings.Contains(got, "which was named first") {
+			t.Errorf("%v before %v: %q", nets[0].Addresses, nets[1].Addresses, got)
+		}
+	}
+}
