@@ -154,7 +154,7 @@ func New(plane Plane, limits Limits, reg prometheus.Registerer, log *slog.Logger
 		dials: newShares(dials, min(each(limits.Connections), fairShare(dials))), headers: newShares(dials, dials),
 		kernel: &network{listen}, inside: &network{insideOf(plane)},
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ztgate_relayed_connections_total",
-			Help: "TCP connections and UDP sessions of forwards on the host's own addresses, by what became of them."}, []string{"protocol", "result"})}
+			Help: "TCP connections and UDP sessions of forwards that end in the gateway, by what became of them."}, []string{"protocol", "result"})}
 	for _, result := range relayResults {
 		for _, proto := range []string{"tcp", "udp"} {
 			r.results.WithLabelValues(proto, result)
