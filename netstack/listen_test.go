@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"ztgate/internal/testwait"
 	"ztgate/netstack/internal/ipkt"
 	"ztgate/netstack/internal/pkttest"
 	"ztgate/netstack/policy"
@@ -83,6 +84,10 @@ func TestRelayedForward(t *testing.T) {
 			if s.RemoteAddr().String() != c.LocalAddr().String() || s.LocalAddr().String() != tt.at {
 				t.Errorf("from %s at %s, want %s at %s", s.RemoteAddr(), s.LocalAddr(), c.LocalAddr(), tt.at)
 			}
+			o := s.(*TCPConn).ep.SocketOptions()
+			if o.GetReceiveBufferSize() > listenBuffer || o.GetSendBufferSize() > listenBuffer {
+				t.Errorf("%d bytes wait on the way in, %d on the way out", o.GetReceiveBufferSize(), o.GetSendBufferSize())
+			}
 			for _, pair := range [][2]net.Conn{{c, s}, {s, c}} {
 				if _, err := pair[0].Write([]byte("hello")); err != nil {
 					t.Fatal(err)
@@ -138,6 +143,35 @@ func TestRelayedSides(t *testing.T) {
 			t.Errorf("a relayed forward of %s is no error", from)
 		}
 	}
+}
+
+// TestEndedConnections: what is left of a connection that the gateway's side ends first is
+// gone soon.
+func TestEndedConnections(t *testing.T) {
+	e, client := relayRig(t, relayed("0.0.0.0:25", "10.0.0.10:25"))
+	l, err := e.ListenTCP(netip.MustParseAddrPort("0.0.0.0:25"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for range 20 {
+		c, err := client.DialTCP(ctx, netip.MustParseAddrPort("10.0.0.1:25"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = s.(*TCPConn).CloseWrite()
+		_, _ = io.Copy(io.Discard, c)
+		_ = c.Close()
+		_, _ = io.Copy(io.Discard, s)
+		_ = s.Close()
+	}
+	testwait.For(t, 2*timeWait, "all to be forgotten", func() bool { return e.local.s.Stats().TCP.CurrentConnected.Value() == 0 && len(e.local.s.CleanupEndpoints()) == 0 })
 }
 
 // TestPermits: the policy alone judges clients that somebody speaks for.
