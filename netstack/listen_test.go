@@ -171,7 +171,9 @@ func TestEndedConnections(t *testing.T) {
 		_, _ = io.Copy(io.Discard, s)
 		_ = s.Close()
 	}
-	testwait.For(t, 2*timeWait, "all to be forgotten", func() bool { return e.local.s.Stats().TCP.CurrentConnected.Value() == 0 && len(e.local.s.CleanupEndpoints()) == 0 })
+	testwait.For(t, 2*timeWait, "all to be forgotten", func() bool {
+		return e.local.s.Stats().TCP.CurrentConnected.Value() == 0 && len(e.local.s.CleanupEndpoints()) == 0
+	})
 }
 
 // TestPermits: the policy alone judges clients that somebody speaks for.
