@@ -20,6 +20,11 @@ need tracepath iputils-tracepath
 need conntrack conntrack
 need ethtool ethtool
 need miniupnpd miniupnpd-nftables
+need nginx nginx
+need haproxy haproxy
+need postfix postfix
+need swaks swaks
+[ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || missing="$missing libnginx-mod-stream"
 need gcc gcc # the race detector links with it
 need qemu-aarch64-static qemu-user-static # runs the tests of another architecture
 [ -z "$missing" ] && exit 0
@@ -28,6 +33,12 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 	exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive
+policy=/usr/sbin/policy-rc.d # the servers among them are for tests to start, in namespaces
+if [ ! -e "$policy" ]; then
+	trap 'rm -f "$policy"' EXIT
+	printf '#!/bin/sh\nexit 101\n' >"$policy"
+	chmod 755 "$policy"
+fi
 apt-get update -q
 # shellcheck disable=SC2086 # a list of package names
 apt-get install -q -y --no-install-recommends $missing

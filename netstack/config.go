@@ -89,7 +89,10 @@ type PortForward struct {
 	Proto      uint8          // 6 = TCP, 17 = UDP
 	Listen     netip.AddrPort // an unspecified address stands for all of ours of its family
 	To         netip.AddrPort // as the VPC knows the host: an overlay host's alias, where the VPC has its address
-	Masquerade bool           // the host sees our address instead of the client's
+	Masquerade bool           // the host sees our address instead of the client's, or never does
+	// Relayed connections end here, at a listener of [Engine.ListenTCP], which the policy
+	// lets them come to as if they went on.
+	Relayed bool
 }
 
 // Side is a side of the gateway.
@@ -155,9 +158,12 @@ type Network struct {
 	Masquerade bool // IPv4
 	// Masquerade6 hides IPv6 clients too (NAT66); without, they are routed.
 	Masquerade6 bool
-	Exempt      []netip.Prefix // destinations that see clients' own addresses
-	Direct      int            // largest IP packet that fits one datagram on the wire, 0 = unknown
-	Conflicts   int            // routes left out already because they overlap the VPC, for the metric
+	// NAT are those of Addresses that clients are masqueraded behind, each client behind one;
+	// of a family without any it is the first of Addresses.
+	NAT       []netip.Addr
+	Exempt    []netip.Prefix // destinations that see clients' own addresses
+	Direct    int            // largest IP packet that fits one datagram on the wire, 0 = unknown
+	Conflicts int            // routes left out already because they overlap the VPC, for the metric
 }
 
 // Group is a multicast group that the gateway wants to hear on a network.
@@ -231,6 +237,8 @@ func checkTranslation(forwards []PortForward, maps []AddressMap) error {
 			return fmt.Errorf("netstack: forward %v: protocol %d: want TCP or UDP", f.Listen, f.Proto)
 		case !f.Listen.IsValid() || f.Listen.Port() == 0 || !f.To.IsValid() || f.To.Port() == 0 || f.Listen.Addr().Is4() != f.To.Addr().Is4():
 			return fmt.Errorf("netstack: forward %v to %v: want two addresses of one family, with ports", f.Listen, f.To)
+		case f.Relayed && (f.Proto != ipkt.TCP || f.From != VPCSide):
+			return fmt.Errorf("netstack: forward %v: only TCP from the VPC can be relayed", f.Listen)
 		case seen[k]:
 			return fmt.Errorf("netstack: forward %v: there are two", f.Listen)
 		}

@@ -76,21 +76,24 @@ func (e *Engine) decideVPC(s *netSet, t *tuple) decision {
 	switch {
 	case !forwardable(d.server), s.isBroadcastOn(d.at, d.server), s.isOwnOn(d.at, d.server), d.at == nil && s.isServed(VPCSide, d.server):
 		return refuseWith(dropForbidden)
-	case d.at == nil && d.forward != nil && s.inVPC(d.server):
+	case d.at == nil && d.forward != nil && !d.forward.Relayed && s.inVPC(d.server):
 		return e.hairpinForward(s, t, d, port)
 	case d.at == nil:
 		return tellWith(dropNoRoute, ipkt.NoRoute)
 	}
 	d.flow.Slot, d.flow.To = d.at.slot, OverlaySide
-	if !s.allow(&d, t, d.server, port, policy.Out) {
+	switch {
+	case !s.allow(&d, t, d.server, port, policy.Out):
 		return d
+	case d.forward != nil && d.forward.Relayed:
+		return decision{do: actLocal, rule: d.rule, server: t.dst, forward: d.forward}
 	}
-	return sourceToOverlay(s, t, d, d.forward != nil && d.forward.Masquerade)
+	return sourceToOverlay(s, t, d)
 }
 
-// sourceToOverlay says how a VPC host appears on the overlay: as the network's
-// configuration says, or masqueraded.
-func sourceToOverlay(s *netSet, t *tuple, d decision, masquerade bool) decision {
+// sourceToOverlay says how a VPC host appears on the overlay: as the forward that it
+// takes says, else as the network's configuration does.
+func sourceToOverlay(s *netSet, t *tuple, d decision) decision {
 	at, v6 := d.at, t.src.Is6()
 	// The target of a forward answers from the forward's address, even when the flow
 	// isn't known any more.
@@ -108,19 +111,30 @@ func sourceToOverlay(s *netSet, t *tuple, d decision, masquerade bool) decision 
 		d.source, d.flow.Source, d.flow.Address = m, nat.Map, ipkt.Bytes(a)
 		return d
 	}
-	wanted := at.Masquerade
+	masquerade := at.Masquerade
 	if v6 {
-		wanted = at.Masquerade6
+		masquerade = at.Masquerade6
 	}
-	if !masquerade && (!wanted || contains(at.Exempt, d.server)) {
+	if masquerade = masquerade && !contains(at.Exempt, d.server); d.forward != nil {
+		masquerade = d.forward.Masquerade
+	}
+	if !masquerade {
 		return d
 	}
-	a := at.address(v6)
+	a, masks := at.address(v6), at.masks(v6)
+	if len(masks) > 0 {
+		a = masks[0]
+	}
 	if !a.IsValid() {
 		return tellWith(dropNoAddress, ipkt.NoRoute)
 	}
-	d.flow.Source, d.flow.Address = nat.Masquerade, ipkt.Bytes(a)
+	d.flow.Source, d.flow.Address, d.flow.Paired = nat.Masquerade, ipkt.Bytes(a), len(masks) > 1
 	return d
+}
+
+// mayBeBehind reports whether a flow that is judged so may leave from an address.
+func (d *decision) mayBeBehind(a netip.Addr) bool {
+	return d.flow.Address == ipkt.Bytes(a) || d.flow.Paired && d.at.isMask(a)
 }
 
 // hairpinForward forwards a connection from the VPC back into it. The target sees the
@@ -151,6 +165,7 @@ func (e *Engine) hairpin(s *netSet, t *tuple, d decision) decision {
 			d.at, d.server = at, ipkt.Addr(host)
 			d.flow = nat.NewFlow{Slot: at.slot, To: VPCSide, Server: host, ServerPort: port, Source: nat.Masquerade, Address: ipkt.Bytes(t.dst),
 				Filtered: e.table.Filter(t.proto) == nat.AddressAndPortDependent}
+			d.flow.Paired = at.isMask(t.dst) && len(at.masks(t.dst.Is6())) > 1 // the client leaves from its own, as to others
 			s.allow(&d, t, d.server, port, policy.Out)
 			return d
 		}
@@ -323,7 +338,7 @@ func (e *Engine) judge(s *netSet, f *nat.Flow) (d decision, same bool) {
 	d = e.decide(s, f.From(), at, &t)
 	switch {
 	case d.do != actOpen, d.flow.To != f.To(), d.flow.Slot != f.Slot,
-		d.flow.Source != nat.Keep != f.Translated(), f.Translated() && d.flow.Address != f.External(),
+		d.flow.Source != nat.Keep != f.Translated(), f.Translated() && !d.mayBeBehind(ipkt.Addr(f.External())),
 		d.flow.Source == nat.Map && d.flow.Port != 0 && d.flow.Port != f.ExtPort(),
 		ipkt.Bytes(d.server) != f.Server(), d.flow.ServerPort != 0 && d.flow.ServerPort != f.ServerPort():
 		return d, false

@@ -47,6 +47,8 @@ const (
 	dropNetwork            // network not joined
 	dropNoAddress          // the gateway has no address of the family
 	dropLocal              // the gateway's own stack can't take it
+	dropProxySource        // a connection of somebody else than the load balancers that a forward is for
+	dropProxyHeader        // one that doesn't begin with a PROXY header
 	numDrops               //
 )
 
@@ -60,6 +62,7 @@ var dropNames = [numDrops]string{
 	dropAH: "protocol_ah", dropIPIP: "protocol_ipip", dropProtocol: "protocol",
 	dropUnresolved: "unresolved", dropOverlay: "overlay", dropDevice: "device", dropBacklog: "backlog", dropNotForUs: "not_for_us",
 	dropEtherType: "ethertype", dropNetwork: "network", dropNoAddress: "no_address", dropLocal: "local",
+	dropProxySource: "proxy_source", dropProxyHeader: "proxy_header",
 }
 
 // dropOfProtocol counts the protocols that can't be translated one by one
@@ -149,7 +152,7 @@ var meanings = map[string][2]string{
 	"fragment_overlap":    {"Fragments overlap, which only attacks do; the whole packet is lost.", "Look for the sender."},
 	"table_full":          {"The flow table is full of flows that may not go.", "Raise nat.max_flows; ztgate flows shows who has them."},
 	"client_limit":        {"The client has all the flows or ports that one may have, or opens them too fast.", "Look at it with ztgate flows; raise the limits in nat if it may."},
-	"no_port":             {"The gateway's address on the network has no port left.", "Set nat.port_sharing: by_destination, or give the gateway more addresses."},
+	"no_port":             {"The gateway's address on the network has no port left.", "Give the gateway more addresses (nat.addresses), or set nat.port_sharing: by_destination."},
 	"not_first":           {"The packet can't begin a flow, and there is none.", "Late segments of connections that are over; harmless in small numbers."},
 	"checksum":            {"The checksum of the transport header is wrong.", "Look for a broken sender, or for offloading that isn't finished."},
 	"tcp_flags":           {"TCP flags that never occur.", "Look for the sender; scanners send such packets."},
@@ -170,4 +173,6 @@ var meanings = map[string][2]string{
 	"network":             {"The network isn't joined, or not yet ready.", "ztgate networks shows its status."},
 	"no_address":          {"The gateway has no address of the family on the network.", "Let the controller assign one."},
 	"local":               {"The gateway's own stack can't take the packet.", "If it grows, report it with ztgate_local_stack_panics_total."},
+	"proxy_source":        {"The connection to a forward with accept_proxy isn't from a load balancer that it names.", "Add the load balancer to accept_proxy, or give other clients a forward of their own."},
+	"proxy_header":        {"The connection of a load balancer doesn't begin with a PROXY header, or none came within 5 seconds.", "Let the load balancer send it (send-proxy-v2, proxy_protocol on), or remove accept_proxy."},
 }

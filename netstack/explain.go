@@ -6,6 +6,7 @@ import (
 
 	"ztgate/netstack/internal/ipkt"
 	"ztgate/netstack/internal/nat"
+	"ztgate/netstack/policy"
 )
 
 // Question is a packet that [Engine.Explain] is asked about.
@@ -74,6 +75,16 @@ func (e *Engine) Explain(q Question) Explanation {
 		}
 	}
 	return x
+}
+
+// Permits reports whether the policy lets a client of any address open a flow to an
+// overlay host: one for which somebody in the VPC speaks. It counts nothing.
+func (e *Engine) Permits(q Question) bool {
+	s := e.set.Load()
+	host := s.fromVPC(q.Dst.Addr())
+	d := decision{at: host.at}
+	t := tuple{proto: q.Protocol, src: q.Src.Addr(), sport: q.Src.Port()}
+	return host.at != nil && s.allow(&d, &t, host.addr, q.Dst.Port(), policy.Out)
 }
 
 // anyPort stands for the port of a client that is left open.
@@ -195,6 +206,9 @@ func (w *worker) explainNew(x *Explanation, q *Question, at *attachment, v *ipkt
 		if x.Verdict = "local"; !e.takesLocal(at, v) {
 			x.refuse("drop", dropNoFlow)
 		}
+		if d.forward != nil {
+			x.Redirected, x.Destination = true, d.forward.To
+		}
 		return
 	}
 	x.leave(w, d.flow.To, d.at, d.server)
@@ -207,7 +221,7 @@ func (w *worker) explainNew(x *Explanation, q *Question, at *attachment, v *ipkt
 	}
 	switch d.flow.Source {
 	case nat.Masquerade:
-		x.SourceHow, x.Source = "masquerade", netip.AddrPortFrom(ipkt.Addr(d.flow.Address), 0)
+		x.SourceHow, x.Source = "masquerade", netip.AddrPortFrom(e.table.AddressOf(k, &d.flow), 0)
 	case nat.Map:
 		x.SourceHow, x.Source = "map", netip.AddrPortFrom(ipkt.Addr(d.flow.Address), q.Src.Port())
 		if d.flow.Port != 0 {

@@ -228,6 +228,9 @@ func (e *Engine) resumption(now int64, s *netSet, side Side, at *attachment, t *
 	}
 	switch d.flow.Source {
 	case nat.Masquerade: // its port is checked when it is opened
+		if d.flow.Paired && d.mayBeBehind(m.External.Addr()) {
+			d.flow.Address, d.flow.Paired = ipkt.Bytes(m.External.Addr()), false
+		}
 		source = netip.AddrPortFrom(ipkt.Addr(d.flow.Address), t.dport)
 	case nat.Map:
 		source = netip.AddrPortFrom(ipkt.Addr(d.flow.Address), m.Client.Port())

@@ -32,6 +32,7 @@ import (
 const (
 	localMTU   = 1354 // fits every path without fragments
 	localQueue = 512
+	timeWait   = 5 * time.Second
 )
 
 // Interfaces of the local stack: one for the VPC and one for each network, since
@@ -84,6 +85,11 @@ func newLocalStack(send func(tcpip.NICID, []byte)) (*localStack, error) {
 	reuse := tcpip.TCPTimeWaitReuseGlobal
 	if err := l.s.SetTransportProtocolOption(tcp.ProtocolNumber, &reuse); err != nil {
 		return nil, fmt.Errorf("create local stack: reuse of ports: %v", err)
+	}
+	// Nor may those that others open and hosts end first pile up: 4 KB each.
+	wait := tcpip.TCPTimeWaitTimeoutOption(timeWait)
+	if err := l.s.SetTransportProtocolOption(tcp.ProtocolNumber, &wait); err != nil {
+		return nil, fmt.Errorf("create local stack: time of ended connections: %v", err)
 	}
 	return l, nil
 }

@@ -170,7 +170,7 @@ func TestOverlapReload(t *testing.T) {
 
 // TestOverlapForwards: the target of a forward is who the VPC means by its address.
 func TestOverlapForwards(t *testing.T) {
-	r := newRig(t, masqueraded, withForwards(forward(VPCSide, ipkt.UDP, "172.31.0.1:1001", "10.77.0.10:53", false),
+	r := newRig(t, masqueraded, withForwards(forward(VPCSide, ipkt.UDP, "172.31.0.1:1001", "10.77.0.10:53", true),
 		forward(VPCSide, ipkt.UDP, "172.31.0.1:1002", "10.0.0.10:53", false), forward(OverlaySide, ipkt.UDP, "10.0.0.1:1003", "10.0.0.10:53", false)))
 	o, _ := r.fromVPC(pkttest.UDP("10.0.0.55:4000", "172.31.0.1:1001", "x"))
 	r.want("to a host of the network", o, "udp 10.0.0.1:4000 > 10.0.0.10:53")

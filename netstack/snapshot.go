@@ -10,6 +10,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 
 	"ztgate/netstack/internal/ipkt"
+	"ztgate/netstack/internal/nat"
 	"ztgate/netstack/internal/neigh"
 	"ztgate/netstack/policy"
 )
@@ -96,7 +97,8 @@ type attachment struct {
 	mac    uint64 // MAC as a number
 	slot   uint16
 	neigh  *neigh.Table
-	v4, v6 netip.Addr // ours on the network
+	v4, v6 netip.Addr      // ours on the network
+	nat    [2][]netip.Addr // that clients are masqueraded behind, by family
 	routes routeTable
 	casts  []netip.Addr  // broadcast addresses of its subnets
 	fwd    *pathCounters // kept when the network's configuration changes
@@ -118,6 +120,18 @@ func (at *attachment) address(v6 bool) netip.Addr {
 	}
 	return at.v4
 }
+
+// masks are the addresses of a family that clients are masqueraded behind; there may be
+// none.
+func (at *attachment) masks(v6 bool) []netip.Addr {
+	if v6 {
+		return at.nat[1]
+	}
+	return at.nat[0]
+}
+
+// isMask reports an address that clients of a family are masqueraded behind.
+func (at *attachment) isMask(a netip.Addr) bool { return slices.Contains(at.masks(a.Is6()), a) }
 
 // conflicts counts the routes of networks that were left out because they overlap
 // the VPC or a route of the kernel.
@@ -189,6 +203,7 @@ func (e *Engine) swap(in settings, old *netSet) error {
 	if err := e.local.setAddresses(s.local()); err != nil {
 		return fmt.Errorf("netstack: %w", err)
 	}
+	e.table.SetGroups(s.groups())
 	for _, proto := range []uint8{ipkt.TCP, ipkt.UDP} {
 		e.table.Reserve(proto, s.reserved(proto))
 	}
@@ -202,8 +217,8 @@ func (e *Engine) swap(in settings, old *netSet) error {
 		if old != nil && old.attachments[at.ID] != nil {
 			had = old.attachments[at.ID].own()
 		}
-		for _, a := range at.own() {
-			if !slices.Contains(had, a) {
+		for _, p := range at.Addresses { // in a subnet: to others, members have a route through one that is
+			if a := p.Addr(); !p.IsSingleIP() && !slices.Contains(had, a) {
 				at.neigh.Announce(a)
 			}
 		}
@@ -229,7 +244,13 @@ func (s *netSet) addVPC() {
 
 // local lists the addresses of the gateway's own stack by its interfaces.
 func (s *netSet) local() map[tcpip.NICID][]netip.Addr {
-	out := map[tcpip.NICID][]netip.Addr{vpcNIC: slices.Collect(maps.Keys(s.own))}
+	inVPC := slices.Collect(maps.Keys(s.own))
+	for i := range s.forwards {
+		if f, a := &s.forwards[i], s.forwards[i].Listen.Addr(); f.Relayed && !a.IsUnspecified() && !slices.Contains(inVPC, a) {
+			inVPC = append(inVPC, a)
+		}
+	}
+	out := map[tcpip.NICID][]netip.Addr{vpcNIC: inVPC}
 	for _, at := range s.attachments {
 		out[at.nic()] = at.own()
 	}
@@ -251,6 +272,11 @@ func (s *netSet) addNetwork(n Network, old *netSet, around surroundings) error {
 		s.numbers[n.ID] = slot
 	}
 	at := newAttachment(n, slot, old, around)
+	for _, a := range n.NAT {
+		if !at.isOwn(a) {
+			return fmt.Errorf("netstack: %s isn't ours on network %s: clients can't be masqueraded behind it", a, networkLabel(n.ID))
+		}
+	}
 	s.attachments[n.ID] = at
 	for _, a := range n.Addresses {
 		at.routes = append(at.routes, overlayRoute{target: a.Masked(), at: at})
@@ -341,6 +367,21 @@ func (s *netSet) reserved(proto uint8) (out []netip.AddrPort) {
 	return out
 }
 
+// groups lists the networks and families with several addresses for clients.
+func (s *netSet) groups() (out []nat.Group) {
+	for _, at := range s.slots {
+		if at == nil {
+			continue
+		}
+		for _, list := range at.nat {
+			if len(list) > 1 {
+				out = append(out, nat.Group{Slot: at.slot, Addresses: list})
+			}
+		}
+	}
+	return out
+}
+
 // forward returns the forward that clients on a network, or in the VPC if at is nil,
 // reach at an address and port. An address that a forward names needn't be one of the
 // gateway's: whoever sends to it has a route to the gateway.
@@ -390,6 +431,13 @@ func checkMTU(what string, mtu int, addresses []netip.Prefix) error {
 // of the one before.
 func newAttachment(n Network, slot uint16, old *netSet, around surroundings) *attachment {
 	at := &attachment{Network: n, mac: macNumber(n.MAC), slot: slot}
+	for _, a := range n.NAT {
+		family := 0
+		if a.Is6() {
+			family = 1
+		}
+		at.nat[family] = append(at.nat[family], a)
+	}
 	for _, a := range at.own() {
 		if a.Is4() && !at.v4.IsValid() {
 			at.v4 = a

@@ -52,7 +52,7 @@ func TestForwardAfterLoss(t *testing.T) {
 }
 
 func TestForwardFromVPC(t *testing.T) {
-	r := newRig(t, withForwards(forward(VPCSide, ipkt.TCP, "172.31.0.1:8443", "10.0.0.10:443", false), forward(VPCSide, ipkt.TCP, "0.0.0.0:8088", "172.31.0.20:80", false)))
+	r := newRig(t, withForwards(forward(VPCSide, ipkt.TCP, "172.31.0.1:8443", "10.0.0.10:443", true), forward(VPCSide, ipkt.TCP, "0.0.0.0:8088", "172.31.0.20:80", false)))
 	o, _ := r.fromVPC(pkttest.TCP("172.31.0.10:4000", "172.31.0.1:8443", ipkt.SYN, 1, 0, ""))
 	r.want("to the overlay", o, "tcp 10.0.0.1:4000 > 10.0.0.10:443")
 	_, v := r.fromOverlay(pkttest.TCP("10.0.0.10:443", "10.0.0.1:4000", ipkt.SYN|ipkt.ACK, 1, 2, ""))
@@ -119,7 +119,7 @@ func TestForwardSides(t *testing.T) {
 // TestForwardRouted: a forward may name an address that is routed to the gateway.
 func TestForwardRouted(t *testing.T) {
 	for _, listen := range []string{"192.0.2.7", "172.31.0.99"} { // out of the VPC's range, and in it
-		r := newRig(t, withForwards(forward(VPCSide, ipkt.UDP, listen+":443", "10.0.0.10:443", false), forward(VPCSide, ipkt.UDP, listen+":80", "172.31.0.20:8080", false),
+		r := newRig(t, withForwards(forward(VPCSide, ipkt.UDP, listen+":443", "10.0.0.10:443", true), forward(VPCSide, ipkt.UDP, listen+":80", "172.31.0.20:8080", false),
 			forward(VPCSide, ipkt.UDP, listen+":81", listen+":82", false)))
 		for range 2 {
 			o, _ := r.fromVPC(pkttest.UDP("172.31.0.10:4000", listen+":443", "x"))
@@ -630,6 +630,56 @@ func TestMSSFollowsPath(t *testing.T) {
 		}
 		if syn, answer := mss(c.in, c.host); syn != c.want || answer != c.want {
 			t.Errorf("%s with %d over a path of %d: SYN %d, answer %d, want %d", c.host, c.in, c.path, syn, answer, c.want)
+		}
+	}
+}
+
+// TestForwardShown: without masquerading the host sees the client itself, whatever the
+// network does otherwise, and what it sends back comes from the forward.
+func TestForwardShown(t *testing.T) {
+	for _, tt := range []struct{ client, listen, host string }{
+		{"172.31.0.10:4000", "192.0.2.7:443", "10.0.0.10:8443"},
+		{"172.31.0.10:4000", "10.0.0.1:443", "10.9.0.10:8443"}, // behind a router
+		{"[fd77:1::10]:4000", "[fd00:7::7]:443", "[fd77:100::10]:8443"},
+	} {
+		for _, masquerades := range []bool{true, false} {
+			tcp, udp := forward(VPCSide, ipkt.TCP, tt.listen, tt.host, false), forward(VPCSide, ipkt.UDP, tt.listen, tt.host, false)
+			r := newRig(t, withForwards(tcp, udp))
+			n := testNetwork()
+			n.Masquerade, n.Masquerade6 = masquerades, masquerades
+			if err := r.e.SetNetworks([]Network{n}); err != nil {
+				t.Fatal(err)
+			}
+			r.take()
+			o, _ := r.fromVPC(pkttest.UDP(tt.client, tt.listen, "x"), pkttest.TCP(tt.client, tt.listen, ipkt.SYN, 1, 0, ""))
+			r.want("out", o, "udp "+tt.client+" > "+tt.host, "tcp "+tt.client+" > "+tt.host)
+			for range 2 { // along both paths
+				_, v := r.fromOverlay(pkttest.UDP(tt.host, tt.client, "x"), pkttest.TCP(tt.host, tt.client, ipkt.SYN|ipkt.ACK, 1, 2, ""))
+				r.want("answers", v, "udp "+tt.listen+" > "+tt.client, "tcp "+tt.listen+" > "+tt.client)
+			}
+			x := r.e.Explain(Question{Protocol: ipkt.TCP, Src: pkttest.Addr(tt.client), Dst: pkttest.Addr(tt.listen)})
+			if x.SourceHow != "keep" || x.Destination != pkttest.Addr(tt.host) || !x.Established {
+				t.Errorf("%+v", x)
+			}
+			// Nobody gets in without having been asked.
+			o, v := r.fromOverlay(pkttest.UDP(tt.host, strings.Replace(tt.client, ":4000", ":4001", 1), "x"))
+			r.want("uninvited", append(o, v...))
+			// After a restart the host may speak first.
+			again := newRig(t, withForwards(tcp, udp), func(c *Config) { c.Mappings = r.e.Mappings() })
+			if err := again.e.SetNetworks([]Network{n}); err != nil {
+				t.Fatal(err)
+			}
+			again.take()
+			_, v = again.fromOverlay(pkttest.UDP(tt.host, tt.client, "x"))
+			r.want("after a restart", v, "udp "+tt.listen+" > "+tt.client)
+			// Its end by a reload.
+			if err := r.e.SetTranslation(nil, nil); err != nil {
+				t.Fatal(err)
+			}
+			_, v = r.fromOverlay(pkttest.UDP(tt.host, tt.client, "x"))
+			r.want("without the forward", v)
+			r.drain()
+			r.account()
 		}
 	}
 }

@@ -46,6 +46,9 @@ func (a *app) statusCommand() *cobra.Command {
 			if s.MemoryLimit > 0 {
 				fmt.Fprintf(w, "memory limit: %d MiB\n", s.MemoryLimit>>20)
 			}
+			if s.Relayed != nil {
+				fmt.Fprintf(w, "relayed connections: %s\n", s.Relayed)
+			}
 			for _, l := range s.Limited {
 				fmt.Fprintf(w, "over its limit: %s, %d %s refused\n", l.Client, l.Refused, l.What)
 			}
@@ -174,7 +177,7 @@ func (a *app) flowsCommand() *cobra.Command {
 	cmd := show(a, "flows", "List live flows, the busiest first",
 		func(ctx context.Context, c *control.Client) (control.Flows, error) { return c.Flows(ctx, q) },
 		func(w io.Writer, f control.Flows) {
-			row(w, "PROTO", "STATE", "SOURCE", "DESTINATION", "TRANSLATED", "AGE", "BYTES OUT", "BYTES IN")
+			row(w, "PROTO", "STATE", "SOURCE", "DESTINATION", "TRANSLATED", "AGE", "BYTES OUT", "BYTES IN", "RELAYED")
 			for _, flow := range f.Flows {
 				translated := ""
 				switch {
@@ -183,8 +186,15 @@ func (a *app) flowsCommand() *cobra.Command {
 				case flow.TranslatedDst.IsValid() && flow.TranslatedDst != flow.Destination:
 					translated = flow.TranslatedDst.String()
 				}
+				relayed := ""
+				if flow.Relayed {
+					relayed = "yes"
+				}
+				if flow.Behind.IsValid() {
+					relayed = "behind " + flow.Behind.String()
+				}
 				row(w, flow.Protocol, flow.State, endpoint(flow.Source), endpoint(flow.Destination), translated,
-					fmt.Sprintf("%.0f s", flow.AgeSeconds), flow.BytesOut, flow.BytesIn)
+					fmt.Sprintf("%.0f s", flow.AgeSeconds), flow.BytesOut, flow.BytesIn, relayed)
 			}
 			if f.Total > len(f.Flows) {
 				fmt.Fprintf(w, "%d of %d flows shown\n", len(f.Flows), f.Total)

@@ -93,6 +93,7 @@ type setup struct {
 	opening, closing time.Duration // of TCP, when they should differ
 	network          netstack.Network
 	forwards         []forward
+	shown            bool // targets on the overlay see clients' own addresses
 	openUDP, openTCP bool // endpoint-independent filters
 	sharing          bool // ports by destination once they are used up
 	portsPerClient   int
@@ -108,6 +109,20 @@ type setup struct {
 type forward struct {
 	proto    uint8
 	port, to netip.AddrPort
+}
+
+// pool starts the router with addresses for clients, besides the network's first.
+func pool(b *bench, list ...string) (out []netip.Addr) {
+	b.start(func(s *setup) {
+		for _, text := range list {
+			a := addr(text)
+			out = append(out, a)
+			s.network.Addresses = append(s.network.Addresses, netip.PrefixFrom(a, a.BitLen()))
+		}
+		s.network.NAT = out
+	})
+	b.engineOnly()
+	return out
 }
 
 func defaultSetup() setup {
@@ -126,7 +141,8 @@ func engineConfig(s setup) netstack.Config {
 	}
 	for _, f := range s.forwards {
 		for _, side := range []netstack.Side{netstack.OverlaySide, netstack.VPCSide} {
-			cfg.Forwards = append(cfg.Forwards, netstack.PortForward{From: side, Proto: f.proto, Listen: f.port, To: f.to})
+			cfg.Forwards = append(cfg.Forwards, netstack.PortForward{From: side, Proto: f.proto, Listen: f.port, To: f.to,
+				Masquerade: side == netstack.VPCSide && !s.shown})
 		}
 	}
 	if s.prefix6.IsValid() {

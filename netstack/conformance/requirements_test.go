@@ -108,7 +108,7 @@ var requirements = []requirement{
 	{89, "7857-S13", "SHOULD", "no"},
 	{90, "6888-REQ-1", "MUST", "yes"},
 	{91, "6888-REQ-2", "MUST", "yes"},
-	{92, "6888-REQ-3", "SHOULD NOT limit", "no"},
+	{92, "6888-REQ-3", "SHOULD NOT limit", "yes"},
 	{93, "6888-REQ-4", "MUST", "yes"},
 	{94, "6888-REQ-5", "SHOULD", "yes"},
 	{95, "6888-REQ-6", "MUST", "yes"},

@@ -71,7 +71,17 @@ func carrierClients() []row {
 	return []row{
 		{"6888-REQ-1", "each protocol its own rules", same("4787-REQ-1", "5382-REQ-1", "5508-REQ-1")},
 		{"6888-REQ-2", "paired addresses", same("4787-REQ-2")},
-		{"6888-REQ-3", "pools of any shape", na("optional, not offered")},
+		{"6888-REQ-3", "pools of any shape", func(b *bench) {
+			list := pool(b, "10.77.100.9", "10.50.7.1", "192.168.9.200")
+			of := map[netip.Addr]int{}
+			for i := range 30 {
+				of[b.openUDP(at(netip.AddrFrom4([4]byte{10, 77, 1, byte(100 + i)}), 4000), at(o1, 5000)).Addr()]++
+			}
+			for _, a := range list {
+				want(b, fmt.Sprintf("clients behind %s", a), of[a], 10)
+			}
+			b.note("30 clients, 10 behind each of 3 addresses of different subnets")
+		}},
 		{"6888-REQ-4", "limit of ports per client", limitPorts},
 		{"6888-REQ-5", "limit of state per client", func(b *bench) {
 			b.start(func(s *setup) { s.flowsPerClient = 1000 })

@@ -3,6 +3,7 @@ package conformance
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -67,7 +68,18 @@ func udpMapping() []row {
 				want(b, "TCP source", b.openTCP(at(v1, 3000+i), at(o1, 5000)).Addr(), ro)
 				want(b, "echo source", b.out(ping(v1, o1, uint16(i), 1, "")).src, ro)
 			}
-			b.note("102 flows from %s, two addresses", ro)
+			list := pool(b, "10.77.100.9", "10.50.7.1")
+			for _, v := range []netip.Addr{v1, v2} {
+				a := b.openUDP(at(v, 3000), at(o1, 5000)).Addr()
+				for i := range 34 {
+					want(b, "UDP source", b.openUDP(at(v, 3000+i), at(o1, 5000)).Addr(), a)
+					want(b, "TCP source", b.openTCP(at(v, 3000+i), at(o1, 5000)).Addr(), a)
+					want(b, "echo source", b.out(ping(v, o1, uint16(i), 1, "")).src, a)
+				}
+				list = slices.DeleteFunc(list, func(x netip.Addr) bool { return x == a })
+			}
+			want(b, "addresses without a client", len(list), 0)
+			b.note("102 flows of a client from one address: with two on the network, and with a pool of two")
 		}},
 		{"4787-REQ-3", "no shared ports", func(b *bench) {
 			a, c := b.openUDP(at(v1, 4000), at(o1, 5000)), b.openUDP(at(v2, 4000), at(o2, 5000))

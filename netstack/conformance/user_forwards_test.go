@@ -37,7 +37,7 @@ func userForwards() []row {
 			b.noLeak = true
 			b.start(func(s *setup) {
 				s.forwards = []forward{{protoTCP, at(rv, 443), at(o1, 443)}}
-				s.network.Masquerade = false
+				s.shown = true
 			})
 			p = b.out(tcp(at(v1, 3333), at(rv, 443), segment{flags: syn, seq: 1}))
 			want(b, "source without", p.from(), at(v1, 3333))

@@ -104,6 +104,7 @@ type NATConfig struct {
 	Masquerade        bool           // IPv4
 	Masquerade6       bool           // IPv6 too (NAT66)
 	Exempt            []netip.Prefix // destinations that see clients' own addresses
+	Addresses         []netip.Prefix // ours on the overlay that clients leave from, each client from one; none = the first
 	MaxFlows          int
 	MaxFlowsPerClient int // this and the following: 0 = the plane's default
 	MaxPortsPerClient int
@@ -139,7 +140,17 @@ type Forward struct {
 	Host       string // the name whose address To has; "" = it was given as an address
 	Side       Side   // where clients come from
 	Masquerade bool   // the host sees the gateway's address
+	// ProxyProtocol is the version of the PROXY header by which the host is told who the
+	// client is: v1 or v2, "" = none is sent.
+	ProxyProtocol string
+	// AcceptProxy are load balancers, which say by a PROXY header for whom a connection
+	// is. Nobody else may use the forward then. None = no header is read.
+	AcceptProxy []netip.Prefix
 }
+
+// Relayed reports a forward whose connections end in the gateway, which makes others to
+// the host: a stream can't be given another beginning while packets pass.
+func (f *Forward) Relayed() bool { return f.ProxyProtocol != "" || len(f.AcceptProxy) > 0 }
 
 func (f Forward) String() string {
 	listen, to := f.Listen.String(), f.To.String()
@@ -155,6 +166,12 @@ func (f Forward) String() string {
 	s := fmt.Sprintf("%s/%s to %s", f.Proto, listen, to)
 	if !f.Masquerade {
 		s += " with clients' addresses"
+	}
+	if f.ProxyProtocol != "" {
+		s += " with PROXY " + f.ProxyProtocol
+	}
+	if len(f.AcceptProxy) > 0 {
+		s += " behind " + strings.Join(texts(f.AcceptProxy), ",")
 	}
 	return s
 }
@@ -408,6 +425,9 @@ func (c *Config) check() []error {
 		}
 	}
 	c.checkDNS(bad)
+	if n := addressesIn(c.NAT.Addresses); n > MaxNATAddresses {
+		bad("nat.addresses", "more than %d addresses: leave some out", MaxNATAddresses)
+	}
 	if n := len(c.written.targets); n > maxTargets {
 		bad("targets", "%d are too many: give at most %d", n, maxTargets)
 	}
@@ -415,6 +435,18 @@ func (c *Config) check() []error {
 }
 
 const maxTargets = 64
+
+// MaxNATAddresses is how many addresses clients may leave from: the ports of each take up to
+// 2 MB for each of TCP, UDP and pings.
+const MaxNATAddresses = 64
+
+// addressesIn counts the addresses of prefixes, as far as they matter.
+func addressesIn(list []netip.Prefix) (n int) {
+	for _, p := range list {
+		n += 1 << min(p.Addr().BitLen()-p.Bits(), 16)
+	}
+	return n
+}
 
 func validInterface(s string) bool {
 	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsAny(s, "/: \t\n%")

@@ -63,11 +63,19 @@ var forwardRecords = &record[Forward]{
 		one("to", parseHostPort, func(f *Forward, v endpoint) { f.To, f.Host = v.at, v.name }),
 		one("masquerade", parseBool, func(f *Forward, v bool) { f.Masquerade = v }),
 		one("from", oneOf(SideVPC, SideOverlay), func(f *Forward, v Side) { f.Side = v }),
+		one("proxy_protocol", oneOf("v1", "v2"), func(f *Forward, v string) { f.ProxyProtocol = v }),
+		many("accept_proxy", ParsePrefix, func(f *Forward, v []netip.Prefix) { f.AcceptProxy = v }),
 	},
 	check: func(f *Forward) error {
 		switch {
 		case f.Proto == "":
 			return fmt.Errorf("an entry has no listen: %w", errBadListen)
+		case f.Relayed() && f.Proto != "tcp":
+			return errors.New("proxy_protocol and accept_proxy are of TCP: a header stands at the beginning of a connection, which UDP has none; for udp set masquerade: false, and route the answers back here")
+		case f.Relayed() && f.Side == SideOverlay:
+			return errors.New("proxy_protocol and accept_proxy are of forwards from the vpc: set masquerade: false, so that the host in the VPC sees clients of the overlay themselves")
+		case f.Relayed() && !f.Masquerade:
+			return errors.New("proxy_protocol and accept_proxy let connections end here, so that the host can't see clients' own addresses: remove masquerade: false, or them")
 		case f.Host != "":
 			return nil // its families are those of the name's addresses
 		case !f.To.IsValid():

@@ -164,6 +164,7 @@ var settings = slices.Concat([]*setting{
 	live(boolean("nat.masquerade", "masquerade", "hide clients behind the gateway's overlay address", true, func(c *Config) *bool { return &c.NAT.Masquerade })),
 	live(boolean("nat.masquerade6", "", "", false, func(c *Config) *bool { return &c.NAT.Masquerade6 })),
 	live(list("nat.exempt", "", "", nil, ParsePrefix, func(c *Config) *[]netip.Prefix { return &c.NAT.Exempt })),
+	live(list("nat.addresses", "", "", nil, ParsePrefix, func(c *Config) *[]netip.Prefix { return &c.NAT.Addresses })),
 	number("nat.max_flows_per_client", "", "", 0, 0, 16<<20, func(c *Config) *int { return &c.NAT.MaxFlowsPerClient }),
 	number("nat.max_ports_per_client", "", "", 0, 0, 65535, func(c *Config) *int { return &c.NAT.MaxPortsPerClient }),
 	number("nat.max_half_open", "", "", 0, 0, 16<<20, func(c *Config) *int { return &c.NAT.MaxHalfOpen }),

@@ -34,4 +34,8 @@ type Flow struct {
 	BytesIn       uint64           `json:"bytesIn"`
 	PacketsOut    uint64           `json:"packetsOut"`
 	PacketsIn     uint64           `json:"packetsIn"`
+	// Relayed connections end in the gateway, which makes others to the host. Their packets
+	// aren't counted.
+	Relayed bool       `json:"relayed,omitempty"`
+	Behind  netip.Addr `json:"behind,omitzero"` // the load balancer that says who the source is
 }

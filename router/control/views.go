@@ -3,6 +3,7 @@ package control
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"ztgate/router/config"
@@ -106,7 +107,8 @@ type Status struct {
 	Writes      *Writes   `json:"writes,omitempty"`           // nil = there are no interfaces
 	MemoryLimit int64     `json:"memoryLimitBytes,omitempty"` // of the runtime; 0 = none
 	Limited     []Limited `json:"limited,omitempty"`
-	DNS         *DNS      `json:"dns,omitempty"` // nil = clients' questions for names aren't answered
+	DNS         *DNS      `json:"dns,omitempty"`     // nil = clients' questions for names aren't answered
+	Relayed     *Relayed  `json:"relayed,omitempty"` // nil = nothing is
 }
 
 // Ingress is how packets of the VPC come in.
@@ -136,6 +138,35 @@ type Limited struct {
 	Client  netip.Prefix `json:"client"` // an address, or an IPv6 /64
 	What    string       `json:"what"`   // it wanted
 	Refused uint64       `json:"refused"`
+}
+
+// Relayed is what ends in the gateway and is carried on into the overlay.
+type Relayed struct {
+	Connections int             `json:"connections"` // and UDP sessions
+	Clients     []RelayedClient `json:"clients"`     // those with most
+	All         int             `json:"allClients"`  // how many there are
+}
+
+// RelayedClient is a client whose connections are relayed.
+type RelayedClient struct {
+	Client      netip.Addr `json:"client"`
+	Behind      netip.Addr `json:"behind,omitzero"` // the load balancer that says so
+	Connections int        `json:"connections"`
+}
+
+func (r *Relayed) String() string {
+	out := make([]string, 0, len(r.Clients))
+	for _, c := range r.Clients {
+		text := fmt.Sprintf("%d of %s", c.Connections, c.Client)
+		if c.Behind.IsValid() {
+			text += " behind " + c.Behind.String()
+		}
+		out = append(out, text)
+	}
+	if more := r.All - len(r.Clients); more > 0 {
+		out = append(out, fmt.Sprintf("and those of %d more", more))
+	}
+	return strings.Join(out, ", ")
 }
 
 // PeerCounts says how peers are reached.

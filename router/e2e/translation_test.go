@@ -107,7 +107,7 @@ func testRefusedConfig(t *testing.T, s *lab.Scenario) {
 		{"listen on loopback", `forwards: [{listen: "tcp/127.0.0.1:8443", to: "10.0.0.10:80"}]`, "127.0.0.0/8"},
 		{"overlay to overlay", `forwards: [{listen: "tcp/10.0.0.1:8080", to: "10.0.0.10:80", from: overlay}]`, "only forwarded into the VPC"},
 		{"outside the sources", `forwards: [{listen: "tcp/8080", to: "192.168.7.7:80", from: overlay}]`, "192.168.7.7 is outside vpc.sources"},
-		{"unmasked to the overlay", `forwards: [{listen: "tcp/8080", to: "10.0.0.10:80", masquerade: false}]`, "masquerade"},
+		{"unmasked to the overlay", `forwards: [{listen: "tcp/8080", to: "10.0.0.10:80", masquerade: false}]`, "can't see clients' addresses"},
 		{"twice", `forwards: [{listen: "tcp/8080", to: "10.0.0.10:80"}, {listen: "tcp/8080", to: "10.0.0.11:80"}]`, "another one listens there"},
 		{"default route", fmt.Sprintf(`networks: [{id: "%s", allow_default: true}]`, s.Network), "default route is never taken"},
 	} {

@@ -3,9 +3,11 @@ package gateway
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
+	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/fault"
 	"ztgate/router/host"
@@ -29,6 +31,7 @@ const (
 	reasonNetworkDown = "network_down"
 	reasonUnreachable = "member_unreachable"
 	reasonUnresolved  = "unresolved"
+	reasonProxySource = "proxy_source"
 )
 
 // explain follows a packet through the host's kernel, the forwarding plane and the
@@ -78,6 +81,9 @@ func (s *service) follows(q control.Question) (control.Explanation, error) {
 		}
 	}
 	x := s.plane.Explain(q)
+	if f := listens(s.planned().Relayed(), q); f != nil && x.Verdict == "local" {
+		return s.relayed(*f, q, "the connection ends in the gateway, and a new one is made into the overlay"), nil
+	}
 	s.throughMember(&x)
 	return x, nil
 }
@@ -92,24 +98,48 @@ func where(w host.Way) string {
 // throughProxy follows a packet that ends in this host: a forward on its own
 // addresses takes it up, or one of its programs does.
 func (s *service) throughProxy(q control.Question) control.Explanation {
-	for _, f := range s.planned().HostForwards {
-		l := f.Listen
-		if f.Proto != q.Protocol || l.Port() != q.Destination.Port() || l.Addr().Is4() != q.Destination.Addr().Is4() ||
-			!l.Addr().IsUnspecified() && l.Addr() != q.Destination.Addr() {
-			continue
-		}
-		inner := q
-		inner.Destination = f.To
-		x := s.plane.Explain(inner)
-		x.Redirected, x.By = true, append([]string{"forward " + f.String()}, x.By...)
-		x.Detail = note(x.Detail, "the connection ends at this host's own address, and a new one is made into the overlay")
-		if x.Verdict == "forward" {
-			x.Destination, x.Translation = f.To, "masquerade"
-		}
-		s.throughMember(&x)
-		return x
+	if f := listens(s.planned().HostForwards, q); f != nil {
+		return s.relayed(*f, q, "the connection ends at this host's own address, and a new one is made into the overlay")
 	}
 	return unasked(q, "local", "", "it ends in this host, whose own programs answer: no forward listens there")
+}
+
+// listens returns the forward that listens where a packet goes: one at just that address
+// before one at all, nil if there is none.
+func listens(forwards []config.Forward, q control.Question) (found *config.Forward) {
+	for i := range forwards {
+		f := &forwards[i]
+		switch l := f.Listen; {
+		case f.Proto != q.Protocol || l.Port() != q.Destination.Port():
+		case l.Addr() == q.Destination.Addr():
+			return f
+		case l.Addr().IsUnspecified() && l.Addr().Is4() == q.Destination.Addr().Is4():
+			found = f
+		}
+	}
+	return found
+}
+
+// relayed follows a packet that opens a connection which ends here.
+func (s *service) relayed(f config.Forward, q control.Question, detail string) control.Explanation {
+	if len(f.AcceptProxy) > 0 && !slices.ContainsFunc(f.AcceptProxy, func(p netip.Prefix) bool { return p.Contains(q.Source.Addr()) }) {
+		x := unasked(q, "reject", reasonProxySource, "the forward is for load balancers that are named in accept_proxy")
+		x.Redirected, x.By = true, []string{"forward " + f.String()}
+		return x
+	}
+	inner := q
+	inner.Destination = f.To
+	x := s.plane.Explain(inner)
+	x.Redirected, x.By = true, append([]string{"forward " + f.String()}, x.By...)
+	x.Detail = note(x.Detail, detail)
+	if f.ProxyProtocol != "" {
+		x.Detail = note(x.Detail, "its first bytes name the client (PROXY "+f.ProxyProtocol+")")
+	}
+	if x.Verdict == "forward" {
+		x.Destination, x.Translation = f.To, "masquerade"
+	}
+	s.throughMember(&x)
+	return x
 }
 
 // throughMember follows a packet that leaves into the overlay.

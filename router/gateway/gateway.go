@@ -105,8 +105,8 @@ func (g *gateway) begin(base netstack.Config) error {
 	s.find = nameServers{hosts: s.dns.hosts, networks: s.networks, dial: g.dial, seen: s.plane.SeenByVPC}.lookup
 	s.names = newNames(cfg.Names(), s.find, g.renamed, s.log)
 	g.proxy = hostproxy.New(s.plane, proxyLimits(cfg, s.log), base.Registerer, s.log)
-	s.limited = g.limitedClients
-	if err := g.proxy.Set(p.HostForwards); err != nil {
+	s.limited, s.relays = g.limitedClients, g.proxy.Connections
+	if err := errors.Join(g.proxy.Set(p.HostForwards), g.proxy.SetInside(p.Relayed())); err != nil {
 		return err
 	}
 	s.targets.send = g.sendProbe
@@ -220,7 +220,7 @@ func (g *gateway) enforce(p *plan.Plan) error {
 	cfg := g.config()
 	g.node.SetOverlayPrefixes(p.Targets())
 	fs, ms := translation(p.Forwards, p.Maps)
-	err := errors.Join(g.plane.SetTranslation(fs, ms), g.plane.SetNetworks(planeNetworks(cfg, p)), g.in.enforce(cfg, p))
+	err := errors.Join(g.plane.SetTranslation(fs, ms), g.plane.SetNetworks(planeNetworks(cfg, p)), g.in.enforce(cfg, p), g.proxy.SetInside(p.Relayed()))
 	for _, n := range p.Networks {
 		g.node.SetMulticastGroups(n.ID, g.plane.multicastGroups(n.ID))
 	}

@@ -87,7 +87,7 @@ func translation(forwards []config.Forward, maps []config.AddressMap) (fs []nets
 		if f.Side == config.SideOverlay {
 			from = netstack.OverlaySide
 		}
-		fs = append(fs, netstack.PortForward{From: from, Proto: proto, Listen: f.Listen, To: f.To, Masquerade: f.Masquerade})
+		fs = append(fs, netstack.PortForward{From: from, Proto: proto, Listen: f.Listen, To: f.To, Masquerade: f.Masquerade, Relayed: f.Relayed()})
 	}
 	for _, m := range maps {
 		hosts := netstack.VPCSide
@@ -120,7 +120,7 @@ func planeNetworks(cfg *config.Config, p *plan.Plan) []netstack.Network {
 	out := make([]netstack.Network, len(p.Networks))
 	for i, n := range p.Networks {
 		out[i] = netstack.Network{ID: uint64(n.ID), MAC: n.MAC, MTU: n.MTU, Addresses: n.Addresses, Masquerade: cfg.Masquerade(n.ID),
-			Masquerade6: cfg.NAT.Masquerade6, Exempt: cfg.NAT.Exempt, Direct: directLimit, Conflicts: n.Refused}
+			Masquerade6: cfg.NAT.Masquerade6, NAT: n.NAT, Exempt: cfg.NAT.Exempt, Direct: directLimit, Conflicts: n.Refused}
 		for _, r := range n.Routes {
 			out[i].Routes = append(out[i].Routes, netstack.Route(r))
 		}
@@ -136,6 +136,9 @@ func questionOf(q control.Question) netstack.Question {
 func (p *plane) NoteRefusal(q control.Question, reason string) {
 	p.Engine.NoteRefusal(questionOf(q), reason)
 }
+
+// Permits asks the policy alone.
+func (p *plane) Permits(q control.Question) bool { return p.Engine.Permits(questionOf(q)) }
 
 // Explain says what the plane would do with a packet.
 func (p *plane) Explain(q control.Question) control.Explanation {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -108,6 +109,16 @@ func explain(proto, from, to string) func(*reloading) string {
 	}
 }
 
+// told returns what the host of a forward is told of its clients.
+func told(r *reloading) string {
+	r.t.Helper()
+	x, err := r.client.Explain(r.t.Context(), control.Question{Protocol: "tcp", Source: netip.MustParseAddrPort("172.31.0.10:4000"), Destination: netip.MustParseAddrPort("10.147.17.5:8443")})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return regexp.MustCompile(`PROXY v[12]`).FindString(x.Detail)
+}
+
 func joined(r *reloading) string {
 	r.t.Helper()
 	nets, err := r.client.Networks(r.t.Context())
@@ -201,6 +212,7 @@ var changes = func() map[string]change {
 		"nat.masquerade":         {after: "nat: {masquerade: false}", probe: https, was: masked, is: kept},
 		"nat.masquerade6":        {after: "nat: {masquerade6: true}", probe: https6, was: "forward fd00:31::10 to [fd00:10::10]:443", is: "forward fd00:147::5 to [fd00:10::10]:443"},
 		"nat.exempt":             {after: "nat: {exempt: [10.0.0.0/24]}", probe: https, was: masked, is: kept},
+		"nat.addresses":          {after: "nat: {addresses: [10.50.0.3]}", probe: https, was: masked, is: "forward 10.50.0.3 to 10.0.0.10:443"},
 		"policy.default":         {after: "policy: {default: drop}", probe: https, was: masked, is: "drop"},
 		"policy.allow":           {after: "policy: {allow: [\"tcp:10.0.0.10:22\"]}", said: []string{"policy.default", "policy.allow"}, probe: https, was: masked, is: "drop"},
 		"policy.rules.action":    {before: rule("action: accept"), after: rule("action: reject"), probe: https, was: masked, is: "reject"},
@@ -220,6 +232,10 @@ var changes = func() map[string]change {
 			probe: own, was: "forward 10.147.17.5 to 10.0.0.10:443", is: "forward 172.31.0.10 to 10.0.0.10:443"},
 		"forwards.from": {before: `forwards: [{listen: "tcp/10.147.17.5:2222", to: "172.31.0.10:22"}]`, after: `forwards: [{listen: "tcp/10.147.17.5:2222", to: "172.31.0.10:22", from: overlay}]`,
 			probe: explain("tcp", "@10.147.17.9:4000", "10.147.17.5:2222"), was: "drop", is: "forward 10.147.17.5 to 172.31.0.10:22"},
+		"forwards.proxy_protocol": {before: `forwards: [{listen: "tcp/10.147.17.5:8443", to: "10.0.0.10:443"}]`, after: `forwards: [{listen: "tcp/10.147.17.5:8443", to: "10.0.0.10:443", proxy_protocol: v2}]`,
+			probe: told, was: "", is: "PROXY v2"},
+		"forwards.accept_proxy": {before: `forwards: [{listen: "tcp/10.147.17.5:8443", to: "10.0.0.10:443", accept_proxy: 172.31.0.10}]`, after: `forwards: [{listen: "tcp/10.147.17.5:8443", to: "10.0.0.10:443", accept_proxy: 172.31.0.11}]`,
+			probe: own, was: "forward 10.147.17.5 to 10.0.0.10:443", is: "reject"},
 		"maps.network": {before: `maps: [{hosts: overlay, real: 10.0.0.0/24, alias: 10.88.0.0/24, network: ` + net2 + `}]`, after: `maps: [{hosts: overlay, real: 10.0.0.0/24, alias: 10.88.0.0/24, network: ` + net1 + `}]`,
 			probe: tcp("10.88.0.10:443"), was: "reject", is: masked},
 		"maps.hosts": {before: `maps: [{hosts: vpc, real: 172.31.0.0/24, alias: 10.77.0.0/24}]`, after: `maps: [{hosts: overlay, real: 172.31.0.0/24, alias: 10.77.0.0/24}]`,
@@ -321,7 +337,8 @@ func testReloadEveryKey(t *testing.T, nl *netlink.Handle) {
 	n := okNetwork()
 	n.Addresses = nettest.Prefixes("10.147.17.5/24", "fd00:147::5/64")
 	n.Routes = append(n.Routes, ztnode.Route{Target: netip.MustParsePrefix("fd00:10::/64"), Via: netip.MustParseAddr("fd00:147::9")},
-		ztnode.Route{Target: netip.MustParsePrefix("8.8.8.0/24"), Via: netip.MustParseAddr("10.147.17.9")})
+		ztnode.Route{Target: netip.MustParsePrefix("8.8.8.0/24"), Via: netip.MustParseAddr("10.147.17.9")},
+		ztnode.Route{Target: netip.MustParsePrefix("10.50.0.0/28"), Via: netip.MustParseAddr("10.147.17.5")})
 	n.DNSDomain, n.DNSServers = "Office.Example.", []netip.Addr{netip.MustParseAddr("10.0.0.53")}
 	node.SetNetwork(n)
 	r.node, r.started = node, startGateway(t, cfg, node)

@@ -16,6 +16,7 @@ import (
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/fault"
+	"ztgate/router/gateway/hostproxy"
 	"ztgate/zerotier/ztnode"
 )
 
@@ -34,15 +35,16 @@ type service struct {
 	plane      *plane           // nil unless a gateway
 	ingress    *control.Ingress // of a gateway
 	targets    *prober
-	names      *names                     // nil = no names are looked up
-	find       lookupFunc                 // of names that somebody asks about; nil = by the networks' name servers, else this host's
-	dns        *clientNames               // nil = clients' questions for names aren't answered
-	neighbours neighbours                 // who knows which MAC an address has; nil = nobody
-	ways       hostWays                   // the host's kernel; nil = nothing of it matters
-	resync     chan struct{}              // a value makes the networks be looked at again
-	reload     func(*config.Config) error // puts a configuration into force; nil = this process can't
-	remembered *homeMemory                // nil = what was in force last isn't remembered
-	limited    func() []control.Limited   // clients that limits refuse, the greediest first; nil = there are none
+	names      *names                        // nil = no names are looked up
+	find       lookupFunc                    // of names that somebody asks about; nil = by the networks' name servers, else this host's
+	dns        *clientNames                  // nil = clients' questions for names aren't answered
+	neighbours neighbours                    // who knows which MAC an address has; nil = nobody
+	ways       hostWays                      // the host's kernel; nil = nothing of it matters
+	resync     chan struct{}                 // a value makes the networks be looked at again
+	reload     func(*config.Config) error    // puts a configuration into force; nil = this process can't
+	remembered *homeMemory                   // nil = what was in force last isn't remembered
+	limited    func() []control.Limited      // clients that limits refuse, the greediest first; nil = there are none
+	relays     func() []hostproxy.Connection // what is carried by the host proxy; nil = there is none
 	reloading  sync.Mutex
 
 	hostChecks atomic.Pointer[[]control.Check] // of the host and the data path; nil = nobody looks
@@ -184,6 +186,9 @@ func (s *service) status() control.Status {
 	if s.dns != nil {
 		st.DNS = s.dns.view()
 	}
+	if s.relays != nil {
+		st.Relayed = relayedClients(s.relays())
+	}
 	if s.plane != nil {
 		st.Ingress = s.ingress
 		st.Flows, st.Limit = s.plane.Load()
@@ -217,7 +222,7 @@ func (s *service) flows(f control.FlowFilter) (control.Flows, error) {
 	}
 	top := f.Top
 	f.Top = 0
-	list := s.plane.Flows(f)
+	list := append(s.plane.Flows(f), s.relayedFlows(f)...)
 	out := control.Flows{Schema: control.Schema, Total: len(list), Limit: s.config().NAT.MaxFlows}
 	slices.SortStableFunc(list, func(a, b control.Flow) int {
 		return cmp.Compare(b.BytesIn+b.BytesOut, a.BytesIn+a.BytesOut)

@@ -82,7 +82,18 @@ func newWorld(t *testing.T, seed uint64) *world {
 		listen := []string{"", w.prefix().Addr().String() + ":"}[w.IntN(2)]
 		fmt.Fprintf(&b, "{listen: \"tcp/%s%d\", to: \"%s:443\", from: %s}", listen, 8000+i, w.prefix().Addr(), []string{"vpc", "overlay"}[w.IntN(2)])
 	}
-	b.WriteString("]\n")
+	b.WriteString("]\nnat: {addresses: [")
+	for i := range w.IntN(4) {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		a := w.tame().Addr()
+		for range 1 + w.IntN(3) {
+			a = a.Next()
+		}
+		fmt.Fprintf(&b, "%q", []string{a.String(), w.prefix().Addr().String()}[w.IntN(2)])
+	}
+	b.WriteString("]}\n")
 	w.text = b.String()
 	path := filepath.Join(t.TempDir(), fmt.Sprint(seed))
 	if err := os.WriteFile(path, []byte(w.text), 0o600); err != nil {
@@ -116,8 +127,11 @@ func newWorld(t *testing.T, seed uint64) *world {
 		}
 		for range w.IntN(4) {
 			r := ztnode.Route{Target: w.prefix()}
-			if w.IntN(3) == 0 {
+			switch w.IntN(5) {
+			case 0, 1:
 				r.Via = n.Addresses[0].Addr().Next()
+			case 2:
+				r.Via = n.Addresses[0].Addr() // ours: for the other members
 			}
 			n.Routes = append(n.Routes, r)
 		}
@@ -183,6 +197,7 @@ type fate struct {
 	device  string           // that the kernel sends it to; "" = it ends in this host
 	network ztnode.NetworkID // that the forwarding plane sends it to; 0 = none
 	server  netip.Addr       // that gets it there
+	source  netip.Addr       // that it is masqueraded behind; invalid = it isn't
 }
 
 // system is the kernel's table and the forwarding plane of one plan.
@@ -250,6 +265,9 @@ func (s *system) fate(src, dst netip.Addr) fate {
 		if !x.NextHop.IsValid() {
 			f.network = 0
 		}
+		if x.SourceHow == "masquerade" {
+			f.source = x.Source.Addr()
+		}
 	}
 	return f
 }
@@ -262,6 +280,31 @@ func (w *world) String() string {
 func brings(n ztnode.Network, a netip.Addr) bool {
 	return slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return p.Contains(a) }) ||
 		slices.ContainsFunc(n.Routes, func(r ztnode.Route) bool { return r.Target.Contains(a) })
+}
+
+// ours reports whether the members of a network send to us what is for an address: where
+// it is assigned to us, or where of all that could mean it only what leads to us is longest.
+func ours(n ztnode.Network, a netip.Addr) bool {
+	longest, here, elsewhere := -1, false, false
+	say := func(p netip.Prefix, us bool) {
+		switch {
+		case !p.Contains(a) || p.Bits() < longest || p.Bits() == 0:
+			return
+		case p.Bits() > longest:
+			longest, here, elsewhere = p.Bits(), false, false
+		}
+		here, elsewhere = here || us, elsewhere || !us
+	}
+	for _, p := range n.Addresses {
+		if p.Addr() == a {
+			return true
+		}
+		say(p, false) // its neighbours ask for it
+	}
+	for _, r := range n.Routes {
+		say(r.Target, slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return p.Addr() == r.Via }))
+	}
+	return here && !elsewhere
 }
 
 // Random worlds: the kernel's table and the forwarding plane together never give a
@@ -328,6 +371,10 @@ func TestWhoGetsPackets(t *testing.T) {
 					fail("%s is public, and goes to %s", dst, f.network)
 				case forbidden(f.server):
 					fail("%s goes to %s", dst, f.server)
+				case f.source.IsValid() && !ours(w.nets[i], f.source):
+					fail("%s is sent to as %s, which %s doesn't send to us", dst, f.source, f.network)
+				case f.source.IsValid() && forbidden(f.source):
+					fail("%s is sent to as %s", dst, f.source)
 				}
 			}
 			// Networks that are named later take nothing away.
@@ -402,7 +449,7 @@ func (w *world) untouched(s *system, dst netip.Addr, inVPC func(netip.Addr) bool
 	for i, n := range w.nets {
 		for _, a := range n.Addresses {
 			p := a.Masked()
-			clear := p.Bits() >= 16 && p.Bits() < 31 && a.Addr() != p.Addr() && !public(p.Addr()) && !forbidden(p.Addr())
+			clear := p.Bits() >= 16 && p.Bits() < 31 && a.Addr() != p.Addr() && p.Contains(a.Addr().Next()) && !public(p.Addr()) && !forbidden(p.Addr())
 			other := func(q netip.Prefix) { clear = clear && !q.Overlaps(p) }
 			for _, k := range w.host.Routes {
 				if k.Target.Bits() > 0 {

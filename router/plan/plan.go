@@ -21,6 +21,9 @@
 //     is, inside any such route;
 //   - what overlaps a prefix of another network that was named first.
 //
+// Clients are masqueraded behind addresses of nat.addresses that the network's controller
+// has assigned to us, or whose longest route leads through us.
+//
 // Aliases of maps and addresses of forwards are the operator's own words: the same
 // function judges them, but for the question whether they are private.
 package plan
@@ -110,6 +113,7 @@ type Network struct {
 	MTU       int            // bytes
 	Addresses []netip.Prefix // ours
 	Routes    []ztnode.Route // subnets of Addresses and managed routes; masked
+	NAT       []netip.Addr   // those of Addresses that clients are masqueraded behind; none = the first of a family
 	Refused   int            // prefixes that are left out
 }
 
@@ -136,6 +140,7 @@ func Make(in Input) *Plan {
 		}
 	}
 	if in.Role == Gateway {
+		b.strangeMasks()
 		b.forwards()
 		b.targets()
 	}
@@ -168,8 +173,9 @@ type builder struct {
 	in     Input
 	cfg    *config.Config
 	out    *Plan
-	taken  []claim // prefixes by which the VPC knows overlay hosts
-	hidden []claim // those that it knows by an alias only
+	taken  []claim      // prefixes by which the VPC knows overlay hosts
+	hidden []claim      // those that it knows by an alias only
+	blamed []netip.Addr // of nat.addresses, which are refused already
 }
 
 // claim is a prefix and whose it is.
@@ -223,6 +229,9 @@ func (b *builder) network(n ztnode.Network) {
 			out.Refused++
 			b.refuse(n.ID, r.Target, "managed route "+r.Target.String(), why)
 		}
+	}
+	if b.in.Role == Gateway {
+		b.natAddresses(n, &out)
 	}
 	b.out.Networks = append(b.out.Networks, out)
 }
@@ -286,6 +295,11 @@ func (p *Plan) Route(a netip.Addr) (best Route, ok bool) {
 		}
 	}
 	return best, ok
+}
+
+// Relayed lists the forwards whose connections end at the forwarding plane's own host.
+func (p *Plan) Relayed() []config.Forward {
+	return slices.DeleteFunc(slices.Clone(p.Forwards), func(f config.Forward) bool { return !f.Relayed() })
 }
 
 // Targets are the prefixes of the kernel's routes.

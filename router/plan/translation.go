@@ -109,28 +109,17 @@ func (b *builder) forwardFault(f config.Forward) *objection {
 		return nil
 	}
 	switch {
+	case f.Relayed() && inside:
+		return object("name a host of the overlay", "proxy_protocol and accept_proxy are for hosts of the overlay, and %s is in the VPC (%s)", to, source)
 	case f.Masquerade:
 		return nil
 	case inside:
 		return object("set masquerade: true", "client and host are both in the VPC (%s), where answers would not pass the gateway", source)
 	case listen.IsUnspecified():
-		return object("set masquerade: true, or listen at an address that the VPC routes to this host",
+		return object("set proxy_protocol: v2 if the host reads it, or listen at an address that the VPC routes to this host",
 			"on this host's own addresses connections end here, so that the overlay can't see clients' addresses")
-	case !b.routed(to):
-		return object("set masquerade: false for the network too, or add the host to nat.exempt", "masquerade: false has no effect, since the networks masquerade")
 	}
 	return nil
-}
-
-// routed reports whether a host of the overlay may see clients' own addresses.
-func (b *builder) routed(to netip.Addr) bool {
-	if to.Is6() && !b.cfg.NAT.Masquerade6 || slices.ContainsFunc(b.cfg.NAT.Exempt, func(p netip.Prefix) bool { return p.Contains(to) }) {
-		return true
-	}
-	if r, ok := b.out.Route(to); ok {
-		return !b.cfg.Masquerade(r.Network)
-	}
-	return !b.cfg.NAT.Masquerade || slices.ContainsFunc(b.cfg.Networks, func(n config.NetworkConfig) bool { return !b.cfg.Masquerade(n.ID) })
 }
 
 // fromVPC uses a forward for VPC clients.
@@ -159,13 +148,14 @@ func (b *builder) fromVPC(thing string, f config.Forward) {
 				"it listens at this host's own address, where connections end and are made anew into the overlay"))
 			return
 		}
-		if slices.ContainsFunc(b.cfg.Forwards, func(o config.Forward) bool {
-			return o.Side == f.Side && o.Proto == f.Proto && o.Listen.Addr().IsUnspecified() && o.Listen.Port() == f.Listen.Port() && o.Listen.Addr().Is4() == listen.Is4()
-		}) {
+		if b.everywhere(f) != nil {
 			b.refuse(0, single(listen), thing, object("choose another port for one of the two", "another forward listens at all of this host's addresses on that port"))
 			return
 		}
 		b.out.HostForwards = append(b.out.HostForwards, f)
+	case f.Relayed() && b.everywhere(f) != nil && b.everywhere(f).Relayed():
+		b.refuse(0, single(listen), thing, object("choose another port for one of the two", "another forward with a PROXY header listens at all of our addresses on that port"))
+		return
 	default:
 		if !overlay {
 			if why := b.astray(single(listen)); why != nil {
@@ -182,6 +172,19 @@ func (b *builder) fromVPC(thing string, f config.Forward) {
 	if _, ok := b.out.Route(f.To.Addr()); !ok && !inside && b.settled() {
 		b.warn(thing, object("see ztgate networks", "no joined network has a route to %s", f.To.Addr()))
 	}
+}
+
+// everywhere returns the forward that listens at all addresses on the port of another
+// one, nil if there is none.
+func (b *builder) everywhere(f config.Forward) *config.Forward {
+	i := slices.IndexFunc(b.cfg.Forwards, func(o config.Forward) bool {
+		l := o.Listen
+		return o.Side == f.Side && o.Proto == f.Proto && l.Addr().IsUnspecified() && l.Port() == f.Listen.Port() && l.Addr().Is4() == f.Listen.Addr().Is4()
+	})
+	if i < 0 {
+		return nil
+	}
+	return &b.cfg.Forwards[i]
 }
 
 // fromOverlay uses a forward for overlay hosts.

@@ -274,7 +274,7 @@ func (w *world) checkOut(nwid networkID, p *packet) {
 	switch {
 	case vpcPrefix.Contains(src):
 		w.found("leak", "network %s sees the inside address %s in a packet to %s", nwid, src, dst)
-	case !w.ownAddress(nwid, src):
+	case !w.ownAddress(nwid, src) && (nwid != w.netA || !routedPrefix.Contains(src)):
 		w.found("leak", "network %s sees a packet of %s, an address that it hasn't given the gateway, to %s", nwid, src, dst)
 	}
 	good := overlayPrefix.Contains(dst) || behindPrefix.Contains(dst)

@@ -60,19 +60,19 @@ func newSetting(t testing.TB) *setting {
 	const base = `
 networks: [{id: %q}, {id: %q}]
 vpc: {sources: [172.31.0.0/16], tun: ztg0}
-nat: {max_flows: 4096}
+nat: {max_flows: 4096, addresses: %s}
 forwards:
   - {listen: "udp/5353", to: "172.31.0.20:53", from: overlay}
   - {listen: "udp/10.0.0.200:7000", to: "10.0.0.10:7000"}
 targets: ["icmp://10.0.0.10"]
 `
-	for i, more := range []string{
-		"policy: {default: accept, rules: [{action: accept, direction: in}]}",
-		"policy: {default: drop, rules: [{action: accept, direction: in}, {action: accept, to: 10.0.0.0/8}]}",
-		"policy: {default: accept, rules: [{action: reject, to: 10.0.0.77/32}, {action: accept, direction: in}]}",
+	for i, more := range []struct{ pool, policy string }{
+		{"[]", "policy: {default: accept, rules: [{action: accept, direction: in}]}"},
+		{"[10.0.0.1, 10.51.0.2]", "policy: {default: drop, rules: [{action: accept, direction: in}, {action: accept, to: 10.0.0.0/8}]}"},
+		{"[10.51.0.1, 10.51.0.2, 10.0.0.1]", "policy: {default: accept, rules: [{action: reject, to: 10.0.0.77/32}, {action: accept, direction: in}]}"},
 	} {
 		path := filepath.Join(t.TempDir(), fmt.Sprint(i))
-		if err := os.WriteFile(path, fmt.Appendf(nil, base+more+"\n", n|1, n|2), 0o600); err != nil {
+		if err := os.WriteFile(path, fmt.Appendf(nil, base+more.policy+"\n", n|1, n|2, more.pool), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		cfg, err := config.Load(config.Sources{Flags: map[string][]string{"config": {path}, "home": {home}}})

@@ -29,7 +29,8 @@ type networkID = ztnode.NetworkID
 var (
 	vpcPrefix     = netip.MustParsePrefix("172.31.0.0/16")
 	overlayPrefix = netip.MustParsePrefix("10.0.0.0/24")
-	behindPrefix  = netip.MustParsePrefix("10.9.0.0/24") // behind a member, by a route
+	routedPrefix  = netip.MustParsePrefix("10.51.0.0/30") // to the gateway, for its clients
+	behindPrefix  = netip.MustParsePrefix("10.9.0.0/24")  // behind a member, by a route
 	officeAddr    = netip.MustParseAddr("10.0.0.10")
 	office2Addr   = netip.MustParseAddr("10.0.0.11")
 	behindAddr    = netip.MustParseAddr("10.9.0.5")
@@ -317,7 +318,7 @@ func route(target string, via ...netip.Addr) controller.Route {
 }
 
 var (
-	routesA = []controller.Route{route("10.0.0.0/24"), route("10.9.0.0/24", officeAddr)}
+	routesA = []controller.Route{route("10.0.0.0/24"), route("10.9.0.0/24", officeAddr), {Target: routedPrefix, Via: gateAddr}}
 	routesB = []controller.Route{route("10.88.0.0/24")}
 )
 

@@ -26,7 +26,7 @@ type Mapping struct {
 func (m *Mapping) IsFlow() bool { return m.Server.IsValid() }
 
 // maxImportedPools bounds what a list of mappings may claim: a pool takes 70 KB.
-const maxImportedPools = 64
+const maxImportedPools = 256
 
 // Mappings lists all mappings, also quarantined ones. The lock is held for a few
 // hundred ports at a time: mappings that begin or end meanwhile may be missed.

@@ -71,7 +71,7 @@ func (t *Table) mayTranslate(c *client, f *Flow, n *NewFlow) Refusal {
 			f.setPort(endExternal, n.Port)
 		}
 	case Masquerade:
-		f.setAddr(endExternal, n.Address)
+		f.setAddr(endExternal, t.addressOf(f, n))
 		sharing := t.set.PortSharing == ByDestination
 		why, free := t.mayAcquire(c, f, !sharing)
 		if why == NoPort && sharing {

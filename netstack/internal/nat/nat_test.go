@@ -27,6 +27,8 @@ type player struct {
 	r   *Reader
 	now int64
 	n   int // packets sent
+
+	paired bool // flows leave from external's group
 }
 
 func newPlayer(t testing.TB, s Settings) *player {
@@ -65,7 +67,7 @@ func (p *player) send(side Side, b []byte) (string, Refusal) {
 		if side == Overlay {
 			return "", Accepted
 		}
-		n := NewFlow{To: Overlay, Source: Masquerade, Address: ipkt.Bytes(external)}
+		n := NewFlow{To: Overlay, Source: Masquerade, Address: ipkt.Bytes(external), Paired: p.paired}
 		asked := p.tab.MayOpen(p.now, &k, &v, &n)
 		var why Refusal
 		if f, dir, why = p.tab.Open(p.now, &k, &v, &n); why != asked && !(p.tab.set.MaxHalfOpen > 0 && min(asked, why) == Accepted && max(asked, why) == TableFull) {
@@ -726,6 +728,7 @@ func (p *player) check() {
 			}
 		}
 	}
+	p.checkPairs()
 	ports := 0
 	for class := range members[0].ports {
 		for i := range members {

@@ -45,6 +45,7 @@ type NewFlow struct {
 	To         Side
 	Source     Source
 	Address    [16]byte // for the source
+	Paired     bool     // Address stands for its group, of which the client has one
 	Port       uint16   // for the source; 0 = the same
 	Server     [16]byte // where it goes; zero = as the packet says
 	ServerPort uint16   // 0 = as the packet says
@@ -187,12 +188,13 @@ func (t *Table) translate(now uint32, c *client, id uint32, f *Flow, n *NewFlow)
 	case Masquerade:
 		f.flags |= flagSource
 		sharing = t.set.PortSharing == ByDestination
-		why := t.acquire(now, c, id, f, n.Address, !sharing)
+		ext := t.addressOf(f, n)
+		why := t.acquire(now, c, id, f, ext, !sharing)
 		if why == NoPort && sharing {
 			if t.share(c, f) {
 				return Accepted
 			}
-			why = t.acquire(now, c, id, f, n.Address, true)
+			why = t.acquire(now, c, id, f, ext, true)
 		}
 		if why != Accepted {
 			return why

@@ -28,6 +28,8 @@ type pool struct {
 	inUse        int
 	inQuarantine int
 	failures     uint64
+	group        *group   // that its address is in; nil = none
+	paired       *portSet // mappings that hold their clients' address in it
 }
 
 type poolKey struct {
@@ -122,6 +124,7 @@ func (t *Table) poolOf(ext [16]byte, proto uint8) uint16 {
 		return i
 	}
 	p := &pool{key: k, reserved: t.ownPorts}
+	p.joinGroup(t, t.groups[ext])
 	p.countLeft()
 	for i, old := range t.pools {
 		if i > 0 && old.inUse == 0 && old.inQuarantine == 0 && old.closed.first == 0 && old.reserved == t.ownPorts && len(t.pools) > 64 {
@@ -389,6 +392,7 @@ func (p *pool) add(t *Table, client *clientKey, clientPort, port uint16) {
 	p.used.add(port)
 	p.left[portClass(p.key.proto, port)]--
 	p.inUse++
+	p.hold(client, port)
 }
 
 // reuse frees a port when all are taken. First one whose connections are all closed,
@@ -641,6 +645,7 @@ func (p *pool) leaveQuarantine(port uint16) {
 // drop forgets a mapping without flows that isn't quarantined.
 func (p *pool) drop(t *Table, port uint16) {
 	m := p.at(port)
+	p.letGo(&m.client, port)
 	for at := p.head(t, &m.client, m.port); *at != 0; at = &p.at(*at).next {
 		if *at == port {
 			*at = m.next

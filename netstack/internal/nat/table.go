@@ -75,8 +75,9 @@ type Table struct {
 	members  [maxMembers]holding // what overlay members have, by a hash; 0 = the VPC
 	pools    []*pool
 	byAddr   map[poolKey]uint16
-	latest   [NumClasses]uint16 // pools that were used
-	closed   list               // closed flows without a pool
+	groups   map[[16]byte]*group // by address
+	latest   [NumClasses]uint16  // pools that were used
+	closed   list                // closed flows without a pool
 
 	memberFlows   int // most flows of a member, 0 = no limit
 	kept, keepFor int // the last flows, for clients with less than so many

@@ -21,6 +21,7 @@ import (
 type dialPlane struct {
 	to      string
 	silent  atomic.Bool // the host never answers who connects
+	forbids atomic.Bool // the policy refuses whoever a load balancer speaks for
 	verdict atomic.Value
 	dialled atomic.Value // the last netip.AddrPort
 	noted   atomic.Value // the last refusal
@@ -45,6 +46,13 @@ func (p *dialPlane) DialUDP(ctx context.Context, _ netip.AddrPort) (net.Conn, er
 	}
 	var d net.Dialer
 	return d.DialContext(ctx, "udp", p.to)
+}
+
+func (p *dialPlane) Permits(control.Question) bool { return !p.forbids.Load() }
+
+// ListenTCP listens on this machine, as if that were inside.
+func (p *dialPlane) ListenTCP(at netip.AddrPort) (net.Listener, error) {
+	return net.Listen("tcp", at.String())
 }
 
 func (p *dialPlane) Explain(control.Question) control.Explanation {
@@ -173,7 +181,7 @@ func TestSamePort(t *testing.T) {
 					if err := r.Set([]config.Forward{at(all, port), at(addr, busy)}); err == nil {
 						t.Fatal("a port in use was no error")
 					}
-					if _, ok := r.open[endpoint{proto, netip.AddrPortFrom(a, port)}]; len(r.open) != 1 || !ok || !listens() {
+					if _, ok := r.open[endpoint{r.kernel, proto, netip.AddrPortFrom(a, port)}]; len(r.open) != 1 || !ok || !listens() {
 						t.Errorf("at %v, after a change that failed: %v", a, r.open)
 					}
 				}

@@ -22,9 +22,12 @@ const (
 // entry is a connection or session that a client holds.
 type entry struct {
 	client   netip.Prefix
-	end      func()       // closes it, with a reset where there is one; doesn't block
-	last     atomic.Int64 // when something passed, in ns since the start
-	answered atomic.Bool  // the host has sent something, or accepted
+	end      func() // closes it, with a reset where there is one; doesn't block
+	about    func() Connection
+	began    time.Duration // since the start
+	in, out  atomic.Uint64 // bytes to the client and to the host
+	last     atomic.Int64  // when something passed, in ns since the start
+	answered atomic.Bool   // the host has sent something, or accepted
 }
 
 func (e *entry) touch(now time.Duration) { e.last.Store(int64(now)) }

@@ -261,7 +261,8 @@ func BenchmarkPipe(bm *testing.B) {
 			client, in := pair()
 			out, host := pair()
 			r := &Proxy{start: time.Now(), streams: newBuffers(streamBuffer)}
-			go func() { _ = (&conn{r: r}).pipe(out, in) }()
+			c := &conn{r: r}
+			go func() { _ = c.pipe(out, in, &c.out) }()
 			go func() {
 				b := make([]byte, size)
 				for range bm.N {

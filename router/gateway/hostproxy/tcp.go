@@ -1,5 +1,7 @@
-// Package hostproxy serves forwards on the host's own addresses, where packets end
-// in the kernel and never reach the forwarding plane by themselves.
+// Package hostproxy serves forwards whose connections end here: those on the host's own
+// addresses, where packets end in the kernel and never reach the forwarding plane by
+// themselves, and those with a PROXY header, which is read from one connection and
+// written into another.
 package hostproxy
 
 import (
@@ -32,11 +34,14 @@ type Proxy struct {
 	start   time.Time
 	streams *buffers
 	packets *buffers
+	kernel  *network
+	inside  *network
 
 	mu       sync.Mutex // guards what follows
 	open     map[endpoint]*listener
 	tcp, udp *shares
 	dials    *shares // of tcp, those that the host hasn't answered yet
+	headers  *shares // connections of load balancers that haven't said for whom they are
 	refused  blame
 	warned   time.Time // when a failure to accept was logged last
 	closed   bool
@@ -49,6 +54,7 @@ type Limits struct {
 	PerClient   int           // connections, and sessions, of one client; 0 = a fair share
 	Idle        time.Duration // of a TCP connection, 0 = [DefaultIdle]
 	IdleUDP     time.Duration // of a UDP session, 0 = [DefaultIdleUDP]
+	Header      time.Duration // for a load balancer's header, 0 = [DefaultHeader]
 }
 
 const (
@@ -57,10 +63,12 @@ const (
 	MaxConnections = 2048
 	DefaultIdle    = 120 * time.Hour
 	DefaultIdleUDP = 5 * time.Minute // RFC 4787 REQ-5
+	DefaultHeader  = 5 * time.Second // it should be the first segment
 	// unanswered is how long a UDP session lasts that only its client has used
 	// (RFC 4787 REQ-5).
 	unanswered = 2 * time.Minute
-	// dialShare of the connections may wait for their hosts.
+	// dialShare of the connections may wait for their hosts, and as many more for their
+	// headers.
 	dialShare = 4
 	// expireEvery is how often idle ones are looked for.
 	expireEvery = 10 * time.Second
@@ -68,8 +76,14 @@ const (
 
 // endpoint is where a forward listens.
 type endpoint struct {
+	in     *network
 	proto  string
 	listen netip.AddrPort
+}
+
+// network is where endpoints are: in the host's kernel, or at the plane's own host.
+type network struct {
+	listen func(f config.Forward) (io.Closer, error)
 }
 
 // listener is an open endpoint. Its forward may be replaced by another one that
@@ -82,7 +96,11 @@ type listener struct {
 // Plane is what forwards on the host's addresses need of the forwarding plane.
 type Plane interface {
 	Explain(q control.Question) control.Explanation
+	// Permits asks the policy alone about a client that somebody speaks for.
+	Permits(q control.Question) bool
 	NoteRefusal(q control.Question, reason string)
+	// ListenTCP takes connections that come to the plane's own host.
+	ListenTCP(at netip.AddrPort) (net.Listener, error)
 	DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 	DialUDP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 }
@@ -95,9 +113,19 @@ const (
 	relayLimit       = "limit"   // too many of the client, or in all
 	relayEvicted     = "evicted" // gave way to another one
 	relayIdle        = "idle"
+	relayUntrusted   = "untrusted"  // not of a load balancer that is named
+	relayBadHeader   = "bad_header" // of one that sent something else than a PROXY header
+	relayNoHeader    = "no_header"  // or none in time
 )
 
-var relayResults = []string{relayOK, relayRefused, relayUnreachable, relayLimit, relayEvicted, relayIdle}
+var relayResults = []string{relayOK, relayRefused, relayUnreachable, relayLimit, relayEvicted, relayIdle, relayUntrusted, relayBadHeader, relayNoHeader}
+
+// Reasons of refusals, as the plane names them.
+const (
+	reasonPolicy = "policy"
+	reasonSource = "proxy_source"
+	reasonHeader = "proxy_header"
+)
 
 const (
 	relayConnect = 10 * time.Second
@@ -112,6 +140,7 @@ func New(plane Plane, limits Limits, reg prometheus.Registerer, log *slog.Logger
 	limits.Connections = cmp.Or(limits.Connections, MaxConnections)
 	limits.Idle = cmp.Or(limits.Idle, DefaultIdle)
 	limits.IdleUDP = cmp.Or(limits.IdleUDP, DefaultIdleUDP)
+	limits.Header = cmp.Or(limits.Header, DefaultHeader)
 	each := func(all int) int {
 		if limits.PerClient > 0 {
 			return min(all, limits.PerClient)
@@ -122,9 +151,10 @@ func New(plane Plane, limits Limits, reg prometheus.Registerer, log *slog.Logger
 	r := &Proxy{plane: plane, limits: limits, log: log, start: time.Now(), streams: newBuffers(streamBuffer), packets: newBuffers(maxDatagram),
 		open: map[endpoint]*listener{}, refused: blame{},
 		tcp: newShares(limits.Connections, each(limits.Connections)), udp: newShares(MaxConnections, each(MaxConnections)),
-		dials: newShares(dials, min(each(limits.Connections), fairShare(dials))),
+		dials: newShares(dials, min(each(limits.Connections), fairShare(dials))), headers: newShares(dials, dials),
+		kernel: &network{listen}, inside: &network{insideOf(plane)},
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ztgate_relayed_connections_total",
-			Help: "TCP connections and UDP sessions of forwards on the host's own addresses, by what became of them."}, []string{"protocol", "result"})}
+			Help: "TCP connections and UDP sessions of forwards that end in the gateway, by what became of them."}, []string{"protocol", "result"})}
 	for _, result := range relayResults {
 		for _, proto := range []string{"tcp", "udp"} {
 			r.results.WithLabelValues(proto, result)
@@ -146,39 +176,50 @@ func (r *Proxy) Refused() []Refused {
 	return r.refused.list()
 }
 
-// Set serves these forwards from now on: it opens what is new and closes what is
-// gone. With an error nothing has changed. Connections of a closed or replaced
-// forward go on.
-func (r *Proxy) Set(forwards []config.Forward) error {
+// Set serves these forwards on the host's own addresses from now on: it opens what is new
+// and closes what is gone. With an error nothing has changed. Connections of a closed or
+// replaced forward go on.
+func (r *Proxy) Set(forwards []config.Forward) error { return r.set(r.kernel, forwards) }
+
+// SetInside does so for those that the plane relays, once it lets connections through
+// to them.
+func (r *Proxy) SetInside(forwards []config.Forward) error { return r.set(r.inside, forwards) }
+
+func (r *Proxy) set(in *network, forwards []config.Forward) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
 		return net.ErrClosed
 	}
 	want := map[endpoint]*listener{}
+	for at, l := range r.open {
+		if at.in != in {
+			want[at] = l
+		}
+	}
 	for _, f := range forwards {
-		at := endpoint{f.Proto, f.Listen}
+		at := endpoint{in, f.Proto, f.Listen}
 		want[at] = r.open[at]
 	}
 	var fresh []*listener
 	var inTheWay []config.Forward
 	for _, f := range forwards {
-		at := endpoint{f.Proto, f.Listen}
+		at := endpoint{in, f.Proto, f.Listen}
 		if want[at] != nil {
 			continue
 		}
-		c, err := listen(f)
+		c, err := in.listen(f)
 		if errors.Is(err, unix.EADDRINUSE) { // perhaps by one that goes
 			if gone := r.closeGone(at, want); len(gone) > 0 {
 				inTheWay = append(inTheWay, gone...)
-				c, err = listen(f)
+				c, err = in.listen(f)
 			}
 		}
 		if err != nil {
 			for _, l := range fresh {
 				_ = l.Close()
 			}
-			r.reopen(inTheWay)
+			r.reopen(in, inTheWay)
 			return fmt.Errorf("forward %s: %w: choose another port or end what uses it", f, err)
 		}
 		want[at] = &listener{Closer: c}
@@ -190,7 +231,7 @@ func (r *Proxy) Set(forwards []config.Forward) error {
 		}
 	}
 	for _, f := range forwards {
-		want[endpoint{f.Proto, f.Listen}].forward.Store(&f)
+		want[endpoint{in, f.Proto, f.Listen}].forward.Store(&f)
 	}
 	r.open = want
 	for _, l := range fresh {
@@ -203,7 +244,7 @@ func (r *Proxy) Set(forwards []config.Forward) error {
 // addresses of a host are in the way of a single one, and the other way round.
 func (r *Proxy) closeGone(at endpoint, want map[endpoint]*listener) (gone []config.Forward) {
 	for old, l := range r.open {
-		if _, stays := want[old]; !stays && old.proto == at.proto && old.listen.Port() == at.listen.Port() {
+		if _, stays := want[old]; !stays && old.in == at.in && old.proto == at.proto && old.listen.Port() == at.listen.Port() {
 			_ = l.Close()
 			gone = append(gone, *l.forward.Load())
 		}
@@ -212,10 +253,10 @@ func (r *Proxy) closeGone(at endpoint, want map[endpoint]*listener) (gone []conf
 }
 
 // reopen serves again what was closed for a change that failed.
-func (r *Proxy) reopen(forwards []config.Forward) {
+func (r *Proxy) reopen(in *network, forwards []config.Forward) {
 	for _, f := range forwards {
-		at := endpoint{f.Proto, f.Listen}
-		c, err := listen(f)
+		at := endpoint{in, f.Proto, f.Listen}
+		c, err := in.listen(f)
 		if err != nil {
 			r.log.Error("a forward that was in force can't listen any more", "forward", f.String(), "error", err)
 			delete(r.open, at)
@@ -235,6 +276,11 @@ func (r *Proxy) begin(l *listener) {
 	case *net.UDPConn:
 		r.wg.Go(func() { r.serveUDP(l, c) })
 	}
+}
+
+// insideOf listens at the plane's own host.
+func insideOf(plane Plane) func(f config.Forward) (io.Closer, error) {
+	return func(f config.Forward) (io.Closer, error) { return plane.ListenTCP(f.Listen) }
 }
 
 // listen opens the endpoint of a forward, for its own family alone.
@@ -291,7 +337,7 @@ func (r *Proxy) Close() {
 		_ = l.Close()
 	}
 	var all []*entry
-	for _, s := range []*shares{r.tcp, r.udp} {
+	for _, s := range []*shares{r.tcp, r.udp, r.headers} {
 		for e := range s.open {
 			all = append(all, e)
 		}
@@ -313,20 +359,35 @@ func (r *Proxy) serve(l *listener, accept net.Listener) {
 			r.acceptFailed(l, err)
 			continue
 		}
-		c := r.admitTCP(client)
-		if c == nil {
-			r.count("tcp", relayLimit)
+		if len(l.forward.Load().AcceptProxy) > 0 {
+			r.wg.Go(func() { r.greet(l, client) })
+			continue
+		}
+		own, err := endsOfConn(client)
+		if err != nil {
 			abort(client)
 			continue
 		}
-		r.wg.Go(func() {
-			result := c.carry(*l.forward.Load())
-			c.cancel()
-			if r.leave(&c.entry) { // else it was counted
-				r.count("tcp", result)
-			}
-		})
+		r.take(*l.forward.Load(), client, own, netip.AddrPort{}, nil)
 	}
+}
+
+// take carries a connection of a client, which a load balancer may speak for; first is
+// what it has sent already.
+func (r *Proxy) take(f config.Forward, client net.Conn, e ends, behind netip.AddrPort, first []byte) {
+	c := &conn{r: r, forward: f, client: client, ends: e, behind: behind, first: first}
+	if !c.admit() {
+		r.count("tcp", relayLimit)
+		abort(client)
+		return
+	}
+	r.wg.Go(func() {
+		result := c.carry()
+		c.cancel()
+		if r.leave(&c.entry) { // else it was counted
+			r.count("tcp", result)
+		}
+	})
 }
 
 // acceptFailed logs a failure, as for want of descriptors, and waits a little.
@@ -344,25 +405,21 @@ func (r *Proxy) acceptFailed(l *listener, err error) {
 	time.Sleep(acceptPause)
 }
 
-// admitTCP gives a connection its places, nil if there is none for it.
-func (r *Proxy) admitTCP(client net.Conn) *conn {
-	from, err := netip.ParseAddrPort(client.RemoteAddr().String())
-	if err != nil {
-		return nil
-	}
-	c := &conn{r: r, client: client, from: netip.AddrPortFrom(from.Addr().Unmap(), from.Port())}
-	c.entry.client, c.end = clientOf(from.Addr()), c.abort
+// admit gives a connection its places, if there is one for it.
+func (c *conn) admit() bool {
+	c.entry.client, c.end, c.about = clientOf(c.from.Addr()), c.abort, c.connection
 	c.ctx, c.cancel = context.WithTimeout(context.Background(), relayConnect)
-	if !r.admit(&c.entry, "tcp", r.dials, r.tcp) {
+	if !c.r.admit(&c.entry, "tcp", c.r.dials, c.r.tcp) {
 		c.cancel()
-		return nil
+		return false
 	}
-	return c
+	return true
 }
 
 // admit gives an entry a place in each of some shares, or in none.
 func (r *Proxy) admit(e *entry, proto string, in ...*shares) bool {
 	now := r.now()
+	e.began = now
 	e.touch(now)
 	var gone []*entry
 	r.mu.Lock()
@@ -392,7 +449,7 @@ func (r *Proxy) admit(e *entry, proto string, in ...*shares) bool {
 
 // forget takes all places of an entry, with mu held. It reports whether it had one.
 func (r *Proxy) forget(e *entry) (had bool) {
-	for _, s := range []*shares{r.tcp, r.udp, r.dials} {
+	for _, s := range []*shares{r.tcp, r.udp, r.dials, r.headers} {
 		had = s.remove(e) || had
 	}
 	return had
@@ -407,23 +464,44 @@ func (r *Proxy) leave(e *entry) bool {
 
 // allows asks policy and vpc.sources.
 func (r *Proxy) allows(f config.Forward, from netip.AddrPort) bool {
-	q := control.Question{Protocol: f.Proto, Source: from, Destination: f.To}
-	x := r.plane.Explain(q)
+	x := r.plane.Explain(question(f, from))
 	if x.Verdict == "forward" {
 		return true
 	}
-	r.plane.NoteRefusal(q, x.Reason)
+	r.note(f, from, x.Reason)
 	return false
+}
+
+// permits asks the policy about a client for which a load balancer speaks: it needn't be
+// one of vpc.sources.
+func (r *Proxy) permits(f config.Forward, from netip.AddrPort) bool {
+	if r.plane.Permits(question(f, from)) {
+		return true
+	}
+	r.note(f, from, reasonPolicy)
+	return false
+}
+
+func question(f config.Forward, from netip.AddrPort) control.Question {
+	return control.Question{Protocol: f.Proto, Source: from, Destination: f.To}
+}
+
+// note shows a refusal.
+func (r *Proxy) note(f config.Forward, from netip.AddrPort, reason string) {
+	r.plane.NoteRefusal(question(f, from), reason)
 }
 
 // conn is a client's connection, and the one to the forward's host.
 type conn struct {
 	entry
-	r      *Proxy
-	from   netip.AddrPort
-	client net.Conn
-	ctx    context.Context // of the connecting
-	cancel context.CancelFunc
+	r       *Proxy
+	forward config.Forward
+	ends                   // of the client
+	behind  netip.AddrPort // the load balancer that said so; invalid = none
+	first   []byte         // what came behind its header
+	client  net.Conn
+	ctx     context.Context // of the connecting
+	cancel  context.CancelFunc
 
 	mu       sync.Mutex // guards what follows
 	host     net.Conn   // nil = not connected yet
@@ -435,8 +513,12 @@ type conn struct {
 // carry connects the client with the forward's host until both are done. However it
 // ends, both sides see the same end: what isn't the other side's clean one is a
 // reset.
-func (c *conn) carry(f config.Forward) string {
-	if !c.r.allows(f, c.from) {
+func (c *conn) carry() string {
+	f, allows := c.forward, c.r.allows
+	if c.behind.IsValid() && c.behind != c.from {
+		allows = c.r.permits // the load balancer itself was asked about
+	}
+	if !allows(f, c.from) {
 		c.abort()
 		return relayRefused
 	}
@@ -454,9 +536,13 @@ func (c *conn) carry(f config.Forward) string {
 		abort(host)
 		return relayOK
 	}
+	if err := c.introduce(host); err != nil {
+		c.abort()
+		return relayUnreachable
+	}
 	var requests sync.WaitGroup
 	requests.Go(func() {
-		err := c.pipe(host, c.client)
+		err := c.pipe(host, c.client, &c.out)
 		if err == nil && c.watch() {
 			err = awaitReset(c.client)
 		}
@@ -464,7 +550,7 @@ func (c *conn) carry(f config.Forward) string {
 			c.abort()
 		}
 	})
-	if err := c.pipe(c.client, host); err != nil {
+	if err := c.pipe(c.client, host, &c.in); err != nil {
 		c.abort()
 	}
 	c.answersEnded()
@@ -476,6 +562,23 @@ func (c *conn) carry(f config.Forward) string {
 		_ = host.Close()
 	}
 	return relayOK
+}
+
+// introduce says to the host who the client is, where it is told, and what it has sent
+// already.
+func (c *conn) introduce(host net.Conn) (err error) {
+	var first []byte
+	if version := c.forward.ProxyProtocol; version != "" {
+		if first, err = appendHeader(nil, version, c.ends); err != nil {
+			return err
+		}
+	}
+	if first = append(first, c.first...); len(first) > 0 {
+		_, err = host.Write(first)
+	}
+	c.out.Add(uint64(len(c.first)))
+	c.first = nil
+	return err
 }
 
 // connected frees the place of an entry among the dials.
@@ -522,11 +625,12 @@ func (c *conn) abort() {
 }
 
 // pipe copies until src ends, and passes the end on.
-func (c *conn) pipe(dst, src net.Conn) error {
+func (c *conn) pipe(dst, src net.Conn, count *atomic.Uint64) error {
 	s := newSource(src, c.r.streams)
 	write := func(b []byte) error {
 		c.touch(c.r.now())
-		_, err := dst.Write(b)
+		n, err := dst.Write(b)
+		count.Add(uint64(n))
 		return err
 	}
 	for {

@@ -53,6 +53,9 @@ type udpSessions struct {
 // session is a client's, with its socket towards the host.
 type session struct {
 	entry
+	udpClient
+	forward config.Forward
+
 	mu    sync.Mutex // guards what follows
 	host  net.Conn   // nil = not opened yet
 	ended bool
@@ -98,6 +101,7 @@ func (r *Proxy) serveUDP(l *listener, c *net.UDPConn) {
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 		if x := s.session(udpClient{from, destinationOf(oob[:on])}); x != nil {
 			x.touch(r.now())
+			x.out.Add(uint64(n))
 			_, _ = x.host.Write(b[:n]) // lost like on any link if it fails
 		}
 	}
@@ -116,8 +120,8 @@ func (s *udpSessions) session(k udpClient) *session {
 		s.r.count("udp", relayRefused)
 		return nil
 	}
-	x = &session{}
-	x.client, x.end = clientOf(k.from.Addr()), x.close
+	x = &session{udpClient: k, forward: f}
+	x.client, x.end, x.about = clientOf(k.from.Addr()), x.close, x.connection
 	if !s.r.admit(&x.entry, "udp", s.r.udp) {
 		s.r.count("udp", relayLimit)
 		return nil
@@ -155,6 +159,7 @@ func (s *udpSessions) answer(k udpClient, x *session) {
 	send := func(b []byte) error {
 		x.answered.Store(true)
 		x.touch(s.r.now())
+		x.in.Add(uint64(len(b)))
 		if _, _, err := s.c.WriteMsgUDPAddrPort(b, oob, k.from); errors.Is(err, net.ErrClosed) {
 			return err
 		}
