@@ -122,6 +122,8 @@ type Config struct {
 	Timeouts Timeouts // NAT.Timeouts unless that is set
 	Forwards []PortForward
 	Maps     []AddressMap
+	// Masquerade is as [Engine.SetMasquerade] has it.
+	Masquerade []Masquerade
 	// PathMTU returns the largest IP packet that reaches a member of a network in one
 	// datagram, 0 if that isn't known. Nil = never known.
 	PathMTU  func(nwid uint64, member [6]byte) int
@@ -216,6 +218,9 @@ func (c *Config) check() error {
 	const most = 1 << 24
 	if max(c.MaxFlows, c.NAT.MaxFlows) > most {
 		return fmt.Errorf("netstack: %d flows: want at most %d", max(c.MaxFlows, c.NAT.MaxFlows), most)
+	}
+	if err := checkMasquerade(c.Masquerade); err != nil {
+		return err
 	}
 	return checkTranslation(c.Forwards, c.Maps)
 }

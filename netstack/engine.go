@@ -77,7 +77,8 @@ func New(cfg Config) (*Engine, error) {
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
 	}
-	in := settings{vpc: cfg.VPC, forwards: slices.Clone(cfg.Forwards), maps: slices.Clone(cfg.Maps), policy: cfg.Policy}
+	in := settings{vpc: cfg.VPC, forwards: slices.Clone(cfg.Forwards), maps: slices.Clone(cfg.Maps), policy: cfg.Policy,
+		masquerade: slices.Clone(cfg.Masquerade)}
 	if in.vpc.MTU == 0 {
 		mtu, err := cfg.Device.MTU()
 		if err != nil {

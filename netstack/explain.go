@@ -222,7 +222,7 @@ func (w *worker) explainNew(x *Explanation, q *Question, at *attachment, v *ipkt
 	switch why := e.table.MayOpen(w.now, k, v, &d.flow); {
 	case why != nat.Accepted:
 		reason, full := dropOfRefusal(v.Proto, why)
-		if x.refuse("drop", reason); full && at == nil {
+		if x.refuse("drop", reason); full && (at == nil || d.hidden) {
 			x.Verdict = "reject"
 		}
 	case d.flow.Filtered: // the other side hasn't sent anything yet
