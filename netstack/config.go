@@ -132,6 +132,8 @@ type Config struct {
 	// Owns reports whether the network's controller certifies that an address is that of
 	// the member with a MAC; nil = nothing is certified.
 	Owns func(network uint64, mac [6]byte, a netip.Addr) bool
+	// Host carries on what a masquerade hands over to it; nil = nobody does.
+	Host Host
 	// Ours takes packets from the VPC side that the caller itself sent, to see whether they
 	// get here. They are neither counted nor forwarded. It isn't asked for packets of
 	// established flows; nil = there are none.

@@ -23,6 +23,7 @@ const (
 	actLocal
 	actDrop
 	actReject // and tell the sender
+	actHost   // it goes on by sockets of the host
 )
 
 // decision is what happens to a packet that belongs to no flow, and why.

@@ -21,6 +21,9 @@ type Masquerade struct {
 	To      netip.Prefix
 	Except  []netip.Prefix // of those, what nobody gets to
 	Address netip.Addr     // that they see; invalid = there is none now, and flows are refused
+	// ByHost has flows go on by sockets of the host instead, see [Host], as from any of its
+	// addresses. Address is invalid then.
+	ByHost bool
 }
 
 // SetMasquerade replaces how overlay hosts are hidden from the VPC side; the first one
@@ -37,6 +40,8 @@ func checkMasquerade(list []Masquerade) error {
 		switch {
 		case !m.To.IsValid():
 			return fmt.Errorf("netstack: masquerade as %v: want destinations", m.Address)
+		case m.ByHost && m.Address.IsValid():
+			return fmt.Errorf("netstack: masquerade as %v: want no address where the host's is used", m.Address)
 		case m.Address.IsValid() && (m.Address.Is4() != m.To.Addr().Is4() || !forwardable(m.Address)):
 			return fmt.Errorf("netstack: masquerade as %v towards %v: want an address of a host, of the same family", m.Address, m.To)
 		}
@@ -45,7 +50,7 @@ func checkMasquerade(list []Masquerade) error {
 }
 
 func (m *Masquerade) equal(o *Masquerade) bool {
-	return m.To == o.To && m.Address == o.Address && slices.Equal(m.From, o.From) && slices.Equal(m.Except, o.Except)
+	return m.To == o.To && m.Address == o.Address && m.ByHost == o.ByHost && slices.Equal(m.From, o.From) && slices.Equal(m.Except, o.Except)
 }
 
 // hides returns what hides an overlay host from a destination, nil if nothing does.
@@ -78,6 +83,8 @@ func (s *netSet) sourceToVPC(at *attachment, t *tuple, d decision, by *Masquerad
 	}
 	switch {
 	case d.forward != nil && !d.forward.Masquerade:
+	case by != nil && by.ByHost:
+		d.do = actHost
 	case d.forward != nil && (by == nil || !by.Address.IsValid()):
 		d.flow.Source, d.flow.Address = nat.Masquerade, ipkt.Bytes(s.vpcAddress(at, t.src.Is6()))
 	case by == nil:

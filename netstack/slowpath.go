@@ -17,7 +17,7 @@ func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*
 		return f, nat.FromServer
 	}
 	d := e.decide(w.set, side, at, &t)
-	if d.do == actOpen || d.do == actReject && d.reason == dropPolicy {
+	if d.do == actOpen || d.do == actHost || d.do == actReject && d.reason == dropPolicy {
 		if v.TTL <= 1 { // before the policy answers: traceroute shows this hop
 			w.refuse(at, dropTTL, ipkt.TimeExceeded, v)
 			return nil, 0
@@ -26,6 +26,9 @@ func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*
 	switch d.do {
 	case actLocal:
 		w.toLocal(at, v)
+		return nil, 0
+	case actHost:
+		w.handOver(at, []*ipkt.View{v}, &d)
 		return nil, 0
 	case actDrop:
 		w.set.countRule(&d)

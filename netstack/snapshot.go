@@ -192,6 +192,11 @@ func (e *Engine) swap(in settings, old *netSet) error {
 	if err := e.local.setAddresses(s.local()); err != nil {
 		return fmt.Errorf("netstack: %w", err)
 	}
+	if e.handovers != nil {
+		if err := e.handovers.local.setAddresses(s.handoverNICs()); err != nil {
+			return fmt.Errorf("netstack: %w", err)
+		}
+	}
 	for _, proto := range []uint8{ipkt.TCP, ipkt.UDP} {
 		e.table.Reserve(proto, s.reserved(proto))
 	}

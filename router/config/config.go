@@ -81,6 +81,14 @@ type VPCConfig struct {
 	Address    []netip.Prefix // of the gateway on the TUN, or of its probes
 	MTU        int            // 0 = the interface's; of a TUN, the largest of the networks, at least [DefaultMTU]
 	Interfaces []string       // where VPC packets come from; on a TUN checked only
+	NAT        NATAddresses
+}
+
+// NATAddresses are how VPC hosts see overlay hosts. The zero value means by their own
+// addresses.
+type NATAddresses struct {
+	Addresses []netip.Addr // of the gateway in the VPC, at most one of a family
+	Host      bool         // by this host's own address, in families without one of those
 }
 
 // NATConfig configures translation.

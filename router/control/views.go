@@ -102,6 +102,7 @@ type Status struct {
 	Limit    int           `json:"flowsLimit"`
 
 	Ingress     *Ingress  `json:"ingress,omitempty"`          // of a gateway
+	SeenAs      []string  `json:"seenAs,omitempty"`           // what overlay hosts are masqueraded as in the VPC: addresses, and host for this host's own
 	Writes      *Writes   `json:"writes,omitempty"`           // nil = there are no interfaces
 	MemoryLimit int64     `json:"memoryLimitBytes,omitempty"` // of the runtime; 0 = none
 	Limited     []Limited `json:"limited,omitempty"`

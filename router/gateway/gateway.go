@@ -195,7 +195,8 @@ func (g *gateway) plan(cfg *config.Config, nets []ztnode.Network) (*plan.Plan, e
 		return nil, err
 	}
 	g.findClients(h)
-	h.Underlay = append(h.Underlay, g.rootEndpoints()...)
+	h.Roots = g.rootEndpoints()
+	h.Underlay = append(h.Underlay, h.Roots...)
 	return plan.Make(plan.Input{Config: cfg, Networks: nets, Joined: g.remembered.joined(), Host: h, Held: g.planned().Held}), nil
 }
 
@@ -217,7 +218,8 @@ func (g *gateway) enforce(p *plan.Plan) error {
 	cfg := g.config()
 	g.node.SetOverlayPrefixes(p.Targets())
 	fs, ms := translation(p.Forwards, p.Maps)
-	err := errors.Join(g.plane.SetTranslation(fs, ms), g.plane.SetNetworks(planeNetworks(cfg, p)), g.in.enforce(cfg, p))
+	err := errors.Join(g.plane.SetTranslation(fs, ms), g.plane.SetNetworks(planeNetworks(cfg, p)),
+		g.plane.SetMasquerade(masquerades(p)), g.in.enforce(cfg, p))
 	for _, n := range p.Networks {
 		g.node.SetMulticastGroups(n.ID, g.plane.multicastGroups(n.ID))
 	}

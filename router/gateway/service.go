@@ -180,11 +180,27 @@ func (s *service) status() control.Status {
 		st.Limited = s.limited()
 	}
 	if s.plane != nil {
-		st.Ingress = s.ingress
+		st.Ingress, st.SeenAs = s.ingress, s.seenAs()
 		st.Flows, st.Limit = s.plane.Load()
 		st.Drops = s.plane.drops(dropsInStatus)
 	}
 	return st
+}
+
+// seenAs lists what overlay hosts are masqueraded as in the VPC now.
+func (s *service) seenAs() (out []string) {
+	for _, m := range s.planned().Masquerade {
+		as := "host"
+		if m.Address.IsValid() {
+			as = m.Address.String()
+		} else if !m.Host {
+			continue
+		}
+		if !slices.Contains(out, as) {
+			out = append(out, as)
+		}
+	}
+	return out
 }
 
 // dropsInStatus is how many refusals one screen shows.

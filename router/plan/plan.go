@@ -41,7 +41,9 @@ type Host struct {
 	// Underlay are addresses that the overlay itself is carried to: next hops and
 	// endpoints of roots.
 	Underlay []netip.Addr
-	MTU      int // of the VPC's interface, which isn't ours to change; 0 = it is ours
+	// Roots are those of Underlay that are endpoints of roots.
+	Roots []netip.Addr
+	MTU   int // of the VPC's interface, which isn't ours to change; 0 = it is ours
 }
 
 // KernelRoute is a route that somebody else put into the kernel.
@@ -92,6 +94,10 @@ type Plan struct {
 	KeepGuards bool // of targets that are in no route now: a network may come back
 	Problems   []Problem
 	Held       Held // for the next plan
+	// Masquerade is how VPC hosts see overlay hosts that they get no alias for; by the first
+	// that fits.
+	Masquerade []Masquerade
+	Announced  []Announcement // addresses of Masquerade
 	// HostForwards are served on the host's own addresses, where packets end in the
 	// kernel.
 	HostForwards []config.Forward
@@ -121,6 +127,7 @@ func Make(in Input) *Plan {
 	}
 	if in.Role == Gateway {
 		b.maps()
+		b.natAddresses()
 	}
 	for _, n := range order(in) {
 		if n.Status == ztnode.StatusOK {
@@ -136,6 +143,7 @@ func Make(in Input) *Plan {
 		}
 	}
 	if in.Role == Gateway {
+		b.masquerade()
 		b.forwards()
 		b.targets()
 	}
@@ -168,8 +176,9 @@ type builder struct {
 	in     Input
 	cfg    *config.Config
 	out    *Plan
-	taken  []claim // prefixes by which the VPC knows overlay hosts
-	hidden []claim // those that it knows by an alias only
+	taken  []claim      // prefixes by which the VPC knows overlay hosts
+	hidden []claim      // those that it knows by an alias only
+	nat    []netip.Addr // that overlay hosts are masqueraded as
 }
 
 // claim is a prefix and whose it is.

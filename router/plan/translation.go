@@ -167,7 +167,7 @@ func (b *builder) fromVPC(thing string, f config.Forward) {
 		}
 		b.out.HostForwards = append(b.out.HostForwards, f)
 	default:
-		if !overlay {
+		if !overlay && !slices.Contains(b.nat, listen) {
 			if why := b.astray(single(listen)); why != nil {
 				why.remedy = "give this host the address, or leave it out: " + f.Proto + "/PORT listens at all of this host's"
 				if b.in.Host != nil { // else it may be the host's own
