@@ -29,7 +29,13 @@ func (c *TCPConn) AwaitReset(stop <-chan struct{}) bool {
 	entry, ended := waiter.NewChannelEntry(over)
 	c.wq.EventRegister(&entry)
 	defer c.wq.EventUnregister(&entry)
-	for c.ep.Readiness(over) == 0 {
+	for {
+		switch tcp.EndpointState(c.ep.State()) {
+		case tcp.StateError:
+			return true
+		case tcp.StateClose, tcp.StateTimeWait: // in order
+			return false
+		}
 		select {
 		case <-ended:
 		case <-stop:
@@ -38,7 +44,6 @@ func (c *TCPConn) AwaitReset(stop <-chan struct{}) bool {
 			return false
 		}
 	}
-	return true
 }
 
 // Abort ends the connection by a reset.

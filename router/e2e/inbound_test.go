@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -19,6 +20,7 @@ import (
 	"ztgate/router/config"
 	"ztgate/router/control"
 	"ztgate/router/lab"
+	"ztgate/router/lab/labtest"
 )
 
 // Ends of connections from the office into the VPC.
@@ -116,7 +118,7 @@ func serveVPC(t *testing.T, s *lab.Scenario) {
 		t.Fatal(err)
 	}
 	conf := filepath.Join(dir, "nginx.conf")
-	text := fmt.Sprintf(`user root; pid %[1]s/pid; error_log %[1]s/error; daemon off; worker_processes 1; events {}
+	text := fmt.Sprintf(`user root; pid %[1]s/pid; error_log %[1]s/error; daemon off; master_process off; events {}
 http { access_log off; client_body_temp_path %[1]s; proxy_temp_path %[1]s; fastcgi_temp_path %[1]s; uwsgi_temp_path %[1]s; scgi_temp_path %[1]s;
 server { listen 80; listen 8081; listen [::]:80; listen [::]:8081; root %[1]s; location = / { return 200 "VPC server, you are $remote_addr\n"; } } }`, dir)
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
@@ -294,3 +296,90 @@ func testKernelHasNATAddress(t *testing.T, s *lab.Scenario) {
 	}
 }
 
+// TestNATHost: the same without an address to spare, by sockets of the gateway's host.
+func TestNATHost(t *testing.T) {
+	for _, ingress := range []string{config.IngressTUN, config.IngressPacket} {
+		t.Run(ingress, func(t *testing.T) {
+			s := inbound(t, "hst"+ingress[:1], ingress, "host")
+			testInbound(t, s, map[string]string{server4: gw4, server6: gw6})
+			if n := foreign(t, s); n != "packets 0" {
+				t.Errorf("%s with addresses of others", n)
+			}
+			t.Run("explain", func(t *testing.T) {
+				for from, to := range map[string]string{office: server4, office6: server6} {
+					if x := explainIn(t, s, from, netip.AddrPortFrom(netip.MustParseAddr(to), 80).String()); x.Verdict != "forward" || x.Translation != "host" {
+						t.Errorf("%+v", x)
+					}
+				}
+				for _, to := range []string{gw4 + ":9002", "203.0.113.10:22"} { // the gateway itself
+					if x := explainIn(t, s, office, to); x.Verdict != "drop" {
+						t.Errorf("%s: %+v", to, x)
+					}
+				}
+			})
+			t.Run("the gateway's host", func(t *testing.T) {
+				l, err := s.Gateway.Listen("tcp", gw4+":7777")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+				_, err = s.Office.Run(t.Context(), "curl", "-sS", "--max-time", "1", "http://"+gw4+":7777/")
+				var exit *exec.ExitError
+				if !errors.As(err, &exit) || exit.ExitCode() != 28 {
+					t.Errorf("want silence, got %v", err)
+				}
+			})
+			t.Run("a host that is off", func(t *testing.T) {
+				for _, host := range []string{"172.31.0.77", "fd31:1::77"} {
+					started := time.Now()
+					out, err := s.Office.Run(t.Context(), "curl", "-sS", "--max-time", "8", "http://"+urlHost(host)+"/")
+					var exit *exec.ExitError
+					if !errors.As(err, &exit) || exit.ExitCode() != 7 || time.Since(started) > 6*time.Second {
+						t.Errorf("want an error in time, got %v: %s", err, out)
+					}
+					if out, err := s.Office.Run(t.Context(), "ping", "-c", "1", "-W", "6", host); err == nil || !strings.Contains(strings.ToLower(string(out)), "unreachable") {
+						t.Errorf("%s", out)
+					}
+				}
+			})
+			for _, server := range []string{server4, server6} {
+				l, err := s.VPC.Listen("tcp", netip.AddrPortFrom(netip.MustParseAddr(server), 7).String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = l.Close() })
+				t.Run("ends "+server, func(t *testing.T) {
+					labtest.Ends(t, func(t *testing.T) (client, host *net.TCPConn) {
+						from := map[bool]string{true: office6, false: office}[strings.Contains(server, ":")]
+						client, err := dialFrom(s.Office, from, l.Addr().String())
+						if err != nil {
+							t.Fatal(err)
+						}
+						c, err := l.Accept()
+						if err != nil {
+							t.Fatal(err)
+						}
+						host = c.(*net.TCPConn)
+						_ = host.SetDeadline(time.Now().Add(10 * time.Second))
+						t.Cleanup(func() { _ = client.Close(); _ = host.Close() })
+						return client, host
+					})
+				})
+			}
+			t.Run("status", func(t *testing.T) {
+				if out := string(ask(t, s, "status")); !strings.Contains(out, "overlay hosts are seen in the VPC as: host") {
+					t.Error(out)
+				}
+				m, err := s.Metrics(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, proto := range []string{"tcp", "udp"} {
+					if n := m.Sum("ztgate_inbound_connections_total", map[string]string{"protocol": proto, "result": "ok"}); n == 0 {
+						t.Errorf("no %s is counted", proto)
+					}
+				}
+			})
+		})
+	}
+}

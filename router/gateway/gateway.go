@@ -34,6 +34,7 @@ type gateway struct {
 	in      ingress
 	table   *host.Table
 	proxy   *hostproxy.Proxy
+	inbound *hostproxy.Inbound // nil = the VPC doesn't see overlay hosts by this host's address
 	kept    mappingFile
 	watch   *host.Watch
 	looker  hostLooker
@@ -95,14 +96,22 @@ func (g *gateway) begin(base netstack.Config) error {
 	if c, ok := s.node.Node.(certifier); ok {
 		base.Owns = c.Owns
 	}
+	forwards, inbound := proxyLimits(cfg, s.log)
+	if cfg.VPC.NAT.Host {
+		g.inbound = hostproxy.NewInbound(inbound, base.Registerer, s.log)
+		base.Host = g.inbound
+	}
 	engine, err := newEngine(cfg, p, g.in.device(), s.node.Node, base)
 	if err != nil {
 		return fmt.Errorf("start forwarding plane: %w", err)
 	}
 	s.usePlane(engine)
+	if g.inbound != nil {
+		g.inbound.Use(engine)
+	}
 	s.reload, s.ways = g.apply, g.in
 	s.names = newNames(cfg.Names(), nameServers{networks: s.networks, dial: g.dial}.lookup, g.renamed, s.log)
-	g.proxy = hostproxy.New(s.plane, proxyLimits(cfg, s.log), base.Registerer, s.log)
+	g.proxy = hostproxy.New(s.plane, forwards, base.Registerer, s.log)
 	s.limited = g.limitedClients
 	if err := g.proxy.Set(p.HostForwards); err != nil {
 		return err
@@ -120,6 +129,11 @@ const maxLimited = 10
 func (g *gateway) limitedClients() (out []control.Limited) {
 	for _, r := range g.proxy.Refused() {
 		out = append(out, control.Limited{Client: r.Client, What: "connections to the host's own addresses", Refused: r.Count})
+	}
+	if g.inbound != nil {
+		for _, r := range g.inbound.Refused() {
+			out = append(out, control.Limited{Client: r.Client, What: "connections to the VPC", Refused: r.Count})
+		}
 	}
 	clients, _ := g.plane.Greedy(maxLimited)
 	for _, c := range clients {
@@ -161,6 +175,9 @@ func (g *gateway) runTogether(ctx context.Context) error {
 	eg.Go(func() error { defer stop(); return g.run(ctx) })
 	eg.Go(func() error { return g.runPlane(longer) })
 	eg.Go(func() error { return g.proxy.Run(longer) })
+	if g.inbound != nil {
+		eg.Go(func() error { return g.inbound.Run(longer) })
+	}
 	return eg.Wait()
 }
 

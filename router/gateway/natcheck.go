@@ -33,6 +33,11 @@ func (g *gateway) natCheck(p *plan.Plan) control.Check {
 	if why, remedy := g.in.unannounced(p); why != nil {
 		add("hosts of the VPC don't find us: "+why.Error(), remedy)
 	}
+	if len(reasons) == 0 && g.inbound != nil {
+		if err := g.inbound.CantPing(); err != nil {
+			return control.Failed(name, control.Degraded, "pings of overlay hosts go nowhere: "+err.Error(), "")
+		}
+	}
 	if len(reasons) == 0 {
 		return control.Passed(name)
 	}

@@ -109,6 +109,13 @@ const (
 
 // New makes a proxy without forwards.
 func New(plane Plane, limits Limits, reg prometheus.Registerer, log *slog.Logger) *Proxy {
+	results := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ztgate_relayed_connections_total",
+		Help: "TCP connections and UDP sessions of forwards on the host's own addresses, by what became of them."}, []string{"protocol", "result"})
+	return newProxy(plane, limits, MaxConnections, results, []string{"tcp", "udp"}, reg, log)
+}
+
+// newProxy makes a proxy that counts results of protocols, and has so many sessions of UDP.
+func newProxy(plane Plane, limits Limits, sessions int, results *prometheus.CounterVec, protocols []string, reg prometheus.Registerer, log *slog.Logger) *Proxy {
 	limits.Connections = cmp.Or(limits.Connections, MaxConnections)
 	limits.Idle = cmp.Or(limits.Idle, DefaultIdle)
 	limits.IdleUDP = cmp.Or(limits.IdleUDP, DefaultIdleUDP)
@@ -121,12 +128,11 @@ func New(plane Plane, limits Limits, reg prometheus.Registerer, log *slog.Logger
 	dials := limits.Connections / dialShare
 	r := &Proxy{plane: plane, limits: limits, log: log, start: time.Now(), streams: newBuffers(streamBuffer), packets: newBuffers(maxDatagram),
 		open: map[endpoint]*listener{}, refused: blame{},
-		tcp: newShares(limits.Connections, each(limits.Connections)), udp: newShares(MaxConnections, each(MaxConnections)),
-		dials: newShares(dials, min(each(limits.Connections), fairShare(dials))),
-		results: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ztgate_relayed_connections_total",
-			Help: "TCP connections and UDP sessions of forwards on the host's own addresses, by what became of them."}, []string{"protocol", "result"})}
+		tcp: newShares(limits.Connections, each(limits.Connections)), udp: newShares(sessions, each(sessions)),
+		dials:   newShares(dials, min(each(limits.Connections), fairShare(dials))),
+		results: results}
 	for _, result := range relayResults {
-		for _, proto := range []string{"tcp", "udp"} {
+		for _, proto := range protocols {
 			r.results.WithLabelValues(proto, result)
 		}
 	}
@@ -373,7 +379,7 @@ func (r *Proxy) admit(e *entry, proto string, in ...*shares) bool {
 			gone = append(gone, g)
 		}
 		if !ok {
-			r.refused.add(e.client)
+			r.refused.add(cmp.Or(e.client.prefix, e.shown))
 			for _, s := range in[:i] {
 				s.remove(e)
 			}
@@ -422,6 +428,7 @@ type conn struct {
 	r      *Proxy
 	from   netip.AddrPort
 	client net.Conn
+	over   chan struct{}   // closed when the host's end was read; nil where the client is one of the kernel's
 	ctx    context.Context // of the connecting
 	cancel context.CancelFunc
 
@@ -454,11 +461,18 @@ func (c *conn) carry(f config.Forward) string {
 		abort(host)
 		return relayOK
 	}
+	c.exchange()
+	return relayOK
+}
+
+// exchange carries what both sides say until both are done.
+func (c *conn) exchange() {
+	host := c.host
 	var requests sync.WaitGroup
 	requests.Go(func() {
 		err := c.pipe(host, c.client)
 		if err == nil && c.watch() {
-			err = awaitReset(c.client)
+			err = c.awaitReset()
 		}
 		if err != nil {
 			c.abort()
@@ -475,7 +489,20 @@ func (c *conn) carry(f config.Forward) string {
 		_ = c.client.Close()
 		_ = host.Close()
 	}
-	return relayOK
+}
+
+// awaitReset waits for the reset of the client, whose end was read, until the host's end was
+// read, too.
+func (c *conn) awaitReset() error {
+	if inside, ok := c.client.(interface {
+		AwaitReset(stop <-chan struct{}) bool
+	}); ok {
+		if inside.AwaitReset(c.over) {
+			return errReset
+		}
+		return nil
+	}
+	return awaitReset(c.client)
 }
 
 // connected frees the place of an entry among the dials.
@@ -500,6 +527,9 @@ func (c *conn) answersEnded() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended = true
+	if c.over != nil {
+		close(c.over)
+	}
 	if c.watching {
 		_ = c.client.SetReadDeadline(past)
 	}
