@@ -290,9 +290,11 @@ func (c *Incoming) Accept(ctx context.Context) (*TCPConn, error) {
 	h.mu.Unlock()
 	if conn == nil {
 		select {
-		case conn = <-done: // it came too late
-			conn.Abort()
-			_ = conn.Close()
+		case conn = <-done: // perhaps it came too late
+			if conn != nil {
+				conn.Abort()
+				_ = conn.Close()
+			}
 		default:
 		}
 		return nil, errHandshake
@@ -329,18 +331,18 @@ func (h *handovers) handshake(r *tcp.ForwarderRequest) {
 	wq := new(waiter.Queue)
 	ep, err := r.CreateEndpoint(wq)
 	r.Complete(false)
-	if err != nil {
-		return
+	var c *TCPConn // nil = the client has given it up
+	if err == nil {
+		c = &TCPConn{TCPConn: gonet.NewTCPConn(wq, ep)}
+		c.init(ep, wq)
 	}
-	c := &TCPConn{TCPConn: gonet.NewTCPConn(wq, ep)}
-	c.init(ep, wq)
 	h.mu.Lock()
 	wanted := h.accepted[key] == done
 	if wanted {
 		done <- c
 	}
 	h.mu.Unlock()
-	if !wanted {
+	if !wanted && c != nil {
 		c.Abort()
 		_ = c.Close()
 	}

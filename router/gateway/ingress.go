@@ -28,9 +28,9 @@ type ingress interface {
 	// of clients come to the plane and answers back, as far as those don't say so.
 	checks(p *plan.Plan) []control.Check
 	wayCheck(p *plan.Plan) control.Check
-	// unannounced says why hosts of the VPC don't find our addresses among them, as far as
-	// that can be known, and what helps; nil = they do.
-	unannounced(p *plan.Plan) (why error, remedy string)
+	// announces looks whether hosts of the VPC find our addresses among them, as far as that
+	// can be known.
+	announces(p *plan.Plan) control.Check
 	// client sends from our address as clients do from theirs, and through says by what.
 	client(src netip.Addr) clientDialer
 	through() string

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"ztgate/netstack"
 	"ztgate/router/config"
@@ -125,14 +126,23 @@ func (i *packetIngress) announce(p *plan.Plan) error {
 	return i.proxy.Set(addrs)
 }
 
-// unannounced implements [ingress].
-func (i *packetIngress) unannounced(p *plan.Plan) (why error, remedy string) {
+// rivalPatience is how long another host's claim of an address of ours counts.
+const rivalPatience = 10 * time.Minute
+
+// announces implements [ingress].
+func (i *packetIngress) announces(p *plan.Plan) control.Check {
 	for _, a := range p.Announced {
 		if a.Device != "" && a.Device != i.name() {
-			return fmt.Errorf("%s is on the link of %s, and ztgate takes packets from %s alone", a.Addr, a.Device, i.name()), "choose an address of the subnet on " + i.name()
+			return control.Failed(checkNAT, control.Down, fmt.Sprintf("hosts of the VPC don't find us: %s is on the link of %s, and ztgate takes packets from %s alone", a.Addr, a.Device, i.name()),
+				"choose an address of the subnet on "+i.name())
 		}
 	}
-	return nil, ""
+	if i.proxy != nil {
+		if r := i.proxy.Rival(); r != nil && time.Since(r.Seen) < rivalPatience {
+			return control.Failed(checkNAT, control.Degraded, fmt.Sprintf("another host, %s on %s, says that it has %s", r.MAC, i.name(), r.Addr), "give one of the two another address")
+		}
+	}
+	return control.Passed(checkNAT)
 }
 
 // guard makes the kernel discard its copies where it would forward them, if we may: else

@@ -104,8 +104,13 @@ func (t *tunIngress) enforce(cfg *config.Config, p *plan.Plan) error {
 	return errors.Join(append(errs, t.link.Guard(routes, p.KeepGuards), t.link.SetRoutes(routes), t.proxy.Set(p.Announced))...)
 }
 
-// unannounced implements [ingress].
-func (t *tunIngress) unannounced(*plan.Plan) (error, string) { return t.proxy.Missing() }
+// announces implements [ingress].
+func (t *tunIngress) announces(*plan.Plan) control.Check {
+	if why, remedy := t.proxy.Missing(); why != nil {
+		return control.Failed(checkNAT, control.Down, "hosts of the VPC don't find us: "+why.Error(), remedy)
+	}
+	return control.Passed(checkNAT)
+}
 
 // setMTU makes the interface and the plane agree on the largest packet.
 func (t *tunIngress) setMTU(mtu int) error {

@@ -9,37 +9,31 @@ import (
 	"ztgate/router/plan"
 )
 
-// natCheck tells of addresses that overlay hosts should be masqueraded as and can't be.
+// checkNAT is the check of how the VPC sees overlay hosts.
+const checkNAT = "nat_address"
+
+// natCheck tells when overlay hosts don't reach the VPC as they should be seen there.
 func (g *gateway) natCheck(p *plan.Plan) control.Check {
-	const name = "nat_address"
 	var reasons, remedies []string
-	add := func(reason, remedy string) {
-		reasons = append(reasons, reason)
-		if remedy != "" {
-			remedies = append(remedies, remedy)
-		}
-	}
 	for _, a := range g.config().VPC.NAT.Addresses {
 		if slices.ContainsFunc(p.Announced, func(o plan.Announcement) bool { return o.Addr == a }) {
 			continue
 		}
 		for _, q := range p.Problems {
 			if q.Refused && q.Network == 0 && q.Prefix == netip.PrefixFrom(a, a.BitLen()) {
-				add("overlay hosts don't reach the VPC as "+a.String()+": "+q.Reason, q.Remedy)
+				reasons, remedies = append(reasons, "overlay hosts don't reach the VPC as "+a.String()+": "+q.Reason), append(remedies, q.Remedy)
 				break
 			}
 		}
 	}
-	if why, remedy := g.in.unannounced(p); why != nil {
-		add("hosts of the VPC don't find us: "+why.Error(), remedy)
+	if len(reasons) > 0 {
+		return control.Failed(checkNAT, control.Down, strings.Join(reasons, "; "), strings.Join(remedies, "; "))
 	}
-	if len(reasons) == 0 && g.inbound != nil {
-		if err := g.inbound.CantPing(); err != nil {
-			return control.Failed(name, control.Degraded, "pings of overlay hosts go nowhere: "+err.Error(), "")
-		}
+	if c := g.in.announces(p); !c.OK || g.inbound == nil {
+		return c
 	}
-	if len(reasons) == 0 {
-		return control.Passed(name)
+	if err := g.inbound.CantPing(); err != nil {
+		return control.Failed(checkNAT, control.Degraded, "pings of overlay hosts go nowhere: "+err.Error(), "")
 	}
-	return control.Failed(name, control.Down, strings.Join(reasons, "; "), strings.Join(remedies, "; "))
+	return control.Passed(checkNAT)
 }

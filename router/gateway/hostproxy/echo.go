@@ -157,10 +157,12 @@ type echoSocket struct {
 // openEcho opens a socket for a host. Its error says what is missing.
 func openEcho(to netip.Addr) (*echoSocket, error) {
 	family, proto := unix.AF_INET, unix.IPPROTO_ICMP
-	var addr unix.Sockaddr = &unix.SockaddrInet4{Addr: to.Unmap().As4()}
+	var addr unix.Sockaddr
 	if to.Is6() {
 		family, proto = unix.AF_INET6, unix.IPPROTO_ICMPV6
 		addr = &unix.SockaddrInet6{Addr: to.As16()}
+	} else {
+		addr = &unix.SockaddrInet4{Addr: to.As4()}
 	}
 	const flags = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
 	s := &echoSocket{v6: to.Is6()}

@@ -190,6 +190,10 @@ func TestInboundEnds(t *testing.T) {
 	_ = host.Close()
 	reset("the client", client)
 	client, host = pair()
+	_, _ = client.Write([]byte("x"))
+	if _, err := io.ReadFull(host, make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
 	client.Abort()
 	reset("the host", host)
 	client, host = pair() // reset after its end was read, as a client that was killed
@@ -277,6 +281,23 @@ func TestInboundUDP(t *testing.T) {
 // TestInboundEcho: pings come back; without a socket for them they are unreachable; and what
 // waits for answers is bounded.
 func TestInboundEcho(t *testing.T) {
+	for _, to := range []string{"127.0.0.1", "::1"} {
+		s, err := openEcho(netip.MustParseAddr(to))
+		if err != nil {
+			t.Skip(err)
+		}
+		if err := s.request(7, 64, []byte("question")); err != nil {
+			t.Fatal(err)
+		}
+		_ = s.SetReadDeadline(time.Now().Add(patience))
+		for b, data := make([]byte, 1000), []byte(nil); data == nil; {
+			var seq uint16
+			if seq, data, err = s.answer(b); err != nil || data != nil && (seq != 7 || string(data) != "question") {
+				t.Fatalf("%s: %d, %q, %v", to, seq, data, err)
+			}
+		}
+		_ = s.Close()
+	}
 	socket, err := openEcho(netip.MustParseAddr("127.0.0.1"))
 	if err != nil {
 		t.Skip(err)
