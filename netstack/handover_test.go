@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -382,5 +383,38 @@ func TestHandoverExplained(t *testing.T) {
 	}
 	if len(h.seen) > 0 {
 		t.Errorf("handed over: %+v", h.seen)
+	}
+}
+
+// TestHandoverMutated: whatever a member sends, the process goes on, and others are served.
+func TestHandoverMutated(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	m, _ := handover(t)
+	const client, server, client6, server6 = "10.0.0.10:4000", "172.31.0.20:7", "[fd77:100::50]:4000", "[fd77:1::50]:7"
+	corpus := [][]byte{pkttest.UDP(client, server, "question"), pkttest.UDP(client6, server6, "question"),
+		pkttest.TCP(client, server, ipkt.SYN, 1, 0, ""), pkttest.TCP(client, server, ipkt.ACK, 2, 1, "data"), pkttest.TCP(client, server, ipkt.FIN|ipkt.ACK, 2, 1, ""),
+		pkttest.TCP(client6, server6, ipkt.SYN, 1, 0, ""), pkttest.TCP(client6, server6, ipkt.RST, 2, 0, ""),
+		pkttest.Echo("10.0.0.10", "172.31.0.20", false, 7, "x"), pkttest.Echo("fd77:100::50", "fd77:1::50", false, 7, "x")}
+	corpus = append(corpus, pkttest.Fragments(pkttest.UDP(client, server, string(make([]byte, 3000))), 1000, 1000)...)
+	corpus = append(corpus, pkttest.Fragments(pkttest.Echo("10.0.0.10", "172.31.0.20", false, 8, string(make([]byte, 3000))), 1000, 1000)...)
+	for range 20000 {
+		if b := mutate(rng, corpus[rng.IntN(len(corpus))]); len(b) > 0 {
+			m.sendIP(b)
+		}
+	}
+	if n := m.e.handovers.local.Panics.Load(); n > 0 {
+		t.Logf("the stack panicked on %d packets", n)
+	}
+	c, err := m.dial(t, "172.31.0.20:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Error(err)
 	}
 }
