@@ -71,7 +71,9 @@ const (
 	HostIsUnreachable                       // or it doesn't answer
 )
 
-// handoverKey is the ends of a connection as packets of the client have them.
+// handoverKey is the ends of a connection as packets of the client have them. It says
+// nothing of the network: where two have the same addresses, the VPC knows hosts by
+// aliases, and these aren't handed over.
 type handoverKey struct {
 	proto          uint8
 	client, target netip.AddrPort
@@ -130,7 +132,7 @@ func newHandovers(e *Engine) (*handovers, error) {
 func (w *worker) handOver(at *attachment, parts []*ipkt.View, d *decision) {
 	e, v := w.e, parts[0]
 	h := e.handovers
-	if h == nil || e.cfg.Host == nil {
+	if h == nil {
 		w.dropN(dropNoAddress, len(parts))
 		return
 	}
@@ -140,12 +142,9 @@ func (w *worker) handOver(at *attachment, parts []*ipkt.View, d *decision) {
 	}
 	whose := Handover{Network: at.ID, Member: macBytes(w.who.mac), Client: netip.AddrPortFrom(v.Source(), v.SPort), Server: server}
 	key := handoverKey{v.Proto, whose.Client, netip.AddrPortFrom(v.Destination(), v.DPort)}
-	switch v.Proto {
-	case ipkt.TCP, ipkt.UDP:
-		if h.local.expects(at.nic(), v) {
-			w.inject(at, h, parts)
-			return
-		}
+	if (v.Proto == ipkt.TCP || v.Proto == ipkt.UDP) && h.local.expects(at.nic(), v) {
+		w.inject(at, h, parts)
+		return
 	}
 	cut := len(parts) > 1
 	switch {

@@ -106,7 +106,7 @@ func (t *tunIngress) enforce(cfg *config.Config, p *plan.Plan) error {
 
 // announces implements [ingress].
 func (t *tunIngress) announces(*plan.Plan) control.Check {
-	if why, remedy := t.proxy.Missing(); why != nil {
+	if remedy, why := t.proxy.Missing(); why != nil {
 		return control.Failed(checkNAT, control.Down, "hosts of the VPC don't find us: "+why.Error(), remedy)
 	}
 	return control.Passed(checkNAT)

@@ -108,22 +108,23 @@ func (p *Proxy) has(l netlink.Link, a netip.Addr) bool {
 
 // Missing says why hosts of a link don't find an address that was set, and what helps;
 // nil = they do.
-func (p *Proxy) Missing() (why error, remedy string) {
+func (p *Proxy) Missing() (remedy string, why error) {
 	for _, a := range p.held {
 		l, err := p.nl.LinkByName(a.Device)
 		switch {
 		case err != nil:
-			return fmt.Errorf("interface %s, on whose link %s is, can't be looked at: %w", a.Device, a.Addr, err), ""
+			return "", fmt.Errorf("interface %s, on whose link %s is, can't be looked at: %w", a.Device, a.Addr, err)
 		case !p.has(l, a.Addr):
-			return fmt.Errorf("the kernel doesn't answer for %s on %s", a.Addr, a.Device), fmt.Sprintf("run ip neigh add proxy %s dev %s", a.Addr, a.Device)
+			return fmt.Sprintf("run ip neigh add proxy %s dev %s", a.Addr, a.Device), fmt.Errorf("the kernel doesn't answer for %s on %s", a.Addr, a.Device)
 		case a.Addr.Is6() && !p.answersNDP(a.Device):
-			return fmt.Errorf("net.ipv6.conf.%s.proxy_ndp is 0, so that the kernel doesn't answer for %s", a.Device, a.Addr), "run sysctl -w net.ipv6.conf." + a.Device + ".proxy_ndp=1"
+			key := "net.ipv6.conf." + a.Device + ".proxy_ndp"
+			return "run sysctl -w " + key + "=1", fmt.Errorf("%s is 0, so that the kernel doesn't answer for %s", key, a.Addr)
 		case !ForwardsFrom(p.read, a.Device, a.Addr.Is6()):
 			key := cmp.Or(map[bool]string{true: "net.ipv6.conf.all.forwarding"}[a.Addr.Is6()], "net.ipv4.conf."+a.Device+".forwarding")
-			return fmt.Errorf("%s is 0, so that the kernel doesn't answer for %s", key, a.Addr), "run sysctl -w " + key + "=1"
+			return "run sysctl -w " + key + "=1", fmt.Errorf("%s is 0, so that the kernel doesn't answer for %s", key, a.Addr)
 		}
 	}
-	return nil, ""
+	return "", nil
 }
 
 func ndpKey(device string) string { return "ipv6/conf/" + device + "/proxy_ndp" }

@@ -40,7 +40,7 @@ func TestKernelProxy(t *testing.T) {
 		if err := p.Set(list[:3]); err != nil {
 			t.Fatal(err)
 		}
-		if why, _ := p.Missing(); why != nil {
+		if _, why := p.Missing(); why != nil {
 			t.Error(why)
 		}
 	}
@@ -62,7 +62,7 @@ func TestKernelProxy(t *testing.T) {
 	for key, remedy := range map[string]string{"ipv4/conf/vpc0/forwarding": "net.ipv4.conf.vpc0.forwarding=1", "ipv6/conf/all/forwarding": "net.ipv6.conf.all.forwarding=1",
 		"ipv6/conf/vpc0/proxy_ndp": "net.ipv6.conf.vpc0.proxy_ndp=1"} {
 		settings[key] = "0"
-		if why, help := p.Missing(); why == nil || !strings.Contains(help, remedy) {
+		if help, why := p.Missing(); why == nil || !strings.Contains(help, remedy) {
 			t.Errorf("%s is 0: %v, %s", key, why, help)
 		}
 		settings[key] = "1"
@@ -70,13 +70,13 @@ func TestKernelProxy(t *testing.T) {
 	if err := p.nl.NeighDel(neighbourProxy(v, list[0].Addr)); err != nil {
 		t.Fatal(err)
 	}
-	if why, _ := p.Missing(); why == nil {
+	if _, why := p.Missing(); why == nil {
 		t.Error("nobody misses what somebody took away")
 	}
 	if err := p.Set(list); err != nil {
 		t.Fatal(err)
 	}
-	if why, _ := p.Missing(); why == nil || !strings.Contains(why.Error(), "gone0") {
+	if _, why := p.Missing(); why == nil || !strings.Contains(why.Error(), "gone0") {
 		t.Errorf("on a link that is gone: %v", why)
 	}
 	if err := p.Close(); err != nil {

@@ -80,13 +80,17 @@ func (in *Inbound) Connect(c *netstack.Incoming) bool {
 		p.count(protoTCP, relayLimit)
 		return false
 	}
-	return in.begin(&x.entry, func() {
+	ok := in.begin(&x.entry, func() {
 		result := in.carry(x, c)
 		x.cancel()
 		if p.leave(&x.entry) {
 			p.count(protoTCP, result)
 		}
 	})
+	if !ok {
+		x.cancel()
+	}
+	return ok
 }
 
 // begin runs f for an entry, unless all is closed.
