@@ -203,6 +203,7 @@ func testInbound(t *testing.T, s *lab.Scenario, seen map[string]string) {
 				if err != nil || got.Bytes == 0 || got.LostPercent > 10 {
 					t.Errorf("%+v: %+v, %v", m, got, err)
 				}
+				t.Logf("%+v: %.0f Mbit/s", m, got.BitsPerSecond/1e6)
 			}
 		})
 	}
