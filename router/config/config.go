@@ -5,6 +5,7 @@ package config
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -60,9 +61,10 @@ type Config struct {
 	file    string // that was read, "" = none, or one without content
 	noFile  bool   // on purpose
 	written written
-	answers map[string][]netip.Addr // that the names were replaced by
-	fitted  bool                    // by [Config.FitFlows]
-	picked  bool                    // by [Config.PickIngress]
+	moved   map[ztnode.NetworkID]NetworkConfig // what a home of zerotier-one says of networks that are named nowhere else
+	answers map[string][]netip.Addr            // that the names were replaced by
+	fitted  bool                               // by [Config.FitFlows]
+	picked  bool                               // by [Config.PickIngress]
 }
 
 // NetworkConfig is a network to join.
@@ -70,6 +72,9 @@ type NetworkConfig struct {
 	ID          ztnode.NetworkID
 	Masquerade  *bool // nil = nat.masquerade
 	AllowGlobal bool  // accept managed routes and addresses of public IP space
+	// AllowDefault lets a member send all that has no other way through the network, if
+	// its controller says so.
+	AllowDefault bool
 }
 
 // VPCConfig is the side the clients are on.
@@ -235,7 +240,16 @@ func (c *Config) Network(id ztnode.NetworkID) NetworkConfig {
 			return n
 		}
 	}
+	if n, ok := c.moved[id]; ok {
+		return n
+	}
 	return NetworkConfig{ID: id}
+}
+
+// AllowsDefault reports whether a default route may be taken.
+func (c *Config) AllowsDefault() bool {
+	allows := func(n NetworkConfig) bool { return n.AllowDefault }
+	return slices.ContainsFunc(c.Networks, allows) || slices.ContainsFunc(slices.Collect(maps.Values(c.moved)), allows)
 }
 
 // Masquerade says whether clients' addresses are hidden in a network.
@@ -291,7 +305,8 @@ func (c *Config) Values() []Value {
 		key := "networks." + n.ID.String()
 		out = append(out,
 			Value{key + ".masquerade", c.Masquerade(n.ID), c.Origin(key + ".masquerade")},
-			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")})
+			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")},
+			Value{key + ".allow_default", n.AllowDefault, c.Origin(key + ".allow_default")})
 	}
 	for _, part := range sections {
 		if part == networkRecords {

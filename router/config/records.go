@@ -18,7 +18,7 @@ var networkRecords = &record[NetworkConfig]{
 		one("id", parseNetwork, func(n *NetworkConfig, v ztnode.NetworkID) { n.ID = v }),
 		one("masquerade", parseBool, func(n *NetworkConfig, v bool) { n.Masquerade = &v }),
 		one("allow_global", parseBool, func(n *NetworkConfig, v bool) { n.AllowGlobal = v }),
-		one("allow_default", parseNoDefault, func(*NetworkConfig, bool) {}),
+		one("allow_default", parseBool, func(n *NetworkConfig, v bool) { n.AllowDefault = v }),
 	},
 	check: func(n *NetworkConfig) error {
 		if n.ID == 0 {
@@ -29,7 +29,7 @@ var networkRecords = &record[NetworkConfig]{
 	list:   func(c *Config) *[]NetworkConfig { return &c.Networks },
 	origin: func(n NetworkConfig) string { return "networks." + n.ID.String() },
 	text: func(c *Config, n NetworkConfig) string {
-		return fmt.Sprint(n.ID, " masquerade ", c.Masquerade(n.ID), " allow_global ", n.AllowGlobal)
+		return fmt.Sprint(n.ID, " masquerade ", c.Masquerade(n.ID), " allow_global ", n.AllowGlobal, " allow_default ", n.AllowDefault)
 	},
 }
 

@@ -44,6 +44,12 @@ type gateway struct {
 	planning sync.Mutex // one plan at a time is made and put into force
 }
 
+// judged implements [role].
+func (*gateway) judged() plan.Role { return plan.Gateway }
+
+// mark implements [role].
+func (*gateway) mark(*config.Config) int { return 0 }
+
 // settle implements [role].
 func (*gateway) settle(cfg *config.Config, log *slog.Logger) *config.Config {
 	return pickIngress(cfg, log)

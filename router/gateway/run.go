@@ -44,6 +44,10 @@ func RunMemberWith(ctx context.Context, cfg *config.Config, log *slog.Logger, no
 
 // role is what a process does with its node.
 type role interface {
+	// judged says how the plan judges the configuration.
+	judged() plan.Role
+	// mark is that of the overlay's own packets, 0 = none.
+	mark(cfg *config.Config) int
 	// settle decides what the configuration leaves to be decided at the start.
 	settle(cfg *config.Config, log *slog.Logger) *config.Config
 	// receive takes frames from the node's workers, once setUp has returned.
@@ -62,7 +66,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 	for _, w := range cfg.Warnings {
 		log.Warn("configuration", "warning", w)
 	}
-	if err := plan.Check(cfg); err != nil {
+	if err := plan.Check(r.judged(), cfg); err != nil {
 		return err
 	}
 	cfg, memory := limitMemory(r.settle(cfg, log), log)
@@ -79,7 +83,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 	}
 	reg := newRegistry(cfg)
 	node, err := newNode(NodeConfig{Implementation: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Networks: cfg.NetworkIDs(),
-		Underlay: cfg.Underlay, Logger: log, Registerer: reg, OnFrames: r.receive})
+		Underlay: cfg.Underlay, Mark: r.mark(cfg), Logger: log, Registerer: reg, OnFrames: r.receive})
 	if err != nil {
 		return fmt.Errorf("start node: %w", err)
 	}

@@ -8,7 +8,7 @@
 // address) is used or refused as a whole, by what it covers after masking. Refused
 // are
 //
-//   - default routes;
+//   - default routes, but those that a member takes as its exits;
 //   - what overlaps addresses that no router forwards (loopback, link-local,
 //     multicast, 0/8, 240/4), or a cloud's metadata service;
 //   - what isn't private as a whole, unless the network has allow_global;
@@ -101,6 +101,8 @@ type Plan struct {
 	// HostForwards are served on the host's own addresses, where packets end in the
 	// kernel.
 	HostForwards []config.Forward
+	// Exits are the managed default routes that are used, at most one of each family.
+	Exits []Exit
 }
 
 // Route is a route of the kernel.
@@ -146,14 +148,19 @@ func Make(in Input) *Plan {
 		b.masquerade()
 		b.forwards()
 		b.targets()
+		b.noExits()
 	}
 	return b.out
 }
 
 // Check judges a configuration by itself, without networks and host. Its error
 // names everything that can never work, one line each.
-func Check(cfg *config.Config) error {
-	return fatalError(Make(Input{Config: cfg}).Problems)
+func Check(role Role, cfg *config.Config) error {
+	problems := Make(Input{Config: cfg}).Problems
+	if role == Member { // takes default routes, and is judged like a gateway for the rest
+		problems = slices.DeleteFunc(problems, func(p Problem) bool { return p.member })
+	}
+	return fatalError(problems)
 }
 
 // order sorts networks by who was named first: in the configuration, then by
@@ -225,11 +232,17 @@ func (b *builder) network(n ztnode.Network) {
 			continue // through ourselves: for the other members
 		}
 		why := malformed(r)
-		if why == nil {
+		switch {
+		case why != nil:
+		case r.Target.Bits() == 0:
+			why = b.exit(&out, r)
+		default:
 			why = b.add(&out, r)
 		}
 		if why != nil {
-			out.Refused++
+			if !why.declined {
+				out.Refused++
+			}
 			b.refuse(n.ID, r.Target, "managed route "+r.Target.String(), why)
 		}
 	}

@@ -124,8 +124,6 @@ func TestRoutes(t *testing.T) {
 		{"::ffff:10.9.0.0/112", "malformed"},
 
 		// The world.
-		{"0.0.0.0/0", "default routes are not taken"},
-		{"::/0", "default routes are not taken"},
 		{"10.0.0.0/1", "never forwarded"},
 		{"128.0.0.0/1", "never forwarded"},
 		{"22.0.0.0/7", "isn't private address space as a whole"},
@@ -316,7 +314,7 @@ func TestMaps(t *testing.T) {
 		if tt.why == "" != (got == "") || !strings.Contains(got, tt.why) {
 			t.Errorf("%s: %q, want %q", tt.maps, got, tt.why)
 		}
-		if err := plan.Check(cfg); (err != nil) != tt.fatal {
+		if err := plan.Check(plan.Gateway, cfg); (err != nil) != tt.fatal {
 			t.Errorf("%s: by itself: %v", tt.maps, err)
 		}
 	}
@@ -377,7 +375,7 @@ func TestForwards(t *testing.T) {
 		if tt.route != "" != slices.Contains(targets(p), tt.route) || len(p.Routes) > 2 {
 			t.Errorf("%s: routes %v, want %q", tt.forward, targets(p), tt.route)
 		}
-		if err := plan.Check(cfg); (err != nil) != tt.fatal {
+		if err := plan.Check(plan.Gateway, cfg); (err != nil) != tt.fatal {
 			t.Errorf("%s: by itself: %v", tt.forward, err)
 		}
 	}
@@ -389,7 +387,7 @@ func TestForwards(t *testing.T) {
 	}
 	// Where the network doesn't masquerade, clients' addresses may be shown.
 	cfg = load(t, vpc+"networks: [{id: 8056c2e21c000001, masquerade: false}]\nforwards: [{listen: \"tcp/192.168.50.1:8443\", to: \"10.0.0.10:443\", masquerade: false}]\n")
-	if err := plan.Check(cfg); err != nil {
+	if err := plan.Check(plan.Gateway, cfg); err != nil {
 		t.Error(err)
 	}
 }
@@ -398,7 +396,7 @@ func TestForwards(t *testing.T) {
 func TestMember(t *testing.T) {
 	cfg := load(t, "")
 	n := withRoutes(ztnode.Network{ID: first, Status: ztnode.StatusOK, MTU: 9000, Addresses: nettest.Prefixes("10.0.0.1/24")},
-		"172.31.0.0/24", "172.31.16.0/24", "172.31.16.1/32", "169.254.169.254/32", "0.0.0.0/0", "10.99.5.0/24")
+		"172.31.0.0/24", "172.31.16.0/24", "172.31.16.1/32", "169.254.169.254/32", "10.99.5.0/24")
 	p := plan.Make(plan.Input{Role: plan.Member, Config: cfg, Networks: []ztnode.Network{n}, Host: host()})
 	if got, want := targets(p), []string{"10.0.0.0/24", "172.31.0.0/24", "10.99.5.0/24"}; !slices.Equal(got, want) {
 		t.Errorf("routes %v, want %v; problems %q", got, want, texts(p))
