@@ -210,6 +210,7 @@ func (e *Engine) decideOverlay(s *netSet, at *attachment, t *tuple) decision {
 	if !s.allow(&d, t, d.server, port, policy.In) {
 		return d
 	}
+	invited = invited || by != nil && by.Invites
 	// Nobody reaches VPC hosts from outside unless a forward, a map or a rule for just
 	// that says so (RFC 6092).
 	if !invited && (d.rule < 0 || s.policy.Rule(d.rule).Direction != policy.In) {

@@ -13,7 +13,7 @@ import (
 // Masquerade hides overlay hosts from the VPC side behind an address that the gateway
 // has there, so that nobody needs a route back. Flows that a map gives an alias, and
 // forwards that show the client's address, stay as they are; forwards that don't are shown
-// the same address. It permits nothing: the policy does.
+// the same address. It permits nothing unless it invites: the policy does.
 type Masquerade struct {
 	From []netip.Prefix // overlay hosts that it hides, by their own addresses; none = all
 	// To are the destinations that it holds for. They are on the VPC side, also outside of
@@ -24,6 +24,9 @@ type Masquerade struct {
 	// ByHost has flows go on by sockets of the host instead, see [Host], as from any of its
 	// addresses. Address is invalid then.
 	ByHost bool
+	// Invites says that it stands for a rule of the policy that accepts flows there with
+	// direction in: the policy's other rules and its default still refuse.
+	Invites bool
 }
 
 // SetMasquerade replaces how overlay hosts are hidden from the VPC side; the first one
@@ -50,7 +53,8 @@ func checkMasquerade(list []Masquerade) error {
 }
 
 func (m *Masquerade) equal(o *Masquerade) bool {
-	return m.To == o.To && m.Address == o.Address && m.ByHost == o.ByHost && slices.Equal(m.From, o.From) && slices.Equal(m.Except, o.Except)
+	return m.To == o.To && m.Address == o.Address && m.ByHost == o.ByHost && m.Invites == o.Invites &&
+		slices.Equal(m.From, o.From) && slices.Equal(m.Except, o.Except)
 }
 
 // hides returns what hides an overlay host from a destination, nil if nothing does.
