@@ -41,6 +41,7 @@ type Config struct {
 	Port                 int
 	Planet               string // path of a planet file, "" = built-in or the one in Home
 	Controller           bool
+	Exit                 bool // overlay hosts reach the internet
 	LogLevel             slog.Level
 	LogFormat            string // text | json
 	IdentitySecret       string // text form, "" = the one in Home
@@ -388,6 +389,9 @@ func (c *Config) check() []error {
 		bad("vpc.ingress", "%q is not supported yet: use tun, packet or auto", c.VPC.Ingress)
 	default:
 		bad("vpc.ingress", "%q is unknown: use tun, packet or auto", c.VPC.Ingress)
+	}
+	if c.Exit && !c.VPC.NAT.Host && len(c.VPC.NAT.Addresses) == 0 {
+		bad("exit", "answers from the internet wouldn't find back: set vpc.nat_address (--nat-address) to an address of the gateway that the internet reaches, or to host")
 	}
 	if !validInterface(c.VPC.TUN) {
 		bad("vpc.tun", "%q is no interface name: use up to 15 characters without spaces, '/' or ':'", c.VPC.TUN)

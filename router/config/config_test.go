@@ -252,8 +252,8 @@ func TestLoadErrors(t *testing.T) {
 		{"list for one", "policy: {rules: [{action: [drop]}]}", nil, nil, "policy.rules.action: want one value"},
 		{"mtu", "vpc: {mtu: 500}", nil, nil, "number from 1280"},
 		{"tun", "vpc: {tun: \"a b\"}", nil, nil, "no interface name"},
-		{"mode", "", []string{"ZEROTIER_ONE_GATEWAY_MODE=up"}, nil, "use outbound or both"},
-		{"inbound", "", []string{"ZEROTIER_ONE_GATEWAY_MODE=inbound"}, nil, "not supported yet"},
+		{"mode", "", []string{"ZEROTIER_ONE_GATEWAY_MODE=up"}, nil, "use inbound, outbound or both"},
+		{"exit without an address", "exit: true", nil, nil, "set vpc.nat_address"},
 		{"public alone", "identity: {public: x}", nil, nil, "give both or none"},
 	}
 	for _, tt := range tests {

@@ -53,6 +53,8 @@ const handMadeExit = `table inet nat {
 const (
 	exitRoot  = "44.128.0.1"
 	exitGW    = "44.128.0.10"
+	exitNAT4  = "44.128.0.11" // of the gateway, not of its kernel
+	exitNAT6  = "2600:1::11"
 	exitHome  = "44.128.0.30" // of the router
 	exitFar   = "44.129.0.1"  // a router of the internet towards
 	exitWeb   = "44.129.0.80" // a web server
@@ -257,6 +259,16 @@ func (l *exitLab) startHandMade(t *testing.T) {
 	l.gwProcess, l.gwAPI = l.ours(t, l.gw, "gw", "member", "--network", l.network.String(), "--tun", "ztm0")
 }
 
+// startGateway starts a gateway that is the exit.
+func (l *exitLab) startGateway(t *testing.T, natAddress ...string) {
+	t.Helper()
+	args := []string{"run", "--network", l.network.String(), "--tun", "ztg0", "--source", "172.31.0.0/16", "--interface", "eth0", "--exit", "--config", ""}
+	for _, a := range natAddress {
+		args = append(args, "--nat-address", a)
+	}
+	l.gwProcess, l.gwAPI = l.ours(t, l.gw, "gw", args...)
+}
+
 // startHome starts a member that allows the default route.
 func (l *exitLab) startHome(t *testing.T) {
 	t.Helper()
@@ -419,7 +431,7 @@ func TestExitMember(t *testing.T) {
 func strip(routing string) string {
 	var out []string
 	for line := range strings.Lines(routing) {
-		if !strings.Contains(line, "expires") {
+		if !strings.Contains(line, "expires") && !strings.Contains(line, "fe80:") {
 			out = append(out, strings.TrimSpace(line))
 		}
 	}
@@ -462,4 +474,69 @@ func mustJSON(t *testing.T, v any) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// A gateway is the exit of a home server, ours or a real zerotier-one.
+func TestExit(t *testing.T) { testExit(t, "exit", (*exitLab).startHome) }
+
+func TestInteropExit(t *testing.T) {
+	binary := reference(t)
+	testExit(t, "exitr", func(l *exitLab, t *testing.T) { l.startRealHome(t, binary) })
+}
+
+func testExit(t *testing.T, name string, startHome func(*exitLab, *testing.T)) {
+	l := startExitLab(t, name, true)
+	before := run(t, l.gw, "ip", "rule") + run(t, l.gw, "ip", "route", "show", "table", "all")
+	l.startGateway(t, exitNAT4, exitNAT6)
+	startHome(l, t)
+	l.awaitSeen(t, false, exitNAT4)
+	l.awaitSeen(t, true, exitNAT6)
+	l.witnesses(t)
+	t.Run("guards", func(t *testing.T) {
+		// The gateway's own host, what is private, and metadata aren't the internet.
+		for _, a := range []string{exitGW, "[" + exitGW6 + "]"} {
+			at := netip.MustParseAddrPort(a + ":7009")
+			echoOn(t, l.gw, at)
+			c, err := l.web.Dial(t.Context(), "tcp", at.String()) // is there for others
+			l.must(t, err)
+			_ = c.Close()
+		}
+		for _, a := range []string{exitGW, "[" + exitGW6 + "]", "172.31.0.10", "192.168.5.1", "169.254.169.254"} {
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			out, err := l.home.Run(ctx, "curl", "-sS", "--max-time", "1", "--interface", homeInterface(t, l), "http://"+a+":7009/")
+			cancel()
+			if err == nil {
+				t.Errorf("%s is reached: %s", a, out)
+			}
+		}
+	})
+	t.Run("gateway's own way", func(t *testing.T) {
+		run(t, l.gw, "ping", "-n", "-c", "1", "-W", "2", exitWeb)
+		run(t, l.gw, "ping", "-n", "-c", "1", "-W", "2", exitWeb6)
+	})
+	t.Run("gateway killed", func(t *testing.T) {
+		l.gwProcess.Kill()
+		run(t, l.gw, "ping", "-n", "-c", "1", "-W", "2", exitWeb)
+		if as, err := l.seenAs(false); err == nil {
+			t.Errorf("past the exit, seen as %s", as)
+		}
+		l.startGateway(t, exitNAT4, exitNAT6)
+		l.awaitSeen(t, false, exitNAT4)
+		l.gwProcess.Stop()
+		if after := run(t, l.gw, "ip", "rule") + run(t, l.gw, "ip", "route", "show", "table", "all"); strip(after) != strip(before) {
+			t.Errorf("before:\n%s\nafter:\n%s", before, after)
+		}
+	})
+}
+
+// homeInterface is the home server's interface in the network.
+func homeInterface(t *testing.T, l *exitLab) string {
+	t.Helper()
+	for line := range strings.Lines(run(t, l.home, "ip", "-o", "-4", "addr")) {
+		if f := strings.Fields(line); strings.HasPrefix(f[3], homeOverlay+"/") {
+			return f[1]
+		}
+	}
+	t.Fatal("the home server has no address in the network")
+	return ""
 }

@@ -7,6 +7,7 @@ import (
 	"ztgate/netstack"
 	"ztgate/router/config"
 	"ztgate/router/control"
+	"ztgate/router/host"
 	"ztgate/router/plan"
 )
 
@@ -31,6 +32,8 @@ type ingress interface {
 	// announces looks whether hosts of the VPC find our addresses among them, as far as that
 	// can be known.
 	announces(p *plan.Plan) control.Check
+	// beyond is the way of packets of overlay hosts to the internet.
+	beyond(m plan.Masquerade, dst netip.Addr) (host.Way, error)
 	// client sends from our address as clients do from theirs, and through says by what.
 	client(src netip.Addr) clientDialer
 	through() string

@@ -74,7 +74,9 @@ func KeptOut(cfg *config.Config, h *Host) (d Detour) {
 		d.From = append(d.From, a.Addr)
 	}
 	for _, u := range unroutable {
-		d.To = append(d.To, u.prefix)
+		if !u.prefix.Addr().Is4In6() { // of which the kernel knows none
+			d.To = append(d.To, u.prefix)
+		}
 	}
 	d.To = append(d.To, special.Metadata()...)
 	for _, p := range cfg.VPC.Sources {
@@ -83,4 +85,36 @@ func KeptOut(cfg *config.Config, h *Host) (d Detour) {
 		}
 	}
 	return d
+}
+
+// internet is how the internet sees overlay hosts that this gateway is the exit of: as the
+// VPC does. They reach neither this host nor anything that isn't the internet.
+func (b *builder) internet(v6 bool, m Masquerade) Masquerade {
+	m.To, m.Invites, m.Except = everything(v6), true, noInternet(v6)
+	if b.in.Host != nil {
+		for _, h := range b.in.Host.Addresses {
+			if h.Addr.Is6() == v6 {
+				m.Except = append(m.Except, single(h.Addr))
+			}
+		}
+	}
+	return m
+}
+
+// noInternet are the prefixes of a family whose addresses mean something else on every
+// network. Those that hold addresses of IPv4 in IPv6 (NAT64, 6to4) are among them.
+func noInternet(v6 bool) (out []netip.Prefix) {
+	for _, p := range notInternet {
+		if p.Addr().Is6() == v6 {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+var notInternet = [...]netip.Prefix{
+	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("172.16.0.0/12"),
+	netip.MustParsePrefix("192.0.0.0/24"), netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("198.18.0.0/15"),
+	netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("64:ff9b:1::/48"), netip.MustParsePrefix("2002::/16"), netip.MustParsePrefix("fc00::/7"),
+	netip.MustParsePrefix("fec0::/10"),
 }

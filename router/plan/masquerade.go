@@ -14,6 +14,7 @@ type Masquerade struct {
 	Except  []netip.Prefix // of those, whom nobody reaches
 	Address netip.Addr     // by which; invalid = none can be used now
 	Host    bool           // by this host's own address
+	Invites bool           // the policy needs no rule that accepts them
 }
 
 // Announcement is an address of ours that hosts of a link ask for, and which the kernel
@@ -101,12 +102,18 @@ func (b *builder) masquerade() {
 		to := slices.DeleteFunc(b.sources(), func(p netip.Prefix) bool { return p.Addr().Is6() != v6 })
 		if len(b.sources()) == 0 {
 			to = []netip.Prefix{everything(v6)}
+			if b.cfg.Exit { // what is beyond isn't the VPC
+				to = noInternet(v6)
+			}
 		}
-		if len(to) == 0 && wanted {
+		if len(to) == 0 && wanted && !b.cfg.Exit {
 			b.warn("vpc.nat_address", object("add the VPC's prefix to vpc.sources, or remove the address", "vpc.sources has no prefix of the family of %s", m.Address))
 		}
 		for _, m.To = range to {
 			b.out.Masquerade = append(b.out.Masquerade, m)
+		}
+		if b.cfg.Exit {
+			b.out.Masquerade = append(b.out.Masquerade, b.internet(v6, m))
 		}
 	}
 }
