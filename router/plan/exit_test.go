@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"ztgate/internal/nettest"
+	"ztgate/router/config"
 	"ztgate/router/plan"
 	"ztgate/zerotier/ztnode"
 )
@@ -91,5 +92,60 @@ func TestKeptOut(t *testing.T) {
 	}
 	if got := fmt.Sprint(d.From); got != "[172.31.16.5 172.17.0.1 192.168.77.1]" {
 		t.Errorf("from %s", got)
+	}
+}
+
+// The internet is all but this host, what is private and the VPC, which stays behind the
+// policy's rules.
+func TestInternet(t *testing.T) {
+	const networks = "networks: [8056c2e21c000001]\n"
+	for _, tt := range []struct {
+		name, config string
+		want         []string // by which overlay hosts are masqueraded, in order
+	}{
+		{"off", "vpc: {sources: [172.31.0.0/16], nat_address: 172.31.200.1}\n", []string{"172.31.0.0/16 as 172.31.200.1"}},
+		{"an address", "vpc: {sources: [172.31.0.0/16], nat_address: 172.31.200.1}\nexit: true\n", []string{"172.31.0.0/16 as 172.31.200.1", "0.0.0.0/0 as 172.31.200.1 invites"}},
+		{"both families", "vpc: {sources: [172.31.0.0/16], nat_address: [172.31.200.1, \"2600:1::1\"]}\nexit: true\n",
+			[]string{"172.31.0.0/16 as 172.31.200.1", "0.0.0.0/0 as 172.31.200.1 invites", "::/0 as 2600:1::1 invites"}},
+		{"the host", "vpc: {sources: [172.31.0.0/16], nat_address: host}\nexit: true\n",
+			[]string{"172.31.0.0/16 as host", "0.0.0.0/0 as host invites", "::/0 as host invites"}},
+		{"without sources", "vpc: {nat_address: 172.31.200.1}\nexit: true\n",
+			[]string{"10.0.0.0/8 as 172.31.200.1", "100.64.0.0/10 as 172.31.200.1", "172.16.0.0/12 as 172.31.200.1", "192.0.0.0/24 as 172.31.200.1",
+				"192.168.0.0/16 as 172.31.200.1", "198.18.0.0/15 as 172.31.200.1", "0.0.0.0/0 as 172.31.200.1 invites"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := plan.Make(plan.Input{Config: load(t, tt.config+networks), Networks: []ztnode.Network{office(first)}, Host: host()})
+			var got []string
+			for _, m := range p.Masquerade {
+				as := m.Address.String()
+				if m.Host {
+					as = "host"
+				}
+				s := m.To.String() + " as " + as
+				if m.Invites {
+					s += " invites"
+				}
+				got = append(got, s)
+				if !m.Invites || m.To.Addr().Is6() {
+					continue
+				}
+				for _, a := range []string{"10.9.9.9/32", "192.168.1.1/32", "172.31.16.5/32", "172.17.0.1/32", "192.168.77.1/32"} {
+					if !slices.ContainsFunc(m.Except, func(p netip.Prefix) bool { return p.Contains(netip.MustParsePrefix(a).Addr()) }) {
+						t.Errorf("%s is reached as the internet: %v", a, m.Except)
+					}
+				}
+				if slices.ContainsFunc(m.Except, func(p netip.Prefix) bool {
+					return p.Contains(netip.MustParseAddr("8.8.8.8")) || p.Contains(netip.MustParseAddr("198.51.100.1"))
+				}) {
+					t.Errorf("the internet isn't reached: %v", m.Except)
+				}
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("%q, want %q; problems %q", got, tt.want, texts(p))
+			}
+		})
+	}
+	if _, err := config.Load(config.Sources{NoFile: true, Environ: []string{"ZTGATE_EXIT=true"}}); err == nil || !strings.Contains(err.Error(), "nat_address") {
+		t.Errorf("an exit without an address: %v", err)
 	}
 }
