@@ -147,6 +147,8 @@ var inputs = map[string]string{
 	"run --source all":                                `give ADDRESS/BITS`,
 	"run --mtu 100":                                   `from 1280 to 65535, or 0`,
 	"run --mtu -1":                                    `from 1280 to 65535, or 0`,
+	"run --exit=maybe":                                `use true or false`,
+	"config check --member=maybe":                     `invalid`,
 	"run --max-flows 5":                               `from 1024`,
 	"run --max-flows 99999999999":                     `from 1024`,
 	"run --listen 9002":                               `give ADDRESS:PORT`,

@@ -390,9 +390,6 @@ func (c *Config) check() []error {
 	default:
 		bad("vpc.ingress", "%q is unknown: use tun, packet or auto", c.VPC.Ingress)
 	}
-	if c.Exit && !c.VPC.NAT.Host && len(c.VPC.NAT.Addresses) == 0 {
-		bad("exit", "answers from the internet wouldn't find back: set vpc.nat_address (--nat-address) to an address of the gateway that the internet reaches, or to host")
-	}
 	if !validInterface(c.VPC.TUN) {
 		bad("vpc.tun", "%q is no interface name: use up to 15 characters without spaces, '/' or ':'", c.VPC.TUN)
 	}

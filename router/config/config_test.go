@@ -253,7 +253,6 @@ func TestLoadErrors(t *testing.T) {
 		{"mtu", "vpc: {mtu: 500}", nil, nil, "number from 1280"},
 		{"tun", "vpc: {tun: \"a b\"}", nil, nil, "no interface name"},
 		{"mode", "", []string{"ZEROTIER_ONE_GATEWAY_MODE=up"}, nil, "use inbound, outbound or both"},
-		{"exit without an address", "exit: true", nil, nil, "set vpc.nat_address"},
 		{"public alone", "identity: {public: x}", nil, nil, "give both or none"},
 	}
 	for _, tt := range tests {

@@ -162,6 +162,7 @@ var changes = func() map[string]change {
 		"networks.masquerade":    {after: "networks: [{id: " + net1 + ", masquerade: false}]", probe: https, was: masked, is: kept},
 		"networks.allow_global":  {after: "networks: [{id: " + net1 + ", allow_global: true}]", probe: installed("8.8.8.0/24"), was: "not installed", is: "installed"},
 		"networks.allow_default": {after: "networks: [{id: " + net1 + ", allow_default: false}]", said: []string{}},
+		"exit":                   {after: "exit: true"},
 		"nat.masquerade":         {after: "nat: {masquerade: false}", probe: https, was: masked, is: kept},
 		"nat.masquerade6":        {after: "nat: {masquerade6: true}", probe: https6, was: "forward fd00:31::10 to [fd00:10::10]:443", is: "forward fd00:147::5 to [fd00:10::10]:443"},
 		"nat.exempt":             {after: "nat: {exempt: [10.0.0.0/24]}", probe: https, was: masked, is: kept},

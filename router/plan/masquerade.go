@@ -91,6 +91,9 @@ func (b *builder) masquerade() {
 	for _, v6 := range []bool{false, true} {
 		wanted := slices.ContainsFunc(nat.Addresses, func(a netip.Addr) bool { return a.Is6() == v6 })
 		if !wanted && !nat.Host {
+			if b.cfg.Exit && len(nat.Addresses) == 0 {
+				b.out.Masquerade = append(b.out.Masquerade, b.internet(v6, Masquerade{Host: true}))
+			}
 			continue
 		}
 		m := Masquerade{Except: b.except(v6, !wanted), Host: !wanted}
