@@ -7,8 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -206,30 +204,17 @@ func (l *exitLab) control(t *testing.T, name string, args ...string) string {
 func (l *exitLab) startWeb(t *testing.T) {
 	t.Helper()
 	for _, a := range []string{exitWeb, exitWeb6} {
-		lis, err := l.web.Listen("tcp", netip.AddrPortFrom(netip.MustParseAddr(a), 80).String())
-		l.must(t, err)
-		srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			host, _, _ := net.SplitHostPort(r.RemoteAddr)
-			fmt.Fprintln(w, host)
-		})}
-		t.Cleanup(func() { _ = srv.Close() })
-		go func() { _ = srv.Serve(lis) }()
+		whoAsks(t, l.web, netip.AddrPortFrom(netip.MustParseAddr(a), 80))
 	}
 }
 
 // seenAs fetches a page and returns as whom the server sees the home server.
 func (l *exitLab) seenAs(v6 bool) (string, error) {
-	url := "http://" + exitWeb + "/"
+	a := exitWeb
 	if v6 {
-		url = "http://[" + exitWeb6 + "]/"
+		a = exitWeb6
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	out, err := l.home.Run(ctx, "curl", "-sS", "--max-time", "3", url)
-	if err != nil {
-		return "", fmt.Errorf("%w: %s", err, out)
-	}
-	return strings.TrimSpace(string(out)), nil
+	return asked(l.home, netip.AddrPortFrom(netip.MustParseAddr(a), 80))
 }
 
 func (l *exitLab) awaitSeen(t *testing.T, v6 bool, as string) {
@@ -338,6 +323,9 @@ func TestExitMember(t *testing.T) {
 	l.awaitSeen(t, false, exitGW)
 	l.awaitSeen(t, true, exitGW6)
 	l.witnesses(t)
+	if out := l.control(t, "home", "status"); !strings.Contains(out, "default route: by "+exitOverlay+" in network "+l.network.String()+", in force\n") {
+		t.Errorf("status: %s", out)
+	}
 
 	t.Run("own ways", func(t *testing.T) {
 		run(t, l.home, "ping", "-n", "-c", "1", "-W", "2", "192.168.5.1")

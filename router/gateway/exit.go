@@ -56,6 +56,7 @@ func openExits(s *service) (_ *exits, err error) {
 		default: // one is due already
 		}
 	}
+	s.exits = x.states
 	if x.routes, err = host.OpenExits(s.log); err != nil {
 		return nil, err
 	}
@@ -124,6 +125,16 @@ func (x *exits) tell(old, list []exitNow) {
 // up reports whether the internet answers through an exit.
 func (x *exits) up(n exitNow) bool {
 	return slices.ContainsFunc(x.prober.states(), func(t control.TargetState) bool { return t.Up && t.Target == n.target().String() })
+}
+
+// states are what is told of the exits.
+func (x *exits) states() []control.Exit {
+	list := *x.now.Load()
+	out := make([]control.Exit, len(list))
+	for i, n := range list {
+		out[i] = control.Exit{Network: n.Network, Via: n.Via, Interface: n.device, InForce: n.inForce, Up: x.up(n)}
+	}
+	return out
 }
 
 // look makes known what is wrong with the exits.

@@ -35,7 +35,7 @@ type member struct {
 	table   *host.Table
 	taps    map[ztnode.NetworkID]*host.TAP
 	readers errgroup.Group
-	exits   *exits // nil = no default route may be taken
+	out     *exits // nil = no default route may be taken
 }
 
 func newMember() *member {
@@ -83,15 +83,15 @@ func (m *member) setUp(s *service, _ *prometheus.Registry) (err error) {
 	if !s.config().AllowsDefault() {
 		return host.TidyExits(s.log)
 	}
-	m.exits, err = openExits(s)
+	m.out, err = openExits(s)
 	return err
 }
 
 // parts implements [role].
 func (m *member) parts() []func(context.Context) error {
 	parts := []func(context.Context) error{m.run, m.names.run}
-	if m.exits != nil {
-		parts = append(parts, m.exits.parts()...)
+	if m.out != nil {
+		parts = append(parts, m.out.parts()...)
 	}
 	return parts
 }
@@ -100,8 +100,8 @@ func (m *member) parts() []func(context.Context) error {
 func (m *member) close(bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if m.exits != nil {
-		m.exits.close()
+	if m.out != nil {
+		m.out.close()
 	}
 	for id := range m.taps {
 		m.detach(ctx, id)
@@ -113,12 +113,12 @@ func (m *member) close(bool) {
 
 func (m *member) run(ctx context.Context) error {
 	f := follower{sync: m.sync}
-	if m.exits != nil {
-		f.look, f.changed = m.exits.look, m.exits.watch.Changed()
+	if m.out != nil {
+		f.look, f.changed = m.out.look, m.out.watch.Changed()
 	}
 	err := m.follow(ctx, f)
-	if m.exits != nil {
-		err = errors.Join(err, m.exits.routes.Set(host.ExitState{}))
+	if m.out != nil {
+		err = errors.Join(err, m.out.routes.Set(host.ExitState{}))
 	}
 	for id := range m.taps {
 		m.detach(context.Background(), id)
@@ -166,8 +166,8 @@ func (m *member) sync(nets []ztnode.Network) {
 			errs[n.ID] = m.enforce(&p.Networks[i])
 		}
 	}
-	if m.exits != nil {
-		errs[0] = m.exits.enforce(p, h, m.taps)
+	if m.out != nil {
+		errs[0] = m.out.enforce(p, h, m.taps)
 	}
 	st := &state{plan: p, devices: map[ztnode.NetworkID]string{}}
 	for id, t := range m.taps {

@@ -41,6 +41,7 @@ type service struct {
 	reload     func(*config.Config) error // puts a configuration into force; nil = this process can't
 	remembered *homeMemory                // nil = what was in force last isn't remembered
 	limited    func() []control.Limited   // clients that limits refuse, the greediest first; nil = there are none
+	exits      func() []control.Exit      // of a member; nil = it has none
 	reloading  sync.Mutex
 
 	hostChecks atomic.Pointer[[]control.Check] // of the host and the data path; nil = nobody looks
@@ -178,6 +179,9 @@ func (s *service) status() control.Status {
 	}
 	if s.limited != nil {
 		st.Limited = s.limited()
+	}
+	if s.exits != nil {
+		st.Exits = s.exits()
 	}
 	if s.plane != nil {
 		st.Ingress, st.SeenAs = s.ingress, s.seenAs()
