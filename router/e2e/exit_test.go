@@ -393,15 +393,17 @@ func TestExitMember(t *testing.T) {
 	t.Run("IPv4 alone", func(t *testing.T) {
 		l.control(t, "root", "controller", "set", l.network.String(), "--subnet", "10.77.0.0/24", "--route", "fd77::/64", "--route", "0.0.0.0/0="+exitOverlay)
 		testwait.NoError(t, 30*time.Second, func() error {
-			as, err := l.seenAs(true)
-			if err == nil {
-				return fmt.Errorf("IPv6 leaks: seen as %s", as)
-			}
-			if !strings.Contains(err.Error(), "Failed to connect") && !strings.Contains(err.Error(), "Couldn't connect") {
-				return err // a time-out
+			if out := run(t, l.home, "ip", "-6", "route", "show", "table", "31348"); !strings.Contains(out, "unreachable ::/1") {
+				return fmt.Errorf("IPv6 isn't blocked: %s", out)
 			}
 			return nil
 		})
+		for range 5 {
+			began := time.Now()
+			if as, err := l.seenAs(true); err == nil || time.Since(began) > 2*time.Second {
+				t.Errorf("IPv6 leaks: seen as %s, or is told late: %v\n%s", as, err, l.routing(t))
+			}
+		}
 		l.awaitSeen(t, false, exitGW)
 	})
 
@@ -433,6 +435,16 @@ func (l *exitLab) witnesses(t *testing.T) {
 			out := run(t, l.home, "ping", "-n", "-c", "3", "-i", "0.2", a)
 			if !strings.Contains(out, " 0% packet loss") {
 				t.Error(out)
+			}
+		}
+	})
+	t.Run("large", func(t *testing.T) {
+		for _, a := range []string{exitWeb, exitWeb6} {
+			run(t, l.home, "ping", "-n", "-c", "5", "-i", "0.2", "-W", "2", "-s", "3000", a) // fragments, in IPv6 after the first
+			url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(a), 80).String() + "/"
+			run(t, l.home, "sh", "-c", fmt.Sprintf("head -c %d /dev/zero | curl -sS --max-time 20 -T - %s", large, url))
+			if out := run(t, l.home, "sh", "-c", "curl -sS --max-time 20 "+url+"large | wc -c"); strings.TrimSpace(out) != fmt.Sprint(large) {
+				t.Errorf("%s: %s bytes come", a, out)
 			}
 		}
 	})
@@ -501,6 +513,15 @@ func testExit(t *testing.T, name string, startHome func(*exitLab, *testing.T)) {
 	t.Run("gateway's own way", func(t *testing.T) {
 		run(t, l.gw, "ping", "-n", "-c", "1", "-W", "2", exitWeb)
 		run(t, l.gw, "ping", "-n", "-c", "1", "-W", "2", exitWeb6)
+		run(t, l.gw, "ip", "route", "del", "default")
+		testwait.NoError(t, 20*time.Second, func() error {
+			why, err := health(l.gwAPI, "exit")
+			if err == nil && !strings.Contains(why, "no way to the internet") {
+				err = fmt.Errorf("health: %q", why)
+			}
+			return err
+		})
+		run(t, l.gw, "ip", "route", "add", "default", "via", "44.128.0.254")
 	})
 	t.Run("gateway killed", func(t *testing.T) {
 		l.gwProcess.Kill()

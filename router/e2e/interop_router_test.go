@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -99,6 +100,9 @@ func TestInteropRouterImage(t *testing.T) {
 	}
 }
 
+// large is the size of the page /large.
+const large = 5 << 20
+
 // whoAsks serves a page that says who asks.
 func whoAsks(t *testing.T, n *lab.Namespace, at netip.AddrPort) {
 	t.Helper()
@@ -107,6 +111,11 @@ func whoAsks(t *testing.T, n *lab.Namespace, at netip.AddrPort) {
 		t.Fatal(err)
 	}
 	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		if r.URL.Path == "/large" {
+			_, _ = w.Write(make([]byte, large))
+			return
+		}
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		fmt.Fprintln(w, host)
 	})}

@@ -25,13 +25,15 @@ import (
 // exits are the members through which a host reaches the internet, one of each family.
 // A default route comes into force when the internet has answered through its exit, so
 // that a wrong one cuts nobody off. From then on it stays for as long as the network has
-// it: what an exit that fails doesn't carry goes nowhere, and not past it.
+// it: what an exit that fails doesn't carry goes nowhere, and not past it, nor past one that
+// takes another's place.
 type exits struct {
 	s      *service
 	routes *host.Exits
 	watch  *host.Watch
 	prober *prober
 	now    atomic.Pointer[[]exitNow]
+	failed error // of the last enforce
 }
 
 // exitNow is an exit that the plan has.
@@ -79,33 +81,46 @@ func (x *exits) close() {
 // enforce carries the exits of a plan to the host.
 func (x *exits) enforce(p *plan.Plan, h *plan.Host, taps map[ztnode.NetworkID]*host.TAP) error {
 	old := *x.now.Load()
-	var list []exitNow
+	list := x.judge(p, taps, old)
 	want := host.ExitState{Detour: plan.KeptOut(x.s.config(), h)}
-	for _, e := range p.Exits {
-		t := taps[e.Network]
-		if t == nil { // its interface couldn't be made
-			continue
-		}
-		n := exitNow{Exit: e, device: t.Name}
-		n.inForce = x.up(n) || slices.ContainsFunc(old, func(o exitNow) bool { return o.Exit == e && o.inForce })
-		list = append(list, n)
-		want.Ways = append(want.Ways, host.ExitWay{Link: t.Link, Via: e.Via, InForce: n.inForce})
-		if n.inForce && e.Via.Is4() {
-			_, has := p.Exit(true)
-			want.BlockIPv6 = !has
-		}
+	for _, n := range list {
+		want.Ways = append(want.Ways, host.ExitWay{Link: taps[n.Network].Link, Via: n.Via, InForce: n.inForce})
 	}
-	err := x.routes.Set(want)
+	_, has6 := p.Exit(true)
+	want.BlockIPv6 = !has6 && inForce(list, false)
+	x.failed = x.routes.Set(want)
 	x.now.Store(&list)
 	if !slices.Equal(list, old) {
-		x.tell(old, list)
+		if x.failed == nil {
+			x.tell(old, list)
+		}
 		targets := make([]config.Target, len(list))
 		for i, n := range list {
 			targets[i] = n.target()
 		}
 		x.prober.set(targets)
 	}
-	return err
+	return x.failed
+}
+
+// judge says which exits are there and in force, if those of old were so far.
+func (x *exits) judge(p *plan.Plan, taps map[ztnode.NetworkID]*host.TAP, old []exitNow) (list []exitNow) {
+	for _, v6 := range []bool{false, true} {
+		e, ok := p.Exit(v6)
+		if !ok || taps[e.Network] == nil { // its interface couldn't be made
+			continue
+		}
+		n := exitNow{Exit: e, device: taps[e.Network].Name}
+		// With IPv4 led through an exit, IPv6 must not go past it either.
+		n.inForce = inForce(old, v6) || x.up(n) || v6 && inForce(list, false)
+		list = append(list, n)
+	}
+	return list
+}
+
+// inForce reports whether an exit of a family is.
+func inForce(list []exitNow, v6 bool) bool {
+	return slices.ContainsFunc(list, func(n exitNow) bool { return n.inForce && n.Via.Is6() == v6 })
 }
 
 // tell logs what changed.
@@ -141,6 +156,9 @@ func (x *exits) states() []control.Exit {
 func (x *exits) look(time.Time, bool) {
 	const name = "exit"
 	var reasons []string
+	if x.failed != nil {
+		reasons = append(reasons, "the default route can't be put into force: "+x.failed.Error())
+	}
 	for _, n := range *x.now.Load() {
 		reason := "not probed yet"
 		for _, t := range x.prober.states() {

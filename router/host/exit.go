@@ -22,7 +22,7 @@ import (
 //
 //	5400  what is sent by an exit's interface        our table
 //	5401  what bears the mark of the overlay's own   main
-//	5402  what comes from an address of the host     main
+//	5402  what comes from an address of the host     main, but not IPv6 that is blocked
 //	5403  all                                        main, without its default routes
 //	5404  all                                        our table
 //
@@ -175,7 +175,9 @@ func (s ExitState) rules() (out []netlink.Rule) {
 		mask := uint32(0xffff0000)
 		add(ruleMark, unix.RT_TABLE_MAIN, func(r *netlink.Rule) { r.Mark, r.Mask = ExitMark, &mask })
 		for _, a := range s.Detour.From {
-			if a.Is6() == v6 {
+			// Where a lookup without a source fails, IPv6 tries again with the one that it
+			// would use, so that what is blocked would come from there too.
+			if a.Is6() == v6 && !(v6 && s.BlockIPv6) {
 				add(ruleSource, unix.RT_TABLE_MAIN, func(r *netlink.Rule) { r.Src = ipNet(netip.PrefixFrom(a, a.BitLen())) })
 			}
 		}

@@ -2,6 +2,7 @@ package host
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -117,7 +118,13 @@ func TestExits(t *testing.T) {
 
 	// IPv4 alone: IPv6 doesn't leak.
 	set(ExitState{Ways: []ExitWay{{Link: k, Via: via4, InForce: true}}, BlockIPv6: true})
-	ways(t, map[string]string{"8.8.8.8": "ztm0", "2600::1": "", "2600::1 from 2001:db8:1::7": "eth0", "2001:db8:1::8": "eth0", "fd00:10::8": "ztm0"})
+	ways(t, map[string]string{"8.8.8.8": "ztm0", "2600::1": "", "2600::1 from 2001:db8:1::7": "", "2600::1 mark 0x7a740000": "eth0", "2001:db8:1::8": "eth0", "fd00:10::8": "ztm0"})
+	if c, err := net.Dial("udp", "[2600::1]:9"); err == nil {
+		t.Errorf("IPv6 leaks: a socket comes from %s", c.LocalAddr())
+	}
+	if c, err := net.Dial("udp", "8.8.8.8:9"); err != nil || !strings.HasPrefix(c.LocalAddr().String(), "10.0.0.7:") {
+		t.Errorf("IPv4: a socket comes from %v, %v", c, err)
+	}
 
 	// Another member on the same host leaves it alone, and says so.
 	if _, err := OpenExits(discard); !errors.Is(err, ErrExitsInUse) {

@@ -67,10 +67,14 @@ type Detour struct {
 	To   []netip.Prefix // and what goes there
 }
 
+// maxKept bounds the addresses of a host that have a rule each, which all packets pass. The
+// overlay has no more sockets either.
+const maxKept = 256
+
 // KeptOut returns what keeps its own way: the underlay and answers to whoever came to
 // an address of the host, addresses that no exit forwards, and what vpc.sources names.
 func KeptOut(cfg *config.Config, h *Host) (d Detour) {
-	for _, a := range h.Addresses {
+	for _, a := range h.Addresses[:min(len(h.Addresses), maxKept)] {
 		d.From = append(d.From, a.Addr)
 	}
 	for _, u := range unroutable {

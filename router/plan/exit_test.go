@@ -89,6 +89,13 @@ func TestKeptOut(t *testing.T) {
 	if slices.ContainsFunc(d.To, func(p netip.Prefix) bool { return p.Bits() == 0 }) {
 		t.Errorf("all is kept out: %v", d.To)
 	}
+	many := host()
+	for a := netip.MustParseAddr("10.200.0.1"); len(many.Addresses) < 1000; a = a.Next() {
+		many.Addresses = append(many.Addresses, plan.HostAddress{Addr: a, Device: "kube-ipvs0"})
+	}
+	if n := len(plan.KeptOut(load(t, ""), many).From); n != 256 {
+		t.Errorf("%d addresses have a rule each", n)
+	}
 	if got := fmt.Sprint(d.From); got != "[172.31.16.5 172.17.0.1 192.168.77.1]" {
 		t.Errorf("from %s", got)
 	}
