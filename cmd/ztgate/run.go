@@ -149,11 +149,11 @@ func (a *app) configCommand() *cobra.Command {
 	var member bool
 	check.Flags().BoolVar(&member, "member", false, "the configuration is that of ztgate member")
 	load(check, func(cfg *config.Config) error {
-		role := plan.Gateway
+		role, judge := plan.Gateway, plan.Check
 		if member {
-			role = plan.Member
+			role, judge = plan.Member, plan.CheckMember
 		}
-		if err := plan.Check(role, cfg); err != nil {
+		if err := judge(cfg); err != nil {
 			return err
 		}
 		v := control.Configuration{Schema: control.Schema, Values: cfg.Values(), Warnings: slices.Clone(cfg.Warnings)}

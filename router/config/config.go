@@ -247,6 +247,9 @@ func (c *Config) Network(id ztnode.NetworkID) NetworkConfig {
 	return NetworkConfig{ID: id}
 }
 
+// ByHost reports whether overlay hosts may go on by sockets of this host.
+func (c *Config) ByHost() bool { return c.VPC.NAT.Host || c.Exit && len(c.VPC.NAT.Addresses) == 0 }
+
 // AllowsDefault reports whether a default route may be taken.
 func (c *Config) AllowsDefault() bool {
 	allows := func(n NetworkConfig) bool { return n.AllowDefault }

@@ -167,7 +167,7 @@ var settings = []*setting{
 	number("vpc.mtu", "mtu", "MTU of the TUN, in bytes, or at most that of the interface; 0 = the largest of the networks, or the interface's", 0, 1280, 65535, func(c *Config) *int { return &c.VPC.MTU }),
 	interfacesSetting(),
 	natAddressSetting(),
-	live(boolean("exit", "exit", "carry overlay hosts to the internet, behind nat-address or as this host", false, func(c *Config) *bool { return &c.Exit })),
+	boolean("exit", "exit", "carry overlay hosts to the internet, behind nat-address or as this host", false, func(c *Config) *bool { return &c.Exit }),
 	live(boolean("nat.masquerade", "masquerade", "hide clients behind the gateway's overlay address", true, func(c *Config) *bool { return &c.NAT.Masquerade })),
 	live(boolean("nat.masquerade6", "", "", false, func(c *Config) *bool { return &c.NAT.Masquerade6 })),
 	live(list("nat.exempt", "", "", nil, ParsePrefix, func(c *Config) *[]netip.Prefix { return &c.NAT.Exempt })),

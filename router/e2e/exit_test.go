@@ -245,13 +245,10 @@ func (l *exitLab) startHandMade(t *testing.T) {
 }
 
 // startGateway starts a gateway that is the exit.
-func (l *exitLab) startGateway(t *testing.T, natAddress ...string) {
+func (l *exitLab) startGateway(t *testing.T, more ...string) {
 	t.Helper()
 	args := []string{"run", "--network", l.network.String(), "--tun", "ztg0", "--source", "172.31.0.0/16", "--interface", "eth0", "--exit", "--config", ""}
-	for _, a := range natAddress {
-		args = append(args, "--nat-address", a)
-	}
-	l.gwProcess, l.gwAPI = l.ours(t, l.gw, "gw", args...)
+	l.gwProcess, l.gwAPI = l.ours(t, l.gw, "gw", append(args, more...)...)
 }
 
 // startHome starts a member that allows the default route.
@@ -476,21 +473,44 @@ func mustJSON(t *testing.T, v any) []byte {
 	return b
 }
 
-// A gateway is the exit of a home server, ours or a real zerotier-one.
-func TestExit(t *testing.T) { testExit(t, "exit", (*exitLab).startHome) }
+// A gateway is the exit of a home server, ours or a real zerotier-one: behind addresses of
+// its own, or as its host.
+func TestExit(t *testing.T) { testExit(t, "exit", (*exitLab).startHome, behindAddress) }
+
+func TestExitHost(t *testing.T) { testExit(t, "exith", (*exitLab).startHome, asHost) }
+
+func TestExitPacket(t *testing.T) {
+	testExit(t, "exitp", (*exitLab).startHome, exitOf{args: append([]string{"--ingress", "packet"}, behindAddress.args...), as4: exitNAT4, as6: exitNAT6, forwards: "0"})
+}
 
 func TestInteropExit(t *testing.T) {
 	binary := reference(t)
-	testExit(t, "exitr", func(l *exitLab, t *testing.T) { l.startRealHome(t, binary) })
+	testExit(t, "exitr", func(l *exitLab, t *testing.T) { l.startRealHome(t, binary) }, behindAddress)
 }
 
-func testExit(t *testing.T, name string, startHome func(*exitLab, *testing.T)) {
+// exitOf is how a gateway is an exit.
+type exitOf struct {
+	args     []string
+	as4, as6 string // as whom the internet sees the home server
+	forwards string // whether its kernel does, "" = yes
+}
+
+var (
+	behindAddress = exitOf{args: []string{"--nat-address", exitNAT4, "--nat-address", exitNAT6}, as4: exitNAT4, as6: exitNAT6}
+	asHost        = exitOf{as4: exitGW, as6: exitGW6}
+)
+
+func testExit(t *testing.T, name string, startHome func(*exitLab, *testing.T), how exitOf) {
 	l := startExitLab(t, name, true)
+	if how.forwards != "" {
+		l.must(t, l.gw.Sysctl("net/ipv4/ip_forward", how.forwards))
+		l.must(t, l.gw.Sysctl("net/ipv6/conf/all/forwarding", how.forwards))
+	}
 	before := run(t, l.gw, "ip", "rule") + run(t, l.gw, "ip", "route", "show", "table", "all")
-	l.startGateway(t, exitNAT4, exitNAT6)
+	l.startGateway(t, how.args...)
 	startHome(l, t)
-	l.awaitSeen(t, false, exitNAT4)
-	l.awaitSeen(t, true, exitNAT6)
+	l.awaitSeen(t, false, how.as4)
+	l.awaitSeen(t, true, how.as6)
 	l.witnesses(t)
 	t.Run("guards", func(t *testing.T) {
 		// The gateway's own host, what is private, and metadata aren't the internet.
@@ -529,8 +549,8 @@ func testExit(t *testing.T, name string, startHome func(*exitLab, *testing.T)) {
 		if as, err := l.seenAs(false); err == nil {
 			t.Errorf("past the exit, seen as %s", as)
 		}
-		l.startGateway(t, exitNAT4, exitNAT6)
-		l.awaitSeen(t, false, exitNAT4)
+		l.startGateway(t, how.args...)
+		l.awaitSeen(t, false, how.as4)
 		l.gwProcess.Stop()
 		if after := run(t, l.gw, "ip", "rule") + run(t, l.gw, "ip", "route", "show", "table", "all"); strip(after) != strip(before) {
 			t.Errorf("before:\n%s\nafter:\n%s", before, after)

@@ -47,7 +47,7 @@ func proxyLimits(cfg *config.Config, log *slog.Logger) (forwards, inbound hostpr
 	forwards = hostproxy.Limits{Connections: hostConnections(files), PerClient: cfg.NAT.MaxFlowsPerClient,
 		Idle: cfg.NAT.Timeouts.TCPEstablished, IdleUDP: cfg.NAT.Timeouts.UDP}
 	inbound = forwards
-	if cfg.VPC.NAT.Host {
+	if cfg.ByHost() {
 		all := max(files-heldBack, 4)
 		forwards.Connections = min(forwards.Connections, all/2)
 		inbound.Connections = min(forwards.Connections, all/4)

@@ -31,7 +31,7 @@ func Examine(src config.Sources) control.Diagnosis {
 	}
 	cfg, err := config.Load(src)
 	if err == nil {
-		err = plan.Check(plan.Gateway, cfg)
+		err = plan.Check(cfg)
 	}
 	if err != nil {
 		add("configuration", breaks(strings.Join(strings.Fields(err.Error()), " "), "ztgate config check shows it line by line"))

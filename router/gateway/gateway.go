@@ -44,8 +44,8 @@ type gateway struct {
 	planning sync.Mutex // one plan at a time is made and put into force
 }
 
-// judged implements [role].
-func (*gateway) judged() plan.Role { return plan.Gateway }
+// check implements [role].
+func (*gateway) check(cfg *config.Config) error { return plan.Check(cfg) }
 
 // mark implements [role].
 func (*gateway) mark(*config.Config) int { return 0 }
@@ -103,7 +103,7 @@ func (g *gateway) begin(base netstack.Config) error {
 		base.Owns = c.Owns
 	}
 	forwards, inbound := proxyLimits(cfg, s.log)
-	if cfg.VPC.NAT.Host {
+	if cfg.ByHost() {
 		g.inbound = hostproxy.NewInbound(inbound, base.Registerer, s.log)
 		base.Host = g.inbound
 	}

@@ -44,8 +44,8 @@ func newMember() *member {
 	return m
 }
 
-// judged implements [role].
-func (*member) judged() plan.Role { return plan.Member }
+// check implements [role].
+func (*member) check(cfg *config.Config) error { return plan.CheckMember(cfg) }
 
 // mark implements [role].
 func (*member) mark(cfg *config.Config) int {

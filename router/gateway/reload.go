@@ -78,7 +78,7 @@ func (r *reloadResult) succeeded() time.Time {
 
 // apply puts a configuration into force. With an error the old one stays.
 func (g *gateway) apply(next *config.Config) error {
-	if err := plan.Check(plan.Gateway, next); err != nil {
+	if err := plan.Check(next); err != nil {
 		return err
 	}
 	g.planning.Lock()

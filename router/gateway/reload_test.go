@@ -162,7 +162,6 @@ var changes = func() map[string]change {
 		"networks.masquerade":    {after: "networks: [{id: " + net1 + ", masquerade: false}]", probe: https, was: masked, is: kept},
 		"networks.allow_global":  {after: "networks: [{id: " + net1 + ", allow_global: true}]", probe: installed("8.8.8.0/24"), was: "not installed", is: "installed"},
 		"networks.allow_default": {after: "networks: [{id: " + net1 + ", allow_default: false}]", said: []string{}},
-		"exit":                   {after: "exit: true"},
 		"nat.masquerade":         {after: "nat: {masquerade: false}", probe: https, was: masked, is: kept},
 		"nat.masquerade6":        {after: "nat: {masquerade6: true}", probe: https6, was: "forward fd00:31::10 to [fd00:10::10]:443", is: "forward fd00:147::5 to [fd00:10::10]:443"},
 		"nat.exempt":             {after: "nat: {exempt: [10.0.0.0/24]}", probe: https, was: masked, is: kept},
@@ -205,7 +204,7 @@ var changes = func() map[string]change {
 	for key, value := range map[string]string{
 		"home": "/nonexistent", "socket": "/nonexistent/s", "port": "9994", "listen": "127.0.0.1:9", "log.level": "debug", "log.format": "json",
 		"planet": "/nonexistent", "controller": "true", "identity.secret": "x", "tcp_relay": "off", "low_bandwidth": "true",
-		"port_mapping": "false", "vpc.tun": "ztgt8", "vpc.sources": "[10.99.0.0/16]", "vpc.address": "[100.127.255.2/32]", "vpc.nat_address": "[10.99.0.7, host]", "vpc.mtu": "1500", "vpc.io_uring": "off",
+		"port_mapping": "false", "vpc.tun": "ztgt8", "vpc.sources": "[10.99.0.0/16]", "vpc.address": "[100.127.255.2/32]", "vpc.nat_address": "[10.99.0.7, host]", "vpc.mtu": "1500", "vpc.io_uring": "off", "exit": "true",
 		"vpc.interfaces": "[eth7]", "nat.max_flows_per_client": "100", "nat.max_ports_per_client": "100", "nat.max_half_open": "100",
 		"nat.flow_rate_per_client": "100", "nat.port_sharing": "by_destination", "nat.filtering": "endpoint_independent", "nat.pickup": "false",
 		"nat.window_check": "false", "nat.port_rest": "3m", "nat.max_flows": "4096", "nat.timeouts.tcp_established": "3h",

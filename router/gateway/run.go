@@ -12,7 +12,6 @@ import (
 
 	"ztgate/router/config"
 	"ztgate/router/control"
-	"ztgate/router/plan"
 )
 
 const stopTimeout = 5 * time.Second
@@ -44,8 +43,8 @@ func RunMemberWith(ctx context.Context, cfg *config.Config, log *slog.Logger, no
 
 // role is what a process does with its node.
 type role interface {
-	// judged says how the plan judges the configuration.
-	judged() plan.Role
+	// check judges the configuration by itself.
+	check(cfg *config.Config) error
 	// mark is that of the overlay's own packets, 0 = none.
 	mark(cfg *config.Config) int
 	// settle decides what the configuration leaves to be decided at the start.
@@ -66,7 +65,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 	for _, w := range cfg.Warnings {
 		log.Warn("configuration", "warning", w)
 	}
-	if err := plan.Check(r.judged(), cfg); err != nil {
+	if err := r.check(cfg); err != nil {
 		return err
 	}
 	cfg, memory := limitMemory(r.settle(cfg, log), log)

@@ -50,7 +50,7 @@ type probing struct {
 
 // NewStepped starts a gateway on a machine. Its targets are icmp:// ones.
 func NewStepped(cfg *config.Config, log *slog.Logger, m Machine, newNode NewNode) (*Stepped, error) {
-	if err := plan.Check(plan.Gateway, cfg); err != nil {
+	if err := plan.Check(cfg); err != nil {
 		return nil, err
 	}
 	g := &gateway{disk: m.Disk, sysctl: m.Sysctl, table: host.OpenTableOf(m.Netlink)}

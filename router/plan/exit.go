@@ -47,7 +47,7 @@ func (b *builder) noExits() {
 		why := fatally(object("remove it and route single prefixes through the network, or run ztgate member",
 			"a gateway takes no default route, since it would lose its own way to the internet"))
 		b.refuse(n.ID, netip.Prefix{}, "allow_default of network "+n.ID.String(), why)
-		b.out.Problems[len(b.out.Problems)-1].member = true
+		b.out.Problems[len(b.out.Problems)-1].gateway = true
 	}
 }
 
@@ -95,11 +95,15 @@ func KeptOut(cfg *config.Config, h *Host) (d Detour) {
 // VPC does. They reach neither this host nor anything that isn't the internet.
 func (b *builder) internet(v6 bool, m Masquerade) Masquerade {
 	m.To, m.Invites, m.Except = everything(v6), true, noInternet(v6)
+	own := slices.Clone(b.cfg.VPC.Address)
 	if b.in.Host != nil {
 		for _, h := range b.in.Host.Addresses {
-			if h.Addr.Is6() == v6 {
-				m.Except = append(m.Except, single(h.Addr))
-			}
+			own = append(own, single(h.Addr))
+		}
+	}
+	for _, p := range own {
+		if p.Addr().Is6() == v6 {
+			m.Except = append(m.Except, single(p.Addr()))
 		}
 	}
 	return m

@@ -71,10 +71,10 @@ func TestGatewayTakesNoExit(t *testing.T) {
 		t.Errorf("%+v, problems %q", p.Exits, texts(p))
 	}
 	cfg := load(t, allowed)
-	if err := plan.Check(plan.Gateway, cfg); err == nil || !strings.Contains(err.Error(), "takes no default route") {
+	if err := plan.Check(cfg); err == nil || !strings.Contains(err.Error(), "takes no default route") {
 		t.Errorf("a gateway: %v", err)
 	}
-	if err := plan.Check(plan.Member, cfg); err != nil {
+	if err := plan.CheckMember(cfg); err != nil {
 		t.Errorf("a member: %v", err)
 	}
 }

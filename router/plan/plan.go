@@ -155,12 +155,13 @@ func Make(in Input) *Plan {
 
 // Check judges a configuration by itself, without networks and host. Its error
 // names everything that can never work, one line each.
-func Check(role Role, cfg *config.Config) error {
-	problems := Make(Input{Config: cfg}).Problems
-	if role == Member { // takes default routes, and is judged like a gateway for the rest
-		problems = slices.DeleteFunc(problems, func(p Problem) bool { return p.member })
-	}
-	return fatalError(problems)
+func Check(cfg *config.Config) error {
+	return fatalError(Make(Input{Config: cfg}).Problems)
+}
+
+// CheckMember is [Check] for a member, which may take a default route.
+func CheckMember(cfg *config.Config) error {
+	return fatalError(slices.DeleteFunc(Make(Input{Config: cfg}).Problems, func(p Problem) bool { return p.gateway }))
 }
 
 // order sorts networks by who was named first: in the configuration, then by

@@ -314,7 +314,7 @@ func TestMaps(t *testing.T) {
 		if tt.why == "" != (got == "") || !strings.Contains(got, tt.why) {
 			t.Errorf("%s: %q, want %q", tt.maps, got, tt.why)
 		}
-		if err := plan.Check(plan.Gateway, cfg); (err != nil) != tt.fatal {
+		if err := plan.Check(cfg); (err != nil) != tt.fatal {
 			t.Errorf("%s: by itself: %v", tt.maps, err)
 		}
 	}
@@ -375,7 +375,7 @@ func TestForwards(t *testing.T) {
 		if tt.route != "" != slices.Contains(targets(p), tt.route) || len(p.Routes) > 2 {
 			t.Errorf("%s: routes %v, want %q", tt.forward, targets(p), tt.route)
 		}
-		if err := plan.Check(plan.Gateway, cfg); (err != nil) != tt.fatal {
+		if err := plan.Check(cfg); (err != nil) != tt.fatal {
 			t.Errorf("%s: by itself: %v", tt.forward, err)
 		}
 	}
@@ -387,7 +387,7 @@ func TestForwards(t *testing.T) {
 	}
 	// Where the network doesn't masquerade, clients' addresses may be shown.
 	cfg = load(t, vpc+"networks: [{id: 8056c2e21c000001, masquerade: false}]\nforwards: [{listen: \"tcp/192.168.50.1:8443\", to: \"10.0.0.10:443\", masquerade: false}]\n")
-	if err := plan.Check(plan.Gateway, cfg); err != nil {
+	if err := plan.Check(cfg); err != nil {
 		t.Error(err)
 	}
 }

@@ -21,7 +21,7 @@ type Problem struct {
 	Reason   string // a clause, as in "it lies inside the VPC's own 172.31.0.0/16"
 	Remedy   string // a request to the operator
 
-	member bool // it is none of a member's
+	gateway bool // it is none for a member
 }
 
 // String returns one sentence.
