@@ -49,9 +49,9 @@ func TestExitInForce(t *testing.T) {
 			p.Exits = append(p.Exits, e)
 			targets = append(targets, exitNow{Exit: e}.target())
 		}
-		x.prober.replace(targets)
+		x.prober.set(targets)
 		for j, target := range targets {
-			x.prober.state[j].Up = strings.Contains(" "+step.up+" ", " "+target.Addr.Addr().String()+" ")
+			x.prober.list[j].state.Up = strings.Contains(" "+step.up+" ", " "+target.Addr.Addr().String()+" ")
 		}
 		list = x.judge(p, taps, list)
 		var got []string
