@@ -443,6 +443,15 @@ func (r *EchoRequest) Unreachable() {
 	r.h.e.handoverError(r.Network, netip.Addr{}, ipkt.HostUnreachable, r.quote)
 }
 
+// Exceeded says that the request's hops were used up at a router behind us.
+func (r *EchoRequest) Exceeded(router netip.Addr) {
+	e := r.h.e
+	if !forwardable(router) || e.set.Load().fromVPC(router).at != nil { // in another's name
+		router = netip.Addr{}
+	}
+	e.handoverError(r.Network, router, ipkt.TimeExceeded, r.quote)
+}
+
 // handoverNICs lists the interfaces of the stack, which have no addresses.
 func (s *netSet) handoverNICs() map[tcpip.NICID][]netip.Addr {
 	out := map[tcpip.NICID][]netip.Addr{}

@@ -450,14 +450,17 @@ func (l *exitLab) witnesses(t *testing.T) {
 			args []string
 			hops []string
 		}{
-			{[]string{"-4", exitWeb}, []string{exitOverlay, exitWeb}},
-			{[]string{"-6", exitWeb6}, []string{exitOverlay6, exitWeb6}},
+			{[]string{"-4", exitWeb}, []string{exitOverlay, exitWeb, "44.128.0.254"}},
+			{[]string{"-6", exitWeb6}, []string{exitOverlay6, exitWeb6, "2600:1::fe"}},
 		} {
 			for _, kind := range []string{"-U", "-I", "-T"} {
 				out := run(t, l.home, "traceroute", append([]string{"-n", "-q", "1", "-w", "2", "-m", "8", kind}, c.args...)...)
 				lines := strings.Split(strings.TrimSpace(out), "\n")
 				if len(lines) < 3 || !strings.Contains(lines[1], c.hops[0]+" ") || !strings.Contains(lines[len(lines)-1], c.hops[1]+" ") {
 					t.Errorf("traceroute %s: want the exit first and the server last:\n%s", kind, out)
+				}
+				if kind == "-I" && !strings.Contains(out, c.hops[2]+" ") {
+					t.Errorf("traceroute: the router between isn't shown:\n%s", out)
 				}
 			}
 		}

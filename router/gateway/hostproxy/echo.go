@@ -28,7 +28,6 @@ type echoSession struct {
 
 	mu   sync.Mutex // guards what follows
 	sent map[uint16]*netstack.EchoRequest
-	last *netstack.EchoRequest
 }
 
 // maxEchoes requests of a session wait for their answers.
@@ -110,11 +109,19 @@ func (x *echoSession) send(r *netstack.EchoRequest) {
 	if len(x.sent) >= maxEchoes {
 		clear(x.sent)
 	}
-	x.sent[r.Seq], x.last = r, r
+	x.sent[r.Seq] = r
 	x.mu.Unlock()
-	if err := x.socket.request(r.Seq, r.TTL, r.Data); errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) {
+	err := x.socket.request(r.Seq, r.TTL, r.Data)
+	if unreachable(err) && x.fail() > 0 { // that was of an earlier one
+		err = x.socket.request(r.Seq, r.TTL, r.Data)
+	}
+	if unreachable(err) {
 		r.Unreachable()
 	}
+}
+
+func unreachable(err error) bool {
+	return errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.ECONNREFUSED)
 }
 
 // receive gives the client its answers until the socket is closed.
@@ -125,11 +132,8 @@ func (x *echoSession) receive(p *Proxy) {
 		switch {
 		case errors.Is(err, os.ErrClosed):
 			return
-		case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.ECONNREFUSED):
-			x.mu.Lock()
-			r := x.last
-			x.mu.Unlock()
-			r.Unreachable()
+		case unreachable(err):
+			x.fail()
 		case err != nil || data == nil:
 		default:
 			x.mu.Lock()
@@ -143,6 +147,25 @@ func (x *echoSession) receive(p *Proxy) {
 			}
 		}
 	}
+}
+
+// fail tells the client of the errors that came, and returns how many.
+func (x *echoSession) fail() int {
+	troubles := x.socket.troubles()
+	for _, t := range troubles {
+		x.mu.Lock()
+		r := x.sent[t.seq]
+		delete(x.sent, t.seq)
+		x.mu.Unlock()
+		switch {
+		case r == nil:
+		case t.exceeded:
+			r.Exceeded(t.router)
+		default:
+			r.Unreachable()
+		}
+	}
+	return len(troubles)
 }
 
 // echoSocket sends echo requests to one host: by a ping socket of the kernel where we may
@@ -232,6 +255,56 @@ func (s *echoSocket) answer(b []byte) (seq uint16, data []byte, err error) {
 		return 0, nil, nil
 	}
 	return binary.BigEndian.Uint16(b[6:]), b[8:], nil
+}
+
+// trouble is an ICMP error about a request.
+type trouble struct {
+	seq      uint16
+	exceeded bool // its hops were used up
+	router   netip.Addr
+}
+
+// troubles reads the errors that came (ip(7), IP_RECVERR).
+func (s *echoSocket) troubles() (out []trouble) {
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	b, oob := make([]byte, 512), make([]byte, 512)
+	_ = raw.Control(func(fd uintptr) {
+		for len(out) < maxEchoes {
+			n, oobn, _, _, err := unix.Recvmsg(int(fd), b, oob, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+			if err != nil {
+				return
+			}
+			if t, ok := troubleOf(s.v6, b[:n], oob[:oobn]); ok {
+				out = append(out, t)
+			}
+		}
+	})
+	return out
+}
+
+// troubleOf reads an error from the request that it is about and from what the kernel says
+// besides: a sock_extended_err and the address of who sent it.
+func troubleOf(v6 bool, request, oob []byte) (t trouble, ok bool) {
+	level, kind, exceeded, at, size := int32(unix.IPPROTO_IP), int32(unix.IP_RECVERR), byte(11), 16+4, 4
+	if v6 {
+		level, kind, exceeded, at, size = unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 3, 16+8, 16
+	}
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(request) < 8 {
+		return t, false
+	}
+	for _, m := range messages {
+		if m.Header.Level != level || m.Header.Type != kind || len(m.Data) < at+size {
+			continue
+		}
+		t.seq, t.exceeded = binary.BigEndian.Uint16(request[6:]), m.Data[4] != unix.SO_EE_ORIGIN_LOCAL && m.Data[5] == exceeded
+		t.router, _ = netip.AddrFromSlice(m.Data[at : at+size])
+		return t, true
+	}
+	return t, false
 }
 
 // internetSum is the checksum of RFC 1071.
