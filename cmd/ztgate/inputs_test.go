@@ -147,6 +147,7 @@ var inputs = map[string]string{
 	"run --source all":                                `give ADDRESS/BITS`,
 	"run --mtu 100":                                   `from 1280 to 65535, or 0`,
 	"run --mtu -1":                                    `from 1280 to 65535, or 0`,
+	"run --nat-address office":                        `give an address, as in 172.31.0.250, or host`,
 	"run --exit=maybe":                                `use true or false`,
 	"config check --member=maybe":                     `invalid`,
 	"run --max-flows 5":                               `from 1024`,
