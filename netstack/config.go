@@ -125,6 +125,8 @@ type Config struct {
 	Timeouts Timeouts // NAT.Timeouts unless that is set
 	Forwards []PortForward
 	Maps     []AddressMap
+	// Masquerade is as [Engine.SetMasquerade] has it.
+	Masquerade []Masquerade
 	// PathMTU returns the largest IP packet that reaches a member of a network in one
 	// datagram, 0 if that isn't known. Nil = never known.
 	PathMTU  func(nwid uint64, member [6]byte) int
@@ -133,6 +135,8 @@ type Config struct {
 	// Owns reports whether the network's controller certifies that an address is that of
 	// the member with a MAC; nil = nothing is certified.
 	Owns func(network uint64, mac [6]byte, a netip.Addr) bool
+	// Host carries on what a masquerade hands over to it; nil = nobody does.
+	Host Host
 	// Ours takes packets from the VPC side that the caller itself sent, to see whether they
 	// get here. They are neither counted nor forwarded. It isn't asked for packets of
 	// established flows; nil = there are none.
@@ -222,6 +226,9 @@ func (c *Config) check() error {
 	const most = 1 << 24
 	if max(c.MaxFlows, c.NAT.MaxFlows) > most {
 		return fmt.Errorf("netstack: %d flows: want at most %d", max(c.MaxFlows, c.NAT.MaxFlows), most)
+	}
+	if err := checkMasquerade(c.Masquerade); err != nil {
+		return err
 	}
 	return checkTranslation(c.Forwards, c.Maps)
 }

@@ -22,6 +22,30 @@ type TCPConn struct {
 	readable
 }
 
+// AwaitReset waits for the reset of a connection whose end was read, until stop is closed.
+// It reports whether that came.
+func (c *TCPConn) AwaitReset(stop <-chan struct{}) bool {
+	const over = waiter.EventHUp | waiter.EventErr
+	entry, ended := waiter.NewChannelEntry(over)
+	c.wq.EventRegister(&entry)
+	defer c.wq.EventUnregister(&entry)
+	for {
+		switch tcp.EndpointState(c.ep.State()) {
+		case tcp.StateError:
+			return true
+		case tcp.StateClose, tcp.StateTimeWait: // in order
+			return false
+		}
+		select {
+		case <-ended:
+		case <-stop:
+			return false
+		case <-c.closed:
+			return false
+		}
+	}
+}
+
 // Abort ends the connection by a reset.
 func (c *TCPConn) Abort() { c.ep.Abort() }
 

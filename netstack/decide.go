@@ -23,6 +23,7 @@ const (
 	actLocal
 	actDrop
 	actReject // and tell the sender
+	actHost   // it goes on by sockets of the host
 )
 
 // decision is what happens to a packet that belongs to no flow, and why.
@@ -38,6 +39,7 @@ type decision struct {
 	// What applies:
 	forward        *PortForward
 	source, target *AddressMap
+	hidden         bool // the client, behind an address of the VPC side
 }
 
 // ruleNone means that the policy wasn't asked; -1 is its default.
@@ -160,8 +162,11 @@ func (e *Engine) hairpin(s *netSet, t *tuple, d decision) decision {
 		d.do = actLocal
 		return d
 	}
+	if s.isBehind(t.dst) {
+		return e.toMapping(s, t, d)
+	}
 	if at := s.own[t.dst]; at != nil {
-		if host, port, ok := e.table.Owner(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
+		if host, port, _, ok := e.table.Owner(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
 			d.at, d.server = at, ipkt.Addr(host)
 			d.flow = nat.NewFlow{Slot: at.slot, To: VPCSide, Server: host, ServerPort: port, Source: nat.Masquerade, Address: ipkt.Bytes(t.dst),
 				Filtered: e.table.Filter(t.proto) == nat.AddressAndPortDependent}
@@ -185,13 +190,13 @@ func (e *Engine) decideOverlay(s *netSet, at *attachment, t *tuple) decision {
 	d := decision{rule: ruleNone, server: t.dst, at: at}
 	d.flow.Slot, d.flow.To = at.slot, VPCSide
 	port := t.dport
-	invited := true
+	invited, mapped := true, false
 	if f := s.forward(at, t.proto, t.dst, t.dport); f != nil {
 		d.forward, d.server, port = f, f.To.Addr(), f.To.Port()
 		d.flow.Server, d.flow.ServerPort = ipkt.Bytes(d.server), port
 	} else if at.isOwn(t.dst) {
 		if host, hostPort, ok := e.openMapping(t); ok {
-			d.server, port = ipkt.Addr(host), hostPort
+			d.server, port, mapped = ipkt.Addr(host), hostPort, true
 			d.flow.Server, d.flow.ServerPort = host, hostPort
 		} else {
 			return localFromOverlay(t)
@@ -207,23 +212,26 @@ func (e *Engine) decideOverlay(s *netSet, at *attachment, t *tuple) decision {
 	if !forwardable(d.server) || s.isBroadcast(d.server) || s.isOwn(d.server) {
 		return refuseWith(dropForbidden)
 	}
-	if !s.inVPC(d.server) {
+	by := s.hides(t.src, d.server)
+	switch {
+	case mapped:
+		by = nil // whoever has the mapping knows its way back
+	case by != nil && contains(by.Except, d.server):
+		return refuseWith(dropForbidden)
+	}
+	if !s.inVPC(d.server) && (by == nil || s.fromVPC(d.server).at != nil) {
 		return refuseWith(dropNoFlow)
 	}
 	if !s.allow(&d, t, d.server, port, policy.In) {
 		return d
 	}
+	invited = invited || by != nil && by.Invites
 	// Nobody reaches VPC hosts from outside unless a forward, a map or a rule for just
 	// that says so (RFC 6092).
 	if !invited && (d.rule < 0 || s.policy.Rule(d.rule).Direction != policy.In) {
 		return refuseWith(dropNoFlow)
 	}
-	if a, m := s.seen(at, t.src); m != nil {
-		d.source, d.flow.Source, d.flow.Address = m, nat.Map, ipkt.Bytes(a)
-	} else if d.forward != nil && d.forward.Masquerade {
-		d.flow.Source, d.flow.Address = nat.Masquerade, ipkt.Bytes(s.vpcAddress(at, t.src.Is6()))
-	}
-	return d
+	return s.sourceToVPC(at, t, d, by)
 }
 
 // openMapping finds the VPC host behind an external port, where everybody may
@@ -232,7 +240,7 @@ func (e *Engine) openMapping(t *tuple) (host [16]byte, port uint16, ok bool) {
 	if e.table.Filter(t.proto) != nat.EndpointIndependent {
 		return host, 0, false
 	}
-	if host, port, ok = e.table.Owner(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
+	if host, port, _, ok = e.table.Owner(ipkt.Bytes(t.dst), t.proto, t.dport); ok {
 		return host, port, true
 	}
 	client, ok := e.kept.owner(t.proto, OverlaySide, netip.AddrPortFrom(t.dst, t.dport))

@@ -34,23 +34,25 @@ const (
 
 // Engine is the forwarding plane. Its methods are safe for concurrent use.
 type Engine struct {
-	cfg    Config
-	log    *slog.Logger
-	dev    Device
-	table  *nat.Table
-	frags  *frag.Store
-	local  *localStack
-	stats  counters
-	start  time.Time
-	set    atomic.Pointer[netSet]
-	errors limiter
-	claims claims // of addresses that are others'
-	kept   keptFlows
-	ring   refusals
-	ids    idTable
-	lost   atomic.Uint64 // packets that the device lost, as it last said
-	logged atomic.Int64  // when refused flows were last logged, ns
-	rounds atomic.Uint64 // of the timers
+	cfg   Config
+	log   *slog.Logger
+	dev   Device
+	table *nat.Table
+	frags *frag.Store
+	local *localStack
+	// handovers is nil unless there is a Host.
+	handovers *handovers
+	stats     counters
+	start     time.Time
+	set       atomic.Pointer[netSet]
+	errors    limiter
+	claims    claims // of addresses that are others'
+	kept      keptFlows
+	ring      refusals
+	ids       idTable
+	lost      atomic.Uint64 // packets that the device lost, as it last said
+	logged    atomic.Int64  // when refused flows were last logged, ns
+	rounds    atomic.Uint64 // of the timers
 
 	idleMu sync.Mutex
 	idle   []*worker
@@ -77,7 +79,8 @@ func New(cfg Config) (*Engine, error) {
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
 	}
-	in := settings{vpc: cfg.VPC, forwards: slices.Clone(cfg.Forwards), maps: slices.Clone(cfg.Maps), policy: cfg.Policy}
+	in := settings{vpc: cfg.VPC, forwards: slices.Clone(cfg.Forwards), maps: slices.Clone(cfg.Maps), policy: cfg.Policy,
+		masquerade: slices.Clone(cfg.Masquerade)}
 	if in.vpc.MTU == 0 {
 		mtu, err := cfg.Device.MTU()
 		if err != nil {
@@ -109,6 +112,11 @@ func New(cfg Config) (*Engine, error) {
 		return nil, fmt.Errorf("netstack: %w", err)
 	}
 	e.local = local
+	if cfg.Host != nil {
+		if e.handovers, err = newHandovers(e); err != nil {
+			return nil, fmt.Errorf("netstack: %w", err)
+		}
+	}
 	if err := e.swap(in, nil); err != nil {
 		return nil, err
 	}
@@ -127,6 +135,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	g.Go(func() error { return e.readDevice(ctx) })
 	g.Go(func() error { e.timers(ctx); return nil })
 	g.Go(func() error { e.local.run(ctx); return nil })
+	if e.handovers != nil {
+		g.Go(func() error { e.handovers.local.run(ctx); return nil })
+	}
 	g.Go(func() error {
 		<-ctx.Done() // the reader sits in a system call: only Close wakes it
 		return e.dev.Close()

@@ -32,7 +32,7 @@ type Explanation struct {
 	NextHopMAC   [6]byte        // zero = not known yet; of one that doesn't answer, the last
 	Source       netip.AddrPort // as it leaves; port 0 = chosen when the flow opens
 	Destination  netip.AddrPort
-	SourceHow    string       // keep | masquerade | map
+	SourceHow    string       // keep | masquerade | map | host, where it goes on by a socket of the host
 	Redirected   bool         // by a forward or a map
 	Forward      *PortForward // that it takes; nil = none
 	SourceMap    *AddressMap  // by which its source is another one behind us
@@ -212,6 +212,12 @@ func (w *worker) explainNew(x *Explanation, q *Question, at *attachment, v *ipkt
 		return
 	}
 	x.leave(w, d.flow.To, d.at, d.server)
+	if d.do == actHost {
+		x.SourceHow, x.Source = "host", netip.AddrPort{}
+		if e.handovers == nil {
+			x.refuse("drop", dropNoAddress)
+		}
+	}
 	if d.flow.Server != [16]byte{} {
 		x.Redirected = true
 		x.Destination = netip.AddrPortFrom(d.server, t.dport)
@@ -233,10 +239,13 @@ func (w *worker) explainNew(x *Explanation, q *Question, at *attachment, v *ipkt
 			d.flow.Member = macNumber(mac)<<16 | uint64(at.slot)
 		}
 	}
+	if d.do == actHost {
+		return
+	}
 	switch why := e.table.MayOpen(w.now, k, v, &d.flow); {
 	case why != nat.Accepted:
 		reason, full := dropOfRefusal(v.Proto, why)
-		if x.refuse("drop", reason); full && at == nil {
+		if x.refuse("drop", reason); full && (at == nil || d.hidden) {
 			x.Verdict = "reject"
 		}
 	case d.flow.Filtered: // the other side hasn't sent anything yet

@@ -32,6 +32,22 @@ var explainWorlds = map[string]func(*Config){
 	},
 	"overlapping": overlapping,
 	"masqueraded": masqueraded,
+	"hidden":      hidden,
+	"hidden, scarce": func(c *Config) {
+		hidden(c)
+		c.NAT = NAT{MaxFlows: 25, MaxFlowsPerClient: 12, MaxPortsPerClient: 8, FlowRatePerClient: 3, Seed: [32]byte{1}}
+	},
+	"hidden, open": func(c *Config) {
+		hidden(c)
+		c.NAT = NAT{FilterUDP: EndpointIndependent, PortSharing: ByDestination, MaxHalfOpen: 5, MaxFlows: 40, Seed: [32]byte{1}}
+		c.Masquerade = append(c.Masquerade, Masquerade{To: netip.MustParsePrefix("0.0.0.0/0"), Address: netip.MustParseAddr(behind4)})
+	},
+	"hidden, without an address": func(c *Config) {
+		hidden(c)
+		for i := range c.Masquerade {
+			c.Masquerade[i].Address = netip.Addr{}
+		}
+	},
 }
 
 // TestExplainAgrees asks about random packets and sends them: the verdict, the reason
@@ -83,8 +99,8 @@ func TestExplainAgrees(t *testing.T) {
 func pick[T any](rng *rand.Rand, list []T) T { return list[rng.IntN(len(list))] }
 
 func randomQuestion(rng *rand.Rand) Question {
-	vpc := []string{"172.31.0.10", "172.31.0.11", "172.31.0.20", "172.31.5.3", "10.0.0.10", "10.0.0.55", "10.0.0.1", "172.31.0.255", "172.31.0.1", "192.0.2.9", "169.254.1.1", "100.64.0.70"}
-	overlay := []string{"10.0.0.10", "10.0.0.11", "10.0.0.70", "10.9.0.10", "10.7.0.9", "10.0.0.1", "10.77.0.10", "10.88.0.10", "10.0.0.255", "10.0.0.35", "100.64.0.70", "192.0.2.7", "169.254.169.254", "224.0.0.1", "172.31.0.1", "127.0.0.1"}
+	vpc := []string{"172.31.0.10", "172.31.0.11", "172.31.0.20", "172.31.5.3", "172.31.0.9", behind4, "10.0.0.10", "10.0.0.55", "10.0.0.1", "172.31.0.255", "172.31.0.1", "192.0.2.9", "169.254.1.1", "100.64.0.70"}
+	overlay := []string{"10.0.0.10", "10.0.0.11", "10.0.0.70", "10.9.0.10", "10.7.0.9", "10.0.0.1", "10.77.0.10", "10.88.0.10", "10.0.0.255", "10.0.0.35", "100.64.0.70", "192.0.2.7", "169.254.169.254", "224.0.0.1", "172.31.0.1", "127.0.0.1", behind4}
 	vpc6, overlay6 := []string{"fd77:1::50", "fd77:1::1", "fe80::1"}, []string{"fd77:100::50", "fd77:100::1", "fd00:ec2::254", "2001:db8::1"}
 	q := Question{FromOverlay: rng.IntN(3) == 0, Network: testNet, Protocol: pick(rng, []uint8{6, 6, 6, 17, 17, 17, 1, 1, 50, 47, 136, 132, 51})}
 	if q.FromOverlay && rng.IntN(20) == 0 {

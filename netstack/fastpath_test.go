@@ -100,10 +100,16 @@ func damage(rng *rand.Rand, b []byte) []byte {
 // TestFastPath sends the same histories through two engines, through one of them
 // without the fast path: what comes out, every counter and every flow is the same.
 func TestFastPath(t *testing.T) {
+	t.Run("out", func(t *testing.T) { testFastPath(t, func(*Config) {}) })
+	t.Run("both ways", func(t *testing.T) { testFastPath(t, hidden) })
+}
+
+func testFastPath(t *testing.T, world func(*Config)) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	edit := func(c *Config) {
+		world(c)
 		c.NAT = NAT{MaxFlows: 500, Seed: [32]byte{7}}
 		c.VPC.MTU = 2000
 		for _, side := range []Side{VPCSide, OverlaySide} {
@@ -124,6 +130,9 @@ func TestFastPath(t *testing.T) {
 	}
 	setMTU(2800)
 	start := func(overlay bool) []byte {
+		if overlay && rng.IntN(2) == 0 {
+			return pkttest.UDP(fmt.Sprintf("10.0.0.10:%d", 2000+rng.IntN(50)), fmt.Sprintf("172.31.0.%d:53", 20+rng.IntN(2)), "question")
+		}
 		if overlay {
 			return pkttest.TCP(fmt.Sprintf("10.0.0.10:%d", 2000+rng.IntN(50)), "10.0.0.1:8443", ipkt.SYN, rng.Uint32(), 0, "")
 		}

@@ -52,12 +52,22 @@ func (w *worker) forwardFragments(side Side, at *attachment, parts [][]byte) {
 	}
 	if f == nil {
 		t := tupleOf(&first)
-		if d := e.decide(w.set, side, at, &t); d.do == actLocal {
+		switch d := e.decide(w.set, side, at, &t); d.do {
+		case actLocal:
 			for _, b := range parts {
 				if ipkt.Parse(b, &v) == ipkt.OK {
 					w.toLocal(at, &v)
 				}
 			}
+			return
+		case actHost:
+			views := make([]*ipkt.View, 0, len(parts))
+			for _, b := range parts {
+				if v := new(ipkt.View); ipkt.Parse(b, v) == ipkt.OK {
+					views = append(views, v)
+				}
+			}
+			w.handOver(at, views, &d)
 			return
 		}
 		if f, dir = w.unknown(side, at, &first, &k); f == nil {

@@ -29,7 +29,9 @@ func (w *worker) icmpError(side Side, at *attachment, v *ipkt.View) {
 	case !forwardable(src):
 		bad = dropSource
 	case at == nil:
-		bad = s.checkVPC(src, dst)
+		if bad = s.checkVPC(src, dst); bad == dropSource && s.isBehind(dst) && s.isBeyond(src) {
+			bad = 0 // from the way of a hidden host's packets
+		}
 	case !at.hop(src).IsValid() && s.likeVPC(at, src):
 		bad = dropSpoofed
 	}

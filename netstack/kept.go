@@ -272,7 +272,7 @@ func (w *worker) resume(side Side, at *attachment, v *ipkt.View, t *tuple) (f *n
 			return f, false
 		}
 		if _, full := dropOfRefusal(v.Proto, why); full && why != nat.Clash {
-			w.refused(at, v, why) // it may be tried again
+			w.refused(at, v, why, false) // it may be tried again
 			return nil, true
 		}
 	}

@@ -45,6 +45,9 @@ var restarts = []struct {
 	{"by a rule, IPv6", OverlaySide, "[fd77:100::50]:4000", "[fd77:1::50]:80", func(c *Config) {
 		c.Policy = policy.New(policy.Accept, []policy.Rule{{Action: policy.Accept, Direction: policy.In, Proto: ipkt.TCP}, {Action: policy.Accept, Direction: policy.In, Proto: ipkt.UDP}})
 	}, true},
+	{"hidden overlay host", OverlaySide, "10.0.0.10:4000", "172.31.0.20:80", hidden, false},
+	{"hidden overlay host behind a router", OverlaySide, "10.9.0.10:4000", "172.31.0.20:80", hidden, false},
+	{"hidden overlay host, IPv6", OverlaySide, "[fd77:100::50]:4000", "[fd77:1::50]:80", hidden, false},
 }
 
 // ends sends a packet from a side and returns the ends of what came out on the other.

@@ -61,6 +61,9 @@ type localStack struct {
 	mu   sync.Mutex // guards nics
 	nics map[tcpip.NICID]*localNIC
 
+	anybody bool
+	closed  chan struct{} // by close
+
 	ident  atomic.Uint32
 	Panics atomic.Uint64 // of the stack on a packet, which is then lost
 }
@@ -71,11 +74,17 @@ type localNIC struct {
 }
 
 func newLocalStack(send func(tcpip.NICID, []byte)) (*localStack, error) {
-	l := &localStack{send: send, ready: make(chan struct{}, 1), nics: make(map[tcpip.NICID]*localNIC)}
+	return newStack(send, false)
+}
+
+// newStack makes a stack; anybody says that it takes packets to all addresses, and sends
+// from them.
+func newStack(send func(tcpip.NICID, []byte), anybody bool) (*localStack, error) {
+	l := &localStack{send: send, anybody: anybody, ready: make(chan struct{}, 1), closed: make(chan struct{}), nics: make(map[tcpip.NICID]*localNIC)}
 	l.s = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
-		HandleLocal:        true,
+		HandleLocal:        !anybody,
 	})
 	if err := l.s.SetPortRange(nat.LocalPortFirst, nat.LocalPortLast); err != nil {
 		return nil, fmt.Errorf("create local stack: port range: %v", err)
@@ -108,6 +117,14 @@ func (l *localStack) addNIC(id tcpip.NICID) (*localNIC, error) {
 	n.link.AddNotify(l)
 	if err := l.s.CreateNIC(id, n.link); err != nil {
 		return nil, fmt.Errorf("create interface %d of the local stack: %v", id, err)
+	}
+	if l.anybody {
+		if err := l.s.SetPromiscuousMode(id, true); err != nil {
+			return nil, fmt.Errorf("interface %d of the local stack: %v", id, err)
+		}
+		if err := l.s.SetSpoofing(id, true); err != nil {
+			return nil, fmt.Errorf("interface %d of the local stack: %v", id, err)
+		}
 	}
 	l.s.AddRoute(tcpip.Route{Destination: header.IPv4EmptySubnet, NIC: id})
 	l.s.AddRoute(tcpip.Route{Destination: header.IPv6EmptySubnet, NIC: id})
@@ -245,6 +262,7 @@ func (l *localStack) close() {
 		n.link.Close()
 	}
 	l.s.Close()
+	close(l.closed)
 }
 
 // sendAll empties the queues.

@@ -83,7 +83,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		local += at.fwd.local()
 	}
 	counter(descLocal, local)
-	c.table(ch, counter, gauge, labels)
+	c.table(ch, counter, gauge, set, labels)
 	counter(descHits, s.hits.Load())
 	counter(descMisses, s.misses.Load())
 	counter(descPanics, e.local.Panics.Load())
@@ -119,7 +119,7 @@ func (c *collector) forwarded(counter countFunc, f *pathCounters, network string
 }
 
 // table collects what the flow table holds. labels are the networks by slot.
-func (c *collector) table(ch chan<- prometheus.Metric, counter countFunc, gauge gaugeFunc, labels []string) {
+func (c *collector) table(ch chan<- prometheus.Metric, counter countFunc, gauge gaugeFunc, set *netSet, labels []string) {
 	ts := c.e.table.Stats()
 	gauge(descLimit, float64(c.e.table.Limit()))
 	for side, path := range [...]int{VPCSide: pathVPCToOverlay, OverlaySide: pathOverlayToVPC} {
@@ -141,8 +141,12 @@ func (c *collector) table(ch chan<- prometheus.Metric, counter countFunc, gauge 
 	type row struct{ network, proto string }
 	inUse, quarantined, failed := map[row]int{}, map[row]int{}, map[row]uint64{}
 	for _, p := range c.e.table.Pools() {
-		if int(p.Slot) < len(labels) && labels[p.Slot] != "" {
-			r := row{labels[p.Slot], nat.ClassNames[nat.ClassOf(p.Proto)]}
+		behind := set.isBehind(ipkt.Addr(p.External)) // of hosts of all networks
+		if behind || int(p.Slot) < len(labels) && labels[p.Slot] != "" {
+			r := row{proto: nat.ClassNames[nat.ClassOf(p.Proto)]}
+			if !behind {
+				r.network = labels[p.Slot]
+			}
 			inUse[r] += p.InUse
 			quarantined[r] += p.Quarantined
 			failed[r] += p.Failures

@@ -17,7 +17,7 @@ func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*
 		return f, nat.FromServer
 	}
 	d := e.decide(w.set, side, at, &t)
-	if d.do == actOpen || d.do == actReject && d.reason == dropPolicy {
+	if d.do == actOpen || d.do == actHost || d.do == actReject && d.reason == dropPolicy {
 		if v.TTL <= 1 { // before the policy answers: traceroute shows this hop
 			w.refuse(at, dropTTL, ipkt.TimeExceeded, v)
 			return nil, 0
@@ -26,6 +26,9 @@ func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*
 	switch d.do {
 	case actLocal:
 		w.toLocal(at, v)
+		return nil, 0
+	case actHost:
+		w.handOver(at, []*ipkt.View{v}, &d)
 		return nil, 0
 	case actDrop:
 		w.set.countRule(&d)
@@ -50,7 +53,7 @@ func (w *worker) unknown(side Side, at *attachment, v *ipkt.View, k *nat.Key) (*
 	d.flow.Generation, d.flow.Member = w.set.generation, w.member
 	f, dir, why := e.table.Open(w.now, k, v, &d.flow)
 	if why != nat.Accepted {
-		w.refused(at, v, why)
+		w.refused(at, v, why, d.hidden)
 		return nil, 0
 	}
 	e.kept.forget(f)
@@ -65,13 +68,13 @@ func (s *netSet) countRule(d *decision) {
 }
 
 // refused counts why a flow couldn't be opened and tells the sender, if it came
-// from the VPC, that there is no room (decision D3).
-func (w *worker) refused(from *attachment, v *ipkt.View, why nat.Refusal) {
+// from the VPC or is hidden from it, that there is no room (decision D3).
+func (w *worker) refused(from *attachment, v *ipkt.View, why nat.Refusal, hidden bool) {
 	d, full := dropOfRefusal(v.Proto, why)
 	if full {
 		w.e.logRefusals(w.now, d)
 	}
-	if full && from == nil {
+	if full && (from == nil || hidden) {
 		w.refuse(from, d, ipkt.HostUnreachable, v)
 		return
 	}

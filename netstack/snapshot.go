@@ -22,6 +22,8 @@ type settings struct {
 	forwards []PortForward
 	maps     []AddressMap
 	policy   *policy.Policy
+	// How overlay hosts are hidden from the VPC side.
+	masquerade []Masquerade
 }
 
 // netSet is everything that packets are judged and routed by: one snapshot, which
@@ -188,10 +190,11 @@ func (e *Engine) change(edit func(*settings)) error {
 	return err
 }
 
-// translatesAs reports whether networks, forwards and maps are the same.
+// translatesAs reports whether networks, forwards, maps and masquerades are the same.
 func (in *settings) translatesAs(o *settings) bool {
 	return slices.EqualFunc(in.networks, o.networks, func(a, b Network) bool { return reflect.DeepEqual(a, b) }) &&
-		slices.Equal(in.forwards, o.forwards) && slices.Equal(in.maps, o.maps)
+		slices.Equal(in.forwards, o.forwards) && slices.Equal(in.maps, o.maps) &&
+		slices.EqualFunc(in.masquerade, o.masquerade, func(a, b Masquerade) bool { return a.equal(&b) })
 }
 
 // swap puts settings into force. e.mu is held, unless nobody knows the engine yet.
@@ -204,6 +207,11 @@ func (e *Engine) swap(in settings, old *netSet) error {
 		return fmt.Errorf("netstack: %w", err)
 	}
 	e.table.SetGroups(s.groups())
+	if e.handovers != nil {
+		if err := e.handovers.local.setAddresses(s.handoverNICs()); err != nil {
+			return fmt.Errorf("netstack: %w", err)
+		}
+	}
 	for _, proto := range []uint8{ipkt.TCP, ipkt.UDP} {
 		e.table.Reserve(proto, s.reserved(proto))
 	}
@@ -228,13 +236,21 @@ func (e *Engine) swap(in settings, old *netSet) error {
 
 // addVPC adds what belongs to the VPC side.
 func (s *netSet) addVPC() {
+	add := func(a netip.Addr) {
+		s.own[a] = nil
+		if a.Is4() && !s.vpc4.IsValid() {
+			s.vpc4 = a
+		} else if a.Is6() && !s.vpc6.IsValid() {
+			s.vpc6 = a
+		}
+	}
 	for _, a := range s.vpc.Addresses {
-		s.own[a.Addr()] = nil
+		add(a.Addr())
 		s.addBroadcast(a)
-		if a.Addr().Is4() && !s.vpc4.IsValid() {
-			s.vpc4 = a.Addr()
-		} else if a.Addr().Is6() && !s.vpc6.IsValid() {
-			s.vpc6 = a.Addr()
+	}
+	for _, m := range s.masquerade {
+		if m.Address.IsValid() {
+			add(m.Address)
 		}
 	}
 	for _, p := range s.vpc.Sources {

@@ -76,6 +76,10 @@ type Config struct {
 	DefaultTCPRelay bool
 	ForceTCPRelay   bool // never use UDP
 
+	// Mark is that of the overlay's own packets, on Linux, so that the host's policy
+	// routing can tell them from those that the overlay carries; 0 = none.
+	Mark int
+
 	// PortMapping asks routers in front of this host to map a UDP port to it
 	// (chapter 02 §8.3).
 	PortMapping bool
@@ -208,7 +212,7 @@ func (n *Node) openUDP() (sockets, error) {
 		// Peers send to the path that they used last: after a quick restart it should lead
 		// somewhere.
 		WantSecondary: n.ownPort(1),
-		TCPRelay:      cfg.TCPRelay, ForceTCPRelay: cfg.ForceTCPRelay,
+		TCPRelay:      cfg.TCPRelay, ForceTCPRelay: cfg.ForceTCPRelay, Mark: cfg.Mark,
 		Version: [3]int{VersionMajor, VersionMinor, VersionRevision},
 		Exclude: func(_ string, a netip.Addr) bool { return n.insideNetwork(a) },
 		OnRescan: func() {

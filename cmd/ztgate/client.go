@@ -37,6 +37,12 @@ func (a *app) statusCommand() *cobra.Command {
 			if s.Ingress != nil {
 				fmt.Fprintf(w, "ingress: %s\n", s.Ingress)
 			}
+			if len(s.SeenAs) > 0 {
+				fmt.Fprintf(w, "overlay hosts are seen in the VPC as: %s\n", strings.Join(s.SeenAs, ", "))
+			}
+			for _, e := range s.Exits {
+				fmt.Fprintf(w, "default route: by %s\n", e)
+			}
 			if s.Limit > 0 {
 				fmt.Fprintf(w, "flows: %d of %d\n", s.Flows, s.Limit)
 			}

@@ -101,7 +101,11 @@ func explanation(w io.Writer, x control.Explanation) {
 	if x.Verdict != "forward" {
 		return
 	}
-	row(w, "source", text(x.Source)+" ("+x.Translation+")")
+	source := text(x.Source)
+	if x.Translation == "host" {
+		source = "an address of this host"
+	}
+	row(w, "source", source+" ("+x.Translation+")")
 	if x.Redirected {
 		row(w, "destination", text(x.Destination))
 	}

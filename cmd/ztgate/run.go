@@ -146,12 +146,18 @@ func (a *app) configCommand() *cobra.Command {
 		a.settingFlags(cmd.Flags())
 	}
 	check := &cobra.Command{Use: "check [FILE]", Short: "Check the configuration; needs no privileges"}
+	var member bool
+	check.Flags().BoolVar(&member, "member", false, "the configuration is that of ztgate member")
 	load(check, func(cfg *config.Config) error {
-		if err := plan.Check(cfg); err != nil {
+		role, judge := plan.Gateway, plan.Check
+		if member {
+			role, judge = plan.Member, plan.CheckMember
+		}
+		if err := judge(cfg); err != nil {
 			return err
 		}
 		v := control.Configuration{Schema: control.Schema, Values: cfg.Values(), Warnings: slices.Clone(cfg.Warnings)}
-		for _, p := range plan.Make(plan.Input{Config: cfg}).Problems {
+		for _, p := range plan.Make(plan.Input{Role: role, Config: cfg}).Problems {
 			v.Warnings = append(v.Warnings, p.String())
 		}
 		return a.print(v, func(w io.Writer) {

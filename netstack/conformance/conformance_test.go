@@ -159,7 +159,7 @@ func rows() map[string]row {
 		ipv6Headers, ipv6Fragments, ipv6Fields, ipv6Errors, ipv6Addresses, ipv6Translation,
 		userPorts, userPing, userTraceroute, userPathMTU, userFragments, userResets, userSegments,
 		userLimits, userChanges, userRestarts, userForwards, userLeaks, userProtocols, userPrograms, userNeighbours,
-		sumECN, sumChecksums,
+		sumECN, sumChecksums, inbound,
 	} {
 		for _, r := range section() {
 			if _, twice := all[r.id]; twice {

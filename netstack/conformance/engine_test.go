@@ -173,6 +173,9 @@ func (r *engineRouter) name() string { return "ztgate" }
 // of packets for the gateway itself.
 func (r *engineRouter) excuse(n int) { r.barriers += n }
 
+// mappings are what the next run goes on with.
+func (r *engineRouter) mappings() []netstack.Mapping { return r.engine.Mappings() }
+
 func (r *engineRouter) close() error {
 	r.cancel()
 	return <-r.done

@@ -283,4 +283,10 @@ var requirements = []requirement{
 	{264, "CK-OFFLOAD", "user", "yes"},
 	{265, "CK-SWEEP", "user", "yes"},
 	{266, "CK-LEN", "user", "yes"},
+	{267, "IN-MAP", "user", "yes"},
+	{268, "IN-FILTER", "user", "yes"},
+	{269, "IN-ERRORS", "user", "yes"},
+	{270, "IN-FRAGMENTS", "user", "yes"},
+	{271, "IN-TIMERS", "user", "yes"},
+	{272, "IN-RESTART", "user", "yes"},
 }

@@ -161,8 +161,8 @@ func (b *bench) restart(changes ...func(*setup)) {
 		f.flush()
 		return
 	}
-	if r, ok := b.r.(*engineRouter); ok {
-		kept := r.engine.Mappings()
+	if r, ok := b.r.(interface{ mappings() []netstack.Mapping }); ok {
+		kept := r.mappings()
 		changes = append(changes, func(s *setup) { s.mappings = kept })
 	}
 	b.start(changes...)

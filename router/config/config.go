@@ -5,6 +5,7 @@ package config
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -42,6 +43,7 @@ type Config struct {
 	Controller           bool
 	API                  APIConfig
 	Webhook              WebhookConfig
+	Exit                 bool // overlay hosts reach the internet
 	LogLevel             slog.Level
 	LogFormat            string // text | json
 	IdentitySecret       string // text form, "" = the one in Home
@@ -63,9 +65,10 @@ type Config struct {
 	file    string // that was read, "" = none, or one without content
 	noFile  bool   // on purpose
 	written written
-	answers map[string][]netip.Addr // that the names were replaced by
-	fitted  bool                    // by [Config.FitFlows]
-	picked  bool                    // by [Config.PickIngress]
+	moved   map[ztnode.NetworkID]NetworkConfig // what a home of zerotier-one says of networks that are named nowhere else
+	answers map[string][]netip.Addr            // that the names were replaced by
+	fitted  bool                               // by [Config.FitFlows]
+	picked  bool                               // by [Config.PickIngress]
 }
 
 // APIConfig is the API of zerotier-one's local service over TCP.
@@ -86,6 +89,9 @@ type NetworkConfig struct {
 	Masquerade  *bool // nil = nat.masquerade
 	AllowGlobal bool  // accept managed routes and addresses of public IP space
 	AllowDNS    bool  // ask its name servers for clients, for names in its domain
+	// AllowDefault lets a member send all that has no other way through the network, if
+	// its controller says so.
+	AllowDefault bool
 }
 
 // VPCConfig is the side the clients are on.
@@ -97,6 +103,14 @@ type VPCConfig struct {
 	Address    []netip.Prefix // of the gateway on the TUN, or of its probes
 	MTU        int            // 0 = the interface's; of a TUN, the largest of the networks, at least [DefaultMTU]
 	Interfaces []string       // where VPC packets come from; on a TUN checked only
+	NAT        NATAddresses
+}
+
+// NATAddresses are how VPC hosts see overlay hosts. The zero value means by their own
+// addresses.
+type NATAddresses struct {
+	Addresses []netip.Addr // of the gateway in the VPC, at most one of a family
+	Host      bool         // by this host's own address, in families without one of those
 }
 
 // NATConfig configures translation.
@@ -260,7 +274,19 @@ func (c *Config) Network(id ztnode.NetworkID) NetworkConfig {
 			return n
 		}
 	}
+	if n, ok := c.moved[id]; ok {
+		return n
+	}
 	return NetworkConfig{ID: id}
+}
+
+// ByHost reports whether overlay hosts may go on by sockets of this host.
+func (c *Config) ByHost() bool { return c.VPC.NAT.Host || c.Exit && len(c.VPC.NAT.Addresses) == 0 }
+
+// AllowsDefault reports whether a default route may be taken.
+func (c *Config) AllowsDefault() bool {
+	allows := func(n NetworkConfig) bool { return n.AllowDefault }
+	return slices.ContainsFunc(c.Networks, allows) || slices.ContainsFunc(slices.Collect(maps.Values(c.moved)), allows)
 }
 
 // Masquerade says whether clients' addresses are hidden in a network.
@@ -317,7 +343,8 @@ func (c *Config) Values() []Value {
 		out = append(out,
 			Value{key + ".masquerade", c.Masquerade(n.ID), c.Origin(key + ".masquerade")},
 			Value{key + ".allow_global", n.AllowGlobal, c.Origin(key + ".allow_global")},
-			Value{key + ".allow_dns", n.AllowDNS, c.Origin(key + ".allow_dns")})
+			Value{key + ".allow_dns", n.AllowDNS, c.Origin(key + ".allow_dns")},
+			Value{key + ".allow_default", n.AllowDefault, c.Origin(key + ".allow_default")})
 	}
 	for _, part := range sections {
 		if part == networkRecords {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -132,11 +133,13 @@ func TestMTU(t *testing.T) {
 	}
 }
 
-// TestNoDefaultRoute takes a file that says no to a default route.
-func TestNoDefaultRoute(t *testing.T) {
-	path := writeFile(t, "networks: [{id: 8056c2e21c000001, allow_default: false}]")
-	if _, err := Load(Sources{Flags: map[string][]string{"config": {path}}}); err != nil {
-		t.Error(err)
+func TestDefaultRoute(t *testing.T) {
+	for _, want := range []bool{false, true} {
+		path := writeFile(t, fmt.Sprintf("networks: [{id: 8056c2e21c000001, allow_default: %v}]", want))
+		c, err := Load(Sources{Flags: map[string][]string{"config": {path}}})
+		if err != nil || c.Networks[0].AllowDefault != want {
+			t.Errorf("%v: %v, %+v", want, err, c)
+		}
 	}
 }
 
@@ -245,13 +248,11 @@ func TestLoadErrors(t *testing.T) {
 		{"bool", "controller: maybe", nil, nil, "use true or false"},
 		{"level", "log: {level: loud}", nil, nil, "use one of debug, info, warn, error"},
 		{"listen", "listen: here", nil, nil, "give ADDRESS:PORT"},
-		{"default route", "networks: [{id: 8056c2e21c000001, allow_default: true}]", nil, nil, "managed default route is never taken: remove the key, or set it to false"},
 		{"small mtu", "", []string{"ZTGATE_MTU=1"}, nil, "number from 1280 to 65535, or 0"},
 		{"list for one", "policy: {rules: [{action: [drop]}]}", nil, nil, "policy.rules.action: want one value"},
 		{"mtu", "vpc: {mtu: 500}", nil, nil, "number from 1280"},
 		{"tun", "vpc: {tun: \"a b\"}", nil, nil, "no interface name"},
-		{"mode", "", []string{"ZEROTIER_ONE_GATEWAY_MODE=up"}, nil, "use outbound or both"},
-		{"inbound", "", []string{"ZEROTIER_ONE_GATEWAY_MODE=inbound"}, nil, "not supported yet"},
+		{"mode", "", []string{"ZEROTIER_ONE_GATEWAY_MODE=up"}, nil, "use inbound, outbound or both"},
 		{"public alone", "identity: {public: x}", nil, nil, "give both or none"},
 	}
 	for _, tt := range tests {

@@ -71,6 +71,7 @@ func load(src Sources, running string) (*Config, error) {
 	if err := l.read(running); err != nil {
 		return nil, err
 	}
+	l.images()
 	l.localConf()
 	for _, p := range l.cfg.Underlay.Physical {
 		if p.MTU != 0 && p.MTU < usualPhysicalMTU {
@@ -183,15 +184,6 @@ func (l *loader) environment() {
 			l.apply(s, values, "environment "+name)
 			break
 		}
-	}
-	switch mode := l.env["ZEROTIER_ONE_GATEWAY_MODE"]; mode {
-	case "", "outbound":
-	case "both":
-		l.cfg.Warnings = append(l.cfg.Warnings, "ZEROTIER_ONE_GATEWAY_MODE=both: only connections that the VPC opens are forwarded")
-	case "inbound":
-		l.errorf("ZEROTIER_ONE_GATEWAY_MODE: inbound is not supported yet: only connections that the VPC opens are forwarded")
-	default:
-		l.errorf("ZEROTIER_ONE_GATEWAY_MODE: %q: use outbound or both", mode)
 	}
 	var unknown []string
 	for name := range l.env {

@@ -45,6 +45,12 @@ var localSettings = map[string]struct {
 	"allowTcpFallbackRelay": {"tcp_relay", onlyFalse("off")},
 }
 
+// usualSettings are values of settings without a counterpart that say what ztgate does
+// anyway. ZeroTier's images write them into every home.
+var usualSettings = map[string]string{
+	"softwareUpdate": `"disable"`, "allowManagementFrom": "[]", "multipathMode": "0", "defaultBondingPolicy": `"none"`, "forceTcpRelay": "false",
+}
+
 const (
 	localConfFile = "local.conf"
 	maxLocalConf  = 1 << 20
@@ -100,7 +106,9 @@ func (l *loader) localConf() {
 	for _, name := range slices.Sorted(maps.Keys(conf.Settings)) {
 		known, ok := localSettings[name]
 		if !ok {
-			unknown = append(unknown, name)
+			if usual, has := usualSettings[name]; !has || string(conf.Settings[name]) != usual {
+				unknown = append(unknown, name)
+			}
 			continue
 		}
 		if v, ok := known.value(conf.Settings[name]); ok {
@@ -177,8 +185,8 @@ func (l *loader) localVirtual(path string, conf *localConf) {
 	l.cfg.origin["virtual"] = path
 }
 
-// networkConf names options of joined networks that the home has and ztgate takes
-// from its own configuration alone (docs/protocol/03 §7.1).
+// networkConf takes what the home says of joined networks (docs/protocol/03 §7.1), unless
+// the configuration says otherwise.
 func (l *loader) networkConf() {
 	files, _ := filepath.Glob(filepath.Join(l.cfg.Home, "networks.d", "*.local.conf")) // the pattern is well-formed
 	for _, path := range files {
@@ -190,14 +198,33 @@ func (l *loader) networkConf() {
 		for line := range strings.Lines(string(b)) {
 			switch strings.TrimSpace(line) {
 			case "allowGlobal=1":
-				if !l.cfg.Network(id).AllowGlobal {
-					l.warnf("%s: allowGlobal has no effect here: set allow_global for network %s", path, id)
-				}
-			case "allowManaged=0", "allowDefault=1":
-				l.warnf("%s: %s has no effect here", path, strings.TrimSpace(line))
+				l.moved(path, id, "allow_global", func(n *NetworkConfig) { n.AllowGlobal = true })
+			case "allowDefault=1":
+				l.moved(path, id, "allow_default", func(n *NetworkConfig) { n.AllowDefault = true })
+			case "allowManaged=0":
+				l.warnf("%s: allowManaged=0 has no effect here", path)
 			}
 		}
 	}
+}
+
+// moved sets an option of a network unless the configuration has it.
+func (l *loader) moved(path string, id ztnode.NetworkID, option string, set func(*NetworkConfig)) {
+	key := "networks." + id.String() + "." + option
+	if l.cfg.origin[key] != "" {
+		return
+	}
+	l.cfg.origin[key] = path
+	if i := slices.IndexFunc(l.cfg.Networks, func(n NetworkConfig) bool { return n.ID == id }); i >= 0 {
+		set(&l.cfg.Networks[i])
+		return
+	}
+	if l.cfg.moved == nil {
+		l.cfg.moved = map[ztnode.NetworkID]NetworkConfig{}
+	}
+	n := l.cfg.Network(id)
+	set(&n)
+	l.cfg.moved[id] = n
 }
 
 // readBounded reads a file of at most limit bytes.

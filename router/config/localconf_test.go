@@ -36,7 +36,7 @@ func TestLocalConf(t *testing.T) {
 			"10.9.1.0/24": {"mtu": 1}, "10.9.2.0/24": {"mtu": 20000}, "10.9.3.0/24": {"mtu": -1}, "nonsense": {}},
 		"virtual": {"feedbeef12": {"try": ["10.10.20.1/9993"], "blacklist": ["192.168.0.0/24"]}, "short": {}},
 		"settings": {"primaryPort": 12345, "portMappingEnabled": false, "lowBandwidthMode": true, "tcpFallbackRelay": "198.51.100.9/443",
-			"allowTcpFallbackRelay": true, "encryptedHelloEnabled": true, "softwareUpdate": "disable", "multipathMode": 0}
+			"allowTcpFallbackRelay": true, "encryptedHelloEnabled": true, "softwareUpdate": "apply", "multipathMode": 7, "allowManagementFrom": [], "forceTcpRelay": false}
 	}`)
 	c := load(nil)
 	u := c.Underlay
@@ -67,13 +67,28 @@ func TestLocalConf(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(home, "networks.d"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(home, "networks.d", "8056c2e21c000001.local.conf"), []byte("allowManaged=0\nallowGlobal=1\nallowDefault=1\nallowDNS=0\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	warnings = strings.Join(load(nil).Warnings, "\n")
-	for _, want := range []string{"set allow_global for network 8056c2e21c000001", "allowManaged=0 has no effect", "allowDefault=1 has no effect"} {
-		if !strings.Contains(warnings, want) {
-			t.Errorf("warnings %q don't name %s", warnings, want)
+	const id ztnode.NetworkID = 0x8056c2e21c000001
+	for _, tt := range []struct {
+		text         string
+		flags        map[string][]string
+		global, exit bool
+		warning      string
+	}{
+		{text: "allowManaged=1\nallowGlobal=1\nallowDefault=0\nallowDNS=0\n", global: true},
+		{text: "allowManaged=1\nallowGlobal=1\nallowDefault=1\nallowDNS=0\n", global: true, exit: true},
+		{text: "allowGlobal=1\nallowDefault=1\n", flags: map[string][]string{"network": {id.String()}}, global: true, exit: true},
+		{text: "allowGlobal=1\nallowDefault=1\n", flags: map[string][]string{"config": {writeFile(t, "networks: [{id: "+id.String()+", allow_default: false}]")}}, global: true},
+		{text: "allowManaged=0\nallowDefault=0\n", warning: "allowManaged=0 has no effect"},
+	} {
+		if err := os.WriteFile(filepath.Join(home, "networks.d", id.String()+".local.conf"), []byte(tt.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c := load(tt.flags)
+		if n := c.Network(id); n.ID != id || n.AllowGlobal != tt.global || n.AllowDefault != tt.exit {
+			t.Errorf("%q with %v: %+v", tt.text, tt.flags, n)
+		}
+		if !strings.Contains(strings.Join(c.Warnings, "\n"), tt.warning) {
+			t.Errorf("%q: warnings %q", tt.text, c.Warnings)
 		}
 	}
 	if err := os.RemoveAll(filepath.Join(home, "networks.d")); err != nil {

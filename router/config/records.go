@@ -19,7 +19,7 @@ var networkRecords = &record[NetworkConfig]{
 		one("masquerade", parseBool, func(n *NetworkConfig, v bool) { n.Masquerade = &v }),
 		one("allow_global", parseBool, func(n *NetworkConfig, v bool) { n.AllowGlobal = v }),
 		one("allow_dns", parseBool, func(n *NetworkConfig, v bool) { n.AllowDNS = v }),
-		one("allow_default", parseNoDefault, func(*NetworkConfig, bool) {}),
+		one("allow_default", parseBool, func(n *NetworkConfig, v bool) { n.AllowDefault = v }),
 	},
 	check: func(n *NetworkConfig) error {
 		if n.ID == 0 {
@@ -30,7 +30,7 @@ var networkRecords = &record[NetworkConfig]{
 	list:   func(c *Config) *[]NetworkConfig { return &c.Networks },
 	origin: func(n NetworkConfig) string { return "networks." + n.ID.String() },
 	text: func(c *Config, n NetworkConfig) string {
-		return fmt.Sprint(n.ID, " masquerade ", c.Masquerade(n.ID), " allow_global ", n.AllowGlobal, " allow_dns ", n.AllowDNS)
+		return fmt.Sprint(n.ID, " masquerade ", c.Masquerade(n.ID), " allow_global ", n.AllowGlobal, " allow_dns ", n.AllowDNS, " allow_default ", n.AllowDefault)
 	},
 }
 

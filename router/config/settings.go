@@ -153,7 +153,7 @@ var settings = slices.Concat([]*setting{
 	}, func(c *Config) string { return c.Underlay.TCPRelay }),
 	live(sealedHelloSetting()),
 	boolean("low_bandwidth", "", "", false, func(c *Config) *bool { return &c.Underlay.LowBandwidth }),
-	boolean("port_mapping", "", "", true, func(c *Config) *bool { return &c.Underlay.PortMapping }),
+	boolean("port_mapping", "", "", true, func(c *Config) *bool { return &c.Underlay.PortMapping }).alias("ZT_PORT_MAPPING_ENABLED"),
 	text(keyIngress, "ingress", "how VPC packets come in: tun, packet (from the interface itself) or auto", IngressTUN, func(c *Config) *string { return &c.VPC.Ingress }),
 	word("vpc.io_uring", "", "", "auto", []string{"auto", "off"}, func(c *Config) *string { return &c.VPC.IOUring }),
 	text("vpc.tun", "tun", "name of the TUN interface", DefaultTUN, func(c *Config) *string { return &c.VPC.TUN }),
@@ -161,6 +161,8 @@ var settings = slices.Concat([]*setting{
 	addressSetting(),
 	number("vpc.mtu", "mtu", "MTU of the TUN, in bytes, or at most that of the interface; 0 = the largest of the networks, or the interface's", 0, 1280, 65535, func(c *Config) *int { return &c.VPC.MTU }),
 	interfacesSetting(),
+	natAddressSetting(),
+	boolean("exit", "exit", "carry overlay hosts to the internet, behind nat-address or as this host", false, func(c *Config) *bool { return &c.Exit }),
 	live(boolean("nat.masquerade", "masquerade", "hide clients behind the gateway's overlay address", true, func(c *Config) *bool { return &c.NAT.Masquerade })),
 	live(boolean("nat.masquerade6", "", "", false, func(c *Config) *bool { return &c.NAT.Masquerade6 })),
 	live(list("nat.exempt", "", "", nil, ParsePrefix, func(c *Config) *[]netip.Prefix { return &c.NAT.Exempt })),
@@ -285,4 +287,39 @@ func addressSetting() *setting {
 		return set(c, v)
 	}
 	return s
+}
+
+// natHost stands for this host's own address.
+const natHost = "host"
+
+// natAddressSetting is how VPC hosts see overlay hosts.
+func natAddressSetting() *setting {
+	return &setting{key: "vpc.nat_address", flag: "nat-address", list: true,
+		usage: "address of the VPC that overlay hosts are masqueraded as there, one of each family; or host, for this host's own",
+		set: func(c *Config, values []string) error {
+			var out NATAddresses
+			for _, v := range values {
+				if v == natHost {
+					out.Host = true
+					continue
+				}
+				a, err := netip.ParseAddr(v)
+				if err != nil || a.Is4In6() || a.Zone() != "" {
+					return errors.New("give an address, as in 172.31.0.250, or host")
+				}
+				if slices.ContainsFunc(out.Addresses, func(o netip.Addr) bool { return o.Is4() == a.Is4() }) {
+					return errors.New("there are two addresses of one family: give one")
+				}
+				out.Addresses = append(out.Addresses, a)
+			}
+			c.VPC.NAT = out
+			return nil
+		},
+		get: func(c *Config) []string {
+			out := texts(c.VPC.NAT.Addresses)
+			if c.VPC.NAT.Host {
+				out = append(out, natHost)
+			}
+			return out
+		}}
 }

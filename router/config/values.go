@@ -147,16 +147,6 @@ func parseNetwork(s string) (ztnode.NetworkID, error) {
 	return id, nil
 }
 
-// parseNoDefault reads a key that files for other ZeroTier programs have, and that
-// can only be false here.
-func parseNoDefault(s string) (bool, error) {
-	allow, err := parseBool(s)
-	if allow {
-		err = errors.New("a managed default route is never taken: remove the key, or set it to false, and route single prefixes through the network instead")
-	}
-	return allow, err
-}
-
 // oneOf reads one of some words.
 func oneOf[S ~string](words ...S) func(string) (S, error) {
 	known := make([]string, len(words))

@@ -104,11 +104,33 @@ type Status struct {
 	Limit    int           `json:"flowsLimit"`
 
 	Ingress     *Ingress  `json:"ingress,omitempty"`          // of a gateway
+	SeenAs      []string  `json:"seenAs,omitempty"`           // what overlay hosts are masqueraded as in the VPC: addresses, and host for this host's own
 	Writes      *Writes   `json:"writes,omitempty"`           // nil = there are no interfaces
 	MemoryLimit int64     `json:"memoryLimitBytes,omitempty"` // of the runtime; 0 = none
 	Limited     []Limited `json:"limited,omitempty"`
 	DNS         *DNS      `json:"dns,omitempty"`     // nil = clients' questions for names aren't answered
 	Relayed     *Relayed  `json:"relayed,omitempty"` // nil = nothing is
+	Exits       []Exit    `json:"exits,omitempty"`   // of a member
+}
+
+// Exit is a member that carries what has no other way, of one family.
+type Exit struct {
+	Network   ztnode.NetworkID `json:"network"`
+	Via       netip.Addr       `json:"via"`
+	Interface string           `json:"interface"`
+	InForce   bool             `json:"inForce"` // else it hasn't worked yet
+	Up        bool             `json:"up"`
+}
+
+func (e Exit) String() string {
+	s := "not in force yet"
+	switch {
+	case e.InForce && e.Up:
+		s = "in force"
+	case e.InForce:
+		s = "in force, but the exit doesn't answer"
+	}
+	return fmt.Sprintf("%s in network %s, %s", e.Via, e.Network, s)
 }
 
 // Ingress is how packets of the VPC come in.

@@ -109,7 +109,7 @@ func testRefusedConfig(t *testing.T, s *lab.Scenario) {
 		{"outside the sources", `forwards: [{listen: "tcp/8080", to: "192.168.7.7:80", from: overlay}]`, "192.168.7.7 is outside vpc.sources"},
 		{"unmasked to the overlay", `forwards: [{listen: "tcp/8080", to: "10.0.0.10:80", masquerade: false}]`, "can't see clients' addresses"},
 		{"twice", `forwards: [{listen: "tcp/8080", to: "10.0.0.10:80"}, {listen: "tcp/8080", to: "10.0.0.11:80"}]`, "another one listens there"},
-		{"default route", fmt.Sprintf(`networks: [{id: "%s", allow_default: true}]`, s.Network), "default route is never taken"},
+		{"default route", fmt.Sprintf(`networks: [{id: "%s", allow_default: true}]`, s.Network), "takes no default route"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "ztgate.yaml")

@@ -46,8 +46,9 @@ func hostConnections(files int) int {
 	return min(hostproxy.MaxConnections, max(files-heldBack, 1))
 }
 
-// proxyLimits are those of forwards on the host's addresses.
-func proxyLimits(cfg *config.Config, log *slog.Logger) hostproxy.Limits {
+// proxyLimits are those of forwards on the host's addresses, and of what overlay hosts reach
+// by this host's address: that needs a descriptor for each UDP session and ping, too.
+func proxyLimits(cfg *config.Config, log *slog.Logger) (forwards, inbound hostproxy.Limits) {
 	files := filesFor(cfg)
 	if len(cfg.DNS.Listen) > 0 {
 		files -= resolver.LimitsFor(files).Files()
@@ -56,6 +57,13 @@ func proxyLimits(cfg *config.Config, log *slog.Logger) hostproxy.Limits {
 		log.Warn("few open files are allowed", "limit", openFiles(), "forwards_on_host_addresses", hostConnections(files),
 			"remedy", "raise the limit, as with LimitNOFILE= of systemd or --ulimit nofile= of docker")
 	}
-	return hostproxy.Limits{Connections: hostConnections(files), PerClient: cfg.NAT.MaxFlowsPerClient,
+	forwards = hostproxy.Limits{Connections: hostConnections(files), PerClient: cfg.NAT.MaxFlowsPerClient,
 		Idle: cfg.NAT.Timeouts.TCPEstablished, IdleUDP: cfg.NAT.Timeouts.UDP}
+	inbound = forwards
+	if cfg.ByHost() {
+		all := max(files-heldBack, 4)
+		forwards.Connections = min(forwards.Connections, all/2)
+		inbound.Connections = min(forwards.Connections, all/4)
+	}
+	return forwards, inbound
 }

@@ -132,7 +132,7 @@ func (s *service) diagnose(ctx context.Context, req control.DiagnosisRequest) (c
 		{"links", named("tun", "interface_")},
 		{"data path", named("data_path", "flows")},
 		{"node", named("online", "identity")},
-		{"routes", named("routes", "kernel_routes")}, // before the networks, which complain of them too
+		{"routes", named("routes", "kernel_routes", checkNAT)}, // before the networks, which complain of them too
 		{"firewall", named("firewall")},
 		{"networks", named("networks", "controller", "certificate")},
 	} {

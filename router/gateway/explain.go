@@ -230,6 +230,10 @@ func (s *service) followsIn(q control.Question) (control.Explanation, error) {
 	if s.ways == nil || x.Verdict != "forward" || x.NextHop.IsValid() {
 		return x, nil
 	}
+	if x.Translation == "host" {
+		x.Detail = "it ends here, and goes on by a socket of this host, as from one of its addresses"
+		return x, nil
+	}
 	return s.ways.intoVPC(x)
 }
 

@@ -34,6 +34,7 @@ type gateway struct {
 	in      ingress
 	table   *host.Table
 	proxy   *hostproxy.Proxy
+	inbound *hostproxy.Inbound // nil = the VPC doesn't see overlay hosts by this host's address
 	kept    mappingFile
 	watch   *host.Watch
 	looker  hostLooker
@@ -42,6 +43,12 @@ type gateway struct {
 
 	planning sync.Mutex // one plan at a time is made and put into force
 }
+
+// check implements [role].
+func (*gateway) check(cfg *config.Config) error { return plan.Check(cfg) }
+
+// mark implements [role].
+func (*gateway) mark(*config.Config) int { return 0 }
 
 // settle implements [role].
 func (*gateway) settle(cfg *config.Config, log *slog.Logger) *config.Config {
@@ -95,16 +102,24 @@ func (g *gateway) begin(base netstack.Config) error {
 	if c, ok := s.node.Node.(certifier); ok {
 		base.Owns = c.Owns
 	}
+	forwards, inbound := proxyLimits(cfg, s.log)
+	if cfg.ByHost() {
+		g.inbound = hostproxy.NewInbound(inbound, base.Registerer, s.log)
+		base.Host = g.inbound
+	}
 	engine, err := newEngine(cfg, p, g.in.device(), s.node.Node, base)
 	if err != nil {
 		return fmt.Errorf("start forwarding plane: %w", err)
 	}
 	s.usePlane(engine)
+	if g.inbound != nil {
+		g.inbound.Use(engine)
+	}
 	s.reload, s.ways = g.apply, g.in
 	s.dns = newClientNames(s, g.dial, base.Registerer, s.log)
 	s.find = nameServers{hosts: s.dns.hosts, networks: s.networks, dial: g.dial, seen: s.plane.SeenByVPC}.lookup
 	s.names = newNames(cfg.Names(), s.find, g.renamed, s.log)
-	g.proxy = hostproxy.New(s.plane, proxyLimits(cfg, s.log), base.Registerer, s.log)
+	g.proxy = hostproxy.New(s.plane, forwards, base.Registerer, s.log)
 	s.limited, s.relays = g.limitedClients, g.proxy.Connections
 	if err := errors.Join(g.proxy.Set(p.HostForwards), g.proxy.SetInside(p.Relayed())); err != nil {
 		return err
@@ -122,6 +137,11 @@ const maxLimited = 10
 func (g *gateway) limitedClients() (out []control.Limited) {
 	for _, r := range g.proxy.Refused() {
 		out = append(out, control.Limited{Client: r.Client, What: "connections to the host's own addresses", Refused: r.Count})
+	}
+	if g.inbound != nil {
+		for _, r := range g.inbound.Refused() {
+			out = append(out, control.Limited{Client: r.Client, What: "connections to the VPC", Refused: r.Count})
+		}
 	}
 	clients, _ := g.plane.Greedy(maxLimited)
 	for _, c := range clients {
@@ -163,6 +183,9 @@ func (g *gateway) runTogether(ctx context.Context) error {
 	eg.Go(func() error { defer stop(); return g.run(ctx) })
 	eg.Go(func() error { return g.runPlane(longer) })
 	eg.Go(func() error { return g.proxy.Run(longer) })
+	if g.inbound != nil {
+		eg.Go(func() error { return g.inbound.Run(longer) })
+	}
 	return eg.Wait()
 }
 
@@ -197,7 +220,8 @@ func (g *gateway) plan(cfg *config.Config, nets []ztnode.Network) (*plan.Plan, e
 		return nil, err
 	}
 	g.findClients(h)
-	h.Underlay = append(h.Underlay, g.rootEndpoints()...)
+	h.Roots = g.rootEndpoints()
+	h.Underlay = append(h.Underlay, h.Roots...)
 	return plan.Make(plan.Input{Config: cfg, Networks: nets, Joined: g.remembered.joined(), Host: h, Held: g.planned().Held}), nil
 }
 
@@ -220,7 +244,8 @@ func (g *gateway) enforce(p *plan.Plan) error {
 	cfg := g.config()
 	g.node.SetOverlayPrefixes(p.Targets())
 	fs, ms := translation(p.Forwards, p.Maps)
-	err := errors.Join(g.plane.SetTranslation(fs, ms), g.plane.SetNetworks(planeNetworks(cfg, p)), g.in.enforce(cfg, p), g.proxy.SetInside(p.Relayed()))
+	err := errors.Join(g.plane.SetTranslation(fs, ms), g.plane.SetNetworks(planeNetworks(cfg, p)),
+		g.plane.SetMasquerade(masquerades(p)), g.in.enforce(cfg, p), g.proxy.SetInside(p.Relayed()))
 	for _, n := range p.Networks {
 		g.node.SetMulticastGroups(n.ID, g.plane.multicastGroups(n.ID))
 	}

@@ -174,7 +174,7 @@ func (s *service) routeCheck() control.Check {
 	severity := control.Degraded
 	var reasons, remedies []string
 	for _, p := range st.plan.Problems {
-		if p.Network == 0 || !p.Refused {
+		if p.Network == 0 || !p.Refused || p.Declined {
 			continue
 		}
 		if slices.Contains(st.lost, p.Prefix) {

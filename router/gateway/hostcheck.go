@@ -117,6 +117,7 @@ func (g *gateway) look(now time.Time, changed bool) {
 		g.looker.ways, g.looker.asked = g.in.wayCheck(p), now
 	}
 	checks = append(checks, g.looker.ways, g.pulse.check())
+	checks = append(checks, g.natCheck(p), g.exitCheck(p))
 	if g.passage != nil {
 		firewall := control.Passed("firewall")
 		if working && g.looker.ways.OK && g.pulse.alive() { // else packets are lost for another reason

@@ -7,6 +7,7 @@ import (
 	"ztgate/netstack"
 	"ztgate/router/config"
 	"ztgate/router/control"
+	"ztgate/router/host"
 	"ztgate/router/plan"
 )
 
@@ -28,6 +29,11 @@ type ingress interface {
 	// of clients come to the plane and answers back, as far as those don't say so.
 	checks(p *plan.Plan) []control.Check
 	wayCheck(p *plan.Plan) control.Check
+	// announces looks whether hosts of the VPC find our addresses among them, as far as that
+	// can be known.
+	announces(p *plan.Plan) control.Check
+	// beyond is the way of packets of overlay hosts to the internet.
+	beyond(m plan.Masquerade, dst netip.Addr) (host.Way, error)
 	// client sends from our address as clients do from theirs, and through says by what.
 	client(src netip.Addr) clientDialer
 	through() string

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"ztgate/netstack"
 	"ztgate/router/config"
@@ -24,6 +25,7 @@ type packetIngress struct {
 	g      *gateway
 	dev    *packet.Device
 	inside *netstack.Client // sends probes as a client, from vpc.address
+	proxy  *packet.Proxy    // of addresses that the kernel doesn't have; nil = there are none
 
 	// Whoever holds gateway.planning uses:
 	mtu      int // that the plane has
@@ -48,7 +50,14 @@ func openPacket(g *gateway, name string) (ingress, error) {
 		return nil, errors.Join(err, dev.Close())
 	}
 	dev.SetInside(own, inside.Deliver)
-	return &packetIngress{g: g, dev: dev, inside: inside}, nil
+	i := &packetIngress{g: g, dev: dev, inside: inside}
+	if len(g.config().VPC.NAT.Addresses) > 0 {
+		if i.proxy, err = packet.OpenProxy(name); err != nil {
+			inside.Close()
+			return nil, errors.Join(err, dev.Close())
+		}
+	}
+	return i, nil
 }
 
 func (i *packetIngress) device() netstack.Device { return i.dev }
@@ -56,7 +65,11 @@ func (i *packetIngress) name() string            { return i.dev.Name() }
 func (*packetIngress) through() string           { return throughIngress }
 
 func (i *packetIngress) parts() []func(context.Context) error {
-	return []func(context.Context) error{i.inside.Run}
+	parts := []func(context.Context) error{i.inside.Run}
+	if i.proxy != nil {
+		parts = append(parts, i.proxy.Run)
+	}
+	return parts
 }
 
 // prepare implements [ingress]: there is no firewall on the way.
@@ -89,13 +102,47 @@ func (i *packetIngress) enforce(_ *config.Config, p *plan.Plan) error {
 		errs = append(errs, i.g.plane.SetMTU(p.MTU))
 		i.mtu = p.MTU
 	}
-	errs = append(errs, i.guard(p))
+	errs = append(errs, i.guard(p), i.announce(p))
 	if prefixes := p.Targets(); !i.begun || !slices.Equal(prefixes, i.prefixes) {
 		err := i.dev.SetPrefixes(prefixes)
 		i.prefixes, i.begun = prefixes, err == nil
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// announce answers for our addresses in the VPC, as far as they are on the interface's link
+// or nobody knows on which.
+func (i *packetIngress) announce(p *plan.Plan) error {
+	if i.proxy == nil {
+		return nil
+	}
+	var addrs []netip.Addr
+	for _, a := range p.Announced {
+		if a.Device == "" || a.Device == i.name() {
+			addrs = append(addrs, a.Addr)
+		}
+	}
+	return i.proxy.Set(addrs)
+}
+
+// rivalPatience is how long another host's claim of an address of ours counts.
+const rivalPatience = 10 * time.Minute
+
+// announces implements [ingress].
+func (i *packetIngress) announces(p *plan.Plan) control.Check {
+	for _, a := range p.Announced {
+		if a.Device != "" && a.Device != i.name() {
+			return control.Failed(checkNAT, control.Down, fmt.Sprintf("hosts of the VPC don't find us: %s is on the link of %s, and ztgate takes packets from %s alone", a.Addr, a.Device, i.name()),
+				"choose an address of the subnet on "+i.name())
+		}
+	}
+	if i.proxy != nil {
+		if r := i.proxy.Rival(); r != nil && time.Since(r.Seen) < rivalPatience {
+			return control.Failed(checkNAT, control.Degraded, fmt.Sprintf("another host, %s on %s, says that it has %s", r.MAC, i.name(), r.Addr), "give one of the two another address")
+		}
+	}
+	return control.Passed(checkNAT)
 }
 
 // guard makes the kernel discard its copies where it would forward them, if we may: else
@@ -127,6 +174,9 @@ func (i *packetIngress) close(failed bool) {
 		if err := i.g.table.Guard(i.g.config().VPC.TUN, nil, false); err != nil && !errors.Is(err, os.ErrPermission) {
 			i.g.log.Warn("clean up guard routes", "error", err)
 		}
+	}
+	if i.proxy != nil {
+		_ = i.proxy.Close()
 	}
 	_ = i.dev.Close() // the plane closes it too; closing twice is harmless
 	i.inside.Close()

@@ -28,6 +28,7 @@ type tunIngress struct {
 	link *host.Link
 
 	redirect *host.Redirect // nil = nothing is measured
+	proxy    *host.Proxy    // of addresses that the kernel doesn't have
 }
 
 func openTUN(g *gateway, name string) (ingress, error) {
@@ -40,7 +41,12 @@ func openTUN(g *gateway, name string) (ingress, error) {
 		return nil, errors.Join(err, dev.Close())
 	}
 	link.Quiet()
-	return &tunIngress{g: g, dev: dev, link: link}, nil
+	proxy, err := host.OpenProxy(g.sysctl)
+	if err != nil {
+		link.Undo()
+		return nil, errors.Join(err, dev.Close())
+	}
+	return &tunIngress{g: g, dev: dev, link: link, proxy: proxy}, nil
 }
 
 func (t *tunIngress) device() netstack.Device { return t.dev }
@@ -95,7 +101,15 @@ func (t *tunIngress) enforce(cfg *config.Config, p *plan.Plan) error {
 		routes[i] = r.Route
 	}
 	// The guards first: a route that goes leaves no gap.
-	return errors.Join(append(errs, t.link.Guard(routes, p.KeepGuards), t.link.SetRoutes(routes))...)
+	return errors.Join(append(errs, t.link.Guard(routes, p.KeepGuards), t.link.SetRoutes(routes), t.proxy.Set(p.Announced))...)
+}
+
+// announces implements [ingress].
+func (t *tunIngress) announces(*plan.Plan) control.Check {
+	if remedy, why := t.proxy.Missing(); why != nil {
+		return control.Failed(checkNAT, control.Down, "hosts of the VPC don't find us: "+why.Error(), remedy)
+	}
+	return control.Passed(checkNAT)
 }
 
 // setMTU makes the interface and the plane agree on the largest packet.
@@ -109,6 +123,9 @@ func (t *tunIngress) setMTU(mtu int) error {
 // close implements [ingress]. Guards stay behind after a failure.
 func (t *tunIngress) close(failed bool) {
 	t.link.Failed = failed
+	if err := t.proxy.Close(); err != nil {
+		t.g.log.Warn("clean up answers for addresses", "error", err)
+	}
 	t.link.Undo()
 	if t.redirect != nil {
 		t.redirect.Close()

@@ -46,6 +46,7 @@ type NodeConfig struct {
 	// Networks are joined first, where there are more than a node can be in.
 	Networks   []ztnode.NetworkID
 	Underlay   config.Underlay
+	Mark       int // of the overlay's own packets, 0 = none
 	Logger     *slog.Logger
 	OnFrames   func(nwid uint64, frames [][]byte)
 	Registerer prometheus.Registerer

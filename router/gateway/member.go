@@ -35,12 +35,24 @@ type member struct {
 	table   *host.Table
 	taps    map[ztnode.NetworkID]*host.TAP
 	readers errgroup.Group
+	out     *exits // nil = no default route may be taken
 }
 
 func newMember() *member {
 	m := &member{taps: map[ztnode.NetworkID]*host.TAP{}}
 	m.attached.Store(&map[uint64]*host.TAP{})
 	return m
+}
+
+// check implements [role].
+func (*member) check(cfg *config.Config) error { return plan.CheckMember(cfg) }
+
+// mark implements [role].
+func (*member) mark(cfg *config.Config) int {
+	if cfg.AllowsDefault() {
+		return host.ExitMark
+	}
+	return 0
 }
 
 // settle implements [role].
@@ -65,19 +77,32 @@ func (m *member) setUp(s *service, _ *prometheus.Registry) (err error) {
 	}
 	s.neighbours = m
 	s.names = newNames(s.config().Names(), nameServers{networks: s.networks, dial: dialHost}.lookup, m.renamed, s.log)
-	m.table, err = host.OpenTable()
+	if m.table, err = host.OpenTable(); err != nil || s.mode == control.ModeNode {
+		return err
+	}
+	if !s.config().AllowsDefault() {
+		return host.TidyExits(s.log)
+	}
+	m.out, err = openExits(s)
 	return err
 }
 
 // parts implements [role].
 func (m *member) parts() []func(context.Context) error {
-	return []func(context.Context) error{m.run, m.names.run}
+	parts := []func(context.Context) error{m.run, m.names.run}
+	if m.out != nil {
+		parts = append(parts, m.out.parts()...)
+	}
+	return parts
 }
 
 // close implements [role].
 func (m *member) close(bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
+	if m.out != nil {
+		m.out.close()
+	}
 	for id := range m.taps {
 		m.detach(ctx, id)
 	}
@@ -87,7 +112,14 @@ func (m *member) close(bool) {
 }
 
 func (m *member) run(ctx context.Context) error {
-	err := m.follow(ctx, follower{sync: m.sync})
+	f := follower{sync: m.sync}
+	if m.out != nil {
+		f.look, f.changed = m.out.look, m.out.watch.Changed()
+	}
+	err := m.follow(ctx, f)
+	if m.out != nil {
+		err = errors.Join(err, m.out.routes.Set(host.ExitState{}))
+	}
 	for id := range m.taps {
 		m.detach(context.Background(), id)
 	}
@@ -119,7 +151,7 @@ func (m *member) sync(nets []ztnode.Network) {
 			m.detach(context.Background(), id)
 		}
 	}
-	p, err := m.plan(nets)
+	p, h, err := m.plan(nets)
 	if err != nil {
 		m.log.Error("read the host's routes: nothing is changed", "error", err)
 		return
@@ -134,6 +166,9 @@ func (m *member) sync(nets []ztnode.Network) {
 			errs[n.ID] = m.enforce(&p.Networks[i])
 		}
 	}
+	if m.out != nil {
+		errs[0] = m.out.enforce(p, h, m.taps)
+	}
 	st := &state{plan: p, devices: map[ztnode.NetworkID]string{}}
 	for id, t := range m.taps {
 		st.devices[id] = t.Name
@@ -141,17 +176,17 @@ func (m *member) sync(nets []ztnode.Network) {
 	m.use(st, errs)
 }
 
-func (m *member) plan(nets []ztnode.Network) (*plan.Plan, error) {
+func (m *member) plan(nets []ztnode.Network) (*plan.Plan, *plan.Host, error) {
 	var ours []*host.Link
 	for _, t := range m.taps {
 		ours = append(ours, t.Link)
 	}
 	h, err := m.table.State(ours...)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	h.Underlay = append(h.Underlay, m.rootEndpoints()...)
-	return plan.Make(plan.Input{Role: plan.Member, Config: m.config(), Networks: nets, Joined: m.remembered.joined(), Host: h, Held: m.planned().Held}), nil
+	return plan.Make(plan.Input{Role: plan.Member, Config: m.config(), Networks: nets, Joined: m.remembered.joined(), Host: h, Held: m.planned().Held}), h, nil
 }
 
 // renamed takes the addresses of names.

@@ -20,7 +20,7 @@ type goNode struct{ *zerotier.Node }
 func newGoNode(cfg NodeConfig) (Node, error) {
 	zc := zerotier.Config{Home: cfg.Home, Port: cfg.Port, Planet: cfg.Planet, Networks: cfg.Networks, Controller: cfg.Controller,
 		LowBandwidth: cfg.Underlay.LowBandwidth, SealedHello: cfg.Underlay.SealedHello, DefaultTCPRelay: cfg.Underlay.TCPRelay == "auto",
-		PortMapping: cfg.Underlay.PortMapping, Logger: cfg.Logger, OnFrames: cfg.OnFrames, OnMember: cfg.OnMember}
+		PortMapping: cfg.Underlay.PortMapping, Mark: cfg.Mark, Logger: cfg.Logger, OnFrames: cfg.OnFrames, OnMember: cfg.OnMember}
 	if ap, err := netip.ParseAddrPort(cfg.Underlay.TCPRelay); err == nil {
 		zc.TCPRelay = ap
 	}

@@ -58,6 +58,7 @@ func newEngine(cfg *config.Config, p *plan.Plan, dev netstack.Device, overlay ne
 	base.VPC = netstack.VPC{Sources: sources, MTU: p.MTU}
 	base.NAT = natSettings(cfg.NAT, base.NAT.Seed)
 	base.Forwards, base.Maps = translation(p.Forwards, p.Maps)
+	base.Masquerade = masquerades(p)
 	base.Policy = compilePolicy(cfg.Policy)
 	return netstack.New(base)
 }
@@ -97,6 +98,15 @@ func translation(forwards []config.Forward, maps []config.AddressMap) (fs []nets
 		ms = append(ms, netstack.AddressMap{Network: uint64(m.Network), Hosts: hosts, Real: m.Real, Alias: m.Alias})
 	}
 	return fs, ms
+}
+
+// masquerades are how the VPC sees overlay hosts.
+func masquerades(p *plan.Plan) []netstack.Masquerade {
+	out := make([]netstack.Masquerade, len(p.Masquerade))
+	for i, m := range p.Masquerade {
+		out[i] = netstack.Masquerade{To: m.To, Except: m.Except, Address: m.Address, ByHost: m.Host, Invites: m.Invites}
+	}
+	return out
 }
 
 // sides are the words for the plane's sides.

@@ -33,6 +33,7 @@ const heardLately = 30 * time.Second
 
 // prober probes the targets through the data path.
 type prober struct {
+	kind    string // of what is probed, for the log
 	dialer  dialer
 	send    sendFunc // nil = by dialer
 	log     *slog.Logger
@@ -75,7 +76,7 @@ type target struct {
 type seenAt struct{ member, over string }
 
 func newProber(targets []config.Target, d dialer, log *slog.Logger) *prober {
-	p := &prober{dialer: d, log: log, change: make(chan struct{}, 1),
+	p := &prober{kind: "target", dialer: d, log: log, change: make(chan struct{}, 1),
 		failure: func(_ config.Target, _ seenAt, err error) string { return err.Error() }}
 	p.set(targets)
 	return p
@@ -218,9 +219,9 @@ func (p *prober) record(t *target, err error, got probed, now time.Time) {
 		return
 	}
 	if err == nil {
-		p.log.Info("target up", "target", t.Target, "connect", got.took.Round(time.Microsecond), "through", got.through)
+		p.log.Info(p.kind+" up", p.kind, t.Target, "connect", got.took.Round(time.Microsecond), "through", got.through)
 	} else {
-		p.log.Warn("target down", "target", t.Target, "error", text)
+		p.log.Warn(p.kind+" down", p.kind, t.Target, "error", text)
 	}
 	if p.changed != nil {
 		p.changed()

@@ -274,7 +274,7 @@ var changes = func() map[string]change {
 	for key, value := range map[string]string{
 		"home": "/nonexistent", "socket": "/nonexistent/s", "port": "9994", "listen": "127.0.0.1:9", "log.level": "debug", "log.format": "json",
 		"planet": "/nonexistent", "controller": "true", "api.listen": "127.0.0.1:9", "api.allow_from": "[10.0.0.0/8]", "identity.secret": "x", "tcp_relay": "off", "low_bandwidth": "true",
-		"port_mapping": "false", "vpc.tun": "ztgt8", "vpc.sources": "[10.99.0.0/16]", "vpc.address": "[100.127.255.2/32]", "vpc.mtu": "1500", "vpc.io_uring": "off",
+		"port_mapping": "false", "vpc.tun": "ztgt8", "vpc.sources": "[10.99.0.0/16]", "vpc.address": "[100.127.255.2/32]", "vpc.nat_address": "[10.99.0.7, host]", "vpc.mtu": "1500", "vpc.io_uring": "off", "exit": "true",
 		"vpc.interfaces": "[eth7]", "nat.max_flows_per_client": "100", "nat.max_ports_per_client": "100", "nat.max_half_open": "100",
 		"nat.flow_rate_per_client": "100", "nat.port_sharing": "by_destination", "nat.filtering": "endpoint_independent", "nat.pickup": "false",
 		"nat.window_check": "false", "nat.port_rest": "3m", "nat.max_flows": "4096", "nat.timeouts.tcp_established": "3h",

@@ -13,7 +13,6 @@ import (
 
 	"ztgate/router/config"
 	"ztgate/router/control"
-	"ztgate/router/plan"
 )
 
 const stopTimeout = 5 * time.Second
@@ -45,6 +44,10 @@ func RunMemberWith(ctx context.Context, cfg *config.Config, log *slog.Logger, no
 
 // role is what a process does with its node.
 type role interface {
+	// check judges the configuration by itself.
+	check(cfg *config.Config) error
+	// mark is that of the overlay's own packets, 0 = none.
+	mark(cfg *config.Config) int
 	// settle decides what the configuration leaves to be decided at the start.
 	settle(cfg *config.Config, log *slog.Logger) *config.Config
 	// receive takes frames from the node's workers, once setUp has returned.
@@ -63,7 +66,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 	for _, w := range cfg.Warnings {
 		log.Warn("configuration", "warning", w)
 	}
-	if err := plan.Check(cfg); err != nil {
+	if err := r.check(cfg); err != nil {
 		return err
 	}
 	cfg, memory := limitMemory(r.settle(cfg, log), log)
@@ -85,7 +88,7 @@ func start(ctx context.Context, cfg *config.Config, log *slog.Logger, newNode Ne
 		return err
 	}
 	nc := NodeConfig{Implementation: cfg.Node, Home: cfg.Home, Port: cfg.Port, Planet: planet, Controller: cfg.Controller, Networks: cfg.NetworkIDs(),
-		Underlay: cfg.Underlay, Logger: log, Registerer: reg, OnFrames: r.receive}
+		Underlay: cfg.Underlay, Mark: r.mark(cfg), Logger: log, Registerer: reg, OnFrames: r.receive}
 	var parts []func(context.Context) error
 	if hook != nil {
 		nc.OnMember, parts = hook.Send, append(parts, hook.Run)

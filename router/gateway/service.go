@@ -45,6 +45,7 @@ type service struct {
 	remembered *homeMemory                   // nil = what was in force last isn't remembered
 	limited    func() []control.Limited      // clients that limits refuse, the greediest first; nil = there are none
 	relays     func() []hostproxy.Connection // what is carried by the host proxy; nil = there is none
+	exits      func() []control.Exit         // of a member; nil = it has none
 	reloading  sync.Mutex
 
 	hostChecks atomic.Pointer[[]control.Check] // of the host and the data path; nil = nobody looks
@@ -189,12 +190,31 @@ func (s *service) status() control.Status {
 	if s.relays != nil {
 		st.Relayed = relayedClients(s.relays())
 	}
+	if s.exits != nil {
+		st.Exits = s.exits()
+	}
 	if s.plane != nil {
-		st.Ingress = s.ingress
+		st.Ingress, st.SeenAs = s.ingress, s.seenAs()
 		st.Flows, st.Limit = s.plane.Load()
 		st.Drops = s.plane.drops(dropsInStatus)
 	}
 	return st
+}
+
+// seenAs lists what overlay hosts are masqueraded as in the VPC now.
+func (s *service) seenAs() (out []string) {
+	for _, m := range s.planned().Masquerade {
+		as := "host"
+		if m.Address.IsValid() {
+			as = m.Address.String()
+		} else if !m.Host {
+			continue
+		}
+		if !slices.Contains(out, as) {
+			out = append(out, as)
+		}
+	}
+	return out
 }
 
 // dropsInStatus is how many refusals one screen shows.

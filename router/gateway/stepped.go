@@ -65,7 +65,8 @@ func NewStepped(cfg *config.Config, log *slog.Logger, m Machine, newNode NewNode
 	if err != nil {
 		return nil, err
 	}
-	g.in = &tunIngress{g: g, dev: m.Device, link: link}
+	g.in = &tunIngress{g: g, dev: m.Device, link: link,
+		proxy: host.OpenProxyOf(m.Netlink, m.Sysctl, func(string, string) error { return nil })}
 	if err := g.begin(netstack.Config{Registerer: prometheus.NewRegistry(), Now: m.Now}); err != nil {
 		return nil, err
 	}

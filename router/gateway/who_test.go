@@ -57,7 +57,13 @@ func newWorld(t *testing.T, seed uint64) *world {
 		}
 		fmt.Fprintf(&b, "%q", w.tame())
 	}
-	b.WriteString("]\npolicy: {rules: [{action: accept, direction: in}]}\nnetworks:\n")
+	b.WriteString("]\n")
+	if w.IntN(3) == 0 {
+		a := w.tame().Addr().As4()
+		a[3] = byte(w.IntN(256))
+		fmt.Fprintf(&b, "  nat_address: [%q]\n", netip.AddrFrom4(a))
+	}
+	b.WriteString("policy: {rules: [{action: accept, direction: in}]}\nnetworks:\n")
 	for i := range 3 {
 		fmt.Fprintf(&b, "  - {id: 8056c2e21c00000%d, allow_global: %v, masquerade: %v}\n", i+1, w.IntN(6) == 0, w.IntN(4) > 0)
 	}
@@ -186,7 +192,7 @@ func (w *world) probes() (out []netip.Addr) {
 		add(f.Listen.Addr())
 		add(f.To.Addr())
 	}
-	for _, a := range w.host.Underlay {
+	for _, a := range append(slices.Clone(w.host.Underlay), w.cfg.VPC.NAT.Addresses...) {
 		add(a)
 	}
 	return out
@@ -232,6 +238,11 @@ func (w *world) system(t *testing.T, nets []ztnode.Network) *system {
 }
 
 const tunDevice = "ztg0"
+
+// isNAT reports an address that overlay hosts are masqueraded as.
+func (s *system) isNAT(a netip.Addr) bool {
+	return slices.ContainsFunc(s.p.Announced, func(o plan.Announcement) bool { return o.Addr == a })
+}
 
 // kernel is the longest match in the kernel's table, as a loop over all of it.
 func (s *system) kernel(dst netip.Addr) string {
@@ -353,6 +364,9 @@ func TestWhoGetsPackets(t *testing.T) {
 			switch {
 			case slices.Contains(w.host.Underlay, dst) && is != was:
 				fail("%s carries the overlay, and went to %q, now to %q", dst, was, is)
+			case all.isNAT(dst) && (is != tunDevice || f.network != 0):
+				fail("%s is ours, and goes to %q: %+v", dst, is, f)
+			case all.isNAT(dst):
 			case inVPC(dst) && is == tunDevice:
 				fail("%s is in the VPC, and the kernel sends it to us", dst)
 			case was == "" && is != "":
@@ -431,7 +445,9 @@ func (w *world) fromOverlay(s *system, src netip.Addr, inVPC func(netip.Addr) bo
 			switch {
 			case x.NextHop.IsValid():
 				fail("%s of %s is forwarded to the overlay: %+v", src, n.ID, x)
-			case inVPC(x.Source.Addr()):
+			case x.SourceMap == nil && len(w.cfg.VPC.NAT.Addresses) > 0 && !s.isNAT(x.Source.Addr()):
+				fail("%s of %s is not hidden from the VPC: %+v", src, n.ID, x)
+			case inVPC(x.Source.Addr()) && !s.isNAT(x.Source.Addr()):
 				fail("%s of %s reaches the VPC as one of its own: %+v", src, n.ID, x)
 			case len(w.cfg.VPC.Sources) > 0 && !inVPC(x.Destination.Addr()):
 				fail("%s of %s reaches %s, outside of the VPC", src, n.ID, x.Destination)
@@ -464,6 +480,9 @@ func (w *world) untouched(s *system, dst netip.Addr, inVPC func(netip.Addr) bool
 			}
 			for _, v := range w.cfg.VPC.Sources {
 				other(v)
+			}
+			for _, a := range w.cfg.VPC.NAT.Addresses {
+				other(netip.PrefixFrom(a, 32))
 			}
 			for _, m := range w.cfg.Maps {
 				other(m.Alias)

@@ -25,6 +25,9 @@ type Netlink interface {
 	RouteAdd(r *netlink.Route) error
 	RouteDel(r *netlink.Route) error
 	NeighList(index, family int) ([]netlink.Neigh, error)
+	NeighProxyList(index, family int) ([]netlink.Neigh, error)
+	NeighSet(n *netlink.Neigh) error
+	NeighDel(n *netlink.Neigh) error
 	Close()
 }
 

@@ -32,11 +32,13 @@ func Sysctl(key string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// QuietMember keeps routers on the network from configuring this host.
+// QuietMember keeps routers on the network from configuring this host, and accepts what an
+// exit sends, before what goes there takes the same way too.
 func (k *Link) QuietMember() {
-	path := filepath.Join(sysctlRoot, "ipv6/conf/"+k.name+"/accept_ra")
-	if err := os.WriteFile(path, []byte("0"), 0); err != nil {
-		k.log.Debug("sysctl not set", "key", path, "error", err)
+	for path, value := range map[string]string{"ipv6/conf/" + k.name + "/accept_ra": "0", "ipv4/conf/" + k.name + "/rp_filter": "2"} {
+		if err := os.WriteFile(filepath.Join(sysctlRoot, path), []byte(value), 0); err != nil {
+			k.log.Debug("sysctl not set", "key", path, "error", err)
+		}
 	}
 }
 

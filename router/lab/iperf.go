@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 	"os/exec"
 	"strconv"
@@ -112,7 +113,7 @@ func (n *Namespace) listens(a netip.Addr, port string) error {
 	if err != nil {
 		return fmt.Errorf("list listeners in %q: %w: %s", n.Name, err, out)
 	}
-	if !bytes.Contains(out, []byte(a.String()+":"+port)) {
+	if !bytes.Contains(out, []byte(net.JoinHostPort(a.String(), port))) {
 		return fmt.Errorf("nobody listens on %s port %s in %q", a, port, n.Name)
 	}
 	return nil

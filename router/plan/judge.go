@@ -115,6 +115,11 @@ func (b *builder) configured(p netip.Prefix) *objection {
 			return object("choose another with vpc.address", "it covers our own address %s on the VPC's interface", a.Addr())
 		}
 	}
+	for _, a := range b.nat {
+		if p.Contains(a) {
+			return object("choose another with vpc.nat_address", "it covers our own address %s in the VPC", a)
+		}
+	}
 	for _, m := range b.out.Maps {
 		if m.Hosts == config.SideOverlay && m.Alias.Overlaps(p) {
 			return object("choose another alias", "it %s the alias %s of a map", relation(p, m.Alias), m.Alias)

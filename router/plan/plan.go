@@ -8,7 +8,7 @@
 // address) is used or refused as a whole, by what it covers after masking. Refused
 // are
 //
-//   - default routes;
+//   - default routes, but those that a member takes as its exits;
 //   - what overlaps addresses that no router forwards (loopback, link-local,
 //     multicast, 0/8, 240/4), or a cloud's metadata service;
 //   - what isn't private as a whole, unless the network has allow_global;
@@ -44,7 +44,9 @@ type Host struct {
 	// Underlay are addresses that the overlay itself is carried to: next hops and
 	// endpoints of roots.
 	Underlay []netip.Addr
-	MTU      int // of the VPC's interface, which isn't ours to change; 0 = it is ours
+	// Roots are those of Underlay that are endpoints of roots.
+	Roots []netip.Addr
+	MTU   int // of the VPC's interface, which isn't ours to change; 0 = it is ours
 }
 
 // KernelRoute is a route that somebody else put into the kernel.
@@ -95,9 +97,15 @@ type Plan struct {
 	KeepGuards bool // of targets that are in no route now: a network may come back
 	Problems   []Problem
 	Held       Held // for the next plan
+	// Masquerade is how VPC hosts see overlay hosts that they get no alias for; by the first
+	// that fits.
+	Masquerade []Masquerade
+	Announced  []Announcement // addresses of Masquerade
 	// HostForwards are served on the host's own addresses, where packets end in the
 	// kernel.
 	HostForwards []config.Forward
+	// Exits are the managed default routes that are used, at most one of each family.
+	Exits []Exit
 }
 
 // Route is a route of the kernel.
@@ -125,6 +133,7 @@ func Make(in Input) *Plan {
 	}
 	if in.Role == Gateway {
 		b.maps()
+		b.natAddresses()
 	}
 	for _, n := range Order(in.Config, in.Networks, in.Joined) {
 		if n.Status == ztnode.StatusOK {
@@ -141,8 +150,10 @@ func Make(in Input) *Plan {
 	}
 	if in.Role == Gateway {
 		b.strangeMasks()
+		b.masquerade()
 		b.forwards()
 		b.targets()
+		b.noExits()
 	}
 	return b.out
 }
@@ -151,6 +162,11 @@ func Make(in Input) *Plan {
 // names everything that can never work, one line each.
 func Check(cfg *config.Config) error {
 	return fatalError(Make(Input{Config: cfg}).Problems)
+}
+
+// CheckMember is [Check] for a member, which may take a default route.
+func CheckMember(cfg *config.Config) error {
+	return fatalError(slices.DeleteFunc(Make(Input{Config: cfg}).Problems, func(p Problem) bool { return p.gateway }))
 }
 
 // Order sorts networks by who was named first: in the configuration, then by
@@ -176,6 +192,7 @@ type builder struct {
 	taken  []claim      // prefixes by which the VPC knows overlay hosts
 	hidden []claim      // those that it knows by an alias only
 	blamed []netip.Addr // of nat.addresses, which are refused already
+	nat    []netip.Addr // that overlay hosts are masqueraded as
 }
 
 // claim is a prefix and whose it is.
@@ -222,16 +239,22 @@ func (b *builder) network(n ztnode.Network) {
 			continue // through ourselves: for the other members
 		}
 		why := malformed(r)
-		if why == nil {
+		switch {
+		case why != nil:
+		case r.Target.Bits() == 0:
+			why = b.exit(&out, r)
+		default:
 			why = b.add(&out, r)
 		}
 		if why != nil {
-			out.Refused++
+			if !why.declined {
+				out.Refused++
+			}
 			b.refuse(n.ID, r.Target, "managed route "+r.Target.String(), why)
 		}
 	}
 	if b.in.Role == Gateway {
-		b.natAddresses(n, &out)
+		b.ownMasks(n, &out)
 	}
 	b.out.Networks = append(b.out.Networks, out)
 }

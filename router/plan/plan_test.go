@@ -124,8 +124,6 @@ func TestRoutes(t *testing.T) {
 		{"::ffff:10.9.0.0/112", "malformed"},
 
 		// The world.
-		{"0.0.0.0/0", "default routes are not taken"},
-		{"::/0", "default routes are not taken"},
 		{"10.0.0.0/1", "never forwarded"},
 		{"128.0.0.0/1", "never forwarded"},
 		{"22.0.0.0/7", "isn't private address space as a whole"},
@@ -400,7 +398,7 @@ func TestForwards(t *testing.T) {
 func TestMember(t *testing.T) {
 	cfg := load(t, "")
 	n := withRoutes(ztnode.Network{ID: first, Status: ztnode.StatusOK, MTU: 9000, Addresses: nettest.Prefixes("10.0.0.1/24")},
-		"172.31.0.0/24", "172.31.16.0/24", "172.31.16.1/32", "169.254.169.254/32", "0.0.0.0/0", "10.99.5.0/24")
+		"172.31.0.0/24", "172.31.16.0/24", "172.31.16.1/32", "169.254.169.254/32", "10.99.5.0/24")
 	p := plan.Make(plan.Input{Role: plan.Member, Config: cfg, Networks: []ztnode.Network{n}, Host: host()})
 	if got, want := targets(p), []string{"10.0.0.0/24", "172.31.0.0/24", "10.99.5.0/24"}; !slices.Equal(got, want) {
 		t.Errorf("routes %v, want %v; problems %q", got, want, texts(p))

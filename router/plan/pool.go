@@ -7,9 +7,9 @@ import (
 	"ztgate/zerotier/ztnode"
 )
 
-// natAddresses finds those of nat.addresses that are ours on a network: assigned by its
+// ownMasks finds those of nat.addresses that are ours on a network: assigned by its
 // controller, or in a range that it routes to us, so that answers come here.
-func (b *builder) natAddresses(n ztnode.Network, out *Network) {
+func (b *builder) ownMasks(n ztnode.Network, out *Network) {
 	for _, a := range b.masks() {
 		if slices.ContainsFunc(b.out.Networks, func(o Network) bool { return slices.Contains(o.NAT, a) }) {
 			continue // of the network that was named first

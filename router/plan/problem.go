@@ -15,9 +15,13 @@ type Problem struct {
 	Prefix  netip.Prefix     // that it is about; invalid = none
 	Thing   string           // as in "managed route 172.31.0.0/28"
 	Refused bool             // it is left out; else it is used and can't work as things are
-	Fatal   bool             // the configuration contradicts itself and isn't put into force
-	Reason  string           // a clause, as in "it lies inside the VPC's own 172.31.0.0/16"
-	Remedy  string           // a request to the operator
+	// Declined says that it is refused because nobody asked for it, which is no fault.
+	Declined bool
+	Fatal    bool   // the configuration contradicts itself and isn't put into force
+	Reason   string // a clause, as in "it lies inside the VPC's own 172.31.0.0/16"
+	Remedy   string // a request to the operator
+
+	gateway bool // it is none for a member
 }
 
 // String returns one sentence.
@@ -37,10 +41,18 @@ func (p Problem) String() string {
 type objection struct {
 	reason, remedy string
 	fatal          bool
+	declined       bool
 }
 
 func object(remedy, format string, args ...any) *objection {
 	return &objection{reason: fmt.Sprintf(format, args...), remedy: remedy}
+}
+
+// decline objects to what is no fault of anybody.
+func decline(remedy, format string, args ...any) *objection {
+	o := object(remedy, format, args...)
+	o.declined = true
+	return o
 }
 
 // fatally marks an objection that the configuration alone is to blame for.
@@ -53,7 +65,7 @@ func fatally(o *objection) *objection {
 
 // refuse notes that something is not used.
 func (b *builder) refuse(id ztnode.NetworkID, p netip.Prefix, thing string, why *objection) {
-	b.out.Problems = append(b.out.Problems, Problem{Network: id, Prefix: p.Masked(), Thing: thing, Refused: true, Fatal: why.fatal, Reason: why.reason, Remedy: why.remedy})
+	b.out.Problems = append(b.out.Problems, Problem{Network: id, Prefix: p.Masked(), Thing: thing, Refused: true, Fatal: why.fatal, Declined: why.declined, Reason: why.reason, Remedy: why.remedy})
 }
 
 // warn notes that something can't work as things are.

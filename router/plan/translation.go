@@ -157,7 +157,7 @@ func (b *builder) fromVPC(thing string, f config.Forward) {
 		b.refuse(0, single(listen), thing, object("choose another port for one of the two", "another forward with a PROXY header listens at all of our addresses on that port"))
 		return
 	default:
-		if !overlay {
+		if !overlay && !slices.Contains(b.nat, listen) {
 			if why := b.astray(single(listen)); why != nil {
 				why.remedy = "give this host the address, or leave it out: " + f.Proto + "/PORT listens at all of this host's"
 				if b.in.Host != nil { // else it may be the host's own

@@ -267,5 +267,14 @@ func (k *kernel) RouteDel(r *netlink.Route) error {
 // NeighList implements [host.Netlink].
 func (k *kernel) NeighList(int, int) ([]netlink.Neigh, error) { return nil, nil }
 
+// NeighProxyList implements [host.Netlink].
+func (k *kernel) NeighProxyList(int, int) ([]netlink.Neigh, error) { return nil, nil }
+
+// NeighSet implements [host.Netlink].
+func (k *kernel) NeighSet(*netlink.Neigh) error { return nil }
+
+// NeighDel implements [host.Netlink].
+func (k *kernel) NeighDel(*netlink.Neigh) error { return nil }
+
 // Close implements [host.Netlink].
 func (k *kernel) Close() {}

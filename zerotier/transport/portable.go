@@ -29,7 +29,7 @@ type socket struct {
 	ttl sync.RWMutex // held for writing while the socket has an unusual TTL
 }
 
-func openSocket(_ place, ep netip.AddrPort, _ bool) (*socket, error) {
+func openSocket(_ place, ep netip.AddrPort, _ bool, _ int) (*socket, error) {
 	network := "udp4"
 	if ep.Addr().Is6() {
 		network = "udp6"
@@ -44,6 +44,8 @@ func openSocket(_ place, ep netip.AddrPort, _ bool) (*socket, error) {
 	_ = s.conn.SetWriteBuffer(bufferSize)
 	return s, nil
 }
+
+func setMark(int, int) {}
 
 func (s *socket) close() error { return s.conn.Close() }
 

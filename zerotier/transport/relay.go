@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"ztgate/zerotier/packet"
@@ -40,6 +41,7 @@ type relay struct {
 	server netip.AddrPort
 	hello  [4]byte // software version
 	force  bool
+	mark   int
 
 	wanted atomic.Bool // datagrams to the internet are offered
 	heard  atomic.Bool // UDP from the internet arrived since the last step
@@ -69,7 +71,7 @@ func newRelay(cfg *Config, log *slog.Logger) *relay {
 	if !cfg.TCPRelay.IsValid() {
 		return nil
 	}
-	r := &relay{log: log, server: cfg.TCPRelay, force: cfg.ForceTCPRelay}
+	r := &relay{log: log, server: cfg.TCPRelay, force: cfg.ForceTCPRelay, mark: cfg.Mark}
 	r.hello = [4]byte{byte(cfg.Version[0]), byte(cfg.Version[1])}
 	binary.BigEndian.PutUint16(r.hello[2:], uint16(cfg.Version[2]))
 	r.wanted.Store(r.force)
@@ -209,7 +211,9 @@ func (r *relay) begin(ctx context.Context, deliver func(netip.AddrPort, []byte))
 
 // connect is one connection from beginning to end.
 func (r *relay) connect(ctx context.Context, deliver func(netip.AddrPort, []byte)) error {
-	d := net.Dialer{Timeout: relayDial}
+	d := net.Dialer{Timeout: relayDial, Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { setMark(int(fd), r.mark) })
+	}}
 	conn, err := d.DialContext(ctx, "tcp", r.server.String())
 	if err != nil {
 		return err

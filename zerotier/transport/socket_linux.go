@@ -35,11 +35,11 @@ type socket struct {
 // maxSmall bounds socket.small, which is emptied when full.
 const maxSmall = 256
 
-func openSocket(p place, ep netip.AddrPort, noOffload bool) (*socket, error) {
+func openSocket(p place, ep netip.AddrPort, noOffload bool, mark int) (*socket, error) {
 	s := &socket{}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
-		cerr := c.Control(func(fd uintptr) { err = s.setOptions(int(fd), p, ep, noOffload) })
+		cerr := c.Control(func(fd uintptr) { err = s.setOptions(int(fd), p, ep, noOffload, mark) })
 		return errors.Join(cerr, err)
 	}}
 	network := "udp4"
@@ -59,11 +59,12 @@ func openSocket(p place, ep netip.AddrPort, noOffload bool) (*socket, error) {
 }
 
 // setOptions sets what chapter 02 §8.1 asks for. Only IPV6_V6ONLY must succeed.
-func (s *socket) setOptions(fd int, p place, ep netip.AddrPort, noOffload bool) error {
+func (s *socket) setOptions(fd int, p place, ep netip.AddrPort, noOffload bool, mark int) error {
 	for _, o := range [...]int{unix.SO_RCVBUF, unix.SO_RCVBUFFORCE, unix.SO_SNDBUF, unix.SO_SNDBUFFORCE} {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o, bufferSize)
 	}
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
+	setMark(fd, mark)
 	if p.ifname != "" {
 		// Keeps routes of virtual networks from capturing our own traffic. Old
 		// kernels want CAP_NET_RAW; without it the routes must be right.
@@ -87,6 +88,13 @@ func (s *socket) setOptions(fd int, p place, ep netip.AddrPort, noOffload bool) 
 		s.gro = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
 	}
 	return nil
+}
+
+// setMark marks what a socket sends, if the system lets us.
+func setMark(fd, mark int) {
+	if mark != 0 {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mark)
+	}
 }
 
 func (s *socket) close() error { return s.conn.Close() }

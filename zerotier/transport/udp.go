@@ -76,6 +76,9 @@ type Config struct {
 	ForceTCPRelay bool
 	Version       [3]int
 
+	// Mark is that of packets, for the policy routing of the host, on Linux; 0 = none.
+	Mark int
+
 	// NoOffload turns GSO and GRO off.
 	NoOffload bool
 	// OnRescan, if set, is called after the sockets followed a change of the
@@ -276,7 +279,7 @@ func (u *UDP) openAll(places []place, port int) ([]*socket, error) {
 // open opens one socket. Caller holds mu.
 func (u *UDP) open(p place, port int) (*socket, error) {
 	ep := netip.AddrPortFrom(p.addr, uint16(port))
-	s, err := openSocket(p, ep, u.cfg.NoOffload)
+	s, err := openSocket(p, ep, u.cfg.NoOffload, u.cfg.Mark)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, &PortInUseError{Endpoint: ep}
 	}

@@ -15,6 +15,7 @@ const (
 	NoRoute
 	HostUnreachable
 	Prohibited
+	PortUnreachable
 	numErrorKinds
 )
 
@@ -23,7 +24,7 @@ const NumErrorKinds = int(numErrorKinds)
 
 // String returns the label used in metrics.
 func (k ErrorKind) String() string {
-	return [numErrorKinds]string{"time_exceeded", "too_big", "no_route", "host_unreachable", "prohibited"}[k]
+	return [numErrorKinds]string{"time_exceeded", "too_big", "no_route", "host_unreachable", "prohibited", "port_unreachable"}[k]
 }
 
 // types of the kinds: ICMP type and code, ICMPv6 type and code.
@@ -33,6 +34,7 @@ var errorTypes = [numErrorKinds][4]uint8{
 	NoRoute:         {3, 0, 1, 0},
 	HostUnreachable: {3, 1, 1, 3},
 	Prohibited:      {3, 13, 1, 1},
+	PortUnreachable: {3, 3, 1, 4},
 }
 
 // Sizes of the errors we make: IPv4 as RFC 1812 §4.3.2.3 asks, IPv6 up to the
@@ -163,3 +165,86 @@ func Fragment4(v *View, mtu int, emit func(b []byte)) {
 }
 
 func (v *View) headerLen() int { return int(v.B[0]&15) * 4 }
+
+// appendHeader appends an IP header of a packet of our own, with n bytes behind it.
+func appendHeader(b []byte, src, dst netip.Addr, proto uint8, n int) []byte {
+	if src.Is6() {
+		b = append(b, 0x60, 0, 0, 0)
+		b = binary.BigEndian.AppendUint16(b, uint16(n))
+		b = append(b, proto, 64)
+		return append(append(b, src.AsSlice()...), dst.AsSlice()...)
+	}
+	start := len(b)
+	b = append(b, 0x45, 0)
+	b = binary.BigEndian.AppendUint16(b, uint16(20+n))
+	b = append(b, 0, 0, 0, 0, 64, proto, 0, 0)
+	b = append(append(b, src.AsSlice()...), dst.AsSlice()...)
+	FixHeader(b[start:])
+	return b
+}
+
+// AppendUDP appends a datagram to b.
+func AppendUDP(b []byte, src, dst netip.AddrPort, data []byte) []byte {
+	n := 8 + len(data)
+	b = appendHeader(b, src.Addr(), dst.Addr(), UDP, n)
+	at := len(b)
+	b = binary.BigEndian.AppendUint16(b, src.Port())
+	b = binary.BigEndian.AppendUint16(b, dst.Port())
+	b = binary.BigEndian.AppendUint16(b, uint16(n))
+	b = append(append(b, 0, 0), data...)
+	sum := Checksum(b[at:], PseudoSum(src.Addr().Is6(), Bytes(src.Addr()), Bytes(dst.Addr()), UDP, n))
+	if sum == 0 {
+		sum = 0xffff
+	}
+	binary.BigEndian.PutUint16(b[at+6:], sum)
+	return b
+}
+
+// AppendEchoReply appends an answer to an echo request to b.
+func AppendEchoReply(b []byte, src, dst netip.Addr, id, seq uint16, data []byte) []byte {
+	n, typ, proto := 8+len(data), byte(0), uint8(ICMP)
+	if src.Is6() {
+		typ, proto = 129, ICMPv6
+	}
+	b = appendHeader(b, src, dst, proto, n)
+	at := len(b)
+	b = append(b, typ, 0, 0, 0)
+	b = binary.BigEndian.AppendUint16(b, id)
+	b = append(binary.BigEndian.AppendUint16(b, seq), data...)
+	var sum uint32
+	if src.Is6() {
+		sum = PseudoSum(true, Bytes(src), Bytes(dst), ICMPv6, n)
+	}
+	binary.BigEndian.PutUint16(b[at+2:], Checksum(b[at:], sum))
+	return b
+}
+
+// Fragment cuts a packet of our own, which has no options, into fragments of at most mtu
+// bytes that have an identification.
+func Fragment(v *View, mtu int, id uint32, emit func(b []byte)) {
+	if !v.V6 {
+		binary.BigEndian.PutUint16(v.B[4:], uint16(id))
+		Fragment4(v, mtu, emit)
+		return
+	}
+	const headers = 40 + 8
+	chunk := (mtu - headers) &^ 7
+	if chunk <= 0 {
+		return
+	}
+	data := v.B[40:]
+	for off := 0; off < len(data); off += chunk {
+		part := data[off:min(off+chunk, len(data))]
+		b := append(make([]byte, 0, headers+len(part)), v.B[:40]...)
+		binary.BigEndian.PutUint16(b[4:], uint16(8+len(part)))
+		more := uint16(1)
+		if off+chunk >= len(data) {
+			more = 0
+		}
+		next := b[6]
+		b[6] = 44
+		b = binary.BigEndian.AppendUint16(append(b, next, 0), uint16(off)|more)
+		b = append(binary.BigEndian.AppendUint32(b, id), part...)
+		emit(b)
+	}
+}

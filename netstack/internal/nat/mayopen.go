@@ -83,7 +83,7 @@ func (t *Table) mayTranslate(c *client, f *Flow, n *NewFlow) Refusal {
 		if why != Accepted || free {
 			return why
 		}
-		if other, _ := t.taker(f); sharing && other != nil && (t.yields(other) || t.share(c, f)) {
+		if other, _ := t.taker(f); sharing && other != nil && (t.yields(f, other) || t.share(c, f)) {
 			return Accepted
 		}
 	}

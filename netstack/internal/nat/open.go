@@ -203,7 +203,7 @@ func (t *Table) translate(now uint32, c *client, id uint32, f *Flow, n *NewFlow)
 	switch other, otherID := t.taker(f); {
 	case other == nil:
 		return Accepted
-	case sharing && t.yields(other): // it shares a port that belongs to nobody any more
+	case sharing && t.yields(f, other): // it shares a port that belongs to nobody any more
 		t.evict(otherID)
 		return Accepted
 	}
@@ -230,9 +230,10 @@ func (t *Table) taker(f *Flow) (*Flow, uint32) {
 	return nil, 0
 }
 
-// yields reports a flow at a shared port that leaves it to the port's new owner.
-func (t *Table) yields(f *Flow) bool {
-	return !f.Mapped() && f.To() == Overlay && !isFirm(f.state.Load())
+// yields reports a flow at a shared port that leaves it to the port's new owner, whose
+// flow has the same server.
+func (t *Table) yields(owner, f *Flow) bool {
+	return !f.Mapped() && f.From() != f.To() && f.To() == owner.To() && !isFirm(f.state.Load())
 }
 
 // share gives a flow a port of others that isn't used towards its server; what is free is

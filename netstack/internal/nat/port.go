@@ -679,33 +679,40 @@ func (p *pool) expire(t *Table, now uint32, most int) int {
 	return most
 }
 
-// Owner returns whose an external port is.
-func (t *Table) Owner(ext [16]byte, proto uint8, port uint16) (client [16]byte, clientPort uint16, ok bool) {
-	return t.owner(ext, proto, port, false)
+// Owner returns whose an external port is, and the network that he uses.
+func (t *Table) Owner(ext [16]byte, proto uint8, port uint16) (client [16]byte, clientPort, slot uint16, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p, m := t.owner(ext, proto, port)
+	if m == nil || p.quarantined.has(port) {
+		return client, 0, 0, false
+	}
+	return m.client, m.port, t.flow(m.flows).Slot, true
 }
 
 // Quarantined returns whose an external port was that is quarantined.
 func (t *Table) Quarantined(ext [16]byte, proto uint8, port uint16) (client [16]byte, clientPort uint16, ok bool) {
-	return t.owner(ext, proto, port, true)
-}
-
-func (t *Table) owner(ext [16]byte, proto uint8, port uint16, quarantined bool) (client [16]byte, clientPort uint16, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	i, ok := t.byAddr[poolKey{ext, proto}]
-	if !ok {
+	p, m := t.owner(ext, proto, port)
+	if m == nil || !p.quarantined.has(port) {
 		return client, 0, false
 	}
-	p := t.pools[i]
-	if !p.used.has(port) || p.quarantined.has(port) != quarantined {
-		return client, 0, false
-	}
-	m := p.at(port)
 	return m.client, m.port, true
+}
+
+// owner returns the mapping of an external port, nil if there is none. t.mu is held.
+func (t *Table) owner(ext [16]byte, proto uint8, port uint16) (*pool, *mapping) {
+	i, ok := t.byAddr[poolKey{ext, proto}]
+	if !ok || !t.pools[i].used.has(port) {
+		return nil, nil
+	}
+	return t.pools[i], t.pools[i].at(port)
 }
 
 // PoolInfo is how far the ports of one external address and protocol are used.
 type PoolInfo struct {
+	External           [16]byte
 	Slot               uint16
 	Proto              uint8
 	InUse, Quarantined int
@@ -718,7 +725,7 @@ func (t *Table) Pools() []PoolInfo {
 	defer t.mu.Unlock()
 	out := make([]PoolInfo, 0, len(t.pools))
 	for _, p := range t.pools[1:] {
-		out = append(out, PoolInfo{p.slot, p.key.proto, p.inUse, p.inQuarantine, p.failures})
+		out = append(out, PoolInfo{p.key.ext, p.slot, p.key.proto, p.inUse, p.inQuarantine, p.failures})
 	}
 	return out
 }

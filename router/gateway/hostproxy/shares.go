@@ -19,10 +19,23 @@ const (
 	maxBlamed = 64
 )
 
+// client is who holds connections and sessions.
+type client struct {
+	prefix netip.Prefix // of an address of the VPC
+	member member       // of a network, with whatever addresses it uses
+}
+
+// member is a member of a network, by its MAC.
+type member struct {
+	network uint64
+	mac     [6]byte
+}
+
 // entry is a connection or session that a client holds.
 type entry struct {
-	client   netip.Prefix
-	end      func() // closes it, with a reset where there is one; doesn't block
+	client   client
+	shown    netip.Prefix // by which a member is told of
+	end      func()       // closes it, with a reset where there is one; doesn't block
 	about    func() Connection
 	began    time.Duration // since the start
 	in, out  atomic.Uint64 // bytes to the client and to the host
@@ -34,9 +47,11 @@ func (e *entry) touch(now time.Duration) { e.last.Store(int64(now)) }
 
 func (e *entry) idle(now time.Duration) time.Duration { return now - time.Duration(e.last.Load()) }
 
-// clientOf returns what counts as one client: an IPv4 address or an IPv6 /64, of
+// clientOf returns what counts as one client of the VPC: an IPv4 address or an IPv6 /64, of
 // which any host may use all addresses (RFC 6177).
-func clientOf(a netip.Addr) netip.Prefix {
+func clientOf(a netip.Addr) client { return client{prefix: prefixOf(a)} }
+
+func prefixOf(a netip.Addr) netip.Prefix {
 	a = a.Unmap().WithZone("")
 	bits := 32
 	if a.Is6() {
@@ -51,11 +66,11 @@ func clientOf(a netip.Addr) netip.Prefix {
 type shares struct {
 	max, each int // in all, and for one client
 	open      map[*entry]struct{}
-	held      map[netip.Prefix]int
+	held      map[client]int
 }
 
 func newShares(max, each int) *shares {
-	return &shares{max: max, each: each, open: map[*entry]struct{}{}, held: map[netip.Prefix]int{}}
+	return &shares{max: max, each: each, open: map[*entry]struct{}{}, held: map[client]int{}}
 }
 
 // fairShare is what one client may hold of so many.
@@ -98,20 +113,20 @@ func (s *shares) remove(e *entry) bool {
 	return true
 }
 
-func (s *shares) greediest() (client netip.Prefix, most int) {
+func (s *shares) greediest() (who client, most int) {
 	for c, n := range s.held {
 		if n > most {
-			client, most = c, n
+			who, most = c, n
 		}
 	}
-	return client, most
+	return who, most
 }
 
 // idlest returns the entry of a client that was idle longest, an unanswered one
 // before all others.
-func (s *shares) idlest(client netip.Prefix) (found *entry) {
+func (s *shares) idlest(who client) (found *entry) {
 	for e := range s.open {
-		if e.client != client {
+		if e.client != who {
 			continue
 		}
 		if found == nil || !e.answered.Load() && found.answered.Load() ||

@@ -21,7 +21,7 @@ func TestClientOf(t *testing.T) {
 		"172.31.0.10": "172.31.0.10/32", "::ffff:172.31.0.10": "172.31.0.10/32",
 		"fd00::1:2:3:4": "fd00::/64", "fe80::1%eth0": "fe80::/64",
 	} {
-		if got := clientOf(netip.MustParseAddr(a)); got.String() != want {
+		if got := clientOf(netip.MustParseAddr(a)).prefix; got.String() != want {
 			t.Errorf("%s is client %s, want %s", a, got, want)
 		}
 	}
@@ -67,7 +67,7 @@ func TestShares(t *testing.T) {
 		}
 		for client, n := range s.held {
 			if n < all/(clientShare+1) || n > all/(clientShare+1)+1 {
-				t.Errorf("%s holds %d", client, n)
+				t.Errorf("%v holds %d", client, n)
 			}
 		}
 		if len(s.open) != all {
@@ -99,12 +99,12 @@ func TestShares(t *testing.T) {
 func TestBlame(t *testing.T) {
 	b := blame{}
 	for client := range 1000 {
-		b.add(holder(client).client)
+		b.add(holder(client).client.prefix)
 	}
 	for range 500 {
-		b.add(holder(7).client)
+		b.add(holder(7).client.prefix)
 	}
-	if list := b.list(); len(list) != maxBlamed || list[0].Client != holder(7).client || list[0].Count < 500 {
+	if list := b.list(); len(list) != maxBlamed || list[0].Client != holder(7).client.prefix || list[0].Count < 500 {
 		t.Errorf("%d clients, first %v", len(list), list[0])
 	}
 }
@@ -151,7 +151,7 @@ func TestOneClientTakesAll(t *testing.T) {
 	testwait.For(t, time.Second, "another client's connection", func() bool {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		return b.tcp.held[netip.PrefixFrom(other, 32)] == 1
+		return b.tcp.held[clientOf(other)] == 1
 	})
 	_ = c.Close()
 }

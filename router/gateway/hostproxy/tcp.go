@@ -137,6 +137,13 @@ const (
 
 // New makes a proxy without forwards.
 func New(plane Plane, limits Limits, reg prometheus.Registerer, log *slog.Logger) *Proxy {
+	results := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ztgate_relayed_connections_total",
+		Help: "TCP connections and UDP sessions of forwards on the host's own addresses, by what became of them."}, []string{"protocol", "result"})
+	return newProxy(plane, limits, MaxConnections, results, []string{"tcp", "udp"}, reg, log)
+}
+
+// newProxy makes a proxy that counts results of protocols, and has so many sessions of UDP.
+func newProxy(plane Plane, limits Limits, sessions int, results *prometheus.CounterVec, protocols []string, reg prometheus.Registerer, log *slog.Logger) *Proxy {
 	limits.Connections = cmp.Or(limits.Connections, MaxConnections)
 	limits.Idle = cmp.Or(limits.Idle, DefaultIdle)
 	limits.IdleUDP = cmp.Or(limits.IdleUDP, DefaultIdleUDP)
@@ -150,13 +157,12 @@ func New(plane Plane, limits Limits, reg prometheus.Registerer, log *slog.Logger
 	dials := limits.Connections / dialShare
 	r := &Proxy{plane: plane, limits: limits, log: log, start: time.Now(), streams: newBuffers(streamBuffer), packets: newBuffers(maxDatagram),
 		open: map[endpoint]*listener{}, refused: blame{},
-		tcp: newShares(limits.Connections, each(limits.Connections)), udp: newShares(MaxConnections, each(MaxConnections)),
+		tcp: newShares(limits.Connections, each(limits.Connections)), udp: newShares(sessions, each(sessions)),
 		dials: newShares(dials, min(each(limits.Connections), fairShare(dials))), headers: newShares(dials, dials),
 		kernel: &network{listen}, inside: &network{insideOf(plane)},
-		results: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ztgate_relayed_connections_total",
-			Help: "TCP connections and UDP sessions of forwards that end in the gateway, by what became of them."}, []string{"protocol", "result"})}
+		results: results}
 	for _, result := range relayResults {
-		for _, proto := range []string{"tcp", "udp"} {
+		for _, proto := range protocols {
 			r.results.WithLabelValues(proto, result)
 		}
 	}
@@ -375,7 +381,7 @@ func (r *Proxy) serve(l *listener, accept net.Listener) {
 // take carries a connection of a client, which a load balancer may speak for; first is
 // what it has sent already.
 func (r *Proxy) take(f config.Forward, client net.Conn, e ends, behind netip.AddrPort, first []byte) {
-	c := &conn{r: r, forward: f, client: client, ends: e, behind: behind, first: first}
+	c := &conn{r: r, over: make(chan struct{}), forward: f, client: client, ends: e, behind: behind, first: first}
 	if !c.admit() {
 		r.count("tcp", relayLimit)
 		abort(client)
@@ -430,7 +436,7 @@ func (r *Proxy) admit(e *entry, proto string, in ...*shares) bool {
 			gone = append(gone, g)
 		}
 		if !ok {
-			r.refused.add(e.client)
+			r.refused.add(cmp.Or(e.client.prefix, e.shown))
 			for _, s := range in[:i] {
 				s.remove(e)
 			}
@@ -500,6 +506,7 @@ type conn struct {
 	behind  netip.AddrPort // the load balancer that said so; invalid = none
 	first   []byte         // what came behind its header
 	client  net.Conn
+	over    chan struct{}   // closed when the host's end was read; nil where the client is one of the kernel's
 	ctx     context.Context // of the connecting
 	cancel  context.CancelFunc
 
@@ -540,11 +547,18 @@ func (c *conn) carry() string {
 		c.abort()
 		return relayUnreachable
 	}
+	c.exchange()
+	return relayOK
+}
+
+// exchange carries what both sides say until both are done.
+func (c *conn) exchange() {
+	host := c.host
 	var requests sync.WaitGroup
 	requests.Go(func() {
 		err := c.pipe(host, c.client, &c.out)
 		if err == nil && c.watch() {
-			err = awaitReset(c.client)
+			err = c.awaitReset()
 		}
 		if err != nil {
 			c.abort()
@@ -561,7 +575,20 @@ func (c *conn) carry() string {
 		_ = c.client.Close()
 		_ = host.Close()
 	}
-	return relayOK
+}
+
+// awaitReset waits for the reset of the client, whose end was read, until the host's end was
+// read, too.
+func (c *conn) awaitReset() error {
+	if inside, ok := c.client.(interface {
+		AwaitReset(stop <-chan struct{}) bool
+	}); ok {
+		if inside.AwaitReset(c.over) {
+			return errReset
+		}
+		return nil
+	}
+	return awaitReset(c.client)
 }
 
 // introduce says to the host who the client is, where it is told, and what it has sent
@@ -573,10 +600,10 @@ func (c *conn) introduce(host net.Conn) (err error) {
 			return err
 		}
 	}
+	c.out.Add(uint64(len(c.first)))
 	if first = append(first, c.first...); len(first) > 0 {
 		_, err = host.Write(first)
 	}
-	c.out.Add(uint64(len(c.first)))
 	c.first = nil
 	return err
 }
@@ -603,6 +630,7 @@ func (c *conn) answersEnded() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended = true
+	close(c.over)
 	if c.watching {
 		_ = c.client.SetReadDeadline(past)
 	}

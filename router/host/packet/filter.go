@@ -150,9 +150,14 @@ func match6(p netip.Prefix) (out []bpf.Instruction) {
 	return append(out, bpf.RetConstant{Val: wholePacket})
 }
 
-// attach makes a program the filter of a socket, in the place of the one before.
+// attach makes a program for frames that are for us the filter of a socket, in the place of
+// the one before.
 func attach(fd int, program []bpf.Instruction) error {
-	raw, err := bpf.Assemble(append(forUs(), program...))
+	return attachTo(fd, append(forUs(), program...))
+}
+
+func attachTo(fd int, program []bpf.Instruction) error {
+	raw, err := bpf.Assemble(program)
 	if err != nil {
 		return fmt.Errorf("assemble filter: %w", err)
 	}

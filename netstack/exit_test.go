@@ -1,0 +1,74 @@
+package netstack
+
+import (
+	"net/netip"
+	"testing"
+
+	"ztgate/netstack/internal/ipkt"
+	"ztgate/netstack/internal/pkttest"
+	"ztgate/netstack/policy"
+)
+
+// exit carries overlay hosts to the internet behind the addresses that they have in the VPC.
+func exit(c *Config) {
+	hide := func(to, as string, except ...string) Masquerade {
+		m := Masquerade{To: netip.MustParsePrefix(to), Address: netip.MustParseAddr(as), Invites: true}
+		for _, e := range except {
+			m.Except = append(m.Except, netip.MustParsePrefix(e))
+		}
+		return m
+	}
+	c.Masquerade = []Masquerade{
+		{To: netip.MustParsePrefix("172.31.0.0/16"), Address: netip.MustParseAddr(behind4)}, {To: netip.MustParsePrefix("fd77:1::/64"), Address: netip.MustParseAddr(behind6)},
+		hide("0.0.0.0/0", behind4, "10.0.0.0/8", "192.168.0.0/16", "44.128.0.10/32"), hide("::/0", behind6, "fc00::/7", "2600:1::10/128"),
+	}
+}
+
+// TestExit: overlay hosts reach the internet, and nothing else, without a rule for it; the
+// policy still refuses.
+func TestExit(t *testing.T) {
+	for _, f := range []struct{ name, member, behind, server, router, own, private, vpc, metadata, network string }{
+		{"IPv4", "10.0.0.10", behind4, "44.129.0.80", "44.128.0.254", "44.128.0.10", "192.168.7.7", "172.31.0.20", "169.254.169.254", "10.0.0.99"},
+		{"IPv6", "fd77:100::50", behind6, "2600:2::80", "2600:1::fe", "2600:1::10", "fd99::7", "fd77:1::50", "fd00:ec2::254", "fd77:100::99"},
+	} {
+		t.Run(f.name, func(t *testing.T) {
+			r := newRig(t, exit)
+			ask := func(to string) []byte { return pkttest.TCP(end(f.member, 4000), end(to, 80), ipkt.SYN, 1, 0, "") }
+			for range 3 {
+				_, v := r.fromOverlay(ask(f.server))
+				r.want("out", v, "tcp "+end(f.behind, 4000)+" > "+end(f.server, 80))
+			}
+			o, _ := r.fromVPC(pkttest.TCP(end(f.server, 80), end(f.behind, 4000), ipkt.SYN|ipkt.ACK, 7, 2, ""))
+			r.want("answer", o, "tcp "+end(f.server, 80)+" > "+end(f.member, 4000))
+			exceeded := map[string]uint8{"IPv4": 11, "IPv6": 3}[f.name]
+			o, _ = r.fromVPC(pkttest.ICMPError(f.router, f.behind, exceeded, 0, 0, pkttest.TCP(end(f.behind, 4000), end(f.server, 80), ipkt.SYN, 1, 0, ""), 100))
+			if len(o) != 1 {
+				t.Errorf("the error of a router on the way: %q", o)
+			}
+			// Nobody there opens anything.
+			o, v := r.fromVPC(pkttest.TCP(end(f.server, 81), end(f.behind, 4000), ipkt.SYN, 1, 0, ""), pkttest.TCP(end(f.server, 81), end(f.member, 4000), ipkt.SYN, 1, 0, ""))
+			r.want("from the internet", append(o, v...))
+			for _, to := range []string{f.own, f.private, f.vpc, f.metadata, f.network, "127.0.0.1", "::1"} {
+				if netip.MustParseAddr(to).Is4() == netip.MustParseAddr(f.member).Is4() {
+					_, v = r.fromOverlay(ask(to))
+					r.want("to "+to, v)
+				}
+			}
+			for name, p := range map[string]*policy.Policy{
+				"default drop": policy.New(policy.Drop, nil),
+				"a rule":       policy.New(policy.Accept, []policy.Rule{{Action: policy.Reject, Proto: ipkt.TCP, Direction: policy.In, Ports: []policy.PortRange{{First: 25, Last: 80}}}}),
+			} {
+				r.e.SetPolicy(p)
+				_, v = r.fromOverlay(ask(f.server))
+				r.want(name, v)
+			}
+			r.e.SetPolicy(policy.New(policy.Drop, []policy.Rule{{Action: policy.Accept, Direction: policy.In, To: []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(f.server), netip.MustParseAddr(f.server).BitLen())}}}))
+			_, v = r.fromOverlay(pkttest.TCP(end(f.member, 4001), end(f.server, 80), ipkt.SYN, 1, 0, ""))
+			if len(v) != 1 {
+				t.Errorf("what a rule accepts: %q", v)
+			}
+			r.drain()
+			r.account()
+		})
+	}
+}
