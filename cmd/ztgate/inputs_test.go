@@ -152,6 +152,8 @@ var inputs = map[string]string{
 	"run --address office":                            `give an address`,
 	"run --source 10.0.0.5/24":                        `write 10.0.0.0/24`,
 	"run --source all":                                `give ADDRESS/BITS`,
+	"run --nat-address 172.31.0.0/24":                 `give an address, as in 172.31.0.250, or host`,
+	"run --nat-address ::1 --nat-address ::2":         `there are two addresses of one family`,
 	"run --mtu 100":                                   `from 1280 to 65535, or 0`,
 	"run --mtu -1":                                    `from 1280 to 65535, or 0`,
 	"run --nat-address office":                        `give an address, as in 172.31.0.250, or host`,
