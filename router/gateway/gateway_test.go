@@ -164,7 +164,11 @@ func testGatewayLife(t *testing.T, nl *netlink.Handle) {
 		}
 		defer c.Close()
 	}
-	flows, err := g.client.Flows(t.Context(), control.FlowQuery{})
+	var flows control.Flows
+	testwait.Poll(patience, func() bool { // what completes a handshake is on its way
+		flows, err = g.client.Flows(t.Context(), control.FlowQuery{})
+		return err == nil && !slices.ContainsFunc(flows.Flows, func(f control.Flow) bool { return f.State != "established" })
+	})
 	if err != nil || len(flows.Flows) != 2 || flows.Flows[0].Translated.Addr() != nw.Addresses[0].Addr() {
 		t.Errorf("flows %+v, %v", flows, err)
 	}
