@@ -258,6 +258,11 @@ func (l *localStack) run(ctx context.Context) {
 func (l *localStack) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	select {
+	case <-l.closed:
+		return
+	default:
+	}
 	for _, n := range l.nics {
 		n.link.Close()
 	}
