@@ -311,10 +311,8 @@ func (c *Controller) watchClock(now time.Time) {
 		wall := time.Duration(now.UnixMilli()-c.lastWork.UnixMilli()) * time.Millisecond
 		if jump := wall - now.Sub(c.lastWork); jump.Abs() > minTimeDelta/4*time.Millisecond {
 			c.log.Warn("the clock jumped: all members get new certificates", "by", jump)
-			for _, n := range c.networks {
-				for _, m := range n.members {
-					c.changed(m, now, false)
-				}
+			for _, id := range slices.Sorted(maps.Keys(c.networks)) {
+				c.changedAll(c.networks[id], now)
 			}
 		}
 	}

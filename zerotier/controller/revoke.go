@@ -2,6 +2,7 @@ package controller
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -127,7 +128,8 @@ func (c *Controller) post(to identity.Address, list ...*vl2.Revocation) {
 // flush sends what waits in the outboxes and returns when to go on.
 func (c *Controller) flush(now time.Time) (next time.Time) {
 	next = now.Add(sweepInterval)
-	for to, box := range c.outboxes {
+	for _, to := range slices.Sorted(maps.Keys(c.outboxes)) {
+		box := c.outboxes[to]
 		if len(box.pending) == 0 {
 			delete(c.outboxes, to)
 			continue

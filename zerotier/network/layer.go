@@ -323,8 +323,9 @@ func (l *Layer) Tick(out vl1.Out, now time.Time) time.Time {
 	w := l.control.Begin(out, now)
 	l.look.Store(&now)
 	next := now.Add(time.Second)
-	for _, n := range *l.nets.Load() {
-		if t := n.tick(w); t.Before(next) {
+	nets := *l.nets.Load()
+	for _, id := range slices.Sorted(maps.Keys(nets)) { // an order that simulations can repeat
+		if t := nets[id].tick(w); t.Before(next) {
 			next = t
 		}
 	}
