@@ -68,6 +68,11 @@ func (s *netSet) inSources(a netip.Addr) bool {
 	return slices.ContainsFunc(s.vpc.Sources, func(p netip.Prefix) bool { return p.Bits() > 0 && p.Contains(a) })
 }
 
+// isAlias reports an address by which the VPC may know an overlay host.
+func (s *netSet) isAlias(a netip.Addr) bool {
+	return slices.ContainsFunc(s.maps, func(m AddressMap) bool { return m.Hosts == OverlaySide && m.Alias.Contains(a) })
+}
+
 // inVPC reports an address that lies on the VPC side, as the VPC knows it.
 func (s *netSet) inVPC(a netip.Addr) bool {
 	if s.inSources(a) {

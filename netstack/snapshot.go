@@ -254,13 +254,14 @@ func (s *netSet) addNetwork(n Network, old *netSet, around surroundings) error {
 	s.attachments[n.ID] = at
 	for _, a := range n.Addresses {
 		at.routes = append(at.routes, overlayRoute{target: a.Masked(), at: at})
-		// What the VPC has at these addresses is the VPC's, for the VPC.
-		if _, ok := s.own[a.Addr()]; !ok && !s.inSources(a.Addr()) {
+		// What the VPC has at these addresses is the VPC's, for the VPC, and an alias is whose
+		// it is.
+		if _, ok := s.own[a.Addr()]; !ok && !s.inSources(a.Addr()) && !s.isAlias(a.Addr()) {
 			s.own[a.Addr()] = at
 		}
 		if b := broadcastOf(a); b.IsValid() {
 			at.casts = append(at.casts, b)
-			if !s.inSources(b) {
+			if !s.inSources(b) && !s.isAlias(b) {
 				s.broadcasts[b] = struct{}{}
 			}
 		}
