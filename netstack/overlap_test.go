@@ -256,6 +256,31 @@ func TestTwins(t *testing.T) {
 	}
 }
 
+// TestAliasInSubnet: the VPC knows hosts of one network by addresses that another one has,
+// which is behind an alias of its own. Neither our address there nor that network's broadcast
+// address is theirs for the VPC.
+func TestAliasInSubnet(t *testing.T) {
+	p := netip.MustParsePrefix
+	r := newRig(t, func(c *Config) {
+		c.Maps = []AddressMap{
+			{Network: otherNet, Hosts: OverlaySide, Real: p("10.20.0.0/24"), Alias: p("10.0.0.0/24")},
+			{Network: testNet, Hosts: OverlaySide, Real: p("10.0.0.0/24"), Alias: p("10.77.0.0/24")},
+		}
+	})
+	other := Network{ID: otherNet, MAC: ourMAC, MTU: 2800, Masquerade: true, Addresses: []netip.Prefix{p("10.20.0.9/20")}}
+	for _, nets := range [][]Network{{other}, {other, testNetwork()}} {
+		if err := r.e.SetNetworks(nets); err != nil {
+			t.Fatal(err)
+		}
+		for alias, real := range map[string]string{"10.0.0.1": "10.20.0.1", "10.0.0.10": "10.20.0.10", "10.0.0.255": "10.20.0.255"} {
+			x := r.e.Explain(Question{Protocol: ipkt.UDP, Src: netip.MustParseAddrPort("172.31.0.10:4000"), Dst: netip.MustParseAddrPort(alias + ":53")})
+			if x.Network != otherNet || x.Destination.Addr().String() != real {
+				t.Errorf("%d networks: %s goes to %s of network %x, %s %s", len(nets), alias, x.Destination, x.Network, x.Verdict, x.Reason)
+			}
+		}
+	}
+}
+
 // TestTwinTuples: hosts of two such networks open connections that look the same. One is
 // served; the other one's packets never pass for its, in either direction.
 func TestTwinTuples(t *testing.T) {
