@@ -57,8 +57,9 @@ type localStack struct {
 	send  func(nic tcpip.NICID, b []byte)
 	ready chan struct{} // something waits in a queue
 
-	mu   sync.Mutex // guards nics
-	nics map[tcpip.NICID]*localNIC
+	ended sync.Once
+	mu    sync.Mutex // guards nics
+	nics  map[tcpip.NICID]*localNIC
 
 	ident  atomic.Uint32
 	Panics atomic.Uint64 // of the stack on a packet, which is then lost
@@ -232,13 +233,16 @@ func (l *localStack) run(ctx context.Context) {
 	}
 }
 
+// close frees the stack; closing twice is harmless.
 func (l *localStack) close() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, n := range l.nics {
-		n.link.Close()
-	}
-	l.s.Close()
+	l.ended.Do(func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, n := range l.nics {
+			n.link.Close()
+		}
+		l.s.Close()
+	})
 }
 
 // sendAll empties the queues.
