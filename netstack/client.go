@@ -24,7 +24,6 @@ type Client struct {
 	send  func(ip []byte)
 	local *localStack
 
-	ended  sync.Once
 	asking sync.Mutex  // one at a time asks for a path's MTU
 	echoes chan []byte // ICMP that came meanwhile
 }
@@ -44,19 +43,12 @@ func NewClient(addrs []netip.Addr, send func(ip []byte)) (*Client, error) {
 
 // Run works until ctx ends, and frees the client.
 func (c *Client) Run(ctx context.Context) error {
-	defer c.Close()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-c.local.ready:
-			c.local.sendAll()
-		}
-	}
+	c.local.run(ctx)
+	return nil
 }
 
 // Close frees a client that never ran, too.
-func (c *Client) Close() { c.ended.Do(c.local.close) }
+func (c *Client) Close() { c.local.close() }
 
 // Deliver takes an IP packet for the client, which isn't kept.
 func (c *Client) Deliver(b []byte) {

@@ -58,8 +58,9 @@ type localStack struct {
 	send  func(nic tcpip.NICID, b []byte)
 	ready chan struct{} // something waits in a queue
 
-	mu   sync.Mutex // guards nics
-	nics map[tcpip.NICID]*localNIC
+	ended sync.Once
+	mu    sync.Mutex // guards nics
+	nics  map[tcpip.NICID]*localNIC
 
 	anybody bool
 	closed  chan struct{} // by close
@@ -255,19 +256,17 @@ func (l *localStack) run(ctx context.Context) {
 	}
 }
 
+// close frees the stack; closing twice is harmless.
 func (l *localStack) close() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	select {
-	case <-l.closed:
-		return
-	default:
-	}
-	for _, n := range l.nics {
-		n.link.Close()
-	}
-	l.s.Close()
-	close(l.closed)
+	l.ended.Do(func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, n := range l.nics {
+			n.link.Close()
+		}
+		l.s.Close()
+		close(l.closed)
+	})
 }
 
 // sendAll empties the queues.

@@ -294,16 +294,16 @@ func (s *netSet) addNetwork(n Network, old *netSet, around surroundings) error {
 		}
 	}
 	s.attachments[n.ID] = at
+	// What the VPC has at an address is the VPC's, for the VPC, and an alias is whose it is.
+	taken := func(a netip.Addr) bool { return s.inSources(a) || s.isAlias(a) }
 	for _, a := range n.Addresses {
 		at.routes = append(at.routes, overlayRoute{target: a.Masked(), at: at})
-		// What the VPC has at these addresses is the VPC's, for the VPC, and an alias is whose
-		// it is.
-		if _, ok := s.own[a.Addr()]; !ok && !s.inSources(a.Addr()) && !s.isAlias(a.Addr()) {
+		if _, ok := s.own[a.Addr()]; !ok && !taken(a.Addr()) {
 			s.own[a.Addr()] = at
 		}
 		if b := broadcastOf(a); b.IsValid() {
 			at.casts = append(at.casts, b)
-			if !s.inSources(b) && !s.isAlias(b) {
+			if !taken(b) {
 				s.broadcasts[b] = struct{}{}
 			}
 		}

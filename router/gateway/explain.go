@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -258,13 +259,21 @@ func (s *service) works(id ztnode.NetworkID) bool {
 	return false
 }
 
-// problemsAbout lists problems of prefixes that an address lies in.
-func (s *service) problemsAbout(a netip.Addr) string {
+// withNetworkDown says that an address is that of a network which doesn't work, and what
+// happens to the network's addresses meanwhile.
+func withNetworkDown(q control.Question, id ztnode.NetworkID, meanwhile string) control.Explanation {
+	x := unasked(q, "drop", reasonNetworkDown, fmt.Sprintf("network %s doesn't work now, and its addresses %s meanwhile: see ztgate status", id, meanwhile))
+	x.Network = id
+	return x
+}
+
+// whyNotRouted lists problems of prefixes that an address lies in.
+func (s *service) whyNotRouted(a netip.Addr) string {
 	var out []string
 	for _, p := range s.planned().Problems {
 		if p.Refused && p.Prefix.Contains(a) {
 			out = append(out, p.String())
 		}
 	}
-	return strings.Join(out, "; ")
+	return cmp.Or(strings.Join(out, "; "), "no network has a route to it")
 }

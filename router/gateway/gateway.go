@@ -125,7 +125,7 @@ func (g *gateway) begin(base netstack.Config) error {
 		return err
 	}
 	s.targets.send = g.sendProbe
-	g.pulse = &pulse{read: engine.Pulse, knock: g.in.knock}
+	g.pulse = &pulse{read: engine.Pulse, knock: g.knock}
 	s.alive, s.aClient, s.echo = g.pulse.alive, g.clientAddress, g.echoes
 	return nil
 }

@@ -36,11 +36,7 @@ func checkHost(vpc config.VPCConfig, sysctl func(key string) string) []control.C
 	tun := vpc.TUN
 	var out []control.Check
 	add := func(name string, ok bool, severity control.State, reason, remedy string) {
-		if ok {
-			out = append(out, control.Passed(name))
-		} else {
-			out = append(out, control.Failed(name, severity, reason, remedy))
-		}
+		out = append(out, checked(name, ok, severity, reason, remedy))
 	}
 	v4 := control.Down
 	if len(vpc.Sources) > 0 && !sends(vpc, netip.Addr.Is4) {
@@ -59,6 +55,13 @@ func checkHost(vpc config.VPCConfig, sysctl func(key string) string) []control.C
 	add("rp_filter", !strict(tun), control.Degraded,
 		"net.ipv4.conf."+tun+".rp_filter is strict, and errors from routers inside the office get lost", "run sysctl -w net.ipv4.conf."+tun+".rp_filter=2")
 	return append(out, interfaceChecks(vpc)...)
+}
+
+func checked(name string, ok bool, severity control.State, reason, remedy string) control.Check {
+	if ok {
+		return control.Passed(name)
+	}
+	return control.Failed(name, severity, reason, remedy)
 }
 
 // interfaceChecks looks for the VPC's interfaces.
@@ -80,11 +83,7 @@ func interfaceChecks(vpc config.VPCConfig) (out []control.Check) {
 		if bad[name] == "is down" {
 			remedy = "run ip link set " + name + " up"
 		}
-		if bad[name] == "" {
-			out = append(out, control.Passed("interface_"+name))
-		} else {
-			out = append(out, control.Failed("interface_"+name, severity, "interface "+name+" of vpc.interfaces "+bad[name], remedy))
-		}
+		out = append(out, checked("interface_"+name, bad[name] == "", severity, "interface "+name+" of vpc.interfaces "+bad[name], remedy))
 	}
 	return out
 }

@@ -37,8 +37,8 @@ type ingress interface {
 	// client sends from our address as clients do from theirs, and through says by what.
 	client(src netip.Addr) clientDialer
 	through() string
-	// knock sends a packet that the plane reads.
-	knock() error
+	// knock sends a datagram that the plane reads to an address of its own.
+	knock(dst netip.AddrPort) error
 	parts() []func(context.Context) error
 	// close undoes what was done; failed says that somebody will start us again.
 	close(failed bool)

@@ -193,13 +193,7 @@ func (d insideDialer) pathMTU(ctx context.Context, dst netip.Addr, first int) (i
 }
 
 // knock implements [ingress].
-func (i *packetIngress) knock() error {
-	dst := i.g.ownAddress()
-	if !dst.IsValid() {
-		return errNoKnock
-	}
-	return i.inside.Knock(netip.AddrPortFrom(dst, knockPort))
-}
+func (i *packetIngress) knock(dst netip.AddrPort) error { return i.inside.Knock(dst) }
 
 // checks implements [ingress].
 func (i *packetIngress) checks(p *plan.Plan) []control.Check {
@@ -273,17 +267,9 @@ func (i *packetIngress) throughHost(q control.Question) (x control.Explanation, 
 	}
 	switch {
 	case held != 0:
-		x := unasked(q, "drop", reasonNetworkDown, fmt.Sprintf("network %s doesn't work now, and its addresses aren't taken meanwhile: see ztgate status", held))
-		x.Network = held
-		return x, true, nil
+		return withNetworkDown(q, held, "aren't taken"), true, nil
 	case !ours:
-		detail := fmt.Sprintf("it isn't taken from %s and left to the kernel", name)
-		if list := i.g.problemsAbout(dst); list != "" {
-			detail += ": " + list
-		} else {
-			detail += ": no network has a route to it"
-		}
-		return unasked(q, "elsewhere", reasonKernelRoute, detail), true, nil
+		return unasked(q, "elsewhere", reasonKernelRoute, fmt.Sprintf("it isn't taken from %s and left to the kernel: %s", name, i.g.whyNotRouted(dst))), true, nil
 	case !src.IsValid():
 		return x, false, nil
 	}

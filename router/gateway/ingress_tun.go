@@ -139,18 +139,14 @@ func (t *tunIngress) client(src netip.Addr) clientDialer {
 }
 
 // knock implements [ingress]: through the kernel and the interface.
-func (t *tunIngress) knock() error {
-	dst := t.g.ownAddress()
-	if !dst.IsValid() {
-		return errNoKnock
-	}
+func (t *tunIngress) knock(dst netip.AddrPort) error {
 	cfg := t.g.config()
 	d := net.Dialer{Control: hostDialer{device: cfg.VPC.TUN}.bind}
-	src := t.g.vpcAddress(dst.Is6())
+	src := t.g.vpcAddress(dst.Addr().Is6())
 	if src.IsValid() {
 		d.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(src, 0))
 	}
-	c, err := d.Dial("udp", netip.AddrPortFrom(dst, knockPort).String())
+	c, err := d.Dial("udp", dst.String())
 	if err != nil {
 		return err
 	}
@@ -229,6 +225,7 @@ func (t *tunIngress) throughHost(q control.Question) (x control.Explanation, don
 	}
 	tun := t.g.config().VPC.TUN
 	r, ours := t.g.planned().Route(dst)
+	held := t.g.heldBy(dst)
 	switch {
 	case !t.g.forwards(dst.Is6()):
 		key := "net.ipv4.ip_forward"
@@ -236,15 +233,12 @@ func (t *tunIngress) throughHost(q control.Question) (x control.Explanation, don
 			key = "net.ipv6.conf.all.forwarding"
 		}
 		return unasked(q, "drop", reasonForwarding, fmt.Sprintf("%s is 0, so that the kernel doesn't pass packets on to %s: run sysctl -w %s=1", key, tun, key)), true, nil
-	case (ours || t.g.heldBy(dst) != 0) && !t.link.IsUp():
+	case (ours || held != 0) && !t.link.IsUp():
 		return unasked(q, "drop", reasonInterface, fmt.Sprintf("%s is down: run ip link set %s up", tun, tun)), true, nil
 	case w.Refused == nil && w.Device == tun:
 		return x, false, nil
-	case t.g.heldBy(dst) != 0:
-		id := t.g.heldBy(dst)
-		x := unasked(q, "drop", reasonNetworkDown, fmt.Sprintf("network %s doesn't work now, and its addresses go nowhere else meanwhile: see ztgate status", id))
-		x.Network = id
-		return x, true, nil
+	case held != 0:
+		return withNetworkDown(q, held, "go nowhere else"), true, nil
 	case w.Refused != nil && !ours:
 		return unasked(q, "reject", reasonKernelRoute, fmt.Sprintf("the kernel has no way to %s (%v), and no network has a route to it: see ztgate networks", dst, w.Refused)), true, nil
 	case w.Refused != nil:
@@ -253,10 +247,8 @@ func (t *tunIngress) throughHost(q control.Question) (x control.Explanation, don
 	detail := fmt.Sprintf("the kernel sends it to %s and not to %s", where(w), tun)
 	if ours {
 		detail += fmt.Sprintf(", although %s is ours: remove the more specific route", r.Target)
-	} else if list := t.g.problemsAbout(dst); list != "" {
-		detail += ": " + list
 	} else {
-		detail += ": no network has a route to it"
+		detail += ": " + t.g.whyNotRouted(dst)
 	}
 	return unasked(q, "elsewhere", reasonKernelRoute, detail), true, nil
 }

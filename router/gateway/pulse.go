@@ -89,6 +89,16 @@ const knockPort = 9
 // errNoKnock: a packet to anybody else would be refused, and shown as a client's.
 var errNoKnock = errors.New("the plane has no address that answers this host")
 
+// knock sends a packet through the interface to the plane, to its own address on a network,
+// where it is answered.
+func (g *gateway) knock() error {
+	dst := g.ownAddress()
+	if !dst.IsValid() {
+		return errNoKnock
+	}
+	return g.in.knock(netip.AddrPortFrom(dst, knockPort))
+}
+
 // ownAddress returns an address of the plane on a network, of the family that this host
 // has an address of on the interface if there is one; invalid without any.
 func (g *gateway) ownAddress() (own netip.Addr) {

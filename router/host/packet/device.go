@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -212,14 +213,7 @@ func (d *Device) Heard(a netip.Addr) (net.HardwareAddr, bool) {
 	return b[2:], ok
 }
 
-func (i *insider) has(k addressKey) bool {
-	for _, a := range i.addrs {
-		if a == k {
-			return true
-		}
-	}
-	return false
-}
+func (i *insider) has(k addressKey) bool { return slices.Contains(i.addrs, k) }
 
 // Name returns the name of the interface.
 func (d *Device) Name() string { return d.name }
