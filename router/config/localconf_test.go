@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -110,6 +111,36 @@ func TestLocalConf(t *testing.T) {
 		write(text)
 		if c := load(nil); len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "is not used") || c.Port != DefaultPort {
 			t.Errorf("%.20q: warnings %q", text, c.Warnings)
+		}
+	}
+}
+
+// Of the networks and peers of a home's local.conf none is used where ours are given, and of the networks so many.
+func TestLocalConfRecords(t *testing.T) {
+	home := t.TempDir()
+	var networks []string
+	for i := range maxPhysical + 1 {
+		networks = append(networks, fmt.Sprintf(`"10.%d.0.0/16": {"mtu": 1400}`, i))
+	}
+	text := fmt.Sprintf(`{"physical": {%s}, "virtual": {"feedbeef12": {"try": ["10.10.20.1/9993"]}}}`, strings.Join(networks, ","))
+	if err := os.WriteFile(filepath.Join(home, "local.conf"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string][2]string{
+		"":                                      {"32", "feedbeef12 try 10.10.20.1:9993"},
+		"physical: [{network: 192.168.0.0/16}]": {"192.168.0.0/16", "feedbeef12 try 10.10.20.1:9993"},
+		"virtual: [{id: a1b2c3d4e5, try: [\"198.51.100.7:9993\"]}]": {"32", "a1b2c3d4e5 try 198.51.100.7:9993"},
+	} {
+		c, err := Load(Sources{Flags: map[string][]string{"home": {home}, "config": {writeFile(t, file)}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		physical := strings.Join(texts(c.Underlay.Physical), ", ")
+		if len(c.Underlay.Physical) > 1 {
+			physical = fmt.Sprint(len(c.Underlay.Physical))
+		}
+		if virtual := strings.Join(texts(c.Underlay.Virtual), ", "); physical != want[0] || virtual != want[1] {
+			t.Errorf("%q: physical %s, virtual %s, want %s", file, physical, virtual, want)
 		}
 	}
 }

@@ -585,6 +585,9 @@ func TestNoAmplificationSealed(t *testing.T) {
 				}
 				again := say()
 				for i := range 60 {
+					relayed := say() // so it says, which nobody vouches for
+					relayed.SetHops(uint8(1 + i%3))
+					b.inject(netip.AddrPortFrom(netip.AddrFrom4([4]byte{44, 1, byte(i), 1}), 9), relayed)
 					b.inject(ap("44.0.0.1:666"), say())
 					b.inject(netip.AddrPortFrom(netip.AddrFrom4([4]byte{45, 0, byte(i), 1}), 9), say())
 					b.inject(ap("46.0.0.1:666"), again)

@@ -162,11 +162,11 @@ func (r *reader) start(i int) {
 }
 
 // others reports whether an address and a MAC may be those of another host. Answers to a group's
-// MAC would go to all (RFC 1812 §3.3.2), those to our own nowhere.
+// MAC would go to all (RFC 1812 §3.3.2). Our own MAC may be another's too, as with ipvlan.
 func (d *Device) others(a addressKey, mac uint64) bool {
 	const group = 1 << 40
 	_, own := (*d.own.Load())[a]
-	return !own && mac&group == 0 && mac != 0 && mac != d.mac.Load()
+	return !own && mac&group == 0 && mac != 0
 }
 
 // readAll receives until nothing waits or there is no room. It returns false if there is
