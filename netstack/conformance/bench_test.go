@@ -254,6 +254,12 @@ func (b *bench) engineOnly() *engineRouter {
 	return e
 }
 
+// onlyOutward reports a router without forwards: rows leave their part with one out.
+func (b *bench) onlyOutward() bool {
+	_, mirrored := b.r.(*mirroredRouter)
+	return mirrored
+}
+
 func (b *bench) ready() {
 	if b.r == nil {
 		b.start()

@@ -208,6 +208,10 @@ func tcpTimers() []row {
 			f := b.tcpFlow(at(v1, b.port()), at(o1, 80))
 			b.advance(2*time.Hour + 3*time.Minute)
 			f.pass(overlay, f.inSeg(psa, "late"))
+			if b.onlyOutward() {
+				b.note("data after 2 h 03 min idle")
+				return
+			}
 			f = b.forwarded()
 			b.advance(2*time.Hour + 3*time.Minute)
 			f.pass(overlay, f.inSeg(psa, "late"))

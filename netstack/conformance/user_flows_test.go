@@ -119,6 +119,10 @@ func userRestarts() []row {
 			b.restart()
 			f.pass(overlay, f.inSeg(psa, "first"))
 			f.talk()
+			if b.onlyOutward() {
+				b.note("survives at once")
+				return
+			}
 			fw := func(s *setup) { s.forwards = []forward{{protoTCP, at(ro, 9050), at(v1, 90)}} }
 			f = b.forwarded()
 			f.talk()
