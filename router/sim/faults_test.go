@@ -142,7 +142,7 @@ var troubles = []fault{
 
 // aloneOnly is how many nuisances, the last ones, tell when something must have happened,
 // and mean nothing when other things go wrong.
-const aloneOnly = 3
+const aloneOnly = 4
 
 // nuisances are faults that connections must not fail by.
 var nuisances = []fault{
@@ -201,6 +201,7 @@ var nuisances = []fault{
 			w.revoked = 0
 		}
 	}},
+	{"clients hoard", func(w *world) func() { return w.hoard() }},
 }
 
 // pushWithin is how soon what a controller pushes is in force, while nothing is wrong.
@@ -317,6 +318,38 @@ func (w *world) flood(c *client) func() {
 			}
 		}
 	})
+}
+
+// hoarders are more than the two clients that could have all flows, half of them each.
+const hoarders = 3
+
+// hoard is clients that fill the table with connections, which they keep, and go on asking
+// for more. Others, who have few flows, lose none of those that wait for an answer. Between
+// two bursts the hoarders' own ones are answered, so nothing else is left to take.
+func (w *world) hoard() func() {
+	const every, burst = 100 * time.Millisecond, 50
+	port, to := 1024, netip.AddrPortFrom(officeAddr, uint16(1+w.rand.IntN(1000)))
+	stop := w.repeat(every, func() {
+		w.forgetPorts() // answered datagrams and echoes make way, and so do their ports
+		for range burst {
+			if port++; port > 65000 {
+				port = 1025
+			}
+			for _, c := range w.hoarders {
+				w.fromVPC(gatewaytest.TCP(netip.AddrPortFrom(c.addr, uint16(port)), to, gatewaytest.SYN, clientSeq, 0, nil))
+			}
+		}
+	})
+	return func() {
+		stop()
+		for _, c := range w.hoarders {
+			for _, from := range c.held {
+				w.fromVPC(gatewaytest.TCP(from, to, gatewaytest.RST, clientSeq+1, 0, nil))
+			}
+			c.held = nil
+		}
+		w.net.After(2*vpcLatency, w.forgetPorts)
+	}
 }
 
 // toGate sends a packet of the rogue to the gateway.

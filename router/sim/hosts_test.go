@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -77,6 +78,7 @@ type client struct {
 	addr  netip.Addr
 	port  uint16
 	conns map[uint16]*conn
+	held  []netip.AddrPort // endpoints of connections that it keeps, see hoard
 }
 
 // conn is a connection that a client makes: it is answered, or it fails.
@@ -176,6 +178,10 @@ func (c *client) receive(p *packet) {
 	if bytes.HasPrefix(p.payload, []byte(spoofMark+" ")) && p.src.Addr() == officeAddr && c.w.calm() {
 		c.w.found("spoof", "%s gets a packet of %s, which a member without that address sent", c.addr, p.src)
 	}
+	if slices.Contains(c.w.hoarders, c) {
+		c.hold(p)
+		return
+	}
 	x := c.conns[p.dst.Port()]
 	if x == nil || p.proto != x.proto || x.proto != unix.IPPROTO_ICMP && p.src != x.to {
 		return
@@ -191,6 +197,14 @@ func (c *client) receive(p *packet) {
 			c.w.fromVPC(gatewaytest.TCP(x.local, x.to, gatewaytest.FIN|gatewaytest.ACK, clientSeq+1+n, serverSeq+1+n, nil))
 		}
 		x.done = true
+	}
+}
+
+// hold finishes a handshake, and keeps the connection.
+func (c *client) hold(p *packet) {
+	if p.proto == unix.IPPROTO_TCP && p.flags&gatewaytest.SYN != 0 {
+		c.held = append(c.held, p.dst)
+		c.w.fromVPC(gatewaytest.TCP(p.dst, p.src, gatewaytest.ACK, p.ack, p.seq+1, nil))
 	}
 }
 

@@ -160,7 +160,8 @@ func (m *machine) crashed() {
 	}
 }
 
-// forgetPorts is told that the gateway can't know any more which port was whose.
+// forgetPorts is told that ports may go to others: the gateway can't know any more which was
+// whose, or their flows made room.
 func (w *world) forgetPorts() {
 	for _, o := range w.offices {
 		clear(o.svc.heard)

@@ -71,6 +71,7 @@ type world struct {
 	}
 	clients    []*client
 	greedy     *client
+	hoarders   []*client
 	configs    []*config.Config
 	netA, netB networkID
 
@@ -231,6 +232,9 @@ func newWorld(seed uint64, ids []*identity.Identity, configs []*config.Config) *
 		w.newClient(netip.AddrFrom4([4]byte{172, 31, 1, byte(10 + i)}).String())
 	}
 	w.greedy = w.newClient("172.31.0.66")
+	for i := range hoarders {
+		w.hoarders = append(w.hoarders, w.newClient(netip.AddrFrom4([4]byte{172, 31, 0, byte(70 + i)}).String()))
+	}
 	w.server.addr, w.server.svc = serverAddr, &service{w: w, name: "server", heard: map[served]claim{}}
 	w.quietSince = w.net.Now
 	return w
