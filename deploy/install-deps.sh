@@ -24,6 +24,7 @@ need nginx nginx
 need haproxy haproxy
 need postfix postfix
 need swaks swaks
+perl -MIO::Socket::INET6 -e 1 2>/dev/null || missing="$missing libio-socket-inet6-perl" # swaks sends by IPv6 with it
 [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || missing="$missing libnginx-mod-stream"
 need gcc gcc # the race detector links with it
 need qemu-aarch64-static qemu-user-static # runs the tests of another architecture

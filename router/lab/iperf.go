@@ -22,6 +22,7 @@ type Iperf struct {
 	Length   int    // of UDP payloads
 	Streams  int
 	Duration time.Duration
+	Server   netip.Addr // where the server listens, if clients know it by another address
 }
 
 // IperfResult is what the receiver saw.
@@ -45,7 +46,11 @@ func RunIperf(ctx context.Context, server, client *Namespace, to netip.Addr, o I
 	ctx, cancel := context.WithTimeout(ctx, o.Duration+30*time.Second)
 	defer cancel()
 	const port = "5201"
-	srv := server.Command(ctx, "iperf3", "-s", "-1", "-p", port, "-B", to.String())
+	at := to
+	if o.Server.IsValid() {
+		at = o.Server
+	}
+	srv := server.Command(ctx, "iperf3", "-s", "-1", "-p", port, "-B", at.String())
 	srv.Cancel = func() error { return srv.Process.Signal(unix.SIGTERM) }
 	if err := server.Do(srv.Start); err != nil {
 		return r, fmt.Errorf("start iperf3 server: %w", err)
@@ -54,7 +59,7 @@ func RunIperf(ctx context.Context, server, client *Namespace, to netip.Addr, o I
 		cancel()
 		_ = srv.Wait()
 	}()
-	if err := until(ctx, func() error { return server.listens(to, port) }); err != nil {
+	if err := until(ctx, func() error { return server.listens(at, port) }); err != nil {
 		return r, err
 	}
 	args := []string{"-c", to.String(), "-p", port, "-J", "-t", strconv.Itoa(int(o.Duration.Seconds())), "-P", strconv.Itoa(max(o.Streams, 1)), "--connect-timeout", "5000"}
