@@ -144,6 +144,7 @@ func (b *builder) except(v6, host bool) (out []netip.Prefix) {
 		for _, p := range b.cfg.VPC.Address {
 			list = append(list, p.Addr())
 		}
+		list = append(list, b.in.Host.everybody()...)
 	}
 	for _, a := range list {
 		if p := single(a); a.Is6() == v6 && !slices.Contains(out, p) {
@@ -151,6 +152,22 @@ func (b *builder) except(v6, host bool) (out []netip.Prefix) {
 		}
 	}
 	slices.SortFunc(out, netip.Prefix.Compare)
+	return out
+}
+
+// everybody lists the addresses in the host's subnets that stand for all hosts there, or for
+// all routers, and so for this one: broadcast and anycast addresses.
+func (h *Host) everybody() (out []netip.Addr) {
+	for _, k := range h.Routes {
+		t := k.Target.Masked()
+		if k.Via.IsValid() || t.Bits() >= t.Addr().BitLen()-1 {
+			continue
+		}
+		out = append(out, t.Addr())
+		if t.Addr().Is4() {
+			out = append(out, last(t))
+		}
+	}
 	return out
 }
 
