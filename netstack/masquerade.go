@@ -75,6 +75,10 @@ func (s *netSet) hides(src, dst netip.Addr) *Masquerade {
 	return nil
 }
 
+// comesBack reports an address by which the VPC reaches overlay hosts: what our own host
+// sends there comes to us as if a VPC host had sent it.
+func (s *netSet) comesBack(a netip.Addr) bool { return s.isServed(VPCSide, a) || s.isAlias(a) }
+
 // isBehind reports an address that overlay hosts are masqueraded as.
 func (s *netSet) isBehind(a netip.Addr) bool {
 	return slices.ContainsFunc(s.masquerade, func(m Masquerade) bool { return m.Address == a })
