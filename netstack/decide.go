@@ -216,7 +216,7 @@ func (e *Engine) decideOverlay(s *netSet, at *attachment, t *tuple) decision {
 	switch {
 	case mapped:
 		by = nil // whoever has the mapping knows its way back
-	case by != nil && contains(by.Except, d.server):
+	case by != nil && contains(by.Except, d.server), by != nil && by.ByHost && s.comesBack(d.server):
 		return refuseWith(dropForbidden)
 	}
 	if !s.inVPC(d.server) && (by == nil || s.fromVPC(d.server).at != nil) {

@@ -72,3 +72,33 @@ func TestExit(t *testing.T) {
 		})
 	}
 }
+
+// TestExitBesideVPC: an exit that has no address in the VPC changes nothing of the way there,
+// whether its addresses are private or the internet's: a forward leads there, and whoever
+// else wants to needs a rule.
+func TestExitBesideVPC(t *testing.T) {
+	const public = "44.130.0.0/16"
+	for _, server := range []string{"172.31.0.20", "44.130.0.20"} {
+		t.Run(server, func(t *testing.T) {
+			h := &handed{}
+			r := newRig(t, func(c *Config) {
+				c.VPC.Sources = append(c.VPC.Sources, netip.MustParsePrefix(public))
+				c.Host = h
+				c.Masquerade = []Masquerade{{To: netip.MustParsePrefix("172.31.0.0/16"), Routed: true}, {To: netip.MustParsePrefix(public), Routed: true},
+					{To: netip.MustParsePrefix("0.0.0.0/0"), ByHost: true, Invites: true, Except: []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")}}}
+				c.Forwards = []PortForward{{From: OverlaySide, Proto: ipkt.TCP, Listen: netip.MustParseAddrPort("10.0.0.1:2222"), To: netip.AddrPortFrom(netip.MustParseAddr(server), 22)}}
+			})
+			h.e = r.e
+			_, v := r.fromOverlay(pkttest.TCP("10.0.0.10:4000", "10.0.0.1:2222", ipkt.SYN, 1, 0, ""))
+			r.want("by a forward", v, "tcp 10.0.0.10:4000 > "+end(server, 22))
+			_, v = r.fromOverlay(pkttest.TCP("10.0.0.10:4000", end(server, 80), ipkt.SYN, 1, 0, ""))
+			r.want("without a rule", v)
+			r.e.SetPolicy(policy.New(policy.Accept, []policy.Rule{{Action: policy.Accept, Direction: policy.In}}))
+			_, v = r.fromOverlay(pkttest.TCP("10.0.0.10:4000", end(server, 80), ipkt.SYN, 1, 0, ""))
+			r.want("with a rule", v, "tcp 10.0.0.10:4000 > "+end(server, 80))
+			if len(h.seen) > 0 {
+				t.Errorf("by the host's sockets: %v", h.seen)
+			}
+		})
+	}
+}

@@ -418,3 +418,27 @@ func TestHandoverMutated(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestHandoverDoesNotComeBack: by sockets of the host nobody takes the ways of VPC hosts to
+// the overlay, by aliases and by forwards, where the policy would take him for one.
+func TestHandoverDoesNotComeBack(t *testing.T) {
+	h := &handed{}
+	r := newRig(t, func(c *Config) {
+		c.Host = h
+		c.Masquerade = []Masquerade{{To: netip.MustParsePrefix("172.31.0.0/16"), ByHost: true}}
+		c.Policy = policy.New(policy.Accept, []policy.Rule{{Action: policy.Accept, Direction: policy.In}})
+		c.Forwards = []PortForward{{Proto: ipkt.TCP, Listen: netip.MustParseAddrPort("172.31.9.9:443"), To: netip.MustParseAddrPort("10.0.0.11:443"), Masquerade: true}}
+		c.Maps = []AddressMap{{Hosts: OverlaySide, Real: netip.MustParsePrefix("10.0.7.0/24"), Alias: netip.MustParsePrefix("172.31.7.0/24")}}
+	})
+	h.e = r.e
+	for _, to := range []string{"172.31.9.9:443", "172.31.9.9:80", "172.31.7.10:443"} {
+		o, v := r.fromOverlay(pkttest.TCP("10.0.0.10:4000", to, ipkt.SYN, 1, 0, ""), pkttest.UDP("10.0.0.10:4000", to, "x"))
+		r.want(to, append(o, v...))
+	}
+	if len(h.seen) > 0 {
+		t.Errorf("handed over: %v", h.seen)
+	}
+	if n := r.drops(OverlaySide, dropForbidden); n != 6 {
+		t.Errorf("%d drops counted, want 6", n)
+	}
+}

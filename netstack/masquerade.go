@@ -27,6 +27,8 @@ type Masquerade struct {
 	// Invites says that it stands for a rule of the policy that accepts flows there with
 	// direction in: the policy's other rules and its default still refuse.
 	Invites bool
+	// Routed leaves flows there as they are: hosts have a way back.
+	Routed bool
 }
 
 // SetMasquerade replaces how overlay hosts are hidden from the VPC side; the first one
@@ -43,6 +45,8 @@ func checkMasquerade(list []Masquerade) error {
 		switch {
 		case !m.To.IsValid():
 			return fmt.Errorf("netstack: masquerade as %v: want destinations", m.Address)
+		case m.Routed && (m.ByHost || m.Invites || m.Address.IsValid()):
+			return fmt.Errorf("netstack: masquerade towards %v: want nothing else where hosts have a way back", m.To)
 		case m.ByHost && m.Address.IsValid():
 			return fmt.Errorf("netstack: masquerade as %v: want no address where the host's is used", m.Address)
 		case m.Address.IsValid() && (m.Address.Is4() != m.To.Addr().Is4() || !forwardable(m.Address)):
@@ -53,7 +57,7 @@ func checkMasquerade(list []Masquerade) error {
 }
 
 func (m *Masquerade) equal(o *Masquerade) bool {
-	return m.To == o.To && m.Address == o.Address && m.ByHost == o.ByHost && m.Invites == o.Invites &&
+	return m.To == o.To && m.Address == o.Address && m.ByHost == o.ByHost && m.Invites == o.Invites && m.Routed == o.Routed &&
 		slices.Equal(m.From, o.From) && slices.Equal(m.Except, o.Except)
 }
 
@@ -62,11 +66,18 @@ func (s *netSet) hides(src, dst netip.Addr) *Masquerade {
 	for i := range s.masquerade {
 		m := &s.masquerade[i]
 		if m.To.Contains(dst) && (len(m.From) == 0 || contains(m.From, src)) {
+			if m.Routed {
+				return nil
+			}
 			return m
 		}
 	}
 	return nil
 }
+
+// comesBack reports an address by which the VPC reaches overlay hosts: what our own host
+// sends there comes to us as if a VPC host had sent it.
+func (s *netSet) comesBack(a netip.Addr) bool { return s.isServed(VPCSide, a) || s.isAlias(a) }
 
 // isBehind reports an address that overlay hosts are masqueraded as.
 func (s *netSet) isBehind(a netip.Addr) bool {

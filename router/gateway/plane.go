@@ -104,7 +104,7 @@ func translation(forwards []config.Forward, maps []config.AddressMap) (fs []nets
 func masquerades(p *plan.Plan) []netstack.Masquerade {
 	out := make([]netstack.Masquerade, len(p.Masquerade))
 	for i, m := range p.Masquerade {
-		out[i] = netstack.Masquerade{To: m.To, Except: m.Except, Address: m.Address, ByHost: m.Host, Invites: m.Invites}
+		out[i] = netstack.Masquerade{To: m.To, Except: m.Except, Address: m.Address, ByHost: m.Host, Invites: m.Invites, Routed: m.Routed}
 	}
 	return out
 }

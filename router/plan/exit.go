@@ -100,6 +100,9 @@ func (b *builder) internet(v6 bool, m Masquerade) Masquerade {
 		for _, h := range b.in.Host.Addresses {
 			own = append(own, single(h.Addr))
 		}
+		for _, a := range b.in.Host.everybody() {
+			own = append(own, single(a))
+		}
 	}
 	for _, p := range own {
 		if p.Addr().Is6() == v6 {

@@ -115,7 +115,9 @@ func TestInternet(t *testing.T) {
 			[]string{"172.31.0.0/16 as 172.31.200.1", "0.0.0.0/0 as 172.31.200.1 invites", "::/0 as 2600:1::1 invites"}},
 		{"the host", "vpc: {sources: [172.31.0.0/16], nat_address: host}\nexit: true\n",
 			[]string{"172.31.0.0/16 as host", "0.0.0.0/0 as host invites", "::/0 as host invites"}},
-		{"no address", "vpc: {sources: [172.31.0.0/16]}\nexit: true\n", []string{"0.0.0.0/0 as host invites", "::/0 as host invites"}},
+		{"no address", "vpc: {sources: [172.31.0.0/16]}\nexit: true\n", []string{"172.31.0.0/16 routed", "0.0.0.0/0 as host invites", "::/0 as host invites"}},
+		{"a VPC with public addresses", "vpc: {sources: [172.31.0.0/16, 198.18.0.0/15, \"2600:1::/56\"]}\nexit: true\n",
+			[]string{"172.31.0.0/16 routed", "198.18.0.0/15 routed", "0.0.0.0/0 as host invites", "2600:1::/56 routed", "::/0 as host invites"}},
 		{"without sources", "vpc: {nat_address: 172.31.200.1}\nexit: true\n",
 			[]string{"10.0.0.0/8 as 172.31.200.1", "100.64.0.0/10 as 172.31.200.1", "172.16.0.0/12 as 172.31.200.1", "192.0.0.0/24 as 172.31.200.1",
 				"192.168.0.0/16 as 172.31.200.1", "198.18.0.0/15 as 172.31.200.1", "0.0.0.0/0 as 172.31.200.1 invites"}},
@@ -129,6 +131,9 @@ func TestInternet(t *testing.T) {
 					as = "host"
 				}
 				s := m.To.String() + " as " + as
+				if m.Routed {
+					s = m.To.String() + " routed"
+				}
 				if m.Invites {
 					s += " invites"
 				}

@@ -15,6 +15,7 @@ type Masquerade struct {
 	Address netip.Addr     // by which; invalid = none can be used now
 	Host    bool           // by this host's own address
 	Invites bool           // the policy needs no rule that accepts them
+	Routed  bool           // not at all: they have a way back; what follows isn't asked
 }
 
 // Announcement is an address of ours that hosts of a link ask for, and which the kernel
@@ -92,6 +93,9 @@ func (b *builder) masquerade() {
 		wanted := slices.ContainsFunc(nat.Addresses, func(a netip.Addr) bool { return a.Is6() == v6 })
 		if !wanted && !nat.Host {
 			if b.cfg.Exit && len(nat.Addresses) == 0 {
+				for _, to := range b.vpcOf(v6) { // as without an exit, whatever addresses it has
+					b.out.Masquerade = append(b.out.Masquerade, Masquerade{To: to, Routed: true})
+				}
 				b.out.Masquerade = append(b.out.Masquerade, b.internet(v6, Masquerade{Host: true}))
 			}
 			continue
@@ -102,13 +106,7 @@ func (b *builder) masquerade() {
 				m.Address = a
 			}
 		}
-		to := slices.DeleteFunc(b.sources(), func(p netip.Prefix) bool { return p.Addr().Is6() != v6 })
-		if len(b.sources()) == 0 {
-			to = []netip.Prefix{everything(v6)}
-			if b.cfg.Exit { // what is beyond isn't the VPC
-				to = noInternet(v6)
-			}
-		}
+		to := b.vpcOf(v6)
 		if len(to) == 0 && wanted && !b.cfg.Exit {
 			b.warn("vpc.nat_address", object("add the VPC's prefix to vpc.sources, or remove the address", "vpc.sources has no prefix of the family of %s", m.Address))
 		}
@@ -119,6 +117,17 @@ func (b *builder) masquerade() {
 			b.out.Masquerade = append(b.out.Masquerade, b.internet(v6, m))
 		}
 	}
+}
+
+// vpcOf lists the prefixes of a family that are the VPC.
+func (b *builder) vpcOf(v6 bool) []netip.Prefix {
+	switch {
+	case len(b.sources()) > 0:
+		return slices.DeleteFunc(b.sources(), func(p netip.Prefix) bool { return p.Addr().Is6() != v6 })
+	case b.cfg.Exit: // what is beyond isn't the VPC
+		return noInternet(v6)
+	}
+	return []netip.Prefix{everything(v6)}
 }
 
 // except lists what overlay hosts don't get to: roots of the overlay, and, where we connect
@@ -135,6 +144,7 @@ func (b *builder) except(v6, host bool) (out []netip.Prefix) {
 		for _, p := range b.cfg.VPC.Address {
 			list = append(list, p.Addr())
 		}
+		list = append(list, b.in.Host.everybody()...)
 	}
 	for _, a := range list {
 		if p := single(a); a.Is6() == v6 && !slices.Contains(out, p) {
@@ -142,6 +152,22 @@ func (b *builder) except(v6, host bool) (out []netip.Prefix) {
 		}
 	}
 	slices.SortFunc(out, netip.Prefix.Compare)
+	return out
+}
+
+// everybody lists the addresses in the host's subnets that stand for all hosts there, or for
+// all routers, and so for this one: broadcast and anycast addresses.
+func (h *Host) everybody() (out []netip.Addr) {
+	for _, k := range h.Routes {
+		t := k.Target.Masked()
+		if k.Via.IsValid() || t.Bits() >= t.Addr().BitLen()-1 {
+			continue
+		}
+		out = append(out, t.Addr())
+		if t.Addr().Is4() {
+			out = append(out, last(t))
+		}
+	}
 	return out
 }
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"ztgate/internal/nettest"
 	"ztgate/router/plan"
 	"ztgate/zerotier/ztnode"
 )
@@ -107,5 +108,36 @@ func TestNATAddressRefused(t *testing.T) {
 	p := plan.Make(plan.Input{Config: load(t, "vpc: {sources: [172.31.0.0/16], nat_address: [\"fd00:31::9\"]}\n"), Host: host()})
 	if got := strings.Join(texts(p), "\n"); !strings.Contains(got, "vpc.sources has no prefix of the family of fd00:31::9") {
 		t.Errorf("problems %q", got)
+	}
+}
+
+// Who is carried on as this host, or to the internet, doesn't get to what this host and its
+// neighbours answer for too: broadcast and anycast addresses of its subnets.
+func TestNATEverybody(t *testing.T) {
+	h := host()
+	h.Routes = append(h.Routes, plan.KernelRoute{Target: netip.MustParsePrefix("198.51.100.0/26"), Device: "eth1"},
+		plan.KernelRoute{Target: netip.MustParsePrefix("2600:5::/64"), Device: "eth1"}, plan.KernelRoute{Target: netip.MustParsePrefix("198.51.100.128/31"), Device: "eth2"})
+	for _, config := range []string{
+		"vpc: {sources: [172.31.0.0/16, 198.51.100.0/24, \"fd00:31::/32\", \"2600:5::/56\"], nat_address: host}\n",
+		"vpc: {nat_address: 172.31.200.1}\nexit: true\n",
+		"exit: true\n",
+	} {
+		p := plan.Make(plan.Input{Config: load(t, config), Host: h})
+		for _, m := range p.Masquerade {
+			if !m.Host && !m.Invites {
+				continue
+			}
+			for _, a := range nettest.Prefixes("172.31.31.255/32", "172.31.16.0/32", "172.17.255.255/32", "198.51.100.63/32", "198.51.100.0/32", "fd00:31:0:1::/128", "2600:5::/128") {
+				excepted := slices.ContainsFunc(m.Except, func(p netip.Prefix) bool { return p.Contains(a.Addr()) })
+				if m.To.Contains(a.Addr()) && !excepted {
+					t.Errorf("%q: %v is reached through %v", config, a, m.To)
+				}
+			}
+			if slices.ContainsFunc(m.Except, func(p netip.Prefix) bool {
+				return p.IsSingleIP() && slices.Contains(nettest.Prefixes("198.51.100.128/32", "198.51.100.129/32", "10.99.0.0/32", "10.99.255.255/32"), p)
+			}) {
+				t.Errorf("%q: hosts are left out: %v", config, m.Except)
+			}
+		}
 	}
 }

@@ -59,6 +59,8 @@ func (c *Controller) Admit(e ztnode.MemberEvent, f func(*Member) error) (Member,
 			return fmt.Errorf("%w: another node than the one that asked", ErrInvalid)
 		case m.removed():
 			return fmt.Errorf("%w: it was de-authorized since it asked", ErrInvalid)
+		case m.Authorized:
+			return fmt.Errorf("%w: it was authorized since it asked", ErrInvalid)
 		}
 		return f(m)
 	})

@@ -119,6 +119,12 @@ func TestAdmit(t *testing.T) {
 	if m, _ := h.c.Member(n.ID, e.Address); !m.Authorized || m.Name != "laptop" {
 		t.Errorf("%+v", m)
 	}
+	if _, err := h.c.Admit(e, func(m *Member) error { return m.Patch([]byte(`{"authorized":false}`)) }); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a member that was let in meanwhile: %v", err)
+	}
+	if m, _ := h.c.Member(n.ID, e.Address); !m.Authorized {
+		t.Error("the answer took away what an administrator gave")
+	}
 	h.update(n.ID, e.Address, func(m *Member) { m.Authorized = false })
 	if err := let(e); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a removed member: %v", err)

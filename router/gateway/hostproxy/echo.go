@@ -109,7 +109,9 @@ func (x *echoSession) send(r *netstack.EchoRequest) {
 	if len(x.sent) >= maxEchoes {
 		clear(x.sent)
 	}
-	x.sent[r.Seq] = r
+	waits := *r
+	waits.Data = nil // a member could fill the memory with them
+	x.sent[r.Seq] = &waits
 	x.mu.Unlock()
 	err := x.socket.request(r.Seq, r.TTL, r.Data)
 	if unreachable(err) && x.fail() > 0 { // that was of an earlier one
@@ -126,27 +128,35 @@ func unreachable(err error) bool {
 
 // receive gives the client its answers until the socket is closed.
 func (x *echoSession) receive(p *Proxy) {
-	b := make([]byte, maxDatagram)
-	for {
-		seq, data, err := x.socket.answer(b)
-		switch {
-		case errors.Is(err, os.ErrClosed):
-			return
-		case unreachable(err):
-			x.fail()
-		case err != nil || data == nil:
-		default:
-			x.mu.Lock()
-			r := x.sent[seq]
-			delete(x.sent, seq)
-			x.mu.Unlock()
-			x.answered.Store(true)
-			x.touch(p.now())
-			if r != nil {
-				r.Reply(data)
-			}
+	for x.receiveOne(p) {
+	}
+}
+
+func (x *echoSession) receiveOne(p *Proxy) (more bool) {
+	if x.socket.wait() != nil {
+		return false
+	}
+	b := p.packets.Get().(*[]byte)
+	defer p.packets.Put(b)
+	seq, data, err := x.socket.answer(*b)
+	switch {
+	case errors.Is(err, os.ErrClosed):
+		return false
+	case unreachable(err):
+		x.fail()
+	case err != nil || data == nil:
+	default:
+		x.mu.Lock()
+		r := x.sent[seq]
+		delete(x.sent, seq)
+		x.mu.Unlock()
+		x.answered.Store(true)
+		x.touch(p.now())
+		if r != nil {
+			r.Reply(data)
 		}
 	}
+	return true
 }
 
 // fail tells the client of the errors that came, and returns how many.
@@ -233,8 +243,28 @@ func (s *echoSocket) request(seq uint16, ttl uint8, data []byte) error {
 	if err := raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), level, option, int(max(ttl, 1))) }); err != nil {
 		return err
 	}
-	_, err = s.Write(b)
-	return err
+	// Where nobody answers ARP the socket is full for seconds, and a worker of the plane must
+	// not wait: the request is lost as on any link.
+	var werr error
+	if err := raw.Write(func(fd uintptr) bool {
+		_, werr = unix.Write(int(fd), b)
+		return true
+	}); err != nil {
+		return err
+	}
+	return werr
+}
+
+// wait waits for a message or an error; it ends with an error when the socket is closed.
+func (s *echoSocket) wait() error {
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n != 0
+	})
 }
 
 // answer reads the next message. data is nil if that is no answer to us.

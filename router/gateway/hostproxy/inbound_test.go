@@ -15,7 +15,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
+	"ztgate/internal/ownnet"
 	"ztgate/internal/testwait"
 	"ztgate/netstack"
 	"ztgate/netstack/policy"
@@ -330,4 +333,63 @@ func TestInboundEcho(t *testing.T) {
 			t.Fatalf("%d requests wait", len(x.sent))
 		}
 	}
+}
+
+// A request that can't leave, as to a host that doesn't answer ARP, doesn't hold up who sends
+// it, and of those that wait only what errors need is kept.
+func TestInboundEchoDoesNotWait(t *testing.T) {
+	ownnet.Run(t, func(t *testing.T) {
+		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "vpc0"}, PeerName: "vpc1"}
+		if err := netlink.LinkAdd(link); err != nil {
+			t.Skip(err)
+		}
+		for _, name := range []string{"vpc0", "vpc1"} {
+			l, err := netlink.LinkByName(name)
+			if err == nil {
+				err = netlink.LinkSetUp(l)
+			}
+			if err == nil && name == "vpc0" {
+				err = netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(172, 31, 0, 1), Mask: net.CIDRMask(24, 32)}})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		// Of ping sockets; a raw one that is full loses what it gets.
+		if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0o644); err != nil {
+			t.Skip(err)
+		}
+		socket, err := openEcho(netip.MustParseAddr("172.31.0.2"))
+		if err != nil {
+			t.Skip(err)
+		}
+		defer socket.Close()
+		raw, err := socket.SyscallConn()
+		if err == nil { // full long before the queue of what waits for ARP
+			err = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, 1) })
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := &echoSession{socket: socket, sent: map[uint16]*netstack.EchoRequest{}}
+		done := make(chan struct{})
+		go func() {
+			for seq := range uint16(200) {
+				x.send(&netstack.EchoRequest{Seq: seq, TTL: 64, Data: make([]byte, 1000)})
+			}
+			close(done)
+		}()
+		select {
+		case <-done:
+		case <-time.After(patience):
+			t.Error("the sender waits")
+		}
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		for _, r := range x.sent {
+			if len(r.Data) > 0 {
+				t.Fatalf("%d bytes of a request are kept", len(r.Data))
+			}
+		}
+	})
 }

@@ -277,6 +277,9 @@ func (r *Resolver) forward(ctx context.Context, q *query, p *pool) []byte {
 		r.count.query(q.network, resultUnusable)
 		return q.fail(dns.RcodeServerFailure, dns.ExtendedErrorCodeFiltered)
 	}
+	if p.Network != "" {
+		p.own(got, x.Name)
+	}
 	r.count.query(q.network, resultForwarded)
 	m := q.reply()
 	m.Rcode, m.Truncated, m.Answer, m.Ns = got.Rcode, got.Truncated, got.Answer, got.Ns
@@ -293,21 +296,40 @@ func (r *Resolver) forward(ctx context.Context, q *query, p *pool) []byte {
 // allUsable reports whether all addresses in an answer can be hosts'. A network's name
 // server must not lead clients to their own metadata service or to themselves.
 func (r *Resolver) allUsable(m *dns.Msg) bool {
-	for _, rr := range slices.Concat(m.Answer, m.Extra) {
-		var a netip.Addr
-		switch rr := rr.(type) {
-		case *dns.A:
-			a, _ = netip.AddrFromSlice(rr.A)
-		case *dns.AAAA:
-			a, _ = netip.AddrFromSlice(rr.AAAA)
-		default:
-			continue
-		}
-		if !r.usable(a.Unmap()) {
-			return false
+	for _, rr := range slices.Concat(m.Answer, m.Ns, m.Extra) {
+		for _, ip := range addressesOf(rr) {
+			a, _ := netip.AddrFromSlice(ip)
+			if !r.usable(a.Unmap()) {
+				return false
+			}
 		}
 	}
 	return true
+}
+
+// addressesOf returns the addresses in a record, those that browsers are given beforehand
+// (RFC 9460) among them.
+func addressesOf(rr dns.RR) (out []net.IP) {
+	var parameters []dns.SVCBKeyValue
+	switch rr := rr.(type) {
+	case *dns.A:
+		return []net.IP{rr.A}
+	case *dns.AAAA:
+		return []net.IP{rr.AAAA}
+	case *dns.SVCB:
+		parameters = rr.Value
+	case *dns.HTTPS:
+		parameters = rr.Value
+	}
+	for _, p := range parameters {
+		switch p := p.(type) {
+		case *dns.SVCBIPv4Hint:
+			out = append(out, p.Hint...)
+		case *dns.SVCBIPv6Hint:
+			out = append(out, p.Hint...)
+		}
+	}
+	return out
 }
 
 // reply begins an answer.

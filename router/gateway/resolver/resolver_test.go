@@ -124,6 +124,17 @@ func known(m *dns.Msg, tcp bool) []*dns.Msg {
 		r.Rcode = dns.RcodeServerFailure
 	case strings.HasPrefix(name, "metadata."):
 		add("x. 60 IN A 169.254.169.254")
+	case strings.HasPrefix(name, "hint."):
+		add("x. 60 IN HTTPS 1 . ipv4hint=10.1.0.1,169.254.169.254")
+	case strings.HasPrefix(name, "alias."): // and about others
+		for _, text := range []string{name + " 60 IN CNAME www.elsewhere.example.", "www.elsewhere.example. 60 IN A 10.1.0.9", "bank.example. 60 IN A 10.1.0.8"} {
+			rr, _ := dns.NewRR(text)
+			r.Answer = append(r.Answer, rr)
+		}
+		for _, text := range []string{"bank.example. 60 IN NS ns.bank.example.", "ns.bank.example. 60 IN A 10.1.0.7"} {
+			rr, _ := dns.NewRR(text)
+			r.Ns, r.Extra = append(r.Ns, rr), append(r.Extra, rr)
+		}
 	case strings.HasPrefix(name, "large."):
 		for i := range 150 {
 			add(fmt.Sprintf("x. 60 IN A 10.1.0.%d", i))
@@ -276,6 +287,7 @@ func TestAnswers(t *testing.T) {
 			{"network, no such record", question("web.office.example.", dns.TypeMX), dns.RcodeSuccess, 0, resultForwarded},
 			{"network, a failing server", question("failing.office.example.", dns.TypeA), dns.RcodeServerFailure, 0, resultForwarded},
 			{"network, an address of nobody", question("metadata.office.example.", dns.TypeA), dns.RcodeServerFailure, 0, resultUnusable},
+			{"network, the same for browsers", question("hint.office.example.", dns.TypeHTTPS), dns.RcodeServerFailure, 0, resultUnusable},
 			{"world", question("example.com.", dns.TypeA), dns.RcodeSuccess, 1, resultForwarded},
 			{"world, its own affair", question("metadata.example.com.", dns.TypeA), dns.RcodeSuccess, 1, resultForwarded},
 			{"world, without recursion", func() *dns.Msg { m := question("example.com.", dns.TypeA); m.RecursionDesired = false; return m }(), dns.RcodeRefused, 0, resultNobody},
@@ -324,6 +336,19 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
+// Of names of others a network's servers say only where their own aliases lead, and that isn't
+// kept.
+func TestAnswersAboutOthers(t *testing.T) {
+	g := newRig(t, Settings{})
+	r := g.ask(t, "udp", question("alias.office.example.", dns.TypeA))
+	if len(r.Answer) != 2 || len(r.Ns) > 0 || len(r.Extra) > 0 || r.Answer[0].Header().Ttl != 60 || r.Answer[1].Header().Name != "www.elsewhere.example." || r.Answer[1].Header().Ttl != 0 {
+		t.Errorf("%v", r)
+	}
+	if r = g.ask(t, "udp", question("alias.example.com.", dns.TypeA)); len(r.Answer) != 3 || r.Answer[1].Header().Ttl != 60 {
+		t.Errorf("of this host's servers: %v", r)
+	}
+}
+
 // cookie adds one to a question.
 func cookie(m *dns.Msg, text string) *dns.Msg {
 	m.SetEdns0(4096, false)
@@ -342,7 +367,7 @@ func TestSizes(t *testing.T) {
 	}
 	sized := func(name string, size uint16) *dns.Msg { return question(name, dns.TypeA).SetEdns0(size, false) }
 	forged := []byte(given)
-	forged[len(forged)-1] ^= 1
+	forged[len(forged)-1] = "10"[min(forged[len(forged)-1]-'0', 1)] // another digit
 	proven := cookie(question("middle.office.example.", dns.TypeA), given)
 	small := cookie(question("middle.office.example.", dns.TypeA), given)
 	small.IsEdns0().SetUDPSize(600)

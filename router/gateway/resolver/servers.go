@@ -43,6 +43,31 @@ func (d Domain) covers(name string) int {
 	return most
 }
 
+// own leaves of an answer what its servers may say: of names in the domain, and of those that
+// aliases in the answer lead to. The latter hold for this answer alone, since a client that
+// keeps them would believe these servers about names of others.
+func (d Domain) own(m *dns.Msg, name string) {
+	led := map[string]bool{dns.CanonicalName(name): true}
+	for range maxAliases {
+		for _, rr := range m.Answer {
+			if c, ok := rr.(*dns.CNAME); ok && led[dns.CanonicalName(c.Hdr.Name)] {
+				led[dns.CanonicalName(c.Target)] = true
+			}
+		}
+	}
+	strange := func(rr dns.RR) bool {
+		return rr.Header().Rrtype != dns.TypeOPT && d.covers(dns.CanonicalName(rr.Header().Name)) < 0
+	}
+	m.Answer = slices.DeleteFunc(m.Answer, func(rr dns.RR) bool {
+		if !strange(rr) {
+			return false
+		}
+		rr.Header().Ttl = 0
+		return !led[dns.CanonicalName(rr.Header().Name)]
+	})
+	m.Ns, m.Extra = slices.DeleteFunc(m.Ns, strange), slices.DeleteFunc(m.Extra, strange)
+}
+
 // DomainState is a domain and how its servers do.
 type DomainState struct {
 	Domain
