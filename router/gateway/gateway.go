@@ -117,7 +117,7 @@ func (g *gateway) begin(base netstack.Config) error {
 	}
 	s.reload, s.ways = g.apply, g.in
 	s.dns = newClientNames(s, g.dial, base.Registerer, s.log)
-	s.find = nameServers{hosts: s.dns.hosts, networks: s.networks, dial: g.dial, seen: s.plane.SeenByVPC}.lookup
+	s.find = nameServers{hosts: s.dns.hosts, networks: s.networks, allowed: s.allowsDNS, dial: g.dial, seen: s.plane.SeenByVPC}.lookup
 	s.names = newNames(cfg.Names(), s.find, g.renamed, s.log)
 	g.proxy = hostproxy.New(s.plane, forwards, base.Registerer, s.log)
 	s.limited, s.relays = g.limitedClients, g.proxy.Connections

@@ -76,7 +76,7 @@ func (m *member) setUp(s *service, _ *prometheus.Registry) (err error) {
 		m.method = s.chooseWrites()
 	}
 	s.neighbours = m
-	s.names = newNames(s.config().Names(), nameServers{networks: s.networks, dial: dialHost}.lookup, m.renamed, s.log)
+	s.names = newNames(s.config().Names(), nameServers{networks: s.networks, allowed: s.allowsDNS, dial: dialHost}.lookup, m.renamed, s.log)
 	if m.table, err = host.OpenTable(); err != nil || s.mode == control.ModeNode {
 		return err
 	}

@@ -277,10 +277,11 @@ func (n *names) checks() []control.Check {
 // nameServers asks those who know a name: the zone of the networks' hosts, the name servers
 // of the network whose domain it lies in, else this host's resolver. There is no second
 // choice: what a network says of its own domain must not depend on whether its servers
-// answer.
+// answer. A controller can call any domain its own, so only networks with allow_dns count.
 type nameServers struct {
 	hosts    func(name string) (list []netip.Addr, inside bool, err error) // nil = there is no zone
 	networks func() []ztnode.Network
+	allowed  func(ztnode.NetworkID) bool
 	dial     resolver.Dial // udp or tcp, through the overlay
 	// seen returns the address by which a network's host is dialled; nil = its own.
 	seen func(nwid uint64, a netip.Addr) (netip.Addr, bool)
@@ -293,14 +294,16 @@ func (s nameServers) lookup(ctx context.Context, name string) (found []netip.Add
 			return list, resolver.TTL * time.Second, err
 		}
 	}
-	id, servers := s.of(name)
-	switch {
-	case len(servers) > 0:
-	case s.host != nil:
-		found, err = s.host(ctx, name)
-		return found, 0, err
-	default:
-		found, err = net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+	id, servers := s.of(name, s.allowed)
+	if len(servers) == 0 {
+		if s.host != nil {
+			found, err = s.host(ctx, name)
+		} else {
+			found, err = net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+		}
+		if other, unasked := s.of(name, nil); err != nil && len(unasked) > 0 {
+			err = fmt.Errorf("%w (the name servers of network %s weren't asked: set allow_dns for it)", err, other)
+		}
 		return found, 0, err
 	}
 	var errs []error
@@ -327,9 +330,12 @@ func (s nameServers) lookup(ctx context.Context, name string) (found []netip.Add
 
 // of returns the joined network with the longest domain that a name lies in, and its name
 // servers.
-func (s nameServers) of(name string) (id ztnode.NetworkID, servers []netip.Addr) {
+func (s nameServers) of(name string, allowed func(ztnode.NetworkID) bool) (id ztnode.NetworkID, servers []netip.Addr) {
 	longest := 0
 	for _, n := range s.networks() {
+		if allowed != nil && !allowed(n.ID) {
+			continue
+		}
 		domain := domainOf(n)
 		inside := name == domain || strings.HasSuffix(name, "."+domain)
 		if n.Status == ztnode.StatusOK && domain != "" && len(n.DNSServers) > 0 && inside && len(domain) > longest {

@@ -404,12 +404,16 @@ func TestNameServers(t *testing.T) {
 	office := ztnode.Network{ID: 1, Status: ztnode.StatusOK, DNSDomain: "office.example", DNSServers: addrs("10.1.0.53", "10.0.0.99", "10.0.0.53")}
 	lab := ztnode.Network{ID: 2, Status: ztnode.StatusOK, DNSDomain: "Lab.Office.Example.", DNSServers: addrs("10.1.0.53")}
 	down := ztnode.Network{ID: 3, Status: ztnode.StatusDenied, DNSDomain: "down.example", DNSServers: addrs("10.2.0.53")}
+	greedy := ztnode.Network{ID: 4, Status: ztnode.StatusOK, DNSDomain: "db.office.example", DNSServers: addrs("10.0.0.66")}
+	all := ztnode.Network{ID: 5, Status: ztnode.StatusOK, DNSDomain: "com", DNSServers: addrs("10.0.0.66")}
 	zones := map[string]map[string][]netip.Addr{
+		"10.0.0.66:53":  {"db.office.example.": addrs("10.0.0.66"), "shop.com.": addrs("10.0.0.66")},
 		"10.0.0.53:53":  {"db.office.example.": addrs("10.0.0.10", "fd00::10"), "office.example.": addrs("10.0.0.1")},
 		"10.77.0.53:53": {"db.lab.office.example.": addrs("10.1.0.10")},
 	}
 	s := nameServers{
-		networks: func() []ztnode.Network { return []ztnode.Network{office, lab, down} },
+		networks: func() []ztnode.Network { return []ztnode.Network{office, lab, down, greedy, all} },
+		allowed:  func(id ztnode.NetworkID) bool { return id < 4 },
 		dial: func(_ context.Context, network string, server netip.AddrPort) (net.Conn, error) {
 			zone := zones[server.String()]
 			if zone == nil || network != "udp" && network != "tcp" {
@@ -419,7 +423,12 @@ func TestNameServers(t *testing.T) {
 			go answerDNS(t, network, theirs, zone)
 			return ours, nil
 		},
-		host: func(_ context.Context, name string) ([]netip.Addr, error) { return addrs("192.0.2.1"), nil },
+		host: func(_ context.Context, name string) ([]netip.Addr, error) {
+			if name == "nobody.com" {
+				return nil, errors.New("no such host")
+			}
+			return addrs("192.0.2.1"), nil
+		},
 		seen: func(nwid uint64, a netip.Addr) (netip.Addr, bool) { // the second one's is known by an alias
 			if nwid == 2 {
 				return netip.MustParseAddr("10.77.0.53"), a == lab.DNSServers[0]
@@ -436,6 +445,8 @@ func TestNameServers(t *testing.T) {
 		"backoffice.example":     "192.0.2.1",
 		"db.down.example":        "192.0.2.1",
 		"db":                     "192.0.2.1",
+		"shop.com":               "192.0.2.1", // whatever a network calls its own
+		"nobody.com":             "!no such host (the name servers of network 0000000000000005 weren't asked: set allow_dns for it)",
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), nameTimeout)
 		got, ttl, err := s.lookup(ctx, name)

@@ -84,7 +84,7 @@ func (s *service) lookup(ctx context.Context, host string) (netip.Addr, error) {
 	}
 	find := s.find
 	if find == nil {
-		find = nameServers{networks: s.networks, dial: dialHost}.lookup
+		find = nameServers{networks: s.networks, allowed: s.allowsDNS, dial: dialHost}.lookup
 	}
 	list, _, err := find(ctx, strings.ToLower(strings.TrimSuffix(host, ".")))
 	if err == nil {
@@ -95,6 +95,9 @@ func (s *service) lookup(ctx context.Context, host string) (netip.Addr, error) {
 	}
 	return list[0].Unmap(), nil
 }
+
+// allowsDNS reports whether a network's name servers are asked.
+func (s *service) allowsDNS(id ztnode.NetworkID) bool { return s.config().Network(id).AllowDNS }
 
 // networkOf returns the network that an address belongs to, and the next hop on it.
 func (s *service) networkOf(a netip.Addr) (id ztnode.NetworkID, hop netip.Addr, ok bool) {
