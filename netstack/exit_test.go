@@ -73,6 +73,34 @@ func TestExit(t *testing.T) {
 	}
 }
 
+// TestExitOfAliases: the internet doesn't know overlay hosts by the aliases that the VPC has
+// for them. Sockets of the host don't tell networks apart, so they are refused there.
+func TestExitOfAliases(t *testing.T) {
+	for _, byHost := range []bool{false, true} {
+		h := &handed{}
+		r := newRig(t, exit, func(c *Config) {
+			c.Host = h
+			c.Maps = []AddressMap{{Hosts: OverlaySide, Real: netip.MustParsePrefix("10.0.0.0/24"), Alias: netip.MustParsePrefix("10.9.0.0/24")}}
+			c.Policy = policy.New(policy.Accept, []policy.Rule{{Action: policy.Accept, Direction: policy.In}})
+			if byHost {
+				c.Masquerade[2].Address, c.Masquerade[2].ByHost = netip.Addr{}, true
+			}
+		})
+		h.e = r.e
+		_, v := r.fromOverlay(pkttest.TCP("10.0.0.10:4000", "172.31.0.20:80", ipkt.SYN, 1, 0, ""))
+		r.want("to the VPC", v, "tcp 10.9.0.10:4000 > 172.31.0.20:80")
+		o, v := r.fromOverlay(pkttest.TCP("10.0.0.10:4000", "44.129.0.80:80", ipkt.SYN, 1, 0, ""))
+		if byHost {
+			r.want("to the internet", v)
+			if len(o) != 1 || len(h.seen) > 0 || r.drops(OverlaySide, dropNoAddress) != 1 {
+				t.Errorf("by the host's sockets: answer %q, handed over %v", o, h.seen)
+			}
+			continue
+		}
+		r.want("to the internet", v, "tcp "+end(behind4, 4000)+" > 44.129.0.80:80")
+	}
+}
+
 // TestExitBesideVPC: an exit that has no address in the VPC changes nothing of the way there,
 // whether its addresses are private or the internet's: a forward leads there, and whoever
 // else wants to needs a rule.

@@ -109,7 +109,7 @@ const (
 
 // newHandovers makes the stack that clients see as the hosts they speak to.
 func newHandovers(e *Engine) (*handovers, error) {
-	local, err := newStack(e.sendLocal, true)
+	local, err := newStack(e.sendAnswer, true)
 	if err != nil {
 		return nil, err
 	}

@@ -442,3 +442,64 @@ func TestHandoverDoesNotComeBack(t *testing.T) {
 		t.Errorf("%d drops counted, want 6", n)
 	}
 }
+
+// sockets is a Host that gives datagrams' sockets to the test.
+type sockets struct {
+	*handed
+	taken chan *UDPConn
+}
+
+func (h sockets) Receive(Handover) (func(*UDPConn), bool) {
+	return func(c *UDPConn) {
+		if c != nil {
+			h.taken <- c
+		}
+	}, true
+}
+
+// TestHandoverAnswersByPolicy: what a policy doesn't accept any more ends in both directions.
+func TestHandoverAnswersByPolicy(t *testing.T) {
+	for _, f := range inward {
+		t.Run(f.name, func(t *testing.T) {
+			h := sockets{taken: make(chan *UDPConn, 1)}
+			m, _ := handover(t, func(c *Config) { c.Host = h })
+			src, to, proto, err := m.ends(netip.MustParseAddrPort(end(f.server, portEcho)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			u, err := dialUDP(m.local.s, src, to, proto)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer u.Close()
+			_ = u.SetDeadline(time.Now().Add(10 * time.Second))
+			if _, err := u.Write([]byte("question")); err != nil {
+				t.Fatal(err)
+			}
+			c := <-h.taken
+			defer c.Close()
+			answer := func(text string) {
+				t.Helper()
+				if _, err := c.Write([]byte(text)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			reads := func(want string) {
+				t.Helper()
+				b := make([]byte, 100)
+				n, err := u.Read(b)
+				if err != nil || string(b[:n]) != want {
+					t.Fatalf("%q, %v, want %q", b[:n], err, want)
+				}
+			}
+			answer("one")
+			reads("one")
+			m.e.SetPolicy(policy.New(policy.Drop, nil))
+			answer("two")
+			testwait.For(t, 10*time.Second, "a drop by the policy", func() bool { return m.e.stats.drops[VPCSide][dropPolicy].Load() == 1 })
+			m.e.SetPolicy(policy.New(policy.Accept, []policy.Rule{{Action: policy.Accept, Direction: policy.In}}))
+			answer("three")
+			reads("three")
+		})
+	}
+}

@@ -93,8 +93,13 @@ func (s *netSet) isBeyond(a netip.Addr) bool {
 // if nothing does.
 func (s *netSet) sourceToVPC(at *attachment, t *tuple, d decision, by *Masquerade) decision {
 	if a, m := s.seen(at, t.src); m != nil {
-		d.source, d.flow.Source, d.flow.Address = m, nat.Map, ipkt.Bytes(a)
-		return d
+		switch out := by != nil && by.Invites; { // by the exit, where nobody knows the alias
+		case !out:
+			d.source, d.flow.Source, d.flow.Address = m, nat.Map, ipkt.Bytes(a)
+			return d
+		case by.ByHost: // which doesn't tell networks apart
+			return tellWith(dropNoAddress, ipkt.NoRoute)
+		}
 	}
 	switch {
 	case d.forward != nil && !d.forward.Masquerade:

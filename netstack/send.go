@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"cmp"
 	"net/netip"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -84,17 +85,39 @@ func (e *Engine) sendReady(now int64, at *attachment, packets []neigh.Waiting, h
 
 // sendLocal takes packets of the local stack from one of its interfaces.
 func (e *Engine) sendLocal(nic tcpip.NICID, b []byte) {
-	var at *attachment
-	if nic != vpcNIC {
-		if slot, slots := int(nic-firstNIC), e.set.Load().slots; slot < len(slots) {
-			at = slots[slot]
-		}
-		if at == nil {
-			return // the network has gone
-		}
+	at := e.set.Load().ofNIC(nic)
+	if at == nil && nic != vpcNIC {
+		return // the network has gone
 	}
 	var v ipkt.View
 	if ipkt.Parse(b, &v) == ipkt.OK {
 		e.sendIP(e.clock(), at, &v)
 	}
+}
+
+// sendAnswer takes packets of the stack that clients see as the hosts they speak to: answers,
+// which go as long as what the client sends would be handed over, as the policy is now.
+func (e *Engine) sendAnswer(nic tcpip.NICID, b []byte) {
+	s := e.set.Load()
+	at := s.ofNIC(nic)
+	var v ipkt.View
+	if at == nil || ipkt.Parse(b, &v) != ipkt.OK {
+		return
+	}
+	if v.First && (v.Proto == ipkt.TCP || v.Proto == ipkt.UDP) {
+		asked := tuple{v.Proto, v.Destination(), v.Source(), v.DPort, v.SPort}
+		if d := e.decideOverlay(s, at, &asked); d.do != actHost {
+			e.drop(VPCSide, cmp.Or(d.reason, dropNoFlow))
+			return
+		}
+	}
+	e.sendIP(e.clock(), at, &v)
+}
+
+// ofNIC returns the network of an interface of a stack, nil if it is the VPC's or gone.
+func (s *netSet) ofNIC(nic tcpip.NICID) *attachment {
+	if slot := int(nic - firstNIC); nic != vpcNIC && slot < len(s.slots) {
+		return s.slots[slot]
+	}
+	return nil
 }
