@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -21,8 +22,10 @@ type Proxy struct {
 	nl    Netlink
 	write func(key, value string) error // of the kernel's settings
 	read  func(key string) string
-	held  []plan.Announcement
-	ndp   []string // interfaces on which we let it answer neighbour discovery
+
+	mu   sync.Mutex // guards what follows
+	held []plan.Announcement
+	ndp  []string // interfaces on which we let it answer neighbour discovery
 }
 
 // OpenProxy takes hold of the kernel of the calling thread's network namespace, whose
@@ -46,6 +49,8 @@ func OpenProxyOf(nl Netlink, read func(key string) string, write func(key, value
 // Addresses without a link need no answers.
 func (p *Proxy) Set(want []plan.Announcement) error {
 	want = slices.DeleteFunc(slices.Clone(want), func(a plan.Announcement) bool { return a.Device == "" })
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var errs []error
 	for _, a := range p.held {
 		if !slices.Contains(want, a) {
@@ -109,6 +114,8 @@ func (p *Proxy) has(l netlink.Link, a netip.Addr) bool {
 // Missing says why hosts of a link don't find an address that was set, and what helps;
 // nil = they do.
 func (p *Proxy) Missing() (remedy string, why error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, a := range p.held {
 		l, err := p.nl.LinkByName(a.Device)
 		switch {
