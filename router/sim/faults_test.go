@@ -80,7 +80,7 @@ var troubles = []fault{
 	}},
 	{"a torn file of mappings", func(w *world) func() {
 		w.gate.crash()
-		w.forgetPorts() // also if it had been stopped in good order
+		w.losePorts() // also if it had been stopped in good order
 		w.gate.torn = w.gate.disk.tear(mappingsFile, w.rand)
 		return w.gate.start
 	}},

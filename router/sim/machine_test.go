@@ -149,7 +149,7 @@ func (m *machine) crashed() {
 	m.w.event("%s crashes (power %v)", m.name, power)
 	m.down(power)
 	if m == m.w.gate.machine { // whose ports were whose is saved every few seconds
-		m.w.forgetPorts()
+		m.w.losePorts()
 	}
 	m.disk.locked, m.disk.crashAt = false, 0
 	if !power {
@@ -160,8 +160,17 @@ func (m *machine) crashed() {
 	}
 }
 
-// forgetPorts is told that ports may go to others: the gateway can't know any more which was
-// whose, or their flows made room.
+// underWay is more than the longest time that a packet takes to an office.
+const underWay = 3 * time.Second
+
+// losePorts is told that the gateway can't know any more which port was whose, also of
+// packets that are under way.
+func (w *world) losePorts() {
+	w.forgetPorts()
+	w.net.After(underWay, w.forgetPorts)
+}
+
+// forgetPorts has the offices forget whose ports they have seen.
 func (w *world) forgetPorts() {
 	for _, o := range w.offices {
 		clear(o.svc.heard)
@@ -383,7 +392,7 @@ func (g *gate) stop() {
 	g.do(func() {
 		g.w.event("gateway stops")
 		if err := g.st.Stop(); err != nil { // a full disk costs the mappings
-			g.w.forgetPorts()
+			g.w.losePorts()
 		}
 		g.served = false
 		g.down(false)
