@@ -26,6 +26,9 @@ func seconds(r *rand.Rand, from, to int) time.Duration {
 
 func (w *world) someMachine() *machine { return w.machines[w.rand.IntN(len(w.machines))] }
 
+// slowestLink is by how many seconds a link delays at most.
+const slowestLink = 2
+
 // troubles are faults that connections may fail by.
 var troubles = []fault{
 	{"loss", func(w *world) func() {
@@ -33,7 +36,7 @@ var troubles = []fault{
 		return func() { w.loss = 0 }
 	}},
 	{"delay", func(w *world) func() {
-		w.delay = seconds(w.rand, 0, 2)
+		w.delay = seconds(w.rand, 0, slowestLink)
 		return func() { w.delay = 0 }
 	}},
 	{"partition", func(w *world) func() {
@@ -330,7 +333,7 @@ func (w *world) hoard() func() {
 	const every, burst = 100 * time.Millisecond, 50
 	port, to := 1024, netip.AddrPortFrom(officeAddr, uint16(1+w.rand.IntN(1000)))
 	stop := w.repeat(every, func() {
-		w.forgetPorts() // answered datagrams and echoes make way, and so do their ports
+		w.losePorts() // answered datagrams and echoes make way, and so do their ports
 		for range burst {
 			if port++; port > 65000 {
 				port = 1025
@@ -348,7 +351,7 @@ func (w *world) hoard() func() {
 			}
 			c.held = nil
 		}
-		w.net.After(2*vpcLatency, w.forgetPorts)
+		w.losePorts()
 	}
 }
 

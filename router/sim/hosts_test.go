@@ -63,7 +63,7 @@ func (s *service) hear(p *packet) {
 	}
 	k := served{p.proto, p.src, p.dst}
 	now := s.w.net.Now
-	if c, ok := s.heard[k]; ok && c.client != string(client) && now.Sub(c.at) < shareWindow {
+	if c, ok := s.heard[k]; ok && c.client != string(client) && now.Sub(c.at) < shareWindow && !c.at.Before(s.since) {
 		s.w.found("port", "%s sees %s and, %v later, %s as %s by protocol %d", s.name, c.client, now.Sub(c.at), client, p.src, p.proto)
 	}
 	if len(s.heard) > 10000 {

@@ -160,20 +160,15 @@ func (m *machine) crashed() {
 	}
 }
 
-// underWay is more than the longest time that a packet takes to an office.
-const underWay = 3 * time.Second
+// underWay is more than the longest time that a packet takes to an office: by a root, over
+// two links at their slowest.
+const underWay = (2*slowestLink + 1) * time.Second
 
-// losePorts is told that the gateway can't know any more which port was whose, also of
-// packets that are under way.
+// losePorts is told that ports may go to others: the gateway can't know any more which was
+// whose, or their flows made room. What is under way may still be heard.
 func (w *world) losePorts() {
-	w.forgetPorts()
-	w.net.After(underWay, w.forgetPorts)
-}
-
-// forgetPorts has the offices forget whose ports they have seen.
-func (w *world) forgetPorts() {
 	for _, o := range w.offices {
-		clear(o.svc.heard)
+		o.svc.since = w.net.Now.Add(underWay)
 	}
 }
 
@@ -264,6 +259,7 @@ type service struct {
 	w     *world
 	name  string
 	heard map[served]claim
+	since time.Time // claims before say nothing of who has a port
 }
 
 // served is an endpoint as a server sees it, and claim who it was.
