@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ztgate/internal/testwait"
 )
 
 // helperEnv makes the test binary act as a program of the lab.
@@ -150,9 +152,8 @@ func TestProcessEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !isOurs(p.PID, top.Dir) {
-		t.Error("a process of the lab isn't recognised")
-	}
+	// The kernel shows a command line a moment after the program has begun.
+	testwait.For(t, 10*time.Second, "the process is recognised", func() bool { return isOurs(p.PID, top.Dir) })
 	if _, err := p.CPU(); err != nil {
 		t.Error(err)
 	}
