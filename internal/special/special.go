@@ -14,6 +14,7 @@ var metadata = [...]netip.Prefix{
 	netip.MustParsePrefix("fd00:ec2::/32"),          // AWS: metadata, DNS, time
 	netip.MustParsePrefix("fd20:ce::254/128"),       // GCP
 	netip.MustParsePrefix("fd00:c1::a9fe:a9fe/128"), // Oracle
+	netip.MustParsePrefix("fd00:42::42/128"),        // Scaleway
 	netip.MustParsePrefix("192.0.0.192/32"),         // Oracle, classic
 	netip.MustParsePrefix("168.63.129.16/32"),       // Azure: agent, DNS
 	netip.MustParsePrefix("100.100.100.200/32"),     // Alibaba
