@@ -106,6 +106,11 @@ type VPCConfig struct {
 	NAT        NATAddresses
 }
 
+// Sends reports whether an address may send into the overlay.
+func (v *VPCConfig) Sends(a netip.Addr) bool {
+	return len(v.Sources) == 0 || slices.ContainsFunc(v.Sources, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
 // NATAddresses are how VPC hosts see overlay hosts. The zero value means by their own
 // addresses.
 type NATAddresses struct {

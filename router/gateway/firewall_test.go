@@ -161,3 +161,48 @@ func testFirewall6(t *testing.T, nl *netlink.Handle) {
 		testwait.For(t, patience, "ready", func() bool { _, h = readiness(t, cfg); return h.State == control.Ready })
 	}
 }
+
+// TestFirewallForEverybody: the firewall is measured also where no sources are configured,
+// with an address next to the VPC's interface, as long as it is clear which one that is.
+func TestFirewallForEverybody(t *testing.T) {
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip(err)
+	}
+	for name, tt := range map[string]struct {
+		interfaces []string
+		second     bool
+		want       control.State
+	}{
+		"the only interface": {nil, false, control.Down},
+		"it is named":        {[]string{"vpc0"}, true, control.Down},
+		"another is named":   {[]string{"other0"}, true, control.Ready},
+		"which isn't clear":  {nil, true, control.Ready},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inNamespace(t, func(t *testing.T, nl *netlink.Handle) {
+				vpcHost(t, nl)
+				if tt.second {
+					if err := nl.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "other0"}, PeerName: "other1"}); err != nil {
+						t.Fatal(err)
+					}
+					setUp(t, nl, "other1")
+					setUp(t, nl, "other0", "192.168.77.1/24")
+				}
+				_, cfg, _, _ := startInVPC(t, map[string][]string{"source": nil, "target": nil, "interface": tt.interfaces})
+				nft(t, `table ip fw { chain f { type filter hook forward priority 0; policy accept; iifname "vpc0" oifname "ztg*" drop; }; }`)
+				var h control.Health
+				wait := patience
+				if tt.want == control.Ready {
+					wait = 2500 * time.Millisecond
+				}
+				down := testwait.Poll(wait, func() bool {
+					_, h = readiness(t, cfg)
+					return h.State == control.Down && slices.Contains(failedChecks(h), "firewall")
+				})
+				if down != (tt.want == control.Down) {
+					t.Errorf("%+v, want %s", h, tt.want)
+				}
+			})
+		})
+	}
+}

@@ -185,13 +185,24 @@ func family(v6 bool) int {
 }
 
 // findClients looks for clients next to this host: addresses of neighbours in subnets
-// of the VPC.
+// of the VPC. Where everybody may send, those are the subnets of its interfaces.
 func (g *gateway) findClients(h *plan.Host) {
+	vpc := g.config().VPC
+	for f := range g.looker.clients {
+		if c := g.looker.clients[f].Load(); c != nil && !vpc.Sends(*c) {
+			g.looker.clients[f].Store(nil) // vpc.sources has changed
+		}
+	}
+	sources, behind := vpc.Sources, func(string) bool { return true }
+	if len(sources) == 0 {
+		sources = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
+		behind = vpcInterfaces(vpc, h)
+	}
 	for _, r := range h.Routes {
-		if r.Via.IsValid() {
+		if r.Via.IsValid() || !behind(r.Device) {
 			continue
 		}
-		for _, p := range g.config().VPC.Sources {
+		for _, p := range sources {
 			if !p.Overlaps(r.Target) {
 				continue
 			}
@@ -208,6 +219,23 @@ func (g *gateway) findClients(h *plan.Host) {
 			}
 		}
 	}
+}
+
+// vpcInterfaces tells which interfaces clients are behind where vpc.sources doesn't: those
+// of vpc.interfaces, else the only one that has a subnet.
+func vpcInterfaces(vpc config.VPCConfig, h *plan.Host) func(device string) bool {
+	names := vpc.Interfaces
+	if len(names) == 0 {
+		for _, r := range h.Routes {
+			if !r.Via.IsValid() && r.Target.Addr().Is4() && !slices.Contains(names, r.Device) {
+				names = append(names, r.Device)
+			}
+		}
+		if len(names) > 1 {
+			names = nil
+		}
+	}
+	return func(device string) bool { return slices.Contains(names, device) }
 }
 
 func (g *gateway) forwards(v6 bool) bool { return host.Forwards(g.sysctl, v6) }

@@ -153,7 +153,7 @@ func (t *tunIngress) knock(dst netip.AddrPort) error {
 	defer c.Close()
 	if !src.IsValid() { // the kernel chose
 		from, err := netip.ParseAddrPort(c.LocalAddr().String())
-		if err != nil || len(cfg.VPC.Sources) > 0 && !slices.ContainsFunc(cfg.VPC.Sources, func(p netip.Prefix) bool { return p.Contains(from.Addr()) }) {
+		if err != nil || !cfg.VPC.Sends(from.Addr()) {
 			return errNoKnock
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -74,7 +73,7 @@ func (g *gateway) policyNote(t config.Target) string {
 	}
 	note := ""
 	for _, c := range clients {
-		if !c.IsValid() || c.Is6() != v6 || !slices.ContainsFunc(g.config().VPC.Sources, func(p netip.Prefix) bool { return p.Contains(c) }) {
+		if !c.IsValid() || c.Is6() != v6 || !g.config().VPC.Sends(c) {
 			continue
 		}
 		x := g.ask(t, c)
