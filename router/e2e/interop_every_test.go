@@ -457,6 +457,10 @@ func (e *every) killRoot(t *testing.T, flows map[pair]*flow) {
 	}
 }
 
+// roamPatience is what real nodes need among themselves: one lets go of the other's old
+// path after 87 s and asks again for another some 20 s later, or in the round after that.
+const roamPatience = 6 * patience
+
 // roam gives gateways and then members other addresses in the underlay.
 func (e *every) roam(t *testing.T, flows map[pair]*flow) {
 	next := 100
@@ -472,8 +476,8 @@ func (e *every) roam(t *testing.T, flows map[pair]*flow) {
 		}
 		e.each(t, side.name+" roams: connections go on, others can be made", func(m, g party) error {
 			other := make(chan error)
-			go func() { other <- flows[pair{m.name, g.name}].alive(4 * patience) }()
-			err := testwait.Try(4*patience, func() error { return errors.Join(in(m, g, portPlain), out(m, g, portPlain)) })
+			go func() { other <- flows[pair{m.name, g.name}].alive(roamPatience) }()
+			err := testwait.Try(roamPatience, func() error { return errors.Join(in(m, g, portPlain), out(m, g, portPlain)) })
 			return errors.Join(err, <-other)
 		})
 	}
